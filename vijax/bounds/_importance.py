@@ -1,0 +1,141 @@
+"""The evidence lower bound and its importance-weighted kin."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from vijax.numerics import expand, leave_one_out_log_mean_exp, leave_one_out_mean, log_mean_exp, normalized_weights
+from vijax.types import carries
+
+
+def _ones(log_w: Array, *, weights: Array | None = None) -> Array:
+    return jnp.ones_like(log_w)
+
+
+@carries(linear=True, gate=_ones, leave_one_out=leave_one_out_mean)
+def elbo(log_w: Float[Array, "k *batch"], *, weights: Array | None = None) -> Float[Array, "*batch"]:
+    """Evidence lower bound, to be maximised: a lower bound of log p(x), in the limit and in expectation at any k.
+
+        L = Σₖ weightsₖ log wₖ  ->  E_q[log p(x, z) - log q(z)] = log p(x) - KL(q ‖ p(z|x))
+
+    The default objective; linear in log_w, so minibatches of global latents, analytic terms and coupled draws go with
+    it.
+
+    Args:
+        log_w: log-weights in nats, [k, *batch].
+        weights: of the draws, [k] or [k, *batch], summing to 1 over axis 0; 1/k where None.
+
+    Returns:
+        [*batch], in nats.
+
+    Reference: Jordan, Ghahramani, Jaakkola, Saul, An introduction to variational methods for graphical models, 1999.
+    """
+    if log_w.shape[0] == 0:
+        raise ValueError(f"log_w must have shape [k, *batch] with k >= 1, got {log_w.shape}.")
+    return jnp.mean(log_w, 0) if weights is None else jnp.sum(expand(weights, log_w) * log_w, 0)
+
+
+@carries(gate=normalized_weights, leave_one_out=leave_one_out_log_mean_exp)
+def iwae(log_w: Float[Array, "k *batch"], *, weights: Array | None = None) -> Float[Array, "*batch"]:
+    """Importance-weighted bound, to be maximised: a lower bound of log p(x) in expectation at any k, tight as k grows.
+
+        L = log Σₖ weightsₖ wₖ  ->  log p(x),   the ELBO at k = 1, rising in k
+
+    Plain gradients of it lose the signal of q as k grows (Rainforth et al., 2018); pair it with `gradients.dreg`.
+
+    Args:
+        log_w: log-weights in nats, [k, *batch].
+        weights: of the draws, [k] or [k, *batch], summing to 1 over axis 0; 1/k where None.
+
+    Returns:
+        [*batch], in nats.
+
+    Reference: Burda, Grosse, Salakhutdinov, Importance weighted autoencoders, 2016, arXiv:1509.00519.
+    """
+    return log_mean_exp(log_w, weights=weights)
+
+
+def _grouped(log_w: Array, groups: int, weights: Array | None) -> tuple[Array, Array, Array]:
+    """Return log_w as [k/groups, groups, *batch], the weights within each group, and each group's own weight."""
+    k = log_w.shape[0]
+    if groups < 1 or k == 0 or k % groups:
+        raise ValueError(f"groups must divide the number of draws: {groups} groups, log_w of shape {log_w.shape}.")
+    w = jnp.full((k,), 1 / k, log_w.dtype) if weights is None else weights
+    w = jnp.broadcast_to(expand(w, log_w), log_w.shape)
+    split = lambda a: jnp.moveaxis(a.reshape(groups, k // groups, *a.shape[1:]), 0, 1)  # noqa: E731
+    total = jnp.sum(split(w), 0)
+    return split(log_w), split(w) / jnp.where(total > 0, total, 1.0)[None], total
+
+
+def _ungroup(per_draw: Array, like: Array) -> Array:
+    return jnp.moveaxis(per_draw, 1, 0).reshape(like.shape)
+
+
+def _multi_iwae_gate(log_w: Array, *, groups: int, weights: Array | None = None) -> Array:
+    l, w, _ = _grouped(log_w, groups, weights)
+    return _ungroup(normalized_weights(l, weights=w), log_w)
+
+
+def _multi_iwae_leave_one_out(log_w: Array, *, groups: int) -> Array:
+    l, _, _ = _grouped(log_w, groups, None)
+    if l.shape[0] < 2:
+        raise ValueError(f"multi_iwae of {groups} groups of one draw cannot lose a draw: use bounds.elbo.")
+    own = log_mean_exp(l)
+    others = (jnp.sum(own, 0)[None] - own) / groups  # the groups that keep all their draws
+    return _ungroup(leave_one_out_log_mean_exp(l) / groups + others[None], log_w)
+
+
+@carries(gate=_multi_iwae_gate, leave_one_out=_multi_iwae_leave_one_out)
+def multi_iwae(log_w: Float[Array, "k *batch"], *, groups: int, weights: Array | None = None) -> Float[Array, "*batch"]:
+    """Mean of importance-weighted bounds over groups of draws (MIWAE), to be maximised: a lower bound at any k.
+
+        L = 1/M Σₘ log M/K Σ_{k in group m} wₖ,   the ELBO at M = K, IWAE at M = 1
+
+    Trades tightness for the signal of q's gradient: the encoder sees bounds of K/M draws, averaged M times.
+
+    Args:
+        log_w: log-weights in nats, [k, *batch]; group m is rows m k/M to (m+1) k/M - 1.
+        groups: M, a divisor of k.
+        weights: of the draws, [k] or [k, *batch], summing to 1 over axis 0; 1/k where None.
+
+    Returns:
+        [*batch], in nats.
+
+    Raises:
+        ValueError: where `groups` does not divide k.
+
+    Reference: Rainforth et al., Tighter variational bounds are not necessarily better, 2018, arXiv:1802.04537.
+    """
+    l, w, total = _grouped(log_w, groups, weights)
+    return jnp.sum(total * log_mean_exp(l, weights=w), 0)
+
+
+def _ciwae_gate(log_w: Array, *, beta: float, weights: Array | None = None) -> Array:
+    share = 1 / log_w.shape[0] if weights is None else expand(weights, log_w)
+    w = normalized_weights(log_w, weights=weights)
+    slope = beta * share + (1 - beta) * w
+    return jnp.where(slope > 0, (beta * share + (1 - beta) * w**2) / jnp.where(slope > 0, slope, 1.0), w)
+
+
+def _ciwae_leave_one_out(log_w: Array, *, beta: float) -> Array:
+    return beta * leave_one_out_mean(log_w) + (1 - beta) * leave_one_out_log_mean_exp(log_w)
+
+
+@carries(gate=_ciwae_gate, leave_one_out=_ciwae_leave_one_out)
+def ciwae(log_w: Float[Array, "k *batch"], *, beta: float, weights: Array | None = None) -> Float[Array, "*batch"]:
+    """Convex combination of ELBO and IWAE, to be maximised: a lower bound of log p(x) in expectation at any k.
+
+        L = β ELBO + (1 - β) IWAE,   0 <= β <= 1
+
+    Keeps some of the ELBO's strong signal for q while the model sees a tighter bound.
+
+    Args:
+        log_w: log-weights in nats, [k, *batch].
+        beta: weight of the ELBO.
+        weights: of the draws, [k] or [k, *batch], summing to 1 over axis 0; 1/k where None.
+
+    Returns:
+        [*batch], in nats.
+
+    Reference: Rainforth et al., Tighter variational bounds are not necessarily better, 2018, arXiv:1802.04537.
+    """
+    return beta * elbo(log_w, weights=weights) + (1 - beta) * log_mean_exp(log_w, weights=weights)

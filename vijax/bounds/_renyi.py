@@ -1,0 +1,90 @@
+"""Power means of the weights: the Rényi family below and above the evidence, and the chi upper bound."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from vijax.bounds._importance import elbo
+from vijax.numerics import leave_one_out_log_mean_exp, leave_one_out_mean, log_mean_exp, normalized_weights
+from vijax.types import carries
+
+# All three share one form, (1/n) log Σ weightsₖ wₖⁿ, with the mean of log w as its limit at n = 0.
+
+
+def _power_mean(log_w: Array, n: float, weights: Array | None) -> Array:
+    if isinstance(n, (int, float)) and n == 0:
+        return elbo(log_w, weights=weights)
+    safe = jnp.where(n == 0, 1.0, n)
+    return jnp.where(n == 0, elbo(log_w, weights=weights), log_mean_exp(safe * log_w, weights=weights) / safe)
+
+
+def _power_gate(log_w: Array, n: float, weights: Array | None) -> Array:
+    if isinstance(n, (int, float)) and n == 0:
+        return jnp.ones_like(log_w)
+    return 1 - n * (1 - normalized_weights(n * log_w, weights=weights))
+
+
+def _power_leave_one_out(log_w: Array, n: float) -> Array:
+    if isinstance(n, (int, float)) and n == 0:
+        return leave_one_out_mean(log_w)
+    return leave_one_out_log_mean_exp(n * log_w) / n
+
+
+def _renyi_gate(log_w: Array, *, alpha: float, weights: Array | None = None) -> Array:
+    return _power_gate(log_w, 1 - alpha, weights)
+
+
+def _renyi_leave_one_out(log_w: Array, *, alpha: float) -> Array:
+    return _power_leave_one_out(log_w, 1 - alpha)
+
+
+@carries(gate=_renyi_gate, leave_one_out=_renyi_leave_one_out)
+def renyi(log_w: Float[Array, "k *batch"], *, alpha: float, weights: Array | None = None) -> Float[Array, "*batch"]:
+    """Rényi bound, to be maximised: in the limit a lower bound for α >= 0 and an upper one for α <= 0; at finite k a
+    lower bound in expectation for 0 <= α, and neither for α < 0, since the estimate is biased towards the ELBO.
+
+        L = 1/(1-α) log Σₖ weightsₖ wₖ^(1-α),   IWAE at α = 0, the ELBO as α -> 1, non-increasing in α
+
+    Between mass-covering (α < 1) and zero-forcing (α > 1) fits.
+
+    Args:
+        log_w: log-weights in nats, [k, *batch].
+        alpha: order; 1 is the ELBO.
+        weights: of the draws, [k] or [k, *batch], summing to 1 over axis 0; 1/k where None.
+
+    Returns:
+        [*batch], in nats.
+
+    Reference: Li, Turner, Rényi divergence variational inference, 2016, arXiv:1602.02311.
+    """
+    return _power_mean(log_w, 1 - alpha, weights)
+
+
+def _cubo_gate(log_w: Array, *, n: float = 2.0, weights: Array | None = None) -> Array:
+    return _power_gate(log_w, n, weights)
+
+
+def _cubo_leave_one_out(log_w: Array, *, n: float = 2.0) -> Array:
+    return _power_leave_one_out(log_w, n)
+
+
+@carries(gate=_cubo_gate, leave_one_out=_cubo_leave_one_out)
+def cubo(log_w: Float[Array, "k *batch"], *, n: float = 2.0, weights: Array | None = None) -> Float[Array, "*batch"]:
+    """Chi upper bound, to be minimised: an upper bound of log p(x) in the limit, n >= 1; at finite k no bound.
+
+        U = 1/n log Σₖ weightsₖ wₖⁿ  ->  1/n log E_q[wⁿ]  >=  log p(x)
+
+    Sandwiches the evidence together with a lower bound when k is large. The logarithm biases the estimate low: on
+    log-normal weights with a limit of 1.125, E[U] at k = 1, 4, 16 is -1.126, -.129, .417.
+
+    Args:
+        log_w: log-weights in nats, [k, *batch].
+        n: order, at least 1.
+        weights: of the draws, [k] or [k, *batch], summing to 1 over axis 0; 1/k where None.
+
+    Returns:
+        [*batch], in nats.
+
+    Reference: Dieng, Tran, Ranganath, Paisley, Blei, Variational inference via chi upper bound minimization, 2017,
+        arXiv:1611.00328.
+    """
+    return _power_mean(log_w, n, weights)

@@ -1,0 +1,247 @@
+"""Checks at trace time, each with a message that names the argument, what was found, and the cure."""
+
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from re import findall, match
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from vijax import dataflow, types
+
+NOISE = dataflow.Flow(smooth=frozenset({"noise"}))
+PARAMETER = dataflow.Flow(smooth=frozenset({"parameter"}))
+DRAW = dataflow.Flow(smooth=frozenset({"draw"}))
+CURE = "use gradients.vimco or gradients.score, or gradients.auto to choose for each leaf"
+
+
+def key(key: Any) -> None:
+    """Refuse anything but one typed key."""
+    dtype = getattr(key, "dtype", None)
+    if dtype is None or not jnp.issubdtype(dtype, jax.dtypes.prng_key):
+        found = f"{dtype}{list(jnp.shape(key))}" if dtype is not None else type(key).__name__
+        raise TypeError(
+            f"key must be a typed key, jax.random.key(seed), got {found}; wrap a raw key with jax.random.wrap_key_data."
+        )
+    if key.shape != ():
+        raise ValueError(f"key must be one key of shape (), got {key.shape}; vmap over keys, or pass one of them.")
+
+
+def num_samples(num_samples: Any, chunk_size: Any = None, *, least: int = 1, why: str = "") -> None:
+    """Refuse sample counts that are not static whole numbers of at least `least`."""
+    for name, value, low in (("num_samples", num_samples, least), ("chunk_size", chunk_size, 1)):
+        if name == "chunk_size" and value is None:
+            continue
+        if isinstance(value, bool) or not hasattr(value, "__index__") or isinstance(value, jax.core.Tracer):
+            raise TypeError(f"{name} must be a Python int, fixed when the function is traced; got {value!r}.")
+        if value < low:
+            raise ValueError(f"{name} must be at least {low}, got {value}.{' ' + why if name == 'num_samples' else ''}")
+
+
+def linear(bound: Any, log_joint: Any) -> None:
+    """Refuse a bound that is not linear in log_w for a target that is only unbiased under one that is."""
+    why = types.attribute(log_joint, "linear_only")
+    if why and not types.attribute(bound, "linear", default=False):
+        raise ValueError(f"{why}, so its bound must be linear in log_w: use bounds.elbo, not {describe(bound)}.")
+
+
+def independent(bound: Any, draw: Any, estimator: str) -> None:
+    """Refuse coupled draws where the estimator's derivation needs independent ones."""
+    if draw.independent:
+        return
+    if estimator == "dreg" and types.attribute(bound, "linear", default=False):
+        return
+    raise ValueError(
+        f"{estimator}({describe(bound)}) needs independent draws, and these are coupled: its gradient would be biased. "
+        + ("Use gradients.reparam, or dreg of a bound linear in log_w (bounds.elbo)." if estimator == "dreg" else "")
+        + ("" if estimator == "dreg" else "Use draws.iid.")
+    )
+
+
+def describe(function: Any) -> str:
+    """Return the name of a function, looking through partial."""
+    while hasattr(function, "func"):
+        function = function.func
+    return getattr(function, "__name__", repr(function))
+
+
+def log_densities(log_p: Any, log_q: Any, z: Any) -> None:
+    """Refuse a log_joint whose shape for one draw is not that of log q: the sample axis is ours, the rest is theirs."""
+    p, q = jnp.shape(log_p), jnp.shape(log_q)
+    if not jnp.issubdtype(jnp.result_type(log_p), jnp.floating):
+        raise TypeError(f"log_joint(z) must be real floating, got {jnp.result_type(log_p)}.")
+    if p == q:
+        return
+    leaves = ", ".join(f"{name} {jnp.shape(leaf)}" for name, leaf in named_leaves(z))
+    cure = "sum over the event axes of each draw and keep the batch axes."
+    if len(q) > len(p) and q[: len(p)] == p:
+        cure = (
+            "q seems to keep event axes in its batch shape: wrap it, distrax.Independent(q, reinterpreted_batch_ndims="
+            f"{len(q) - len(p)}); or, if log_joint averages over the batch, let it return one value for each member."
+        )
+    elif len(p) == len(q) + 1 and p[-1] == p[-2:][0] and p[:-1] == q:
+        cure = f"the batch axis was broadcast against itself, ({p[-1]},) with ({p[-1]}, 1): give both the same rank."
+    raise ValueError(
+        f"log_joint(z) has shape {p} for one draw, where q.log_prob(z) has {q}; they must be equal ([*batch]). "
+        f"The draw: {leaves}. Cure: {cure}"
+    )
+
+
+def batch_leads(z: Any, log_q: Any) -> None:
+    """Refuse draws whose leaves do not begin with q's batch axes, which a gate for each member of the batch needs."""
+    for name, leaf in named_leaves(z):
+        if jnp.shape(leaf)[: log_q.ndim] != log_q.shape:
+            raise ValueError(
+                f"each leaf of a draw must begin with q's batch shape {log_q.shape[1:]}; leaf '{name}' is "
+                f"{jnp.shape(leaf)[1:]}. Use gradients.reparam, or give q that batch shape."
+            )
+
+
+def rows(others: Any, log_w: Any, bound: Any) -> None:
+    """Refuse a bound whose value without each draw is not one number for each draw."""
+    if jnp.shape(others) != log_w.shape:
+        raise ValueError(
+            f"{describe(bound)} without each draw has shape {jnp.shape(others)}, expected {log_w.shape}: a bound maps "
+            "[k, *batch] to [*batch] for any k."
+        )
+
+
+def named_leaves(z: Any) -> list[tuple[str, Any]]:
+    """Return the leaves of a pytree with names a person would use; a bare array is called z."""
+    paths = jax.tree_util.tree_leaves_with_path(z)
+    return [(jax.tree_util.keystr(path, simple=True, separator=".") or "z", leaf) for path, leaf in paths]
+
+
+@contextmanager
+def outer_broadcasts(what: str) -> Iterator[None]:
+    """Refuse, while tracing user code, (N,) against (N, 1): NumPy makes (N, N) of them without a word."""
+    if jax.config.values["jax_numpy_rank_promotion"] != "allow":  # the caller's own setting already looks
+        yield
+        return
+    with warnings.catch_warnings(record=True) as caught, jax.numpy_rank_promotion("warn"):
+        warnings.simplefilter("always")
+        warnings.showwarning = _notice(caught)
+        yield
+    for w in caught:
+        if not str(w.message).startswith("Following NumPy automatic rank promotion"):
+            warnings.warn_explicit(w.message, w.category, w.filename, w.lineno)
+        elif (found := _accident(str(w.message))) is not None:
+            raise ValueError(
+                f"{what} broadcasts {found[0]} against {found[1]} to an outer product at {w.line}; nearly always a "
+                "column that should be a row. Give both the same rank: x[:, 0], or a[None, :] if the product is meant."
+            )
+
+
+def _notice(caught: list[Any]) -> Callable[..., None]:
+    def show(message: Any, category: Any, filename: str, lineno: int, file: Any = None, line: Any = None) -> None:
+        place = None
+        if str(message).startswith("Following NumPy"):
+            frames = [
+                f for f in traceback.extract_stack() if not match(r".*[/\\](jax|vijax)[/\\]|.*contextlib", f.filename)
+            ]
+            place = f"{frames[-2].filename.rsplit('/', 1)[-1]}:{frames[-2].lineno}" if len(frames) > 1 else "?"
+        caught.append(warnings.WarningMessage(message, category, filename, lineno, line=place))
+
+    return show
+
+
+def _accident(message: str) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+    shapes = [tuple(int(n) for n in findall(r"\d+", s)) for s in findall(r"\(([\d, ]*)\)", message.split(". Set")[0])]
+    for short in shapes:
+        for long in shapes:
+            if len(short) < len(long) and short and long[-1] == 1 and long[-2] == short[-1] > 1:
+                return short, long
+    return None
+
+
+def pathwise(q: Any, draw: types.Draw, key: Any, estimator: str) -> Any:
+    """Refuse a q whose draws do not carry the whole derivative of its parameters; return the shape of one draw.
+
+    Decided from the sampler's jaxpr: a parameter that reaches a leaf through a comparison, argmax, rounding, cast or
+    index is missing from that leaf's derivative, and a leaf that noise reaches only so is discrete.
+    """
+    breaks, shape = path_breaks(q, draw, key)
+    for leaf, why in breaks.items():
+        if why is not None:
+            raise ValueError(
+                f"{estimator} needs draws that carry the derivative of q, and leaf '{leaf}' {why}; {CURE}."
+            )
+    return shape
+
+
+def path_breaks(q: Any, draw: types.Draw, key: Any) -> tuple[dict[str, str | None], Any]:
+    """Return, for each leaf of q's draws, what breaks its path derivative, or None; and the shape of a draw."""
+    if isinstance(q, types.Joint):
+        breaks, shape = joint_breaks(q, key)
+        return {_join(name, leaf): why for name, found in breaks.items() for leaf, why in found.items()}, shape
+    closed, shape = dataflow.trace(lambda k: draw.sample(jax.tree.map(lambda s: s[0], draw.seeds(k, 2)), q)[0], key)
+    return _verdicts(q, shape, dataflow.analyse(closed, [NOISE], PARAMETER)), shape
+
+
+def _join(name: Any, leaf: str) -> str:
+    return str(name) if leaf == "z" else f"{name}.{leaf}"
+
+
+def joint_breaks(q: types.Joint, key: Any) -> tuple[dict[Any, dict[str, str | None]], Any]:
+    """Return `path_breaks` of each conditional, earlier leaves counting as parameters where they carry a derivative."""
+    earlier: dict[Any, Any] = {}
+    breaks: dict[Any, dict[str, str | None]] = {}
+    for name in q.names():
+        parts: list[Any] = []
+
+        def draw(key: Any, earlier: Any, name: Any = name, parts: list[Any] = parts) -> Any:
+            parts.append(q.conditional(name, earlier))
+            return parts[-1].sample_and_log_prob(seed=key, sample_shape=())[0]
+
+        closed, shape = dataflow.trace(draw, key, earlier)
+        flows = dict.fromkeys(earlier, dataflow.Flow())
+        flows |= {n: PARAMETER for n in earlier if all(why is None for why in breaks[n].values())}
+        inputs = jax.tree.leaves(
+            {n: jax.tree.map(lambda _, f=flows[n]: [f], earlier[n]) for n in earlier}, is_leaf=_is_flow
+        )
+        breaks[name] = _verdicts(parts[-1], shape, dataflow.analyse(closed, [NOISE, *inputs], PARAMETER))
+        earlier[name] = shape
+    return breaks, q.collect(earlier)
+
+
+def _is_flow(x: Any) -> bool:
+    return isinstance(x, dataflow.Flow)
+
+
+def _verdicts(q: Any, shape: Any, flows: list[dataflow.Flow]) -> dict[str, str | None]:
+    declared = getattr(q, "reparameterized", None)
+    leaves = zip(named_leaves(shape), flows, strict=True)
+    return {name: _verdict(leaf, flow, declared=declared) for (name, leaf), flow in leaves}
+
+
+def _verdict(leaf: Any, flow: dataflow.Flow, *, declared: bool | None) -> str | None:
+    if not jnp.issubdtype(leaf.dtype, jnp.inexact):
+        return f"is discrete ({leaf.dtype})"
+    if declared is not None:
+        return None if declared else "comes from a q that declares reparameterized = False"
+    if flow.opaque:
+        return (
+            f"comes through {min(flow.opaque)}, which cannot be analysed: declare q.reparameterized = True if draws "
+            "are differentiable in its parameters (False otherwise)"
+        )
+    if how := flow.broken_by("parameter"):
+        return (
+            f"depends on a parameter through '{how}', whose derivative is zero or missing (declare q.reparameterized = "
+            "True if the draw is continuous there)"
+        )
+    if "noise" not in flow.smooth and (how := flow.broken_by("noise")):
+        return f"is discrete: its noise arrives only through '{how}'"
+    return None
+
+
+def support(log_prob: Any, estimator: str = "dreg") -> None:
+    """Refuse a q whose support moves with its parameters: dreg drops a score whose mean is then not zero."""
+    flows = dataflow.analyse(log_prob, [DRAW] * len(log_prob.jaxpr.invars), PARAMETER)
+    if any("log" in flow.cuts for flow in flows):
+        raise ValueError(
+            f"{estimator} drops the score of q, whose mean is zero only while q's support is fixed; here log_prob is "
+            "-inf on a set that depends on q's parameters. Use gradients.reparam."
+        )

@@ -1,0 +1,8 @@
+"""How q is looked at: ways to draw, and the log-weight of every draw."""
+
+from vijax.draws._antithetic import antithetic
+from vijax.draws._chunked import chunked
+from vijax.draws._iid import iid, sharded
+from vijax.draws._weigh import Plan, evaluate, plan, weigh
+
+__all__ = ["Plan", "antithetic", "chunked", "evaluate", "iid", "plan", "sharded", "weigh"]

@@ -1,0 +1,43 @@
+"""Antithetic draws: pairs that mirror each other, so that odd errors cancel."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from vijax.draws._iid import split
+from vijax.types import Draw, PyTree
+
+
+def _seeds(key: Any, num_samples: int) -> PyTree:
+    if num_samples % 2:
+        raise ValueError(f"antithetic draws come in pairs: num_samples must be even, got {num_samples}.")
+    keys = split(key, num_samples // 2)
+    return jnp.repeat(keys, 2), jnp.arange(num_samples) % 2 == 1
+
+
+def _sample(seed: PyTree, q: Any) -> tuple[PyTree, Array]:
+    if not (hasattr(q, "transport") and hasattr(q, "uniforms")):
+        raise TypeError(
+            f"antithetic draws need q.uniforms (a shape) and q.transport(u), uniforms -> z; {type(q).__name__} lacks "
+            "them. The distributions of vijax.families have both."
+        )
+    key, mirrored = seed
+    u = jax.random.uniform(key, q.uniforms)
+    z = q.transport(jnp.where(mirrored, 1 - u, u))
+    return z, q.log_prob(z)
+
+
+antithetic = Draw(seeds=_seeds, sample=_sample, independent=False)
+"""Draws in mirrored pairs, z = T(u) and T(1 - u), marginally from q.
+
+    ½ (f(T(u)) + f(T(1 - u))),  u ~ U(0, 1)ᵈ
+
+Unbiased for anything linear in the draws and exact for odd integrands of a symmetric q; for bounds that are not
+linear it lowers the variance but changes the bound, which stays a lower bound (for iwae). Pair it with
+`gradients.reparam`, or with `dreg(elbo)`: measured at a mean-field optimum, antithetic + dreg(elbo) cut gradient
+variance several hundred times. It is coupled, so dreg of a non-linear bound, score and vimco refuse it.
+
+Reference: Hammersley, Morton, A new Monte Carlo technique: antithetic variates, 1956.
+"""

@@ -1,0 +1,6 @@
+"""What may answer: params -> q, over any pytree of latents."""
+
+from vijax.families._adapt import adapt
+from vijax.families._gaussian import full_rank, low_rank, mean_field
+
+__all__ = ["adapt", "full_rank", "low_rank", "mean_field"]

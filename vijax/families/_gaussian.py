@@ -1,0 +1,204 @@
+"""Gaussian families over any pytree of latents, with parameters in a plain pytree."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Float
+
+from vijax.types import Family, PyTree
+
+# distrax's diagonal Gaussians keep bound methods of the original object, so building one under vmap leaks tracers, and
+# its low-rank one has the same fault; these few lines have neither, and offer `transport` for coupled draws.
+
+
+class _Gaussian:
+    """z = loc + S e with e standard normal; a subclass of map, given as functions, decides what S is.
+
+    Args:
+        unravel: [d] -> the latents' pytree.
+        noise: length of e.
+        push: e -> z as a vector.
+        log_density: z as a vector -> log q(z).
+    """
+
+    def __init__(
+        self,
+        unravel: Callable[[Array], PyTree],
+        noise: int,
+        push: Callable[[Array], Array],
+        log_density: Callable[[Array], Array],
+    ):
+        self._unravel, self._push, self._log_density = unravel, push, log_density
+        self.uniforms = (noise,)
+
+    def transport(self, u: Float[Array, " n"]) -> PyTree:
+        """Carry uniforms to a draw, smoothly in the parameters."""
+        tiny = jnp.finfo(u.dtype).tiny
+        return self._unravel(self._push(jax.scipy.special.ndtri(jnp.clip(u, tiny, 1 - jnp.finfo(u.dtype).epsneg))))
+
+    def sample_and_log_prob(self, *, seed: Any, sample_shape: Any = ()) -> tuple[PyTree, Array]:
+        def one(e: Array) -> tuple[PyTree, Array]:
+            z = self._push(e)
+            return self._unravel(z), self._log_density(z)
+
+        for _ in sample_shape:
+            one = jax.vmap(one)
+        return one(jax.random.normal(seed, (*sample_shape, *self.uniforms)))
+
+    def log_prob(self, z: PyTree, /) -> Array:
+        return self._log_density(ravel_pytree(z)[0])
+
+
+def _start(like: PyTree) -> tuple[Array, PyTree]:
+    vector, _ = ravel_pytree(like)
+    if vector.size == 0 or not jnp.issubdtype(vector.dtype, jnp.floating):
+        raise TypeError(
+            f"a Gaussian family needs floating latents of at least one element, got {jax.tree.map(jnp.shape, like)}."
+        )
+    for leaf in jax.tree.leaves(like):
+        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+            raise TypeError(
+                f"a Gaussian family cannot hold a leaf of dtype {jnp.result_type(leaf)}; give it a discrete q."
+            )
+    return vector, jax.tree.map(jnp.asarray, like)
+
+
+_LOG_2PI = math.log(2 * math.pi)
+
+
+def mean_field(*, scale: float = 0.1) -> Family:
+    """Independent Gaussians over every element of the latents.
+
+        q(z) = Π_d N(z_d; m_d, s_d²),   params {"loc": like z, "log_scale": like z}
+
+    The first thing to try, and cheap at any size; it understates the spread of correlated posteriors.
+
+    Args:
+        scale: initial standard deviation.
+
+    Returns:
+        Family: `init(key, like)` starts at the values of `like` (the key is not needed), `dist(params)` has batch
+        shape ().
+
+    Raises:
+        TypeError: (init) for latents that are not floating.
+
+    Reference: Kucukelbir, Tran, Ranganath, Gelman, Blei, Automatic differentiation variational inference, 2017,
+        arXiv:1603.00788.
+    """
+
+    def init(key: Any, like: PyTree) -> PyTree:
+        _, like = _start(like)
+        return {"loc": like, "log_scale": jax.tree.map(lambda l: jnp.full_like(l, math.log(scale)), like)}
+
+    def dist(params: PyTree) -> _Gaussian:
+        loc, unravel = ravel_pytree(params["loc"])
+        log_scale, _ = ravel_pytree(params["log_scale"])
+        density = lambda z: jnp.sum(-0.5 * jnp.square((z - loc) * jnp.exp(-log_scale)) - log_scale - 0.5 * _LOG_2PI)  # noqa: E731
+        return _Gaussian(unravel, loc.size, lambda e: loc + jnp.exp(log_scale) * e, density)
+
+    return Family(init, dist)
+
+
+def full_rank(*, scale: float = 0.1) -> Family:
+    """One Gaussian over all latents with a dense covariance.
+
+        q(z) = N(z; m, L Lᵀ),   L = diag(s) (I + strictly lower triangle)
+
+    For up to a few hundred correlated latents: d(d+1)/2 parameters. The triangle is kept relative to the scales, the
+    parameterisation whose fits stay stable at step sizes where a free triangle diverges.
+
+    Args:
+        scale: initial standard deviation, without correlation.
+
+    Returns:
+        Family: `init(key, like)` starts at the values of `like` (the key is not needed), `dist(params)` has batch
+        shape ().
+
+    Raises:
+        TypeError: (init) for latents that are not floating.
+
+    Reference: Titsias, Lázaro-Gredilla, Doubly stochastic variational Bayes for non-conjugate inference, 2014.
+    """
+
+    def init(key: Any, like: PyTree) -> PyTree:
+        vector, like = _start(like)
+        d = vector.size
+        return {
+            "loc": like,
+            "log_scale": jax.tree.map(lambda l: jnp.full_like(l, math.log(scale)), like),
+            "lower": jnp.zeros(d * (d - 1) // 2, vector.dtype),
+        }
+
+    def dist(params: PyTree) -> _Gaussian:
+        loc, unravel = ravel_pytree(params["loc"])
+        log_scale, _ = ravel_pytree(params["log_scale"])
+        unit = jnp.eye(loc.size, dtype=loc.dtype).at[jnp.tril_indices(loc.size, -1)].set(params["lower"])
+        push = lambda e: loc + jnp.exp(log_scale) * (unit @ e)  # noqa: E731
+
+        def density(z: Array) -> Array:
+            scaled = (z - loc) * jnp.exp(-log_scale)
+            e = jax.scipy.linalg.solve_triangular(unit, scaled, lower=True, unit_diagonal=True)
+            return jnp.sum(-0.5 * jnp.square(e) - log_scale - 0.5 * _LOG_2PI)
+
+        return _Gaussian(unravel, loc.size, push, density)
+
+    return Family(init, dist)
+
+
+def low_rank(*, rank: int, scale: float = 0.1) -> Family:
+    """One Gaussian over all latents whose covariance is a diagonal plus a few directions.
+
+        q(z) = N(z; m, diag(s)² + F Fᵀ),   F [d, rank]
+
+    When the latents are too many for `full_rank` and too correlated for `mean_field`: (2 + rank) d parameters, and
+    O(d rank²) to evaluate.
+
+    Args:
+        rank: number of directions.
+        scale: initial standard deviation; the directions start random, a tenth of it in size.
+
+    Returns:
+        Family: `init(key, like)` starts at the values of `like`, `dist(params)` has batch shape ().
+
+    Raises:
+        TypeError: (init) for latents that are not floating.
+        ValueError: for rank < 1.
+
+    Reference: Ong, Nott, Smith, Gaussian variational approximation with a factor covariance structure, 2018,
+        arXiv:1701.03208.
+    """
+    if rank < 1:
+        raise ValueError(f"rank must be at least 1, got {rank}; rank 0 is mean_field.")
+
+    def init(key: Any, like: PyTree) -> PyTree:
+        vector, like = _start(like)
+        factor = 0.1 * scale * jax.random.normal(key, (vector.size, rank), vector.dtype)
+        return {
+            "loc": like,
+            "log_scale": jax.tree.map(lambda l: jnp.full_like(l, math.log(scale)), like),
+            "factor": factor,
+        }
+
+    def dist(params: PyTree) -> _Gaussian:
+        loc, unravel = ravel_pytree(params["loc"])
+        log_scale, _ = ravel_pytree(params["log_scale"])
+        factor = params["factor"]
+        # In units of the diagonal: covariance I + G Gᵀ, inverted through the small matrix I + Gᵀ G (Woodbury).
+        g = factor * jnp.exp(-log_scale)[:, None]
+        small = jnp.linalg.cholesky(jnp.eye(factor.shape[1], dtype=factor.dtype) + g.T @ g)
+        push = lambda e: loc + jnp.exp(log_scale) * e[: loc.size] + factor @ e[loc.size :]  # noqa: E731
+
+        def density(z: Array) -> Array:
+            r = (z - loc) * jnp.exp(-log_scale)
+            t = jax.scipy.linalg.solve_triangular(small, g.T @ r, lower=True)
+            log_det = jnp.sum(log_scale) + jnp.sum(jnp.log(jnp.diag(small)))
+            return -0.5 * (jnp.sum(jnp.square(r)) - jnp.sum(jnp.square(t)) + loc.size * _LOG_2PI) - log_det
+
+        return _Gaussian(unravel, loc.size + factor.shape[1], push, density)
+
+    return Family(init, dist)

@@ -1,0 +1,36 @@
+"""Slopes of a bound that brings no closed form of its own, by automatic differentiation."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from vijax.types import Bound, attribute
+
+
+def path_slopes(bound: Bound, log_w: Float[Array, "k *batch"]) -> tuple[Array, Array]:
+    """Return B'ₖ and B'ₖ - B''ₖₖ, each [k, *batch], for members of the batch that do not touch each other.
+
+    One row at a time, so that memory stays O(k) where all second derivatives at once would take O(k²).
+    """
+    slope = jax.grad(lambda l: jnp.sum(bound(l)))
+
+    def curvature(k: Array) -> Array:
+        row = jnp.zeros_like(log_w).at[k].set(1.0)
+        return jax.jvp(slope, (log_w,), (row,))[1][k]
+
+    whole = slope(log_w)
+    second = jax.lax.map(curvature, jnp.arange(log_w.shape[0]), batch_size=min(64, log_w.shape[0]))
+    return jax.lax.stop_gradient(whole), jax.lax.stop_gradient(whole - second)
+
+
+def without_each(bound: Bound, log_w: Float[Array, "k *batch"]) -> Float[Array, "k *batch"]:
+    """Return the bound without each draw in turn: its closed form in O(k) if it has one, O(k²) otherwise."""
+    closed: Callable[..., Any] | None = attribute(bound, "leave_one_out")
+    if closed is not None:
+        return closed(log_w)
+    k = log_w.shape[0]
+    others = lambda i: bound(log_w[(i + 1 + jnp.arange(k - 1)) % k])  # noqa: E731
+    return jax.lax.map(others, jnp.arange(k), batch_size=min(64, k))

@@ -1,0 +1,57 @@
+"""What every objective does: check its input, look at all draws (at once or in chunks), and report what it saw."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jaxtyping import Array
+
+from vijax import checks, draws
+from vijax.draws import Plan
+from vijax.types import Draw, Draws, Estimate, LogJoint, PyTree, lift
+
+# A look at some draws: (log_p, log_q, whatever the estimator wants for its gradient), and (z, aux).
+Look = Callable[[Plan], tuple[tuple[Array, Array, PyTree], tuple[PyTree, PyTree]]]
+
+
+def admit(
+    key: Any,
+    log_joint: LogJoint,
+    q: Any,
+    num_samples: int,
+    chunk_size: int | None,
+    bound: Any,
+    *,
+    least: int = 1,
+    why: str = "",
+) -> Any:
+    """Check the arguments that all objectives share, and return q as one distribution."""
+    checks.key(key)
+    checks.num_samples(num_samples, chunk_size, least=least, why=why)
+    checks.linear(bound, log_joint)
+    return lift(q)
+
+
+def estimate(
+    look: Look,
+    value: Callable[[Array, Array, PyTree], Array],
+    key: Any,
+    log_joint: LogJoint,
+    draw: Draw,
+    num_samples: int,
+    chunk_size: int | None,
+) -> Estimate:
+    """Look at every draw and judge the log-densities found."""
+    seeds = draws.plan(key, log_joint, draw, num_samples)
+    if chunk_size is None or chunk_size >= num_samples:
+        (log_p, log_q, extra), (z, aux) = look(seeds)
+    else:
+        (log_p, log_q, extra), aux = draws.chunked(lambda s: _without_draws(look(s)), seeds, chunk_size)
+        z = None
+    seen = Draws(z, log_p, log_q, None, aux)
+    return Estimate(value(log_p, log_q, extra), jax.lax.stop_gradient(seen))
+
+
+def _without_draws(seen: Any) -> Any:
+    found, (_, aux) = seen
+    return found, aux

@@ -1,0 +1,166 @@
+"""Pathwise gradients: derivatives travel through the draws."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend import core
+from jaxtyping import Array, Key
+
+from vijax import checks, dataflow, draws
+from vijax.draws import Plan
+from vijax.gradients._curvature import path_slopes
+from vijax.gradients._objective import admit, estimate
+from vijax.numerics import scale_gradient, with_score
+from vijax.types import Bound, Draw, Estimate, LogJoint, Objective, PyTree, attribute
+
+
+def reparam(bound: Bound, *, draw: Draw = draws.iid) -> Objective:
+    """Reparameterised gradient of any bound, for any q whose draws carry its derivative; first choice for elbo.
+
+        ∇ E_ε[B(log w(z(ε, φ)))] = E_ε[∇ B(log w(z(ε, φ)))],   z = T(ε, φ)
+
+    Nothing is dropped, so second derivatives, forward mode and coupled draws are right too, and log_joint may couple
+    members of the batch (batch normalisation). For iwae and its kin `dreg` has a much better signal for q.
+
+    Args:
+        bound: of `vijax.bounds`, or any log_w [k, *batch] -> [*batch].
+        draw: how to draw, `draws.iid` or coupled.
+
+    Returns:
+        An Objective: (key, log_joint, q, *, num_samples, chunk_size=None) -> Estimate, value [*batch] in nats. With a
+        chunk_size < num_samples the model is evaluated in pieces, forward and backward, in reverse mode only.
+
+    Raises:
+        TypeError: (when called) for a raw key or a q that is not a distribution.
+        ValueError: (when called) for a q whose draws miss part of the derivative, and for shapes that do not agree.
+
+    Reference: Kingma, Welling, Auto-encoding variational Bayes, 2014, arXiv:1312.6114.
+    """
+
+    def objective(
+        key: Key[Array, ""], log_joint: LogJoint, q: Any, *, num_samples: int, chunk_size: int | None = None
+    ) -> Estimate:
+        q = admit(key, log_joint, q, num_samples, chunk_size, bound)
+        checks.pathwise(q, draw, key, "reparam")
+
+        def look(seeds: Plan) -> Any:
+            z, log_q = jax.vmap(lambda seed: draw.sample(seed, q))(seeds.draw)
+            log_p, aux = draws.evaluate(log_joint, z, log_q, seeds.model)
+            return (log_p, log_q, None), (z, aux)
+
+        return estimate(look, lambda p, q, _: bound(p - q), key, log_joint, draw, num_samples, chunk_size)
+
+    return objective
+
+
+def dreg(bound: Bound, *, draw: Draw = draws.iid) -> Objective:
+    """Doubly-reparameterised gradient of any bound: unbiased, without the score of q; first choice for iwae.
+
+        ∇φ = Σₖ (B'ₖ - B''ₖₖ) ∂log wₖ/∂zₖ ∂zₖ/∂φ      (B'ₖ, B''ₖₖ: derivatives of the bound in log wₖ)
+        ∇θ = Σₖ B'ₖ ∂log p(x, zₖ; θ)/∂θ               (the model's parameters: exactly reparam's)
+
+    The factor (B' - B'')/B' gates what flows through each draw: 1 for elbo, where this is sticking the landing; w̃ₖ for
+    iwae, where it is DReG; α + (1-α) w̃ₖ for Rényi. At the exact posterior the gradient in φ is zero draw by draw.
+
+    The plain form looks at the model twice and works in forward and reverse mode; XLA merges the two looks, unless
+    log_joint holds a scan or while loop. With `chunk_size=num_samples` the model is evaluated once forward and once
+    backward whatever it holds, in reverse mode; a smaller chunk_size evaluates in pieces, memory flat in num_samples.
+    Second derivatives mean nothing here. log_joint must not couple members of the batch (use `reparam` under batch
+    normalisation), must be continuous in z, and must not stop gradients in z.
+
+    Args:
+        bound: of `vijax.bounds`, or any smooth log_w [k, *batch] -> [*batch]; one without a closed-form gate
+            costs O(k²) on the weights and a second backward pass.
+        draw: `draws.iid`, or coupled draws for a bound linear in log_w.
+
+    Returns:
+        An Objective: (key, log_joint, q, *, num_samples, chunk_size=None) -> Estimate, value [*batch] in nats.
+
+    Raises:
+        TypeError: (when called) for a raw key or a q that is not a distribution.
+        ValueError: (when called) for a q whose draws miss part of the derivative or whose support moves with its
+            parameters, for coupled draws under a bound that is not linear, and for shapes that do not agree.
+
+    Reference: Tucker, Lawson, Gu, Maddison, Doubly reparameterized gradient estimators for Monte Carlo objectives,
+    2019,
+        arXiv:1810.04152; Roeder, Wu, Duvenaud, Sticking the landing, 2017, arXiv:1703.09194.
+    """
+
+    def objective(
+        key: Key[Array, ""], log_joint: LogJoint, q: Any, *, num_samples: int, chunk_size: int | None = None
+    ) -> Estimate:
+        q = admit(key, log_joint, q, num_samples, chunk_size, bound)
+        checks.independent(bound, draw, "dreg")
+        checks.pathwise(q, draw, key, "dreg")
+        gate = None if attribute(bound, "linear", default=False) else attribute(bound, "gate")
+        once = chunk_size is not None  # one look, and the gate sent back to the draws with the cotangents
+
+        def look(seeds: Plan) -> Any:
+            z, log_q = jax.vmap(lambda seed: draw.sample(seed, q))(seeds.draw)
+            path_log_q = _frozen(q, z)
+            z_seen, extra = z, None
+            if gate is not None and once:
+                checks.batch_leads(z, log_q)
+                z, extra = _receive(z, jnp.zeros_like(log_q))
+            elif gate is not None:
+                checks.batch_leads(z, log_q)
+                log_p, _ = draws.evaluate(log_joint, jax.lax.stop_gradient(z), log_q, seeds.model)
+                z = scale_gradient(z, jax.lax.stop_gradient(gate(log_p - log_q)))
+            elif not attribute(bound, "linear", default=False):
+                # No gate to fold the two slopes into one: the model's parameters get theirs from a look of their own.
+                extra, _ = draws.evaluate(log_joint, jax.lax.stop_gradient(z), log_q, seeds.model)
+            log_p, aux = draws.evaluate(log_joint, z, log_q, seeds.model)
+            return (log_p, with_score(jax.lax.stop_gradient(log_q), path_log_q(z)), extra), (z_seen, aux)
+
+        def value(log_p: Array, log_q: Array, extra: Any) -> Array:
+            log_w = log_p - log_q
+            if extra is None:
+                return bound(log_w)
+            if gate is not None:
+                return bound(_send(log_w, extra, jax.lax.stop_gradient(gate(log_w))))
+            stopped = jax.lax.stop_gradient(log_w)
+            whole, path = path_slopes(bound, stopped)
+            return with_score(bound(stopped), jnp.sum(path * log_w + (whole - path) * extra, 0))
+
+        return estimate(look, value, key, log_joint, draw, num_samples, chunk_size)
+
+    return objective
+
+
+def _frozen(q: Any, z: PyTree) -> Callable[[PyTree], Array]:
+    """Return log q as a function of draws [k, ...] alone: q's parameters are stopped where they enter its jaxpr.
+
+    Stopping q itself leaks: a distribution may hold its parameters where jax.tree.map does not see them.
+    """
+    closed, _ = dataflow.trace(jax.vmap(q.log_prob), z)
+    checks.support(closed)
+    log_prob = core.jaxpr_as_fun(core.ClosedJaxpr(closed.jaxpr, [jax.lax.stop_gradient(c) for c in closed.consts]))
+    return lambda z: log_prob(*jax.tree.leaves(z))[0]
+
+
+# The gate of a draw is known only after the bound has seen every weight. So that one look is enough, it travels back
+# with the cotangents: _send hands it to the token, and _receive, at the draw, multiplies by what the token brings.
+
+
+@jax.custom_vjp
+def _receive(z: PyTree, token: Array) -> tuple[PyTree, Array]:
+    return z, token
+
+
+def _receive_backward(_: None, cotangents: Any) -> Any:
+    dz, factor = cotangents
+    scale = lambda d: d * factor.reshape(factor.shape + (1,) * (d.ndim - factor.ndim))  # noqa: E731
+    return jax.tree.map(scale, dz), jnp.zeros_like(factor)
+
+
+_receive.defvjp(lambda z, token: ((z, token), None), _receive_backward)
+
+
+@jax.custom_vjp
+def _send(log_w: Array, token: Array, factor: Array) -> Array:
+    return log_w
+
+
+_send.defvjp(lambda log_w, token, factor: (log_w, factor), lambda factor, d: (d, factor, jnp.zeros_like(factor)))

@@ -1,0 +1,52 @@
+"""Global latents seen through a minibatch of the data."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from vijax.types import LogJoint, PyTree, carries
+
+
+def minibatch(
+    log_prior: Callable[[PyTree], Array], log_likelihood: Callable[[PyTree], Array], *, num_data: int
+) -> LogJoint:
+    """Estimate the log joint of global latents from B of N data, without bias.
+
+        log p(z) + N/B Σ_{n in batch} log p(xₙ | z)
+
+    The factor N/B belongs to the likelihood alone and is applied here, once. Its expectation over batches is the full
+    log joint, so only bounds linear in log_w stay unbiased: an objective of iwae, renyi or cubo refuses this target.
+
+    Args:
+        log_prior: z -> [*batch] in nats.
+        log_likelihood: z -> one term for each datum of the minibatch, [B, *batch] in nats, neither summed nor averaged.
+        num_data: N.
+
+    Returns:
+        A target for objectives of `bounds.elbo`.
+
+    Raises:
+        TypeError: where num_data is not a whole number.
+        ValueError: (when called) where the likelihood's terms are not [B, *batch], or B exceeds N.
+
+    Reference: Hoffman, Blei, Wang, Paisley, Stochastic variational inference, 2013, arXiv:1206.7051.
+    """
+    if isinstance(num_data, bool) or not hasattr(num_data, "__index__"):
+        raise TypeError(f"num_data must be the whole number of data N, got {num_data!r}.")
+
+    @carries(linear_only="a minibatch estimates log p(x, z) without bias, but not its exponential")
+    def log_joint(z: PyTree) -> Any:
+        prior, terms = log_prior(z), log_likelihood(z)
+        if jnp.ndim(terms) != jnp.ndim(prior) + 1 or jnp.shape(terms)[1:] != jnp.shape(prior):
+            raise ValueError(
+                f"log_likelihood(z) must return one term for each datum, [B, *batch] with *batch = {jnp.shape(prior)} "
+                f"as in log_prior(z); got {jnp.shape(terms)}. Leave the sum over the minibatch to this function."
+            )
+        size = jnp.shape(terms)[0]
+        if not 0 < size <= num_data:
+            raise ValueError(f"a minibatch of {size} data cannot stand for num_data = {num_data}.")
+        return prior + (num_data / size) * jnp.sum(terms, 0)
+
+    return log_joint
