@@ -40,6 +40,7 @@ class Draw(NamedTuple):
     independent: bool
 
 
+@runtime_checkable
 class Bound(Protocol):
     """Arithmetic on log-weights: [k, *batch] -> [*batch]; it holds no gradient code."""
 
@@ -78,6 +79,7 @@ class Estimate(NamedTuple):
     draws: Draws
 
 
+@runtime_checkable
 class Objective(Protocol):
     """(key, log_joint, q, *, num_samples, chunk_size=None) -> Estimate: a bound together with its gradient."""
 
