@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from re import findall, match
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,6 @@ from vijax import dataflow, types
 
 NOISE = dataflow.Flow(smooth=frozenset({"noise"}))
 PARAMETER = dataflow.Flow(smooth=frozenset({"parameter"}))
-DRAW = dataflow.Flow(smooth=frozenset({"draw"}))
 CURE = "use gradients.vimco or gradients.score, or gradients.auto to choose for each leaf"
 
 
@@ -157,38 +156,41 @@ def _accident(message: str) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
     return None
 
 
-def pathwise(q: Any, draw: types.Draw, key: Any, estimator: str) -> Any:
-    """Refuse a q whose draws do not carry the whole derivative of its parameters; return the shape of one draw.
+class Path(NamedTuple):
+    """What a sampler's jaxpr says of one leaf: what breaks its path derivative, if anything, and if it has one."""
+
+    broken: str | None
+    parametric: bool
+
+
+def pathwise(q: Any, draw: types.Draw, key: Any, estimator: str) -> dict[str, Path]:
+    """Refuse a q whose draws do not carry the whole derivative of its parameters; return the paths of its leaves.
 
     Decided from the sampler's jaxpr: a parameter that reaches a leaf through a comparison, argmax, rounding, cast or
     index is missing from that leaf's derivative, and a leaf that noise reaches only so is discrete.
     """
-    breaks, shape = path_breaks(q, draw, key)
-    for leaf, why in breaks.items():
-        if why is not None:
+    found = paths(q, draw, key)
+    for leaf, path in found.items():
+        if path.broken is not None:
             raise ValueError(
-                f"{estimator} needs draws that carry the derivative of q, and leaf '{leaf}' {why}; {CURE}."
+                f"{estimator} needs draws that carry the derivative of q, and leaf '{leaf}' {path.broken}; {CURE}."
             )
-    return shape
+    return found
 
 
-def path_breaks(q: Any, draw: types.Draw, key: Any) -> tuple[dict[str, str | None], Any]:
-    """Return, for each leaf of q's draws, what breaks its path derivative, or None; and the shape of a draw."""
+def paths(q: Any, draw: types.Draw, key: Any) -> dict[str, Path]:
+    """Return the path of each leaf of q's draws."""
     if isinstance(q, types.Joint):
-        breaks, shape = joint_breaks(q, key)
-        return {_join(name, leaf): why for name, found in breaks.items() for leaf, why in found.items()}, shape
+        parts = joint_paths(q, key).items()
+        return {str(n) if leaf == "z" else f"{n}.{leaf}": path for n, found in parts for leaf, path in found.items()}
     closed, shape = dataflow.trace(lambda k: draw.sample(jax.tree.map(lambda s: s[0], draw.seeds(k, 2)), q)[0], key)
-    return _verdicts(q, shape, dataflow.analyse(closed, [NOISE], PARAMETER)), shape
+    return _paths(q, shape, dataflow.analyse(closed, [NOISE], PARAMETER))
 
 
-def _join(name: Any, leaf: str) -> str:
-    return str(name) if leaf == "z" else f"{name}.{leaf}"
-
-
-def joint_breaks(q: types.Joint, key: Any) -> tuple[dict[Any, dict[str, str | None]], Any]:
-    """Return `path_breaks` of each conditional, earlier leaves counting as parameters where they carry a derivative."""
+def joint_paths(q: types.Joint, key: Any) -> dict[Any, dict[str, Path]]:
+    """Return the paths of each conditional; an earlier leaf counts as a parameter where it carries a derivative."""
     earlier: dict[Any, Any] = {}
-    breaks: dict[Any, dict[str, str | None]] = {}
+    found: dict[Any, dict[str, Path]] = {}
     for name in q.names():
         parts: list[Any] = []
 
@@ -197,27 +199,24 @@ def joint_breaks(q: types.Joint, key: Any) -> tuple[dict[Any, dict[str, str | No
             return parts[-1].sample_and_log_prob(seed=key, sample_shape=())[0]
 
         closed, shape = dataflow.trace(draw, key, earlier)
-        flows = dict.fromkeys(earlier, dataflow.Flow())
-        flows |= {n: PARAMETER for n in earlier if all(why is None for why in breaks[n].values())}
-        inputs = jax.tree.leaves(
-            {n: jax.tree.map(lambda _, f=flows[n]: [f], earlier[n]) for n in earlier}, is_leaf=_is_flow
-        )
-        breaks[name] = _verdicts(parts[-1], shape, dataflow.analyse(closed, [NOISE, *inputs], PARAMETER))
+        inputs = [NOISE]
+        for other in sorted(earlier):  # the order in which JAX flattens a dict
+            carried = all(path.broken is None for path in found[other].values())
+            inputs += [PARAMETER if carried else dataflow.Flow()] * len(jax.tree.leaves(earlier[other]))
+        found[name] = _paths(parts[-1], shape, dataflow.analyse(closed, inputs, PARAMETER))
         earlier[name] = shape
-    return breaks, q.collect(earlier)
+    return found
 
 
-def _is_flow(x: Any) -> bool:
-    return isinstance(x, dataflow.Flow)
-
-
-def _verdicts(q: Any, shape: Any, flows: list[dataflow.Flow]) -> dict[str, str | None]:
+def _paths(q: Any, shape: Any, flows: list[dataflow.Flow]) -> dict[str, Path]:
     declared = getattr(q, "reparameterized", None)
     leaves = zip(named_leaves(shape), flows, strict=True)
-    return {name: _verdict(leaf, flow, declared=declared) for (name, leaf), flow in leaves}
+    return {
+        name: Path(_broken(leaf, flow, declared=declared), "parameter" in flow.smooth) for (name, leaf), flow in leaves
+    }
 
 
-def _verdict(leaf: Any, flow: dataflow.Flow, *, declared: bool | None) -> str | None:
+def _broken(leaf: Any, flow: dataflow.Flow, *, declared: bool | None) -> str | None:
     if not jnp.issubdtype(leaf.dtype, jnp.inexact):
         return f"is discrete ({leaf.dtype})"
     if declared is not None:
@@ -237,11 +236,18 @@ def _verdict(leaf: Any, flow: dataflow.Flow, *, declared: bool | None) -> str | 
     return None
 
 
-def support(log_prob: Any, estimator: str = "dreg") -> None:
-    """Refuse a q whose support moves with its parameters: dreg drops a score whose mean is then not zero."""
-    flows = dataflow.analyse(log_prob, [DRAW] * len(log_prob.jaxpr.invars), PARAMETER)
-    if any("log" in flow.cuts for flow in flows):
+def support(log_prob: Any, leaves: dict[str, Path], estimator: str = "dreg") -> None:
+    """Refuse a q whose support moves with its parameters: dreg drops a score whose mean is then not zero.
+
+    Two signs of it: log_prob is set to -inf by a comparison of the draw with a parameter; or it does not depend on a
+    leaf at all, so that leaf is uniform, while the leaf depends on a parameter.
+    """
+    draws = [dataflow.Flow(smooth=frozenset({"draw", leaf})) for leaf in leaves]
+    flow = dataflow.merge(flows := dataflow.analyse(log_prob, draws, PARAMETER))
+    uniform = [leaf for leaf, path in leaves.items() if path.parametric and leaf not in flow.sources()]
+    if uniform or any("log" in f.cuts for f in flows):
         raise ValueError(
-            f"{estimator} drops the score of q, whose mean is zero only while q's support is fixed; here log_prob is "
-            "-inf on a set that depends on q's parameters. Use gradients.reparam."
+            f"{estimator} drops the score of q, whose mean is zero only while q's support is fixed; here "
+            + (f"leaf '{uniform[0]}' is uniform on a set" if uniform else "log_prob is -inf on a set")
+            + " that depends on q's parameters. Use gradients.reparam."
         )

@@ -34,9 +34,9 @@ def khat(log_w: Float[Array, "k *batch"]) -> Float[Array, "*batch"]:
 
         w | w > u  ~  GPD(k̂, σ),   u: the largest weight below the tail of min(k/5, 3 √k) draws
 
-    The verdict on q as an importance proposal, and so on any corrected moment. Total and jittable: constant tails (q
-    exact) give -inf, fewer than 25 draws or none possible give +inf (no verdict, so not a good one), a +inf weight
-    +inf, nan nan.
+    The verdict on q as an importance proposal, and so on any corrected moment. Total and jittable: tails constant to
+    rounding (q exact) give -inf, fewer than 25 draws or none possible give +inf (no verdict, so not a good one), a
+    +inf weight +inf, nan nan.
 
     Args:
         log_w: log-weights in nats, [k, *batch]; some hundreds of draws or more for a stable answer.
@@ -66,9 +66,11 @@ def _khat(log_w: Array, tail: int) -> Array:
     # Only the tail and the value below it matter, and top_k is far cheaper than sorting everything.
     largest = jax.lax.top_k(jnp.where(jnp.isfinite(top), log_w - top, 0.0), tail + 1)[0][::-1]
     exceedance = jnp.exp(largest[1:]) - jnp.exp(largest[0])
-    spread = exceedance[-1] - exceedance[0]
-    fit = _generalized_pareto_shape(jnp.where(spread > 0, exceedance, jnp.linspace(0.5, 1.0, tail, dtype=log_w.dtype)))
-    fit = jnp.where(spread > 0, fit, -jnp.inf)
+    # A spread that rounding alone would make is none: at the exact posterior the last digits are no Pareto tail.
+    rounding = 64 * jnp.finfo(log_w.dtype).eps * jnp.maximum(1.0, jnp.abs(top))
+    spread = exceedance[-1] - exceedance[0] > rounding
+    fit = _generalized_pareto_shape(jnp.where(spread, exceedance, jnp.linspace(0.5, 1.0, tail, dtype=log_w.dtype)))
+    fit = jnp.where(spread, fit, -jnp.inf)
     return jnp.where(jnp.any(jnp.isnan(log_w)), jnp.nan, jnp.where(jnp.isfinite(top), fit, jnp.inf))
 
 

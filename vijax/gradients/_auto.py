@@ -43,11 +43,11 @@ def auto(bound: Bound) -> Objective:
     ) -> Estimate:
         q = admit(key, log_joint, q, num_samples, chunk_size, bound)
         if not isinstance(q, Joint):
-            broken = any(why is not None for why in checks.path_breaks(q, draws.iid, key)[0].values())
+            broken = any(path.broken is not None for path in checks.paths(q, draws.iid, key).values())
             chosen = vimco(bound) if broken else reparam(bound)
             return chosen(key, log_joint, q, num_samples=num_samples, chunk_size=chunk_size)
-        breaks = checks.joint_breaks(q, key)[0]
-        scored = {name for name, found in breaks.items() if any(why is not None for why in found.values())}
+        parts = checks.joint_paths(q, key).items()
+        scored = {name for name, found in parts if any(path.broken is not None for path in found.values())}
         if not scored:
             return reparam(bound)(key, log_joint, q, num_samples=num_samples, chunk_size=chunk_size)
         admit(key, log_joint, q, num_samples, chunk_size, bound, least=2, why=ALONE)

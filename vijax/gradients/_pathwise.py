@@ -93,13 +93,13 @@ def dreg(bound: Bound, *, draw: Draw = draws.iid) -> Objective:
     ) -> Estimate:
         q = admit(key, log_joint, q, num_samples, chunk_size, bound)
         checks.independent(bound, draw, "dreg")
-        checks.pathwise(q, draw, key, "dreg")
+        paths = checks.pathwise(q, draw, key, "dreg")
         gate = None if attribute(bound, "linear", default=False) else attribute(bound, "gate")
         once = chunk_size is not None  # one look, and the gate sent back to the draws with the cotangents
 
         def look(seeds: Plan) -> Any:
             z, log_q = jax.vmap(lambda seed: draw.sample(seed, q))(seeds.draw)
-            path_log_q = _frozen(q, z)
+            path_log_q = _frozen(q, z, paths)
             z_seen, extra = z, None
             if gate is not None and once:
                 checks.batch_leads(z, log_q)
@@ -129,13 +129,13 @@ def dreg(bound: Bound, *, draw: Draw = draws.iid) -> Objective:
     return objective
 
 
-def _frozen(q: Any, z: PyTree) -> Callable[[PyTree], Array]:
+def _frozen(q: Any, z: PyTree, paths: dict[str, checks.Path]) -> Callable[[PyTree], Array]:
     """Return log q as a function of draws [k, ...] alone: q's parameters are stopped where they enter its jaxpr.
 
     Stopping q itself leaks: a distribution may hold its parameters where jax.tree.map does not see them.
     """
     closed, _ = dataflow.trace(jax.vmap(q.log_prob), z)
-    checks.support(closed)
+    checks.support(closed, paths)
     log_prob = core.jaxpr_as_fun(core.ClosedJaxpr(closed.jaxpr, [jax.lax.stop_gradient(c) for c in closed.consts]))
     return lambda z: log_prob(*jax.tree.leaves(z))[0]
 
