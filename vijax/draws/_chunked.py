@@ -7,28 +7,40 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.extend import core
+from jaxtyping import Array
 
 from vijax import dataflow
 from vijax.types import PyTree
 
+# What a look at some draws finds: ((log_p, log_q, extra), aux), each with the draws' leading axis.
+Found = tuple[tuple[Array, Array, PyTree], PyTree]
 
-def chunked(look: Callable[[PyTree], tuple[PyTree, PyTree]], seeds: PyTree, chunk_size: int) -> tuple[PyTree, PyTree]:
-    """Apply `look` to `seeds` in chunks; its gradient is computed chunk by chunk while activations are in cache.
 
-        (yₖ, aux) = look(seedsₖ),     ȳ ↦ Σ_chunks (∂look/∂θ)ᵀ ȳ_chunk
+def chunked(
+    look: Callable[[PyTree], Found],
+    seeds: PyTree,
+    chunk_size: int,
+    *,
+    reply: Callable[[Array], Array] | None = None,
+) -> Found:
+    """Look at draws in chunks; the gradient is computed chunk by chunk while activations are in cache.
 
-    The backward pass evaluates each chunk again and pulls its cotangents at once, inside one scan: 4/3 of the FLOPs of
-    keeping everything, and faster once k x batch outgrows the cache. Results do not depend on `chunk_size`. Reverse
-    mode only, as any custom_vjp.
+        yₖ = look(seedsₖ),     ȳ ↦ Σ_chunks (∂look/∂θ)ᵀ ȳ_chunk
+
+    The backward pass looks at each chunk again and pulls its cotangents at once, inside one scan: 4/3 of the FLOPs of
+    keeping everything, and faster once k x batch outgrows the cache. One chunk is looked at once. Results do not
+    depend on `chunk_size`. Reverse mode only, as any custom_vjp.
 
     Args:
-        look: seeds with a leading axis -> (y, aux), each with that leading axis. What it closes over (parameters, data,
-            keys, labels) is found and differentiated; `aux` is not.
+        look: seeds with a leading axis -> ((log_p, log_q, extra), aux), each with that axis. What it closes over
+            (parameters, data, keys, labels) is found and differentiated; `aux` is not.
         seeds: a pytree with leading axis k.
         chunk_size: the most rows in memory at a time.
+        reply: log_w [k, *batch] -> the cotangent that `extra` gets whatever is done with it: what a draw must be told
+            once the bound has seen every weight.
 
     Returns:
-        y and aux with leading axis k.
+        What `look` finds, with leading axis k.
 
     Reference: Chen, Xu, Zhang, Guestrin, Training deep nets with sublinear memory cost, 2016, arXiv:1604.06174.
     """
@@ -39,34 +51,92 @@ def chunked(look: Callable[[PyTree], tuple[PyTree, PyTree]], seeds: PyTree, chun
     fill = jnp.minimum(jnp.arange(chunks * rows), k - 1)
     padded = jax.tree.map(lambda s: s[fill].reshape(chunks, rows, *s.shape[1:]), seeds)
 
-    closed, shape = dataflow.trace(look, jax.tree.map(lambda s: s[0], padded))
-    tree = jax.tree.structure(shape)
-    is_parameter = [jnp.issubdtype(jnp.result_type(c), jnp.inexact) for c in closed.consts]
-    parameters = [jnp.asarray(c) for c, p in zip(closed.consts, is_parameter, strict=True) if p]
-    others = [c for c, p in zip(closed.consts, is_parameter, strict=True) if not p]
+    looking, shape = _hoist(look, jax.tree.map(lambda s: s[0], padded))
+    replying = (
+        None
+        if reply is None
+        else _hoist(reply, jax.ShapeDtypeStruct((k, *shape[0][0].shape[1:]), shape[0][0].dtype))[0]
+    )
+    parameters, others = looking.parameters, looking.others
+    beside = None if replying is None else (replying.parameters, replying.others)
 
-    def evaluate(parameters: list[Any], others: list[Any], seeds: PyTree) -> tuple[PyTree, PyTree]:
-        pools = iter(parameters), iter(others)
-        consts = [next(pools[0] if p else pools[1]) for p in is_parameter]
-        out = core.jaxpr_as_fun(core.ClosedJaxpr(closed.jaxpr, consts))(*jax.tree.leaves(seeds))
-        return jax.tree.unflatten(tree, out)
+    def all_rows(found: Any) -> Any:
+        return jax.tree.map(lambda y: y.reshape(chunks * rows, *y.shape[2:])[:k], found)
+
+    def chunk(parameters: list[Any], others: list[Any], seeds: PyTree) -> Found:
+        return _tied(looking(parameters, others, seeds))
 
     @jax.custom_vjp
-    def run(parameters: list[Any], others: list[Any], seeds: PyTree) -> tuple[PyTree, PyTree]:
-        _, out = jax.lax.scan(lambda _, s: (None, evaluate(parameters, others, s)), None, seeds)
-        return out
+    def run(parameters: list[Any], others: list[Any], beside: Any, seeds: PyTree) -> Found:
+        return jax.lax.scan(lambda _, s: (None, chunk(parameters, others, s)), None, seeds)[1]
+
+    def forward(parameters: list[Any], others: list[Any], beside: Any, seeds: PyTree) -> Any:
+        if chunks > 1:
+            out = run(parameters, others, beside, seeds)
+            return out, (out[0][:2], (parameters, others, seeds), beside)
+        found, pull, aux = jax.vjp(
+            lambda p: chunk(p, others, jax.tree.map(lambda s: s[0], seeds)), parameters, has_aux=True
+        )
+        out = jax.tree.map(lambda y: y[None], (found, aux))
+        return out, (out[0][:2], pull, beside)
 
     def backward(saved: Any, cotangents: Any) -> Any:
-        parameters, others, seeds = saved
+        seen, again, beside = saved
+        cotangent, _ = cotangents
+        if replying is not None:
+            log_p, log_q = all_rows(seen)
+            rest = jnp.pad(replying(*beside, log_p - log_q), [(0, chunks * rows - k)] + [(0, 0)] * (log_p.ndim - 1))
+            cotangent = (*cotangent[:2], rest.reshape(chunks, rows, *rest.shape[1:]))
+        if chunks == 1:
+            return again(jax.tree.map(lambda c: c[0], cotangent))[0], None, None, None
+        parameters, others, seeds = again
 
         def body(total: list[Any], step: Any) -> Any:
             seed, cotangent = step
-            _, pull = jax.vjp(lambda p: evaluate(p, others, seed)[0], parameters)
+            _, pull, _ = jax.vjp(lambda p: chunk(p, others, seed), parameters, has_aux=True)
             return jax.tree.map(jnp.add, total, pull(cotangent)[0]), None
 
-        total, _ = jax.lax.scan(body, jax.tree.map(jnp.zeros_like, parameters), (seeds, cotangents[0]))
-        return total, None, None
+        total, _ = jax.lax.scan(body, jax.tree.map(jnp.zeros_like, parameters), (seeds, cotangent))
+        return total, None, None, None
 
-    run.defvjp(lambda *args: (run(*args), args), backward)
-    out = run(parameters, others, padded)
-    return jax.tree.map(lambda y: y.reshape(chunks * rows, *y.shape[2:])[:k], out)
+    run.defvjp(forward, backward)
+    return all_rows(run(parameters, others, beside, padded))
+
+
+class _Hoisted:
+    """A function whose closed-over values have become arguments: those that may be differentiated, and the others.
+
+    jax.closure_convert leaves some of them closed over, and then grad(vmap(...)) leaks tracers.
+    """
+
+    def __init__(self, closed: core.ClosedJaxpr, tree: Any):
+        self._jaxpr, self._tree = closed.jaxpr, tree
+        self._is_parameter = [jnp.issubdtype(jnp.result_type(c), jnp.inexact) for c in closed.consts]
+        pairs = list(zip(closed.consts, self._is_parameter, strict=True))
+        self.parameters = [jnp.asarray(c) for c, p in pairs if p]
+        self.others = [c for c, p in pairs if not p]
+
+    def __call__(self, parameters: list[Any], others: list[Any], *args: Any) -> Any:
+        p, o = iter(parameters), iter(others)
+        consts = [next(p if is_parameter else o) for is_parameter in self._is_parameter]
+        out = core.jaxpr_as_fun(core.ClosedJaxpr(self._jaxpr, consts))(*jax.tree.leaves(args))
+        return jax.tree.unflatten(self._tree, out)
+
+
+def _hoist(function: Callable[..., Any], *args: Any) -> tuple[_Hoisted, Any]:
+    closed, shape = dataflow.trace(function, *args)
+    return _Hoisted(closed, jax.tree.structure(shape)), shape
+
+
+def _tied(found: Any) -> Found:
+    """Make every output depend on the others, in nothing but name.
+
+    Under an outer vmap an output that none of the batched inputs reaches would be shared by the whole batch, and so
+    would its cotangent: each member must have its own.
+    """
+    (log_p, log_q, _), _ = found
+    none = jax.lax.stop_gradient(jnp.where(jnp.isnan(log_p + log_q), 0, 0))
+    one = jnp.max(none)
+    tie = lambda y: y + (none if y.shape == none.shape else one).astype(y.dtype)  # noqa: E731
+    number = lambda y: jnp.issubdtype(y.dtype, jnp.number)  # noqa: E731
+    return jax.tree.map(lambda y: tie(y) if number(y) else y, found)

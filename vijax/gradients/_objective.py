@@ -40,13 +40,14 @@ def estimate(
     draw: Draw,
     num_samples: int,
     chunk_size: int | None,
+    reply: Callable[[Array], Array] | None = None,
 ) -> Estimate:
-    """Look at every draw and judge the log-densities found."""
+    """Look at every draw and judge the log-densities found; `reply` as in `draws.chunked`."""
     seeds = draws.plan(key, log_joint, draw, num_samples)
-    if chunk_size is None or chunk_size >= num_samples:
+    if chunk_size is None or (chunk_size >= num_samples and reply is None):
         (log_p, log_q, extra), (z, aux) = look(seeds)
     else:
-        (log_p, log_q, extra), aux = draws.chunked(lambda s: _without_draws(look(s)), seeds, chunk_size)
+        (log_p, log_q, extra), aux = draws.chunked(lambda s: _without_draws(look(s)), seeds, chunk_size, reply=reply)
         z = None
     seen = Draws(z, log_p, log_q, None, aux)
     return Estimate(value(log_p, log_q, extra), jax.lax.stop_gradient(seen))

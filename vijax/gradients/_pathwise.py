@@ -12,7 +12,7 @@ from vijax import checks, dataflow, draws
 from vijax.draws import Plan
 from vijax.gradients._curvature import path_slopes
 from vijax.gradients._objective import admit, estimate
-from vijax.numerics import scale_gradient, with_score
+from vijax.numerics import expand, scale_gradient, with_score
 from vijax.types import Bound, Draw, Estimate, LogJoint, Objective, PyTree, attribute
 
 
@@ -116,15 +116,13 @@ def dreg(bound: Bound, *, draw: Draw = draws.iid) -> Objective:
 
         def value(log_p: Array, log_q: Array, extra: Any) -> Array:
             log_w = log_p - log_q
-            if extra is None:
+            if extra is None or gate is not None:
                 return bound(log_w)
-            if gate is not None:
-                return bound(_send(log_w, extra, jax.lax.stop_gradient(gate(log_w))))
             stopped = jax.lax.stop_gradient(log_w)
             whole, path = path_slopes(bound, stopped)
             return with_score(bound(stopped), jnp.sum(path * log_w + (whole - path) * extra, 0))
 
-        return estimate(look, value, key, log_joint, draw, num_samples, chunk_size)
+        return estimate(look, value, key, log_joint, draw, num_samples, chunk_size, gate if once else None)
 
     return objective
 
@@ -140,8 +138,8 @@ def _frozen(q: Any, z: PyTree, paths: dict[str, checks.Path]) -> Callable[[PyTre
     return lambda z: log_prob(*jax.tree.leaves(z))[0]
 
 
-# The gate of a draw is known only after the bound has seen every weight. So that one look is enough, it travels back
-# with the cotangents: _send hands it to the token, and _receive, at the draw, multiplies by what the token brings.
+# The gate of a draw is known only after the bound has seen every weight. So that one look is enough, it comes back with
+# the cotangents, as the reply to a token that went out with the draw.
 
 
 @jax.custom_vjp
@@ -151,16 +149,7 @@ def _receive(z: PyTree, token: Array) -> tuple[PyTree, Array]:
 
 def _receive_backward(_: None, cotangents: Any) -> Any:
     dz, factor = cotangents
-    scale = lambda d: d * factor.reshape(factor.shape + (1,) * (d.ndim - factor.ndim))  # noqa: E731
-    return jax.tree.map(scale, dz), jnp.zeros_like(factor)
+    return jax.tree.map(lambda d: d * expand(factor, d), dz), jnp.zeros_like(factor)
 
 
 _receive.defvjp(lambda z, token: ((z, token), None), _receive_backward)
-
-
-@jax.custom_vjp
-def _send(log_w: Array, token: Array, factor: Array) -> Array:
-    return log_w
-
-
-_send.defvjp(lambda log_w, token, factor: (log_w, factor), lambda factor, d: (d, factor, jnp.zeros_like(factor)))
