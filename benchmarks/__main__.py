@@ -1,0 +1,43 @@
+"""Runs one benchmark: `python -m benchmarks NAME [--quick] [--json PATH] [--data DIR]`."""
+
+import argparse
+import importlib
+import os
+import pkgutil
+import time
+from pathlib import Path
+
+# Children measure their own memory on the same device; a parent that takes three quarters of a GPU leaves them nothing.
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+
+import jax
+
+import benchmarks
+from benchmarks._report import Options, Table, write
+
+
+def main() -> None:
+    names = [m.name for m in pkgutil.iter_modules(benchmarks.__path__) if not m.name.startswith("_")]
+    parser = argparse.ArgumentParser("python -m benchmarks", description="Benchmarks of vijax beside its peers.")
+    parser.add_argument("name", choices=names)
+    parser.add_argument("--quick", action="store_true", help="few rounds and settings: to see that it runs")
+    parser.add_argument("--json", type=Path, metavar="PATH", help="where to write the rows")
+    parser.add_argument("--data", type=Path, metavar="DIR", help="folder with binarized_mnist/; else synthetic images")
+    args = parser.parse_args()
+
+    start, table = time.time(), Table()
+    device = f"{jax.devices()[0].platform}: {jax.devices()[0].device_kind}, {os.cpu_count()} CPU cores"
+    print(f"{args.name}{', quick' if args.quick else ''}: jax {jax.__version__} on {device}")
+    context = {"benchmark": args.name, "quick": args.quick, "jax": jax.__version__, "device": device}
+    try:
+        for r in importlib.import_module(f"benchmarks.{args.name}").run(Options(args.quick, args.data)):
+            table.add(r | context)
+    finally:  # an interrupted run keeps what it has measured
+        if args.json:
+            write(table.rows, args.json)
+    table.close()
+    print(f"{time.time() - start:.0f} s")
+
+
+if __name__ == "__main__":
+    main()
