@@ -1,0 +1,61 @@
+"""Traces: a step is traced once, asks the model for what it needs and no more, and never again."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from tests.laws import problem
+
+# Python calls of log_joint while a step is traced. dreg of a bound that is not linear looks twice unless chunked.
+CALLS = [
+    ("reparam(iwae)", None, 1),
+    ("reparam(iwae)", 3, 1),
+    ("dreg(elbo)", None, 1),
+    ("dreg(iwae)", None, 2),
+    ("dreg(iwae)", 3, 1),
+    ("dreg(iwae)", problem.K, 1),
+    ("dreg(own)", None, 2),
+    ("score(elbo)", None, 1),
+    ("vimco(iwae)", None, 1),
+    ("vimco(iwae)", 3, 1),
+    ("auto(iwae)", None, 1),
+    ("auto(iwae)", 3, 1),
+]
+
+
+@pytest.mark.parametrize(("name", "chunk_size", "expected"), CALLS)
+def test_one_trace_and_none_on_the_second_call(name, chunk_size, expected, key, monkeypatch):
+    calls = []
+    model = problem.log_joint
+    monkeypatch.setattr(problem, "log_joint", lambda *args: calls.append(1) or model(*args))
+    traces = []
+
+    @jax.jit
+    def step(params, data, key):
+        traces.append(1)
+        return jax.value_and_grad(problem.value(name, chunk_size))(params, data, key)
+
+    for i in range(3):  # new numbers each time, in the shapes of the first
+        params, data = problem.inputs(i)
+        step(params, data, jax.random.fold_in(key, i))
+    assert len(traces) == 1
+    assert len(calls) == expected
+
+
+def test_a_new_q_in_each_step_does_not_retrace(key):
+    """Objectives and q may be made afresh inside the step, as closures: nothing hangs on their identity."""
+    import vijax as vj
+
+    traces = []
+
+    @jax.jit
+    def step(params, key):
+        traces.append(1)
+        objective = vj.gradients.dreg(lambda log_w: jnp.mean(log_w, 0))
+        q = vj.families.mean_field().dist(params)
+        return objective(key, lambda z: -jnp.sum(z**2), q, num_samples=2).value
+
+    params = vj.families.mean_field().init(key, jnp.zeros(2))
+    for i in range(2):
+        step(jax.tree.map(lambda p, i=i: p + i, params), jax.random.fold_in(key, i))
+    assert len(traces) == 1
