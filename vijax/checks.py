@@ -14,6 +14,7 @@ from vijax import dataflow, types
 
 NOISE = dataflow.Flow(smooth=frozenset({"noise"}))
 PARAMETER = dataflow.Flow(smooth=frozenset({"parameter"}))
+DRAW = dataflow.Flow(smooth=frozenset({"draw"}))
 CURE = "use gradients.vimco or gradients.score, or gradients.auto to choose for each leaf"
 
 
@@ -224,12 +225,12 @@ def _broken(leaf: Any, flow: dataflow.Flow, *, declared: bool | None) -> str | N
     if flow.opaque:
         return (
             f"comes through {min(flow.opaque)}, which cannot be analysed: declare q.reparameterized = True if draws "
-            "are differentiable in its parameters (False otherwise)"
+            "are differentiable in its parameters, False otherwise"
         )
     if how := flow.broken_by("parameter"):
         return (
-            f"depends on a parameter through '{how}', whose derivative is zero or missing (declare q.reparameterized = "
-            "True if the draw is continuous there)"
+            f"depends on a parameter through '{how}', whose derivative is zero or missing (if the draw is continuous "
+            "there, declare it: families.adapt(q, reparameterized=True))"
         )
     if "noise" not in flow.smooth and (how := flow.broken_by("noise")):
         return f"is discrete: its noise arrives only through '{how}'"
@@ -237,7 +238,7 @@ def _broken(leaf: Any, flow: dataflow.Flow, *, declared: bool | None) -> str | N
 
 
 def support(log_prob: Any, leaves: dict[str, Path], estimator: str = "dreg") -> None:
-    """Refuse a q whose support moves with its parameters: dreg drops a score whose mean is then not zero.
+    """Refuse a q whose support moves with its parameters: dreg drops, and score uses, a score of mean zero.
 
     Two signs of it: log_prob is set to -inf by a comparison of the draw with a parameter; or it does not depend on a
     leaf at all, so that leaf is uniform, while the leaf depends on a parameter.
@@ -247,7 +248,42 @@ def support(log_prob: Any, leaves: dict[str, Path], estimator: str = "dreg") -> 
     uniform = [leaf for leaf, path in leaves.items() if path.parametric and leaf not in flow.sources()]
     if uniform or any("log" in f.cuts for f in flows):
         raise ValueError(
-            f"{estimator} drops the score of q, whose mean is zero only while q's support is fixed; here "
+            f"{estimator} takes the mean of q's score for zero, which it is only while q's support is fixed; here "
             + (f"leaf '{uniform[0]}' is uniform on a set" if uniform else "log_prob is -inf on a set")
             + " that depends on q's parameters. Use gradients.reparam."
         )
+
+
+def continuous_support(q: Any, key: Any, draw: types.Draw, estimator: str) -> None:
+    """Apply `support` to a q that a score estimator draws from, where any of it is continuous."""
+    found = paths(q, draw, key)
+    if any(path.broken is None and path.parametric for path in found.values()):
+        z = jax.eval_shape(lambda k: q.sample_and_log_prob(seed=k, sample_shape=())[0], key)
+        support(dataflow.trace(q.log_prob, z)[0], found, estimator)
+
+
+def scored_leaves(q: types.Joint, key: Any) -> set[Any]:
+    """Return the leaves of a Joint that need a score: those without a path, and earlier ones that reach their density
+    through a jump, which the density's own derivative would miss.
+    """
+    found = joint_paths(q, key)
+    scored = {name for name, leaves in found.items() if any(path.broken is not None for path in leaves.values())}
+    z = jax.eval_shape(lambda k: q.sample_and_log_prob(seed=k)[0], key)
+    names = q.names()
+    while True:
+        more = set()
+        for name in scored:
+            earlier = [other for other in names[: names.index(name)] if other not in scored]
+            for other in earlier:
+
+                def density(leaf: Any, z: Any, name: Any = name, other: Any = other) -> Any:
+                    before = {n: leaf if n == other else z[n] for n in names[: names.index(name)]}
+                    return q.conditional(name, before).log_prob(z[name])
+
+                closed, _ = dataflow.trace(density, z[other], z)
+                inputs = [DRAW] * len(jax.tree.leaves(z[other])) + [dataflow.Flow()] * len(jax.tree.leaves(z))
+                if any(f.broken_by("draw") for f in dataflow.analyse(closed, inputs, dataflow.Flow())):
+                    more.add(other)
+        if not more:
+            return scored
+        scored |= more

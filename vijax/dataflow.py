@@ -10,7 +10,7 @@ from jax.extend import core
 
 # Derivatives of these are zero or undefined, so whatever passes through them arrives without its derivative.
 JUMPS = frozenset(
-    "eq ne lt le gt ge eq_to le_to lt_to argmax argmin floor ceil round sign is_finite rem population_count clz".split()
+    "eq ne lt le gt ge eq_to le_to lt_to argmax argmin floor ceil round sign is_finite rem stop_gradient".split()
 )
 # Their derivative is what the author of the function declared it to be, so the body is not looked into.
 DECLARED = frozenset({"custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr", "custom_lin"})
@@ -42,8 +42,12 @@ class Flow(NamedTuple):
         return set(self.smooth) | {source for source, _ in self.broken}
 
     def broken_by(self, source: str) -> str | None:
-        """Return the primitive through which `source` jumps on its way here, if any."""
-        return min((how for s, how in self.broken if s == source), default=None)
+        """Return the primitive through which `source` jumps on its way here, if any.
+
+        Stopping is a break only where nothing else carries the derivative: softmax stops its own harmless shift.
+        """
+        found = {how for s, how in self.broken if s == source}
+        return min(found - {"stop_gradient"} or (set() if source in self.smooth else found), default=None)
 
 
 def merge(flows: Iterable[Flow]) -> Flow:
@@ -138,17 +142,29 @@ def _equation(eqn: Any, ins: list[Flow]) -> list[Flow]:
         if len(jaxpr.invars) == len(ins) and len(jaxpr.outvars) == n:
             return _jaxpr(jaxpr, consts or [Flow()] * len(jaxpr.constvars), ins)
         return [_break(merge(ins), name)] * n
+    if name == "convert_element_type" and eqn.invars[0].aval.dtype == bool and _moves(ins[0]):
+        return [ins[0]._replace(cuts=frozenset({"zero"}))]  # an indicator, as in log((z < h) / h)
     if name in ("broadcast_in_dim", "reshape", "squeeze", "convert_element_type", "copy", "transpose", "slice"):
         return [ins[0]]
     flow = merge(ins)
     zero = any("zero" in f.cuts for f in (ins if name in ("mul", "reduce_sum") else ins[:1]))
     if zero and name in ("mul", "div", "reduce_sum", "log"):
         flow = flow._replace(cuts=flow.cuts | {"log" if name == "log" else "zero"})
+    if any(_inexact(v.aval) for v in eqn.invars):  # whole numbers made of real ones: indices of top_k, pivots, bits
+        return [flow if _inexact(v.aval) else _break(flow, name) for v in eqn.outvars]
     return [flow] * n
 
 
+def _inexact(aval: Any) -> bool:
+    return hasattr(aval, "dtype") and jnp.issubdtype(aval.dtype, jnp.inexact)
+
+
+def _moves(flow: Flow) -> bool:
+    return {"parameter", "draw"} <= flow.sources()
+
+
 def _select(which: Flow, cases: Sequence[Flow]) -> Flow:
-    moves = {"parameter", "draw"} <= which.sources()
+    moves = _moves(which)
     kinds = {-np.inf: "log", 0.0: "zero"}
     cuts = {kinds[c.constant] for c in cases if moves and c.constant in kinds}.union(*(c.cuts for c in cases))
     flow = merge([_break(which, "select_n"), *cases])

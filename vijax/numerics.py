@@ -13,8 +13,9 @@ from jaxtyping import Array, Float
 
 def _where(which: Array, a: Any, b: Any) -> Array:
     """Select without jnp.where's own jit, which costs every model that uses it a function to lower."""
-    shape, dtype = which.shape, jnp.result_type(a, b)
-    full = lambda v: jnp.broadcast_to(jnp.asarray(v, dtype), shape) if jnp.shape(v) != shape else v  # noqa: E731
+    shape = which.shape
+    dtype = next(v.dtype for v in (a, b) if hasattr(v, "dtype"))
+    full = lambda v: jnp.broadcast_to(jnp.asarray(v, dtype), shape)  # noqa: E731
     return jax.lax.select(which, full(a), full(b))
 
 
@@ -26,8 +27,8 @@ def _shifted(x: Array) -> tuple[Array, Array, Array]:
     shift = _where(jax.lax.is_finite(top), top, 0.0)
     # A +inf row becomes the largest finite one, so that beside it finite rows count for nothing.
     huge = jnp.finfo(x.dtype).max
-    shift = _where(top == jnp.inf, huge, shift)
-    return top, shift, _where(x == jnp.inf, huge, x) - shift[None]
+    shift = _where(top == jnp.inf, float(huge), shift)
+    return top, shift, _where(x == jnp.inf, float(huge), x) - shift[None]
 
 
 @jax.jit
@@ -49,6 +50,8 @@ def log_mean_exp(x: Float[Array, "k *batch"], *, weights: Array | None = None) -
     Raises:
         ValueError: where k = 0.
     """
+    if weights is not None:  # a row of no weight must not set the scale
+        x = _where(jnp.broadcast_to(expand(weights, x), x.shape) > 0, x, -jnp.inf)
     top, shift, u = _shifted(x)
     total = jnp.sum(jnp.exp(u), 0) / x.shape[0] if weights is None else jnp.sum(expand(weights, x) * jnp.exp(u), 0)
     empty = total == 0
@@ -67,6 +70,8 @@ def normalized_weights(x: Float[Array, "k *batch"], *, weights: Array | None = N
     Returns:
         [k, *batch], summing to 1 over axis 0 where any row is possible.
     """
+    if weights is not None:
+        x = _where(jnp.broadcast_to(expand(weights, x), x.shape) > 0, x, -jnp.inf)
     _, _, u = _shifted(x)
     w = jnp.exp(u) if weights is None else expand(weights, x) * jnp.exp(u)
     total = jnp.sum(w, 0)
@@ -75,13 +80,13 @@ def normalized_weights(x: Float[Array, "k *batch"], *, weights: Array | None = N
 
 @jax.jit
 def leave_one_out_mean(x: Float[Array, "k *batch"]) -> Float[Array, "k *batch"]:
-    """Mean of the other rows, for each row; -inf only where another row is -inf. Costs O(k)."""
+    """Mean of the other rows, for each row; infinite only where another row is. Costs O(k)."""
     k = _at_least_two(x)
-    impossible = jnp.isneginf(x)
+    impossible = jnp.isinf(x)
     finite = jnp.where(impossible, 0.0, x)
     others = (jnp.sum(finite, 0)[None] - finite) / (k - 1)
     elsewhere = jnp.sum(impossible, 0)[None] - impossible
-    return jnp.where(elsewhere > 0, -jnp.inf, others)
+    return jnp.where(elsewhere > 0, jnp.where(jnp.max(x, 0) == jnp.inf, jnp.inf, -jnp.inf)[None], others)
 
 
 @jax.jit

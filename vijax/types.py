@@ -183,7 +183,7 @@ class Joint:
                 draw = jax.vmap(draw)
             return draw(keys)
         leaves: dict[Any, Any] = {}
-        log_q: Any = 0.0
+        log_q: Any = None
         for key, name in zip(self.keys(seed), self.names(), strict=True):
             q = self.conditional(name, leaves)
             leaves[name], log_prob = q.sample_and_log_prob(seed=key, sample_shape=())
@@ -203,14 +203,16 @@ class Joint:
 
     def log_prob(self, z: PyTree, /) -> Array:
         """Return log q(z), shape [*batch]."""
-        log_q: Any = 0.0
+        log_q: Any = None
         for name, log_prob in self.parts(z).items():
             log_q = _add(log_q, log_prob, name)
         return jnp.asarray(log_q)
 
 
 def _add(total: Any, log_prob: Array, name: Any) -> Any:
-    if jnp.ndim(total) and jnp.shape(total) != jnp.shape(log_prob):
+    if total is None:
+        return log_prob
+    if jnp.shape(total) != jnp.shape(log_prob):
         raise ValueError(
             f"the leaves of a Joint must share one batch shape: log q({name} | earlier) has shape "
             f"{jnp.shape(log_prob)}, those before it {jnp.shape(total)}. Wrap event dimensions in Independent."

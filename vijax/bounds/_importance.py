@@ -1,5 +1,6 @@
 """The evidence lower bound and its importance-weighted kin."""
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -31,6 +32,8 @@ def elbo(log_w: Float[Array, "k *batch"], *, weights: Array | None = None) -> Fl
     """
     if log_w.shape[0] == 0:
         raise ValueError(f"log_w must have shape [k, *batch] with k >= 1, got {log_w.shape}.")
+    # The slope of a mean is a constant; folded into the likelihood's backward pass, it made XLA's CPU code half as fast.
+    log_w = jax.lax.optimization_barrier(log_w)
     return jnp.mean(log_w, 0) if weights is None else jnp.sum(expand(weights, log_w) * log_w, 0)
 
 
@@ -136,6 +139,11 @@ def ciwae(log_w: Float[Array, "k *batch"], *, beta: float, weights: Array | None
     Returns:
         [*batch], in nats.
 
+    Raises:
+        ValueError: for beta outside [0, 1].
+
     Reference: Rainforth et al., Tighter variational bounds are not necessarily better, 2018, arXiv:1802.04537.
     """
+    if isinstance(beta, (int, float)) and not 0 <= beta <= 1:
+        raise ValueError(f"beta must lie between 0 and 1 for a bound, got {beta}.")
     return beta * elbo(log_w, weights=weights) + (1 - beta) * log_mean_exp(log_w, weights=weights)

@@ -1,5 +1,6 @@
 """Power means of the weights: the Rényi family below and above the evidence, and the chi upper bound."""
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -13,8 +14,15 @@ from vijax.types import carries
 def _power_mean(log_w: Array, n: float, weights: Array | None) -> Array:
     if isinstance(n, (int, float)) and n == 0:
         return elbo(log_w, weights=weights)
-    safe = jnp.where(n == 0, 1.0, n)
-    return jnp.where(n == 0, elbo(log_w, weights=weights), log_mean_exp(safe * log_w, weights=weights) / safe)
+    safe = jnp.where(n == 0, 1.0, n).astype(log_w.dtype)
+    mean = elbo(log_w, weights=weights)
+    # Near n = 0 the logarithm of the mean cancels to noise / n; from the mean of log w upwards it does not.
+    center = jax.lax.stop_gradient(jnp.where(jnp.isfinite(mean), mean, 0.0))
+    away = safe * (log_w - center[None])
+    near = jnp.all(jnp.abs(away) < 0.5, 0)
+    small = jnp.log1p(elbo(jnp.expm1(jnp.where(near[None], away, 0.0)), weights=weights)) / safe + center
+    value = jnp.where(near, small, log_mean_exp(safe * log_w, weights=weights) / safe)
+    return jnp.where(n == 0, mean, value)
 
 
 def _power_gate(log_w: Array, n: float, weights: Array | None) -> Array:
@@ -26,7 +34,8 @@ def _power_gate(log_w: Array, n: float, weights: Array | None) -> Array:
 def _power_leave_one_out(log_w: Array, n: float) -> Array:
     if isinstance(n, (int, float)) and n == 0:
         return leave_one_out_mean(log_w)
-    return leave_one_out_log_mean_exp(n * log_w) / n
+    safe = jnp.where(n == 0, 1.0, n).astype(log_w.dtype)
+    return jnp.where(n == 0, leave_one_out_mean(log_w), leave_one_out_log_mean_exp(safe * log_w) / safe)
 
 
 def _renyi_gate(log_w: Array, *, alpha: float, weights: Array | None = None) -> Array:

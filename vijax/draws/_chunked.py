@@ -51,20 +51,15 @@ def chunked(
     fill = jnp.minimum(jnp.arange(chunks * rows), k - 1)
     padded = jax.tree.map(lambda s: s[fill].reshape(chunks, rows, *s.shape[1:]), seeds)
 
-    looking, shape = _hoist(look, jax.tree.map(lambda s: s[0], padded))
-    replying = (
-        None
-        if reply is None
-        else _hoist(reply, jax.ShapeDtypeStruct((k, *shape[0][0].shape[1:]), shape[0][0].dtype))[0]
-    )
-    parameters, others = looking.parameters, looking.others
-    beside = None if replying is None else (replying.parameters, replying.others)
+    looking, parameters, others, shape = _hoist(look, jax.tree.map(lambda s: s[0], padded))
+    replying, *beside, _ = (None, None) if reply is None else _hoist(reply, _column(shape[0][0], k))
+    seeds, wrap = _bare(padded)
 
     def all_rows(found: Any) -> Any:
         return jax.tree.map(lambda y: y.reshape(chunks * rows, *y.shape[2:])[:k], found)
 
     def chunk(parameters: list[Any], others: list[Any], seeds: PyTree) -> Found:
-        return _tied(looking(parameters, others, seeds))
+        return _tied(looking(parameters, others, wrap(seeds)))
 
     @jax.custom_vjp
     def run(parameters: list[Any], others: list[Any], beside: Any, seeds: PyTree) -> Found:
@@ -100,32 +95,44 @@ def chunked(
         return total, None, None, None
 
     run.defvjp(forward, backward)
-    return all_rows(run(parameters, others, beside, padded))
+    return all_rows(run(parameters, others, beside, seeds))
 
 
-class _Hoisted:
-    """A function whose closed-over values have become arguments: those that may be differentiated, and the others.
+def _hoist(function: Callable[..., Any], *args: Any) -> tuple[Callable[..., Any], list[Any], list[Any], Any]:
+    """Make arguments of what a function closes over: what may be differentiated, and the rest.
 
-    jax.closure_convert leaves some of them closed over, and then grad(vmap(...)) leaks tracers.
+    Returns (parameters, others, *args) -> result, the parameters, the others, and the result's shapes.
+    jax.closure_convert leaves some values closed over, and then grad(vmap(...)) leaks tracers.
     """
-
-    def __init__(self, closed: core.ClosedJaxpr, tree: Any):
-        self._jaxpr, self._tree = closed.jaxpr, tree
-        self._is_parameter = [jnp.issubdtype(jnp.result_type(c), jnp.inexact) for c in closed.consts]
-        pairs = list(zip(closed.consts, self._is_parameter, strict=True))
-        self.parameters = [jnp.asarray(c) for c, p in pairs if p]
-        self.others = [c for c, p in pairs if not p]
-
-    def __call__(self, parameters: list[Any], others: list[Any], *args: Any) -> Any:
-        p, o = iter(parameters), iter(others)
-        consts = [next(p if is_parameter else o) for is_parameter in self._is_parameter]
-        out = core.jaxpr_as_fun(core.ClosedJaxpr(self._jaxpr, consts))(*jax.tree.leaves(args))
-        return jax.tree.unflatten(self._tree, out)
-
-
-def _hoist(function: Callable[..., Any], *args: Any) -> tuple[_Hoisted, Any]:
     closed, shape = dataflow.trace(function, *args)
-    return _Hoisted(closed, jax.tree.structure(shape)), shape
+    jaxpr, tree = closed.jaxpr, jax.tree.structure(shape)
+    is_parameter = [jnp.issubdtype(jnp.result_type(c), jnp.inexact) for c in closed.consts]
+    pairs = list(zip(closed.consts, is_parameter, strict=True))
+    others, wrap = _bare([c for c, p in pairs if not p])
+
+    def hoisted(parameters: list[Any], others: list[Any], *args: Any) -> Any:
+        p, o = iter(parameters), iter(wrap(others))
+        consts = [next(p if parameter else o) for parameter in is_parameter]
+        out = core.jaxpr_as_fun(core.ClosedJaxpr(jaxpr, consts))(*jax.tree.leaves(args))
+        return jax.tree.unflatten(tree, out)
+
+    return hoisted, [jnp.asarray(c) for c, p in pairs if p], others, shape
+
+
+def _bare(tree: PyTree) -> tuple[PyTree, Callable[[PyTree], PyTree]]:
+    """Strip keys to their numbers, and return how to wrap them again.
+
+    The backward pass draws the same draws anew, which JAX's check against the reuse of keys would call an accident.
+    """
+    is_key = lambda s: jnp.issubdtype(jnp.result_type(s), jax.dtypes.prng_key)  # noqa: E731
+    kinds = jax.tree.map(lambda s: str(jax.random.key_impl(s)) if is_key(s) else "", tree)
+    strip = lambda s: jax.random.key_data(s) if is_key(s) else s  # noqa: E731
+    wrap = lambda s, kind: jax.random.wrap_key_data(s, impl=kind) if kind else s  # noqa: E731
+    return jax.tree.map(strip, tree), lambda bare: jax.tree.map(wrap, bare, kinds)
+
+
+def _column(like: Any, k: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((k, *like.shape[1:]), like.dtype)
 
 
 def _tied(found: Any) -> Found:
@@ -136,7 +143,7 @@ def _tied(found: Any) -> Found:
     """
     (log_p, log_q, _), _ = found
     none = jax.lax.stop_gradient(jnp.where(jnp.isnan(log_p + log_q), 0, 0))
-    one = jnp.max(none)
+    one = jnp.max(none, initial=0)
     tie = lambda y: y + (none if y.shape == none.shape else one).astype(y.dtype)  # noqa: E731
     number = lambda y: jnp.issubdtype(y.dtype, jnp.number)  # noqa: E731
     return jax.tree.map(lambda y: tie(y) if number(y) else y, found)

@@ -45,6 +45,10 @@ def evaluate(log_joint: LogJoint, z: PyTree, log_q: Array, keys: Any = None) -> 
 
     def one(z: PyTree, log_q: Array, key: Any) -> tuple[Array, PyTree]:
         out = log_joint(z) if key is None else log_joint(z, key=key)
+        if isinstance(out, (tuple, list)) and not has_aux:
+            raise TypeError(
+                "log_joint returned a tuple; a model with auxiliary output goes through targets.keyed(has_aux=True)."
+            )
         log_p, aux = out if has_aux else (out, None)
         if isinstance(log_p, dict):
             for factor in log_p.values():

@@ -9,44 +9,48 @@ from vijax.types import PyTree
 
 
 class _Adapted:
-    """A distribution with `sample` and `log_prob`, as TFP and NumPyro have them."""
+    """A distribution with `sample` and `log_prob`, as TFP and NumPyro have them, or with vijax's own two methods."""
 
-    def __init__(self, distribution: Any):
+    def __init__(self, distribution: Any, *, reparameterized: bool | None):
         self._distribution = distribution
-        by_name = "seed" in inspect.signature(distribution.sample).parameters
-        self._sample = (
-            (lambda seed, shape: distribution.sample(seed=seed, sample_shape=shape))
-            if by_name
-            else (lambda seed, shape: distribution.sample(seed, shape))
-        )
+        self.reparameterized = reparameterized
 
     def sample_and_log_prob(self, *, seed: Any, sample_shape: Any = ()) -> tuple[PyTree, Array]:
-        z = self._sample(seed, tuple(sample_shape))
-        return z, self._distribution.log_prob(z)
+        q, shape = self._distribution, tuple(sample_shape)
+        if hasattr(q, "sample_and_log_prob"):
+            return q.sample_and_log_prob(seed=seed, sample_shape=shape)
+        by_name = "seed" in inspect.signature(q.sample).parameters
+        z = q.sample(seed=seed, sample_shape=shape) if by_name else q.sample(seed, shape)
+        return z, q.log_prob(z)
 
     def log_prob(self, z: PyTree, /) -> Array:
         return self._distribution.log_prob(z)
 
 
-def adapt(distribution: Any) -> Any:
-    """Lend a TFP (JAX substrate) or NumPyro distribution the two methods that vijax calls.
+def adapt(distribution: Any, *, reparameterized: bool | None = None) -> Any:
+    """Lend a TFP (JAX substrate) or NumPyro distribution the two methods that vijax calls, or declare any q's draws.
 
         (sample, log_prob)  ->  (sample_and_log_prob, log_prob)
 
-    Nothing is believed of its own reparameterisation flags: its sampler's jaxpr is looked at like any other. distrax
-    needs no adaptor.
+    Nothing is believed of a distribution's own flags: its sampler's jaxpr is looked at like any other. What the jaxpr
+    cannot show, a draw that is continuous in its parameters in spite of a comparison (a spline, a guarded sigmoid), you
+    may declare here. distrax needs no adaptor otherwise.
 
     Args:
-        distribution: with `log_prob(z)` and either `sample(sample_shape, seed)` or `sample(key, sample_shape)`.
+        distribution: with `log_prob(z)` and either `sample(sample_shape, seed)`, `sample(key, sample_shape)` or
+            `sample_and_log_prob`.
+        reparameterized: True if its draws carry the whole derivative of its parameters, False if not; None lets the
+            jaxpr decide. A wrong True is a biased gradient.
 
     Returns:
         A Distribution of the same draws, batch shape and densities.
 
     Raises:
-        TypeError: where either method is missing.
+        TypeError: where a method is missing.
 
     Reference: Dillon et al., TensorFlow distributions, 2017, arXiv:1711.10604.
     """
-    if not (hasattr(distribution, "sample") and hasattr(distribution, "log_prob")):
-        raise TypeError(f"adapt needs sample and log_prob; {type(distribution).__name__} lacks them.")
-    return _Adapted(distribution)
+    draws = hasattr(distribution, "sample") or hasattr(distribution, "sample_and_log_prob")
+    if isinstance(distribution, type) or not (draws and hasattr(distribution, "log_prob")):
+        raise TypeError(f"adapt needs an object with sample and log_prob, got {distribution!r}.")
+    return _Adapted(distribution, reparameterized=reparameterized)

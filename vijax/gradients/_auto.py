@@ -46,8 +46,7 @@ def auto(bound: Bound) -> Objective:
             broken = any(path.broken is not None for path in checks.paths(q, draws.iid, key).values())
             chosen = vimco(bound) if broken else reparam(bound)
             return chosen(key, log_joint, q, num_samples=num_samples, chunk_size=chunk_size)
-        parts = checks.joint_paths(q, key).items()
-        scored = {name for name, found in parts if any(path.broken is not None for path in found.values())}
+        scored = checks.scored_leaves(q, key)
         if not scored:
             return reparam(bound)(key, log_joint, q, num_samples=num_samples, chunk_size=chunk_size)
         admit(key, log_joint, q, num_samples, chunk_size, bound, least=2, why=ALONE)

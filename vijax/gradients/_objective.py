@@ -49,8 +49,10 @@ def estimate(
     else:
         (log_p, log_q, extra), aux = draws.chunked(lambda s: _without_draws(look(s)), seeds, chunk_size, reply=reply)
         z = None
-    seen = Draws(z, log_p, log_q, None, aux)
-    return Estimate(value(log_p, log_q, extra), jax.lax.stop_gradient(seen))
+    judged = value(log_p, log_q, extra)
+    if judged.shape != log_q.shape[1:]:
+        raise ValueError(f"a bound maps [k, *batch] to [*batch]: from {log_q.shape} this one made {judged.shape}.")
+    return Estimate(judged, jax.lax.stop_gradient(Draws(z, log_p, log_q, None, aux)))
 
 
 def _without_draws(seen: Any) -> Any:

@@ -26,7 +26,7 @@ def _look(log_joint: LogJoint, q: Any) -> Any:
 
 
 def score(bound: Bound, *, baseline: ArrayLike | None = None) -> Objective:
-    """Score-function gradient (REINFORCE) of any bound: unbiased for any q, discrete too, with the highest variance.
+    """Score-function gradient (REINFORCE) of any bound: unbiased for any q of fixed support, with the highest variance.
 
         ∇φ = E[Σₖ (B - b) ∇ log q(zₖ)] + E[Σₖ B'ₖ ∇φ log wₖ|z];   for elbo draw k's signal is (log wₖ - b)/K
 
@@ -64,6 +64,7 @@ def score(bound: Bound, *, baseline: ArrayLike | None = None) -> Objective:
         key: Key[Array, ""], log_joint: LogJoint, q: Any, *, num_samples: int, chunk_size: int | None = None
     ) -> Estimate:
         q = admit(key, log_joint, q, num_samples, chunk_size, bound)
+        checks.continuous_support(q, key, draws.iid, "score")
         value = lambda p, q, _: surrogate(bound, p - q, signal, q)  # noqa: E731
         return estimate(_look(log_joint, q), value, key, log_joint, draws.iid, num_samples, chunk_size)
 
@@ -71,7 +72,7 @@ def score(bound: Bound, *, baseline: ArrayLike | None = None) -> Objective:
 
 
 def vimco(bound: Bound) -> Objective:
-    """Leave-one-out score gradient of any bound: unbiased for any q, discrete too; first choice without a path.
+    """Leave-one-out score gradient of any bound: for any q of fixed support; first choice without a path.
 
         ∇φ = E[Σₖ (B - B₋ₖ) ∇ log q(zₖ)] + E[Σₖ B'ₖ ∇φ log wₖ|z],   B₋ₖ: the bound of the other draws
 
@@ -97,6 +98,7 @@ def vimco(bound: Bound) -> Objective:
         key: Key[Array, ""], log_joint: LogJoint, q: Any, *, num_samples: int, chunk_size: int | None = None
     ) -> Estimate:
         q = admit(key, log_joint, q, num_samples, chunk_size, bound, least=2, why=ALONE)
+        checks.continuous_support(q, key, draws.iid, "vimco")
         value = lambda p, q, _: surrogate(bound, p - q, lambda w: left_out(bound, w), q)  # noqa: E731
         return estimate(_look(log_joint, q), value, key, log_joint, draws.iid, num_samples, chunk_size)
 
