@@ -2,9 +2,10 @@
 
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from re import findall, match
+from os import path as paths_of
+from re import findall
 from typing import Any, NamedTuple
 
 import jax
@@ -121,31 +122,33 @@ def outer_broadcasts(what: str) -> Iterator[None]:
     if jax.config.values["jax_numpy_rank_promotion"] != "allow":  # the caller's own setting already looks
         yield
         return
-    with warnings.catch_warnings(record=True) as caught, jax.numpy_rank_promotion("warn"):
-        warnings.simplefilter("always")
-        warnings.showwarning = _notice(caught)
+    with warnings.catch_warnings(), jax.numpy_rank_promotion("warn"):
+        warnings.filterwarnings("always", "Following NumPy automatic rank promotion")
+        show_others = warnings.showwarning
+
+        def show(message: Any, *args: Any, **kwargs: Any) -> None:
+            if not str(message).startswith("Following NumPy automatic rank promotion"):
+                show_others(message, *args, **kwargs)
+            elif (found := _accident(str(message))) is not None:
+                # Raised inside the trace: one that ends in an error is not cached, so it is refused each time.
+                raise ValueError(
+                    f"{what} broadcasts {found[0]} against {found[1]} to an outer product at {_place()}; nearly always "
+                    "a column that should be a row. Give both the same rank: x[:, 0], or a[None, :] if it is meant."
+                )
+
+        warnings.showwarning = show
         yield
-    for w in caught:
-        if not str(w.message).startswith("Following NumPy automatic rank promotion"):
-            warnings.warn_explicit(w.message, w.category, w.filename, w.lineno)
-        elif (found := _accident(str(w.message))) is not None:
-            raise ValueError(
-                f"{what} broadcasts {found[0]} against {found[1]} to an outer product at {w.line}; nearly always a "
-                "column that should be a row. Give both the same rank: x[:, 0], or a[None, :] if the product is meant."
-            )
 
 
-def _notice(caught: list[Any]) -> Callable[..., None]:
-    def show(message: Any, category: Any, filename: str, lineno: int, file: Any = None, line: Any = None) -> None:
-        place = None
-        if str(message).startswith("Following NumPy"):
-            frames = [
-                f for f in traceback.extract_stack() if not match(r".*[/\\](jax|vijax)[/\\]|.*contextlib", f.filename)
-            ]
-            place = f"{frames[-2].filename.rsplit('/', 1)[-1]}:{frames[-2].lineno}" if len(frames) > 1 else "?"
-        caught.append(warnings.WarningMessage(message, category, filename, lineno, line=place))
-
-    return show
+def _place() -> str:
+    """Return file:line of the frame that called into JAX last."""
+    inside = paths_of.join(paths_of.dirname(jax.__file__ or ""), "")
+    frames = traceback.extract_stack()
+    while frames and not frames[-1].filename.startswith(inside):  # our own, and those of warnings
+        frames.pop()
+    while frames and frames[-1].filename.startswith(inside):
+        frames.pop()
+    return f"{paths_of.basename(frames[-1].filename)}:{frames[-1].lineno}" if frames else "an unknown place"
 
 
 def _accident(message: str) -> tuple[tuple[int, ...], tuple[int, ...]] | None:

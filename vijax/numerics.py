@@ -132,7 +132,7 @@ def scale_gradient(z: Any, factor: Array) -> Any:
 @scale_gradient.defjvp
 def _scale_gradient_jvp(primals: Any, tangents: Any) -> Any:
     (z, factor), (dz, _) = primals, tangents
-    scale = lambda t: t if t.dtype == jax.dtypes.float0 else t * expand(factor, t)  # noqa: E731
+    scale = lambda t: t if t.dtype == jax.dtypes.float0 else (t * expand(factor, t)).astype(t.dtype)  # noqa: E731
     return z, jax.tree.map(scale, dz)
 
 

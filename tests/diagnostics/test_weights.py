@@ -15,26 +15,24 @@ TAILS = {
     "heavy": lambda rng, k: 3 * rng.normal(size=k),
     "pareto": lambda rng, k: rng.exponential(0.7, size=k),
     "no mean": lambda rng, k: 5 * rng.standard_t(2, size=k),
-    "ties": lambda rng, k: np.round(2 * rng.normal(size=k)) / 2,
 }
 
 
 def reference(log_w):
-    with np.errstate(divide="ignore"):  # arviz-stats divides by a quartile of 0 where weights tie
-        return [array_stats.psislw(-column)[1] for column in log_w.T]
+    return [array_stats.psislw(-column)[1] for column in log_w.T]
 
 
 @pytest.mark.parametrize("k", [25, 26, 100, 225, 226, 1000, 5000])
 def test_khat_is_that_of_arviz_stats(k, x64):
-    """Six tails at once, in float64, to 1e-6; 225 is where the tail stops being a fifth."""
+    """Five tails at once, in float64, to 1e-6; 225 is where the tail stops being a fifth."""
     rng = np.random.default_rng(k)
     log_w = np.stack([make(rng, k) for make in TAILS.values()], -1)
     np.testing.assert_allclose(khat(jnp.asarray(log_w)), reference(log_w), atol=1e-6)
 
 
 def test_khat_in_float32():
-    """A verdict needs two digits, and has three."""
-    log_w = np.stack([make(np.random.default_rng(1), 1000) for make in TAILS.values()], -1)
+    """A verdict needs two digits, and has three, wherever the tail fits in float32's exponents."""
+    log_w = np.stack([make(np.random.default_rng(1), 1000) for name, make in TAILS.items() if name != "no mean"], -1)
     np.testing.assert_allclose(khat(jnp.asarray(log_w, jnp.float32)), reference(log_w), atol=2e-3)
 
 
@@ -77,6 +75,7 @@ def totals():
         "few draws with nan": (np.append(ordinary[:5], np.nan), np.nan),
         "enormous": (1e4 * ordinary, None),
         "constant but one": (np.where(np.arange(100) == 5, 1.0, 0.0), None),
+        "ties": (np.round(2 * ordinary) / 2, None),  # arviz-stats divides by a quartile of 0
     }
 
 

@@ -60,6 +60,7 @@ def test_a_keyed_target_gets_keys_of_its_own(key):
     """The model's keys are not q's, one for each draw; a plan for another target has none."""
     target = vj.targets.keyed(lambda key, z: log_joint(z) + jax.random.normal(key))
     found = plan(key, target, iid, 4)
+    assert isinstance(found, vj.draws.Plan)
     data = np.concatenate([jax.random.key_data(found.draw), jax.random.key_data(found.model)])
     assert len(np.unique(data, axis=0)) == 8
     assert plan(key, log_joint, iid, 4).model is None
@@ -88,7 +89,9 @@ def test_antithetic_pairs(key):
     )
     target = lambda z: -0.5 * jnp.sum(z**2)  # noqa: E731
     draws = weigh(key, target, q, num_samples=40_000, draw=antithetic)
-    np.testing.assert_allclose(draws.z[::2] + draws.z[1::2], jnp.broadcast_to(jnp.array([[2.0, -4.0]]), (20_000, 2)), atol=1e-4)
+    np.testing.assert_allclose(
+        draws.z[::2] + draws.z[1::2], jnp.broadcast_to(jnp.array([[2.0, -4.0]]), (20_000, 2)), atol=1e-4
+    )
     assert len(np.unique(np.asarray(draws.z)[::2, 0])) > 19_900
     np.testing.assert_allclose(draws.log_q, jax.vmap(q.log_prob)(draws.z), atol=1e-4)
     # Marginally q: 2e-10 a number by chance, detects .05.

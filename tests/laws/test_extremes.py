@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from scipy.special import logsumexp
 
-import vijax as vj
 from tests import table
 from vijax.numerics import leave_one_out_log_mean_exp, leave_one_out_mean, log_mean_exp, normalized_weights
 from vijax.types import attribute

@@ -76,7 +76,9 @@ def test_forward_mode_is_reverse_mode(name, key):
     direction = inputs(7)[0]
     run = lambda params: value(name)(params, data, key)  # noqa: E731
     forward = jax.jit(lambda p: jax.jvp(run, (p,), (direction,))[1])(params)
-    reverse = sum(jnp.vdot(a, b) for a, b in zip(*map(jax.tree.leaves, (jax.jit(jax.grad(run))(params), direction))))
+    reverse = sum(
+        jnp.vdot(a, b) for a, b in zip(*map(jax.tree.leaves, (jax.jit(jax.grad(run))(params), direction)), strict=False)
+    )
     np.testing.assert_allclose(forward, reverse, rtol=1e-4)
     assert abs(reverse) > 1e-2
 

@@ -52,7 +52,7 @@ def chunked(
     padded = jax.tree.map(lambda s: s[fill].reshape(chunks, rows, *s.shape[1:]), seeds)
 
     looking, parameters, others, shape = _hoist(look, jax.tree.map(lambda s: s[0], padded))
-    replying, *beside, _ = (None, None) if reply is None else _hoist(reply, _column(shape[0][0], k))
+    replying, *beside, _ = (None, None) if reply is None else _hoist(reply, _column(*shape[0][:2], k))
     seeds, wrap = _bare(padded)
 
     def all_rows(found: Any) -> Any:
@@ -81,7 +81,8 @@ def chunked(
         if replying is not None:
             log_p, log_q = all_rows(seen)
             rest = jnp.pad(replying(*beside, log_p - log_q), [(0, chunks * rows - k)] + [(0, 0)] * (log_p.ndim - 1))
-            cotangent = (*cotangent[:2], rest.reshape(chunks, rows, *rest.shape[1:]))
+            rest = rest.astype(cotangent[2].dtype).reshape(chunks, rows, *rest.shape[1:])
+            cotangent = (*cotangent[:2], rest)
         if chunks == 1:
             return again(jax.tree.map(lambda c: c[0], cotangent))[0], None, None, None
         parameters, others, seeds = again
@@ -131,8 +132,8 @@ def _bare(tree: PyTree) -> tuple[PyTree, Callable[[PyTree], PyTree]]:
     return jax.tree.map(strip, tree), lambda bare: jax.tree.map(wrap, bare, kinds)
 
 
-def _column(like: Any, k: int) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct((k, *like.shape[1:]), like.dtype)
+def _column(log_p: Any, log_q: Any, k: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((k, *log_q.shape[1:]), jnp.result_type(log_p.dtype, log_q.dtype))
 
 
 def _tied(found: Any) -> Found:

@@ -149,7 +149,7 @@ def _receive(z: PyTree, token: Array) -> tuple[PyTree, Array]:
 
 def _receive_backward(_: None, cotangents: Any) -> Any:
     dz, factor = cotangents
-    return jax.tree.map(lambda d: d * expand(factor, d), dz), jnp.zeros_like(factor)
+    return jax.tree.map(lambda d: (d * expand(factor, d)).astype(d.dtype), dz), jnp.zeros_like(factor)
 
 
 _receive.defvjp(lambda z, token: ((z, token), None), _receive_backward)

@@ -57,8 +57,8 @@ def score(bound: Bound, *, baseline: ArrayLike | None = None) -> Objective:
         if jnp.broadcast_shapes(jnp.shape(b), own.shape) != own.shape:
             raise ValueError(f"baseline has shape {jnp.shape(b)}, which does not broadcast to the batch {own.shape}.")
         if attribute(bound, "linear", default=False):
-            return (log_w - b) / log_w.shape[0]
-        return jnp.broadcast_to(own - b, log_w.shape)
+            return (log_w - jnp.broadcast_to(b, own.shape)[None]) / log_w.shape[0]
+        return jnp.broadcast_to((own - b)[None], log_w.shape)
 
     def objective(
         key: Key[Array, ""], log_joint: LogJoint, q: Any, *, num_samples: int, chunk_size: int | None = None

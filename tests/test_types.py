@@ -1,0 +1,115 @@
+"""Joint, attributes through partial, and what counts as a distribution."""
+
+from collections import OrderedDict
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.scipy.stats import norm
+
+import vijax as vj
+from tests.bare import Coin, Gauss
+from vijax.types import Draws, attribute, carries, lift
+
+A = Gauss(jnp.array([0.1, 0.2]), jnp.zeros(2))
+
+
+class Pair(NamedTuple):
+    first: object
+    second: object
+
+
+def given(z):
+    first = z["a"] if isinstance(z, dict) else z[0]
+    return Gauss(2 * first, jnp.full(2, -1.0))
+
+
+CONTAINERS = {
+    "dict": {"a": A, "b": given},
+    "ordered": OrderedDict(b=A, a=lambda z: Gauss(2 * z["b"], jnp.full(2, -1.0))),
+    "tuple": (A, given),
+    "list": [A, given],
+    "named tuple": Pair(A, given),
+}
+
+
+@pytest.mark.parametrize("kind", list(CONTAINERS))
+def test_a_joint_of_any_container(kind, key):
+    """Drawn in order, given the earlier leaves, handed back in the container it came in; log q is the sum of parts."""
+    q = vj.Joint(CONTAINERS[kind])
+    z, log_q = q.sample_and_log_prob(seed=key)
+    assert type(z) is (dict if isinstance(CONTAINERS[kind], dict) else type(CONTAINERS[kind]))
+    first, second = (z[name] for name in q.names())
+    expected = A.log_prob(first) + norm.logpdf(second, 2 * first, jnp.exp(-1.0))
+    np.testing.assert_allclose(log_q, expected, rtol=1e-5)
+    np.testing.assert_allclose(q.log_prob(z), expected, rtol=1e-5)
+    parts = q.parts(z)
+    assert list(parts) == q.names()
+    np.testing.assert_allclose(sum(parts.values()), expected, rtol=1e-5)
+    many, log_many = q.sample_and_log_prob(seed=key, sample_shape=(3, 4))
+    assert log_many.shape == (3, 4, 2)
+    np.testing.assert_allclose(jax.vmap(jax.vmap(q.log_prob))(many), log_many, rtol=1e-4, atol=1e-5)
+
+
+def test_nested_joints(key):
+    """A leaf may be a Joint itself, or a dict of distributions, and may depend on nested earlier ones."""
+    q = vj.Joint({"u": {"a": A, "b": given}, "v": lambda z: Gauss(z["u"]["b"], jnp.zeros(2))})
+    z, log_q = q.sample_and_log_prob(seed=key)
+    inner = A.log_prob(z["u"]["a"]) + norm.logpdf(z["u"]["b"], 2 * z["u"]["a"], jnp.exp(-1.0))
+    np.testing.assert_allclose(log_q, inner + norm.logpdf(z["v"], z["u"]["b"], 1.0), rtol=1e-5)
+    np.testing.assert_allclose(q.log_prob(z), log_q, rtol=1e-5)
+
+
+def test_nested_joints_under_objectives(key):
+    """A coin inside a nested dict: auto differentiates what has a path, and the whole is what a flat Joint gives."""
+
+    def slope(nested, p):
+        coin = lambda a: Coin(p["logit"] + a)  # noqa: E731
+        if nested:
+            q = {"u": {"a": Gauss(p["loc"], jnp.zeros(2))}, "v": lambda z: coin(z["u"]["a"])}
+            log_joint = lambda z: norm.logpdf(z["u"]["a"]) + z["v"]  # noqa: E731
+        else:
+            q = {"a": Gauss(p["loc"], jnp.zeros(2)), "v": lambda z: coin(z["a"])}
+            log_joint = lambda z: norm.logpdf(z["a"]) + z["v"]  # noqa: E731
+        return vj.gradients.auto(vj.bounds.iwae)(key, log_joint, q, num_samples=4).value.sum()
+
+    params = {"loc": jnp.array([0.3, -0.2]), "logit": jnp.array([0.1, 0.4])}
+    found = jax.grad(lambda p: slope(True, p))(params)
+    assert all(np.all(np.isfinite(leaf)) and np.all(leaf != 0) for leaf in found.values())
+
+
+def test_what_is_lifted():
+    assert lift(A) is A
+    assert isinstance(lift({"a": A}), vj.Joint)
+    with pytest.raises(TypeError, match=r"q must offer sample_and_log_prob.*got ArrayImpl.*families.adapt"):
+        lift(jnp.zeros(2))
+    for empty in ({}, (), []):
+        with pytest.raises(TypeError, match="non-empty"):
+            lift(empty)
+    with pytest.raises(ValueError, match="z has 1 leaves where this Joint draws 2"):
+        vj.Joint((A, given)).parts((jnp.zeros(2),))
+
+
+def test_attributes_through_partial():
+    """Keywords travel with the function: those of the outer partial win."""
+
+    @carries(gate=lambda x, *, alpha, beta=0.0: (x, alpha, beta), linear=True)
+    def bound(x, *, alpha, beta=0.0):
+        return x
+
+    once = partial(bound, alpha=1)
+    twice = partial(once, alpha=2, beta=3)
+    assert attribute(once, "gate")(0) == (0, 1, 0.0)
+    assert attribute(twice, "gate")(0) == (0, 2, 3)
+    assert attribute(twice, "linear") is True
+    assert attribute(twice, "absent") is None
+    assert attribute(lambda x: x, "linear", default=False) is False
+
+
+def test_draws():
+    draws = Draws(None, jnp.array([1.0, 2.0]), jnp.array([0.5, 3.0]))
+    np.testing.assert_allclose(draws.log_w, [0.5, -1.0])
+    assert (draws.weights, draws.aux) == (None, None)
