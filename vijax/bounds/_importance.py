@@ -112,19 +112,21 @@ def multi_iwae(log_w: Float[Array, "k *batch"], *, groups: int, weights: Array |
     return jnp.sum(total * log_mean_exp(l, weights=w), 0)
 
 
-def _ciwae_gate(log_w: Array, *, beta: float, weights: Array | None = None) -> Array:
+def _ciwae_gate(log_w: Array, *, beta: float | Array, weights: Array | None = None) -> Array:
     share = 1 / log_w.shape[0] if weights is None else expand(weights, log_w)
     w = normalized_weights(log_w, weights=weights)
     slope = beta * share + (1 - beta) * w
     return jnp.where(slope > 0, (beta * share + (1 - beta) * w**2) / jnp.where(slope > 0, slope, 1.0), w)
 
 
-def _ciwae_leave_one_out(log_w: Array, *, beta: float) -> Array:
+def _ciwae_leave_one_out(log_w: Array, *, beta: float | Array) -> Array:
     return beta * leave_one_out_mean(log_w) + (1 - beta) * leave_one_out_log_mean_exp(log_w)
 
 
 @carries(gate=_ciwae_gate, leave_one_out=_ciwae_leave_one_out)
-def ciwae(log_w: Float[Array, "k *batch"], *, beta: float, weights: Array | None = None) -> Float[Array, "*batch"]:
+def ciwae(
+    log_w: Float[Array, "k *batch"], *, beta: float | Array, weights: Array | None = None
+) -> Float[Array, "*batch"]:
     """Convex combination of ELBO and IWAE, to be maximised: a lower bound of log p(x) in expectation at any k.
 
         L = β ELBO + (1 - β) IWAE,   0 <= β <= 1

@@ -11,7 +11,7 @@ from vijax.types import carries
 # All three share one form, (1/n) log Σ weightsₖ wₖⁿ, with the mean of log w as its limit at n = 0.
 
 
-def _power_mean(log_w: Array, n: float, weights: Array | None) -> Array:
+def _power_mean(log_w: Array, n: float | Array, weights: Array | None) -> Array:
     if isinstance(n, (int, float)) and n == 0:
         return elbo(log_w, weights=weights)
     safe = jnp.where(n == 0, 1.0, n).astype(log_w.dtype)
@@ -25,29 +25,31 @@ def _power_mean(log_w: Array, n: float, weights: Array | None) -> Array:
     return jnp.where(n == 0, mean, value)
 
 
-def _power_gate(log_w: Array, n: float, weights: Array | None) -> Array:
+def _power_gate(log_w: Array, n: float | Array, weights: Array | None) -> Array:
     if isinstance(n, (int, float)) and n == 0:
         return jnp.ones_like(log_w)
     return 1 - n * (1 - normalized_weights(n * log_w, weights=weights))
 
 
-def _power_leave_one_out(log_w: Array, n: float) -> Array:
+def _power_leave_one_out(log_w: Array, n: float | Array) -> Array:
     if isinstance(n, (int, float)) and n == 0:
         return leave_one_out_mean(log_w)
     safe = jnp.where(n == 0, 1.0, n).astype(log_w.dtype)
     return jnp.where(n == 0, leave_one_out_mean(log_w), leave_one_out_log_mean_exp(safe * log_w) / safe)
 
 
-def _renyi_gate(log_w: Array, *, alpha: float, weights: Array | None = None) -> Array:
+def _renyi_gate(log_w: Array, *, alpha: float | Array, weights: Array | None = None) -> Array:
     return _power_gate(log_w, 1 - alpha, weights)
 
 
-def _renyi_leave_one_out(log_w: Array, *, alpha: float) -> Array:
+def _renyi_leave_one_out(log_w: Array, *, alpha: float | Array) -> Array:
     return _power_leave_one_out(log_w, 1 - alpha)
 
 
 @carries(gate=_renyi_gate, leave_one_out=_renyi_leave_one_out)
-def renyi(log_w: Float[Array, "k *batch"], *, alpha: float, weights: Array | None = None) -> Float[Array, "*batch"]:
+def renyi(
+    log_w: Float[Array, "k *batch"], *, alpha: float | Array, weights: Array | None = None
+) -> Float[Array, "*batch"]:
     """Rényi bound, to be maximised: in the limit a lower bound for α >= 0 and an upper one for α <= 0; at finite k a
     lower bound in expectation for 0 <= α, and neither for α < 0, since the estimate is biased towards the ELBO.
 
@@ -68,16 +70,18 @@ def renyi(log_w: Float[Array, "k *batch"], *, alpha: float, weights: Array | Non
     return _power_mean(log_w, 1 - alpha, weights)
 
 
-def _cubo_gate(log_w: Array, *, n: float = 2.0, weights: Array | None = None) -> Array:
+def _cubo_gate(log_w: Array, *, n: float | Array = 2.0, weights: Array | None = None) -> Array:
     return _power_gate(log_w, n, weights)
 
 
-def _cubo_leave_one_out(log_w: Array, *, n: float = 2.0) -> Array:
+def _cubo_leave_one_out(log_w: Array, *, n: float | Array = 2.0) -> Array:
     return _power_leave_one_out(log_w, n)
 
 
 @carries(gate=_cubo_gate, leave_one_out=_cubo_leave_one_out)
-def cubo(log_w: Float[Array, "k *batch"], *, n: float = 2.0, weights: Array | None = None) -> Float[Array, "*batch"]:
+def cubo(
+    log_w: Float[Array, "k *batch"], *, n: float | Array = 2.0, weights: Array | None = None
+) -> Float[Array, "*batch"]:
     """Chi upper bound, to be minimised: an upper bound of log p(x) in the limit, n >= 1; at finite k no bound.
 
         U = 1/n log Σₖ weightsₖ wₖⁿ  ->  1/n log E_q[wⁿ]  >=  log p(x)

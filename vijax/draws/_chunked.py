@@ -52,7 +52,7 @@ def chunked(
     padded = jax.tree.map(lambda s: s[fill].reshape(chunks, rows, *s.shape[1:]), seeds)
 
     looking, parameters, others, shape = _hoist(look, jax.tree.map(lambda s: s[0], padded))
-    replying, *beside, _ = (None, None) if reply is None else _hoist(reply, _column(*shape[0][:2], k))
+    replying, *beside, _ = (None, None) if reply is None else _hoist(reply, _column(shape[0][0], shape[0][1], k))
     seeds, wrap = _bare(padded)
 
     def all_rows(found: Any) -> Any:
