@@ -26,7 +26,7 @@ def ess(log_w: Float[Array, "k *batch"]) -> Float[Array, "*batch"]:
     Reference: Kong, A note on importance sampling using standardized weights, 1992.
     """
     squares = jnp.sum(jnp.square(normalized_weights(log_w)), 0)
-    return jnp.where(squares > 0, 1 / jnp.where(squares > 0, squares, 1.0), 0.0)
+    return jnp.where(squares == 0, 0.0, 1 / jnp.where(squares == 0, 1.0, squares))
 
 
 def khat(log_w: Float[Array, "k *batch"]) -> Float[Array, "*batch"]:
@@ -71,6 +71,9 @@ def _khat(log_w: Array, tail: int) -> Array:
     spread = exceedance[-1] - exceedance[0] > rounding
     fit = _generalized_pareto_shape(jnp.where(spread, exceedance, jnp.linspace(0.5, 1.0, tail, dtype=log_w.dtype)))
     fit = jnp.where(spread, fit, -jnp.inf)
+    # Weights that differ and yet underflow beside the largest: a tail heavier than this precision can hold.
+    low = int(tail / 4 + 0.5) - 1
+    fit = jnp.where(spread & (exceedance[low] == 0) & (largest[1 + low] > largest[0]), jnp.inf, fit)
     return jnp.where(jnp.any(jnp.isnan(log_w)), jnp.nan, jnp.where(jnp.isfinite(top), fit, jnp.inf))
 
 

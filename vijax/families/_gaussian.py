@@ -34,9 +34,11 @@ class _Gaussian:
     ):
         self._unravel, self._push, self._log_density = unravel, push, log_density
         self.uniforms = (noise,)
+        self._dtype = jax.eval_shape(push, jnp.zeros(noise, jnp.bfloat16)).dtype  # that of the parameters
 
     def transport(self, u: Float[Array, " n"]) -> PyTree:
         """Carry uniforms to a draw, smoothly in the parameters."""
+        u = u.astype(self._dtype)
         tiny = jnp.finfo(u.dtype).tiny
         return self._unravel(self._push(jax.scipy.special.ndtri(jnp.clip(u, tiny, 1 - jnp.finfo(u.dtype).epsneg))))
 
@@ -47,7 +49,7 @@ class _Gaussian:
 
         for _ in sample_shape:
             one = jax.vmap(one)
-        return one(jax.random.normal(seed, (*sample_shape, *self.uniforms)))
+        return one(jax.random.normal(seed, (*sample_shape, *self.uniforms), self._dtype))
 
     def log_prob(self, z: PyTree, /) -> Array:
         return self._log_density(ravel_pytree(z)[0])
