@@ -188,7 +188,7 @@ def paths(q: Any, draw: types.Draw, key: Any) -> dict[str, Path]:
         parts = joint_paths(q, key).items()
         return {str(n) if leaf == "z" else f"{n}.{leaf}": path for n, found in parts for leaf, path in found.items()}
     closed, shape = dataflow.trace(lambda k: draw.sample(jax.tree.map(lambda s: s[0], draw.seeds(k, 2)), q)[0], key)
-    return _paths(q, shape, dataflow.analyse(closed, [NOISE], PARAMETER), q.log_prob)
+    return _paths(q, shape, dataflow.analyse(closed, [NOISE], PARAMETER))
 
 
 def joint_paths(q: types.Joint, key: Any) -> dict[Any, dict[str, Path]]:
@@ -207,22 +207,13 @@ def joint_paths(q: types.Joint, key: Any) -> dict[Any, dict[str, Path]]:
         for other in sorted(earlier):  # the order in which JAX flattens a dict
             carried = all(path.broken is None for path in found[other].values())
             inputs += [PARAMETER if carried else dataflow.Flow()] * len(jax.tree.leaves(earlier[other]))
-        density = lambda z, name=name, before=dict(earlier): q.conditional(  # noqa: E731
-            name, jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), before)
-        ).log_prob(z)
-        found[name] = _paths(parts[-1], shape, dataflow.analyse(closed, inputs, PARAMETER), density)
+        found[name] = _paths(parts[-1], shape, dataflow.analyse(closed, inputs, PARAMETER))
         earlier[name] = shape
     return found
 
 
-def _paths(q: Any, shape: Any, flows: list[dataflow.Flow], log_prob: Any) -> dict[str, Path]:
+def _paths(q: Any, shape: Any, flows: list[dataflow.Flow]) -> dict[str, Path]:
     declared = getattr(q, "reparameterized", None)
-    if declared is None and any(flow.clipped for flow in flows):
-        # Clipped draws are continuous in the parameters, but their density is not: it has atoms where log_prob jumps.
-        closed, _ = dataflow.trace(log_prob, shape)
-        seen = dataflow.analyse(closed, [DRAW] * len(closed.jaxpr.invars), dataflow.Flow())
-        if any(f.broken_by("draw") for f in seen):
-            flows = [f._replace(broken=f.broken | {("parameter", "clip")}) if f.clipped else f for f in flows]
     leaves = zip(named_leaves(shape), flows, strict=True)
     return {
         name: Path(_broken(leaf, flow, declared=declared), "parameter" in flow.smooth) for (name, leaf), flow in leaves

@@ -29,7 +29,6 @@ class Flow(NamedTuple):
         cuts: whether a density was set to zero by a comparison of the draw with a parameter: "log" where it is a
             log-density (-inf), "zero" where it is a density still to be logged.
         constant: the value, where it is one number known while tracing.
-        clipped: whether noise and a parameter together were cut off at a limit, which piles up mass there.
     """
 
     smooth: frozenset[str] = frozenset()
@@ -37,7 +36,6 @@ class Flow(NamedTuple):
     opaque: frozenset[str] = frozenset()
     cuts: frozenset[str] = frozenset()
     constant: float | None = None
-    clipped: bool = False
 
     def sources(self) -> set[str]:
         """Return all that reaches this variable, by either way."""
@@ -60,7 +58,6 @@ def merge(flows: Iterable[Flow]) -> Flow:
         frozenset().union(*(f.broken for f in flows)),
         frozenset().union(*(f.opaque for f in flows)),
         frozenset().union(*(f.cuts for f in flows)) - {"zero"},  # a zero survives products, and little else
-        clipped=any(f.clipped for f in flows),
     )
 
 
@@ -139,8 +136,6 @@ def _equation(eqn: Any, ins: list[Flow]) -> list[Flow]:
         where = ins[at:] if name in INDICES else ins[1:2]
         rest = ins[:at] if name in INDICES else [ins[0], *ins[2:]]
         return [merge([*rest, _break(merge(where), name)])] * n
-    if params.get("name") in ("_uniform", "_truncated_normal"):  # they clip what rounding may have pushed out
-        return [merge(ins)] * n
     inner = next((params[p] for p in ("jaxpr", "call_jaxpr", "fun_jaxpr") if p in params), None)
     if inner is not None:
         jaxpr, consts = _inner(inner)
@@ -152,8 +147,6 @@ def _equation(eqn: Any, ins: list[Flow]) -> list[Flow]:
     if name in ("broadcast_in_dim", "reshape", "squeeze", "convert_element_type", "copy", "transpose", "slice"):
         return [ins[0]]
     flow = merge(ins)
-    if name in ("clamp", "max", "min") and {"noise", "parameter"} <= flow.smooth:
-        flow = flow._replace(clipped=True)
     zero = any("zero" in f.cuts for f in (ins if name in ("mul", "reduce_sum") else ins[:1]))
     if zero and name in ("mul", "div", "reduce_sum", "log"):
         flow = flow._replace(cuts=flow.cuts | {"log" if name == "log" else "zero"})
