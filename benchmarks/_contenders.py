@@ -123,15 +123,27 @@ def vijax(
     return loss
 
 
-def example_loss(gradient: Callable[..., Any], k: int, chunk: int | None = None) -> Callable[..., Array]:
+def example_loss(gradient: Callable[..., Any], k: int) -> Callable[..., Array]:
     """Mean over examples, each with a key and an objective of its own: nothing in it depends on how data is grouped."""
     estimate = objective(gradient, k)
 
     def one(params: Params, key: Array, x: Array) -> Array:
         q = Normal(*model.encode(params, x))
-        return -estimate(key, partial(model.log_joint, params, x), q, num_samples=k, chunk_size=chunk).value
+        return -estimate(key, partial(model.log_joint, params, x), q, num_samples=k).value
 
     return lambda params, keys, x: jnp.mean(jax.vmap(one, (None, 0, 0))(params, keys, x))
+
+
+def single_loss(gradient: Callable[..., Any], k: int, chunk: int) -> Callable[..., Array]:
+    """The same for a group of one example, [1, ...]: a batch shape of (1,) lets chunks be summed up in one pass."""
+    estimate = objective(gradient, k)
+
+    def loss(params: Params, keys: Array, x: Array) -> Array:
+        q = Normal(*model.encode(params, x))
+        value = estimate(keys[0], partial(model.log_joint, params, x), q, num_samples=k, chunk_size=chunk).value
+        return -jnp.mean(value)
+
+    return loss
 
 
 def group_of(batch: int, k: int, rows: int = 1600) -> int:
@@ -139,17 +151,15 @@ def group_of(batch: int, k: int, rows: int = 1600) -> int:
     return max(g for g in range(1, batch + 1) if batch % g == 0 and (g == 1 or g * k <= rows))
 
 
-def vijax_in_groups(
-    batch: int, k: int, gradient: Callable[..., Any], group: int | None = None, chunk: int | None = None
-) -> ValueAndGrad:
+def vijax_in_groups(batch: int, k: int, gradient: Callable[..., Any], chunk: int | None = None) -> ValueAndGrad:
     """The README's fast recipe: value and gradient of one group of data after the other, activations still in cache.
 
     microbatch of value_and_grad, and not micro_grad: that one makes a gradient for each example before it adds them up.
     """
     grouped = optax.microbatching.microbatch(
-        jax.value_and_grad(example_loss(gradient, k, chunk)),
+        jax.value_and_grad(single_loss(gradient, k, chunk) if chunk else example_loss(gradient, k)),
         argnums=(1, 2),
-        microbatch_size=group or group_of(batch, k),
+        microbatch_size=1 if chunk else group_of(batch, k),
         accumulator=optax.microbatching.AccumulationType.MEAN,
     )
     return lambda params, key, x: grouped(params, jax.random.split(key, batch), x)
@@ -196,7 +206,7 @@ LOSSES: dict[str, Callable[[int], Loss]] = {
 GROUPS: dict[str, Callable[[int, int], ValueAndGrad]] = {
     "vijax dreg, groups of data": partial(vijax_in_groups, gradient=DREG),
     "vijax reparam, groups of data": partial(vijax_in_groups, gradient=REPARAM),
-    "vijax dreg, groups of 1, chunks of 1000": partial(vijax_in_groups, gradient=DREG, group=1, chunk=1000),
+    "vijax dreg, groups of 1, chunks of 1000": partial(vijax_in_groups, gradient=DREG, chunk=1000),
 }
 STEP = [
     "raw", "raw A/A", "raw, rows not flattened", "raw dreg", "vijax reparam", "vijax dreg", "vijax dreg, flat matmul",

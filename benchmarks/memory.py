@@ -18,7 +18,8 @@ REPARAM_CHUNKED, WIDE = "vijax reparam, chunks of 50", "vijax dreg, chunks of 25
 STREAM, STREAM_ALL = "vijax stream, 10 points x 100", "vijax stream, all points x 10"
 
 # Most that the peak of the largest K may exceed the smallest's, in MB; most that a ratio of times may be.
-GROWTH = {CHUNKED: 80.0, REPARAM_CHUNKED: 80.0, WIDE: 80.0, STREAM: 30.0, STREAM_ALL: 30.0}
+# Not judged: chunks of 250, which K = 50 does not fill; 100 points at once, whose log-weights alone are 40 MB an array.
+GROWTH = {CHUNKED: 80.0, REPARAM_CHUNKED: 80.0, STREAM: 30.0}
 GRADIENT_BARS = {
     CHUNKED: {"raw": 0.70, "numpyro": 0.92},
     REPARAM_CHUNKED: {"raw": 0.70, "numpyro": 0.92},

@@ -81,6 +81,7 @@ PUBLIC = {
         "chunked": "tests/draws/test_draws.py",
         "evaluate": "tests/draws/test_draws.py",
         "iid": "tests/draws/test_draws.py",
+        "online": "tests/laws/test_one_pass.py",
         "plan": "tests/draws/test_draws.py",
         "sharded": "tests/laws/test_devices.py",
         "weigh": "tests/draws/test_draws.py",

@@ -11,24 +11,27 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 
-def _where(which: Array, a: Any, b: Any) -> Array:
-    """Select without jnp.where's own jit, which costs every model that uses it a function to lower."""
-    shape = which.shape
-    dtype = next(v.dtype for v in (a, b) if hasattr(v, "dtype"))
-    full = lambda v: jnp.broadcast_to(jnp.asarray(v, dtype), shape)  # noqa: E731
-    return jax.lax.select(which, full(a), full(b))
-
-
-def _shifted(x: Array) -> tuple[Array, Array, Array]:
-    """Return max x over axis 0, its finite part m, and x - m, made total: never nan for nan-free x."""
+def _shifted(x: Array) -> tuple[Array, Array]:
+    """Return top = max x over axis 0, and x - top made total: -inf where top is, never nan for nan-free x."""
     if x.ndim == 0 or x.shape[0] == 0:
         raise ValueError(f"log-weights must have shape [k, *batch] with k >= 1, got {x.shape}.")
-    top = jax.lax.stop_gradient(jnp.max(x, 0))
-    shift = _where(jax.lax.is_finite(top), top, 0.0)
-    # A +inf row becomes the largest finite one, so that beside it finite rows count for nothing.
-    huge = jnp.finfo(x.dtype).max
-    shift = _where(top == jnp.inf, float(huge), shift)
-    return top, shift, _where(x == jnp.inf, float(huge), x) - shift[None]
+    top = jnp.max(jax.lax.stop_gradient(x), 0)
+    # A +inf row becomes the largest finite one, so that beside it finite rows count for nothing. Written in the fewest
+    # operations, since every model's step lowers them anew.
+    huge = jnp.asarray(jnp.finfo(x.dtype).max, x.dtype)
+    finite = jax.lax.select(x == jnp.inf, jnp.full_like(x, huge), x)
+    return top, finite - jax.lax.clamp(-huge, top, huge)[None]
+
+
+def _possible(total: Array) -> Array:
+    """Return a sum of weights, of which the largest is one, with a harmless positive number where all are impossible."""
+    return jax.lax.max(total, jnp.asarray(jnp.finfo(total.dtype).tiny, total.dtype))
+
+
+def _weighted(x: Array, weights: Array) -> tuple[Array, Array]:
+    """Return weights [k, *batch], and x with rows of no weight made impossible, so that they do not set the scale."""
+    w = jnp.broadcast_to(expand(weights, x), x.shape)
+    return w, jnp.where(w > 0, x, -jnp.inf)
 
 
 @jax.jit
@@ -50,13 +53,14 @@ def log_mean_exp(x: Float[Array, "k *batch"], *, weights: Array | None = None) -
     Raises:
         ValueError: where k = 0.
     """
-    if weights is not None:  # a row of no weight must not set the scale
-        x = _where(jnp.broadcast_to(expand(weights, x), x.shape) > 0, x, -jnp.inf)
-    top, shift, u = _shifted(x)
-    total = jnp.sum(jnp.exp(u), 0) / x.shape[0] if weights is None else jnp.sum(expand(weights, x) * jnp.exp(u), 0)
-    empty = total == 0
-    value = jnp.log(_where(empty, 1.0, total)) + shift
-    return _where(empty, -jnp.inf, _where(top == jnp.inf, jnp.inf, value))
+    if weights is None:
+        top, u = _shifted(x)
+        # The sum is 1 or more, which does not feel this; or 0, when it must not reach the logarithm.
+        total = jnp.sum(jnp.exp(u), 0) + jnp.finfo(x.dtype).tiny
+        return jnp.log(total) + (top - math.log(x.shape[0]))
+    w, x = _weighted(x, weights)
+    top, u = _shifted(x)
+    return jnp.log(_possible(jnp.sum(w * jnp.exp(u), 0))) + top
 
 
 @jax.jit
@@ -70,12 +74,12 @@ def normalized_weights(x: Float[Array, "k *batch"], *, weights: Array | None = N
     Returns:
         [k, *batch], summing to 1 over axis 0 where any row is possible.
     """
-    if weights is not None:
-        x = _where(jnp.broadcast_to(expand(weights, x), x.shape) > 0, x, -jnp.inf)
-    _, _, u = _shifted(x)
-    w = jnp.exp(u) if weights is None else expand(weights, x) * jnp.exp(u)
-    total = jnp.sum(w, 0)
-    return w / _where(total == 0, 1.0, total)[None]
+    if weights is None:
+        w = jnp.exp(_shifted(x)[1])
+    else:
+        w, x = _weighted(x, weights)
+        w = w * jnp.exp(_shifted(x)[1])
+    return w / _possible(jnp.sum(w, 0))[None]
 
 
 @jax.jit
@@ -96,12 +100,12 @@ def leave_one_out_log_mean_exp(x: Float[Array, "k *batch"]) -> Float[Array, "k *
     Only the largest row can cancel when it is taken from the sum, so that row alone is summed afresh without it.
     """
     k = _at_least_two(x)
-    top, shift, u = _shifted(x)
+    top, u = _shifted(x)
     w = jnp.exp(u)
     is_top = jnp.arange(k).reshape((k,) + (1,) * (x.ndim - 1)) == jnp.argmax(x, 0)[None]
     without_top = log_mean_exp(jnp.where(is_top, -jnp.inf, x)) + math.log(k / (k - 1))
     rest = jnp.where(is_top, 1.0, jnp.sum(w, 0)[None] - w)
-    others = shift[None] + jnp.where(rest > 0, jnp.log(jnp.where(rest > 0, rest, 1.0)), -jnp.inf) - math.log(k - 1)
+    others = jnp.where(jnp.isfinite(top), top, 0.0)[None] + jnp.where(rest > 0, jnp.log(jnp.where(rest > 0, rest, 1.0)), -jnp.inf) - math.log(k - 1)
     # A +inf row makes every sum that holds it +inf.
     others = jnp.where((top == jnp.inf)[None], jnp.inf, others)
     return jnp.where(is_top, without_top[None], others)

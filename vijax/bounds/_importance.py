@@ -12,7 +12,18 @@ def _ones(log_w: Array, *, weights: Array | None = None) -> Array:
     return jnp.ones_like(log_w)
 
 
-@carries(linear=True, gate=_ones, leave_one_out=leave_one_out_mean)
+# Where draws count alike, elbo and iwae are the power means 1/n log mean wⁿ of n = 0 and 1.
+
+
+def _elbo_power(*, weights: Array | None = None) -> float | None:
+    return 0.0 if weights is None else None
+
+
+def _iwae_power(*, weights: Array | None = None) -> float | None:
+    return 1.0 if weights is None else None
+
+
+@carries(linear=True, power=_elbo_power, gate=_ones, leave_one_out=leave_one_out_mean)
 def elbo(log_w: Float[Array, "k *batch"], *, weights: Array | None = None) -> Float[Array, "*batch"]:
     """Evidence lower bound, to be maximised: a lower bound of log p(x), in the limit and in expectation at any k.
 
@@ -37,7 +48,7 @@ def elbo(log_w: Float[Array, "k *batch"], *, weights: Array | None = None) -> Fl
     return jnp.mean(log_w, 0) if weights is None else jnp.sum(expand(weights, log_w) * log_w, 0)
 
 
-@carries(gate=normalized_weights, leave_one_out=leave_one_out_log_mean_exp)
+@carries(power=_iwae_power, gate=normalized_weights, leave_one_out=leave_one_out_log_mean_exp)
 def iwae(log_w: Float[Array, "k *batch"], *, weights: Array | None = None) -> Float[Array, "*batch"]:
     """Importance-weighted bound, to be maximised: a lower bound of log p(x) in expectation at any k, tight as k grows.
 

@@ -46,7 +46,11 @@ def _renyi_leave_one_out(log_w: Array, *, alpha: float | Array) -> Array:
     return _power_leave_one_out(log_w, 1 - alpha)
 
 
-@carries(gate=_renyi_gate, leave_one_out=_renyi_leave_one_out)
+def _renyi_power(*, alpha: float | Array | None = None, weights: Array | None = None) -> float | Array | None:
+    return None if alpha is None or weights is not None else 1 - alpha
+
+
+@carries(power=_renyi_power, gate=_renyi_gate, leave_one_out=_renyi_leave_one_out)
 def renyi(
     log_w: Float[Array, "k *batch"], *, alpha: float | Array, weights: Array | None = None
 ) -> Float[Array, "*batch"]:
@@ -78,7 +82,11 @@ def _cubo_leave_one_out(log_w: Array, *, n: float | Array = 2.0) -> Array:
     return _power_leave_one_out(log_w, n)
 
 
-@carries(gate=_cubo_gate, leave_one_out=_cubo_leave_one_out)
+def _cubo_power(*, n: float | Array = 2.0, weights: Array | None = None) -> float | Array | None:
+    return None if weights is not None else n
+
+
+@carries(power=_cubo_power, gate=_cubo_gate, leave_one_out=_cubo_leave_one_out)
 def cubo(
     log_w: Float[Array, "k *batch"], *, n: float | Array = 2.0, weights: Array | None = None
 ) -> Float[Array, "*batch"]:

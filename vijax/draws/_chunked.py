@@ -6,10 +6,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend import core
 from jaxtyping import Array
 
-from vijax import dataflow
+from vijax.draws._hoist import bare, hoist
 from vijax.types import PyTree
 
 # What a look at some draws finds: ((log_p, log_q, extra), aux), each with the draws' leading axis.
@@ -44,16 +43,11 @@ def chunked(
 
     Reference: Chen, Xu, Zhang, Guestrin, Training deep nets with sublinear memory cost, 2016, arXiv:1604.06174.
     """
-    k = jax.tree.leaves(seeds)[0].shape[0]
-    chunks = math.ceil(k / chunk_size)
-    rows = math.ceil(k / chunks)
-    # The last chunk is filled with the last draw again: its rows are cut off, so they get no weight and no gradient.
-    fill = jnp.minimum(jnp.arange(chunks * rows), k - 1)
-    padded = jax.tree.map(lambda s: s[fill].reshape(chunks, rows, *s.shape[1:]), seeds)
+    padded, k, chunks, rows = split_rows(seeds, chunk_size)
 
-    looking, parameters, others, shape = _hoist(look, jax.tree.map(lambda s: s[0], padded))
-    replying, *beside, _ = (None, None) if reply is None else _hoist(reply, _column(shape[0][0], shape[0][1], k))
-    seeds, wrap = _bare(padded)
+    looking, parameters, others, shape = hoist(look, jax.tree.map(lambda s: s[0], padded))
+    replying, *beside, _ = (None, None) if reply is None else hoist(reply, _column(shape[0][0], shape[0][1], k))
+    seeds, wrap = bare(padded)
 
     def all_rows(found: Any) -> Any:
         return jax.tree.map(lambda y: y.reshape(chunks * rows, *y.shape[2:])[:k], found)
@@ -99,37 +93,16 @@ def chunked(
     return all_rows(run(parameters, others, beside, seeds))
 
 
-def _hoist(function: Callable[..., Any], *args: Any) -> tuple[Callable[..., Any], list[Any], list[Any], Any]:
-    """Make arguments of what a function closes over: what may be differentiated, and the rest.
+def split_rows(seeds: PyTree, chunk_size: int) -> tuple[PyTree, int, int, int]:
+    """Return seeds as [chunks, rows, ...], with k, chunks and rows.
 
-    Returns (parameters, others, *args) -> result, the parameters, the others, and the result's shapes.
-    jax.closure_convert leaves some values closed over, and then grad(vmap(...)) leaks tracers.
+    The last chunk is filled with the last draw again: its rows are to be cut off, or given no weight.
     """
-    closed, shape = dataflow.trace(function, *args)
-    jaxpr, tree = closed.jaxpr, jax.tree.structure(shape)
-    is_parameter = [jnp.issubdtype(jnp.result_type(c), jnp.inexact) for c in closed.consts]
-    pairs = list(zip(closed.consts, is_parameter, strict=True))
-    others, wrap = _bare([c for c, p in pairs if not p])
-
-    def hoisted(parameters: list[Any], others: list[Any], *args: Any) -> Any:
-        p, o = iter(parameters), iter(wrap(others))
-        consts = [next(p if parameter else o) for parameter in is_parameter]
-        out = core.jaxpr_as_fun(core.ClosedJaxpr(jaxpr, consts))(*jax.tree.leaves(args))
-        return jax.tree.unflatten(tree, out)
-
-    return hoisted, [jnp.asarray(c) for c, p in pairs if p], others, shape
-
-
-def _bare(tree: PyTree) -> tuple[PyTree, Callable[[PyTree], PyTree]]:
-    """Strip keys to their numbers, and return how to wrap them again.
-
-    The backward pass draws the same draws anew, which JAX's check against the reuse of keys would call an accident.
-    """
-    is_key = lambda s: jnp.issubdtype(jnp.result_type(s), jax.dtypes.prng_key)  # noqa: E731
-    kinds = jax.tree.map(lambda s: str(jax.random.key_impl(s)) if is_key(s) else "", tree)
-    strip = lambda s: jax.random.key_data(s) if is_key(s) else s  # noqa: E731
-    wrap = lambda s, kind: jax.random.wrap_key_data(s, impl=kind) if kind else s  # noqa: E731
-    return jax.tree.map(strip, tree), lambda bare: jax.tree.map(wrap, bare, kinds)
+    k = jax.tree.leaves(seeds)[0].shape[0]
+    chunks = math.ceil(k / chunk_size)
+    rows = math.ceil(k / chunks)
+    fill = jnp.minimum(jnp.arange(chunks * rows), k - 1)
+    return jax.tree.map(lambda s: s[fill].reshape(chunks, rows, *s.shape[1:]), seeds), k, chunks, rows
 
 
 def _column(log_p: Any, log_q: Any, k: int) -> jax.ShapeDtypeStruct:

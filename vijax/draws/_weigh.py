@@ -17,6 +17,11 @@ class Plan(NamedTuple):
     draw: PyTree
     model: Any
 
+    @property
+    def rows(self) -> int:
+        """How many draws."""
+        return int(jax.tree.leaves(self.draw)[0].shape[0])
+
 
 def plan(key: Any, log_joint: LogJoint, draw: Draw, num_samples: int) -> Plan:
     """Turn one key into one row of seeds for each draw; the key is consumed."""

@@ -57,7 +57,8 @@ def auto(bound: Bound) -> Objective:
             return (log_p, log_q, log_q_scored), (z, aux)
 
         value = lambda p, q, scored: surrogate(bound, p - q, lambda w: left_out(bound, w), scored)  # noqa: E731
-        return estimate(look, value, key, log_joint, draws.iid, num_samples, chunk_size)
+        seeds = draws.plan(key, log_joint, draws.iid, num_samples)
+        return estimate(look, value, seeds, chunk_size)
 
     return objective
 

@@ -8,7 +8,7 @@ from jaxtyping import Array
 
 from vijax import checks, draws
 from vijax.draws import Plan
-from vijax.types import Draw, Draws, Estimate, LogJoint, PyTree, lift
+from vijax.types import Draws, Estimate, LogJoint, PyTree, lift
 
 # A look at some draws: (log_p, log_q, whatever the estimator wants for its gradient), and (z, aux).
 Look = Callable[[Plan], tuple[tuple[Array, Array, PyTree], tuple[PyTree, PyTree]]]
@@ -35,16 +35,12 @@ def admit(
 def estimate(
     look: Look,
     value: Callable[[Array, Array, PyTree], Array],
-    key: Any,
-    log_joint: LogJoint,
-    draw: Draw,
-    num_samples: int,
+    seeds: Plan,
     chunk_size: int | None,
     reply: Callable[[Array], Array] | None = None,
 ) -> Estimate:
     """Look at every draw and judge the log-densities found; `reply` as in `draws.chunked`."""
-    seeds = draws.plan(key, log_joint, draw, num_samples)
-    if chunk_size is None or (chunk_size >= num_samples and reply is None):
+    if chunk_size is None or (chunk_size >= seeds.rows and reply is None):
         (log_p, log_q, extra), (z, aux) = look(seeds)
     else:
         (log_p, log_q, extra), aux = draws.chunked(lambda s: _without_draws(look(s)), seeds, chunk_size, reply=reply)

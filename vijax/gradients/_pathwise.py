@@ -1,5 +1,6 @@
 """Pathwise gradients: derivatives travel through the draws."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +14,7 @@ from vijax.draws import Plan
 from vijax.gradients._curvature import path_slopes
 from vijax.gradients._objective import admit, estimate
 from vijax.numerics import expand, scale_gradient, with_score
-from vijax.types import Bound, Draw, Estimate, LogJoint, Objective, PyTree, attribute
+from vijax.types import Bound, Draw, Draws, Estimate, LogJoint, Objective, PyTree, attribute
 
 
 def reparam(bound: Bound, *, draw: Draw = draws.iid) -> Objective:
@@ -45,12 +46,22 @@ def reparam(bound: Bound, *, draw: Draw = draws.iid) -> Objective:
         q = admit(key, log_joint, q, num_samples, chunk_size, bound)
         checks.pathwise(q, draw, key, "reparam")
 
-        def look(seeds: Plan) -> Any:
-            z, log_q = jax.vmap(lambda seed: draw.sample(seed, q))(seeds.draw)
-            log_p, aux = draws.evaluate(log_joint, z, log_q, seeds.model)
-            return (log_p, log_q, None), (z, aux)
+        seeds = draws.plan(key, log_joint, draw, num_samples)
 
-        return estimate(look, lambda p, q, _: bound(p - q), key, log_joint, draw, num_samples, chunk_size)
+        def sample(seeds: Plan) -> tuple[PyTree, Array]:
+            return jax.vmap(lambda seed: draw.sample(seed, q))(seeds.draw)
+
+        def weigh(z: PyTree, log_q: Array, seeds: Plan) -> tuple[tuple[Array, Array], PyTree]:
+            log_p, aux = draws.evaluate(log_joint, z, log_q, seeds.model)
+            return (log_p, log_q), aux
+
+        def look(seeds: Plan) -> Any:
+            z, log_q = sample(seeds)
+            found, aux = weigh(z, log_q, seeds)
+            return (*found, None), (z, aux)
+
+        passed = _one_pass(bound, sample, weigh, seeds, chunk_size, gated=False)
+        return passed or estimate(look, lambda p, q, _: bound(p - q), seeds, chunk_size)
 
     return objective
 
@@ -94,25 +105,35 @@ def dreg(bound: Bound, *, draw: Draw = draws.iid) -> Objective:
         q = admit(key, log_joint, q, num_samples, chunk_size, bound)
         checks.independent(bound, draw, "dreg")
         paths = checks.pathwise(q, draw, key, "dreg")
-        gate = None if attribute(bound, "linear", default=False) else attribute(bound, "gate")
+        linear = attribute(bound, "linear", default=False)
+        gate = None if linear else attribute(bound, "gate")
         once = chunk_size is not None  # one look, and the gate sent back to the draws with the cotangents
+        seeds = draws.plan(key, log_joint, draw, num_samples)
+
+        def sample(seeds: Plan) -> tuple[PyTree, Array]:
+            z, log_q = jax.vmap(lambda seed: draw.sample(seed, q))(seeds.draw)
+            checks.batch_leads(z, log_q)
+            return z, log_q
+
+        def weigh(z: PyTree, log_q: Array, seeds: Plan) -> tuple[tuple[Array, Array], PyTree]:
+            path_log_q = _frozen(q, z, paths)
+            log_p, aux = draws.evaluate(log_joint, z, log_q, seeds.model)
+            return (log_p, with_score(jax.lax.stop_gradient(log_q), path_log_q(z))), aux
 
         def look(seeds: Plan) -> Any:
-            z, log_q = jax.vmap(lambda seed: draw.sample(seed, q))(seeds.draw)
-            path_log_q = _frozen(q, z, paths)
-            z_seen, extra = z, None
+            z, log_q = sample(seeds)
+            seen, extra = z, None
             if gate is not None and once:
-                checks.batch_leads(z, log_q)
-                z, extra = _receive(z, jnp.zeros_like(log_q))
-            elif gate is not None:
-                checks.batch_leads(z, log_q)
+                seen, extra = _receive(z, jnp.zeros_like(log_q))
+            elif not linear:
                 log_p, _ = draws.evaluate(log_joint, jax.lax.stop_gradient(z), log_q, seeds.model)
-                z = scale_gradient(z, jax.lax.stop_gradient(gate(log_p - log_q)))
-            elif not attribute(bound, "linear", default=False):
-                # No gate to fold the two slopes into one: the model's parameters get theirs from a look of their own.
-                extra, _ = draws.evaluate(log_joint, jax.lax.stop_gradient(z), log_q, seeds.model)
-            log_p, aux = draws.evaluate(log_joint, z, log_q, seeds.model)
-            return (log_p, with_score(jax.lax.stop_gradient(log_q), path_log_q(z)), extra), (z_seen, aux)
+                if gate is not None:
+                    seen = scale_gradient(z, jax.lax.stop_gradient(gate(log_p - log_q)))
+                else:
+                    # No gate to fold the two slopes into one: the model's parameters get theirs from a look of their own.
+                    extra = log_p
+            found, aux = weigh(seen, log_q, seeds)
+            return (*found, extra), (z, aux)
 
         def value(log_p: Array, log_q: Array, extra: Any) -> Array:
             log_w = log_p - log_q
@@ -122,9 +143,31 @@ def dreg(bound: Bound, *, draw: Draw = draws.iid) -> Objective:
             whole, path = path_slopes(bound, stopped)
             return with_score(bound(stopped), jnp.sum(path * log_w + (whole - path) * extra, 0))
 
-        return estimate(look, value, key, log_joint, draw, num_samples, chunk_size, gate if once else None)
+        passed = _one_pass(bound, sample, weigh, seeds, chunk_size, gated=True)
+        return passed or estimate(look, value, seeds, chunk_size, gate if once else None)
 
     return objective
+
+
+def _one_pass(
+    bound: Bound, sample: Any, weigh: Any, seeds: Plan, chunk_size: int | None, *, gated: bool
+) -> Estimate | None:
+    """Estimate in a single pass over chunks, if this is a power mean for a batch of shape (1,); or else None.
+
+    A batch of shape () is left to two passes: it may be one member under the caller's vmap, and in one pass each member
+    would keep a gradient of all parameters.
+    """
+    power = attribute(bound, "power")
+    n = power and power()
+    if not isinstance(n, (int, float)) or chunk_size is None or chunk_size >= seeds.rows:
+        return None
+    _, *batch = jax.eval_shape(sample, seeds)[1].shape
+    if not batch or math.prod(batch) != 1:
+        return None
+    path = (1.0 - n, float(n)) if gated else (1.0, 0.0)
+    score, (log_p, log_q), aux = draws.online(sample, weigh, seeds, chunk_size, power=float(n), path=path)
+    seen = jax.lax.stop_gradient(Draws(None, log_p, log_q, None, aux))
+    return Estimate(with_score(bound(seen.log_w), jnp.broadcast_to(score, batch)), seen)
 
 
 def _frozen(q: Any, z: PyTree, paths: dict[str, checks.Path]) -> Callable[[PyTree], Array]:

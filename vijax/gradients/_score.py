@@ -66,7 +66,8 @@ def score(bound: Bound, *, baseline: ArrayLike | None = None) -> Objective:
         q = admit(key, log_joint, q, num_samples, chunk_size, bound)
         checks.continuous_support(q, key, draws.iid, "score")
         value = lambda p, q, _: surrogate(bound, p - q, signal, q)  # noqa: E731
-        return estimate(_look(log_joint, q), value, key, log_joint, draws.iid, num_samples, chunk_size)
+        seeds = draws.plan(key, log_joint, draws.iid, num_samples)
+        return estimate(_look(log_joint, q), value, seeds, chunk_size)
 
     return objective
 
@@ -100,7 +101,8 @@ def vimco(bound: Bound) -> Objective:
         q = admit(key, log_joint, q, num_samples, chunk_size, bound, least=2, why=ALONE)
         checks.continuous_support(q, key, draws.iid, "vimco")
         value = lambda p, q, _: surrogate(bound, p - q, lambda w: left_out(bound, w), q)  # noqa: E731
-        return estimate(_look(log_joint, q), value, key, log_joint, draws.iid, num_samples, chunk_size)
+        seeds = draws.plan(key, log_joint, draws.iid, num_samples)
+        return estimate(_look(log_joint, q), value, seeds, chunk_size)
 
     return objective
 
