@@ -141,7 +141,8 @@ def dreg(bound: Bound, *, draw: Draw = draws.iid) -> Objective:
                 return bound(log_w)
             stopped = jax.lax.stop_gradient(log_w)
             whole, path = path_slopes(bound, stopped)
-            return with_score(bound(stopped), jnp.sum(path * log_w + (whole - path) * extra, 0))
+            judged = bound(stopped)  # with the derivative of whatever else the bound depends on
+            return with_score(judged, judged + jnp.sum(path * log_w + (whole - path) * extra, 0))
 
         passed = _one_pass(bound, sample, weigh, seeds, chunk_size, gated=True)
         return passed or estimate(look, value, seeds, chunk_size, gate if once else None)
