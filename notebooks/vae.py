@@ -67,6 +67,8 @@ in_notebook = "ipykernel" in sys.modules
 parser = argparse.ArgumentParser(description="Train one VAE twice, under the ELBO and under IWAE, and compare.")
 parser.add_argument("--data", default=os.environ.get("VIJAX_DATA"), help="folder of MNIST's idx files, plain or .gz")
 data_folder = parser.parse_args([] if in_notebook else None).data  # a kernel's arguments are not ours
+if data_folder and not Path(data_folder).is_dir():
+    parser.error(f"--data: there is no folder {data_folder}")
 small = os.environ.get("VIJAX_SMALL", "0") not in ("", "0")
 
 if not in_notebook:
@@ -522,8 +524,9 @@ with plt.rc_context(house):
     dreamt.set_title("Samples: z from the prior, decoded")
 
 Path("out").mkdir(exist_ok=True)
-figure.savefig("out/vae.png", dpi=160)
-print(f"\nThe figure is out/vae.png. {time.perf_counter() - started:.0f} s in all, imports and compilation included.")
+name = "out/vae-small.png" if small else "out/vae.png"
+figure.savefig(name, dpi=160)
+print(f"\nThe figure is {name}. {time.perf_counter() - started:.0f} s in all, imports and compilation included.")
 
 # %% [markdown]
 # **References.** Kingma and Welling, Auto-encoding variational Bayes, 2014, arXiv:1312.6114. Burda, Grosse and

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from vijax import dataflow, types
 
@@ -23,10 +24,12 @@ def key(key: Any) -> None:
     """Refuse anything but one typed key."""
     dtype = getattr(key, "dtype", None)
     if dtype is None or not jnp.issubdtype(dtype, jax.dtypes.prng_key):
-        found = f"{dtype}{list(jnp.shape(key))}" if dtype is not None else type(key).__name__
-        raise TypeError(
-            f"key must be a typed key, jax.random.key(seed), got {found}; wrap a raw key with jax.random.wrap_key_data."
-        )
+        found, cure = f"{key!r:.40}", ""
+        if isinstance(key, int):
+            cure = f"; a seed becomes a key by jax.random.key({key})"
+        elif dtype is not None:
+            found, cure = f"{dtype}{list(jnp.shape(key))}", "; wrap a raw key with jax.random.wrap_key_data"
+        raise TypeError(f"key must be a typed key, jax.random.key(seed), got {found}{cure}.")
     if key.shape != ():
         raise ValueError(f"key must be one key of shape (), got {key.shape}; vmap over keys, or pass one of them.")
 
@@ -39,7 +42,8 @@ def num_samples(num_samples: Any, chunk_size: Any = None, *, least: int = 1, why
         if isinstance(value, bool) or not hasattr(value, "__index__") or isinstance(value, jax.core.Tracer):
             raise TypeError(f"{name} must be a Python int, fixed when the function is traced; got {value!r}.")
         if value < low:
-            raise ValueError(f"{name} must be at least {low}, got {value}.{' ' + why if name == 'num_samples' else ''}")
+            reason = f" {why}" if why and name == "num_samples" else ""
+            raise ValueError(f"{name} must be at least {low}, got {value}.{reason}")
 
 
 def linear(bound: Any, log_joint: Any) -> None:
@@ -69,24 +73,28 @@ def describe(function: Any) -> str:
     return getattr(function, "__name__", repr(function))
 
 
-def log_densities(log_p: Any, log_q: Any, z: Any) -> None:
+def log_densities(log_p: Any, log_q: Any, z: Any, names: tuple[str, str] = ("log_joint(z)", "q.log_prob(z)")) -> None:
     """Refuse a log_joint whose shape for one draw is not that of log q: the sample axis is ours, the rest is theirs."""
-    p, q = jnp.shape(log_p), jnp.shape(log_q)
+    of_p, of_q = names
+    if not isinstance(log_p, (jax.Array, np.ndarray, np.generic, float, int)) and not hasattr(log_p, "__jax_array__"):
+        found = "None; does it lack a return?" if log_p is None else f"{type(log_p).__name__}."
+        raise TypeError(f"{of_p} must be an array of shape {jnp.shape(log_q)}, got {found}")
     if not jnp.issubdtype(jnp.result_type(log_p), jnp.floating):
-        raise TypeError(f"log_joint(z) must be real floating, got {jnp.result_type(log_p)}.")
-    if p == q:
+        raise TypeError(f"{of_p} must be real floating, got {jnp.result_type(log_p)}.")
+    if (p := jnp.shape(log_p)) == (q := jnp.shape(log_q)):
         return
     leaves = ", ".join(f"{name} {jnp.shape(leaf)}" for name, leaf in named_leaves(z))
     cure = "sum over the event axes of each draw and keep the batch axes."
     if len(q) > len(p) and q[: len(p)] == p:
         cure = (
-            "q seems to keep event axes in its batch shape: wrap it, distrax.Independent(q, reinterpreted_batch_ndims="
-            f"{len(q) - len(p)}); or, if log_joint averages over the batch, let it return one value for each member."
+            f"where {q[len(p) :]} is a batch, let {of_p} return one value for each member, neither summed nor "
+            "averaged; where it belongs to one latent, wrap q: distrax.Independent(q, reinterpreted_batch_ndims="
+            f"{len(q) - len(p)})."
         )
-    elif len(p) == len(q) + 1 and p[-1] == p[-2:][0] and p[:-1] == q:
+    elif len(p) == len(q) + 1 and q and p[-1] == q[-1] and p[:-1] == q:
         cure = f"the batch axis was broadcast against itself, ({p[-1]},) with ({p[-1]}, 1): give both the same rank."
     raise ValueError(
-        f"log_joint(z) has shape {p} for one draw, where q.log_prob(z) has {q}; they must be equal ([*batch]). "
+        f"{of_p} has shape {p} for one draw, where {of_q} has {q}; they must be equal ([*batch]). "
         f"The draw: {leaves}. Cure: {cure}"
     )
 
@@ -141,12 +149,13 @@ def outer_broadcasts(what: str) -> Iterator[None]:
 
 
 def _place() -> str:
-    """Return file:line of the frame that called into JAX last."""
+    """Return file:line of the frame that called into JAX last, or into another installed library that did."""
     inside = paths_of.join(paths_of.dirname(jax.__file__ or ""), "")
+    installed = paths_of.join(paths_of.dirname(paths_of.dirname(inside)), "")  # site-packages
     frames = traceback.extract_stack()
     while frames and not frames[-1].filename.startswith(inside):  # our own, and those of warnings
         frames.pop()
-    while frames and frames[-1].filename.startswith(inside):
+    while frames and frames[-1].filename.startswith(installed):
         frames.pop()
     return f"{paths_of.basename(frames[-1].filename)}:{frames[-1].lineno}" if frames else "an unknown place"
 

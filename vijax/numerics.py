@@ -24,7 +24,7 @@ def _shifted(x: Array) -> tuple[Array, Array]:
 
 
 def _possible(total: Array) -> Array:
-    """Return a sum of weights, of which the largest is one, with a harmless positive number where all are impossible."""
+    """Return a sum of weights, the largest of which is one, with a harmless positive one where all are impossible."""
     return jax.lax.max(total, jnp.asarray(jnp.finfo(total.dtype).tiny, total.dtype))
 
 
@@ -105,7 +105,11 @@ def leave_one_out_log_mean_exp(x: Float[Array, "k *batch"]) -> Float[Array, "k *
     is_top = jnp.arange(k).reshape((k,) + (1,) * (x.ndim - 1)) == jnp.argmax(x, 0)[None]
     without_top = log_mean_exp(jnp.where(is_top, -jnp.inf, x)) + math.log(k / (k - 1))
     rest = jnp.where(is_top, 1.0, jnp.sum(w, 0)[None] - w)
-    others = jnp.where(jnp.isfinite(top), top, 0.0)[None] + jnp.where(rest > 0, jnp.log(jnp.where(rest > 0, rest, 1.0)), -jnp.inf) - math.log(k - 1)
+    others = (
+        jnp.where(jnp.isfinite(top), top, 0.0)[None]
+        + jnp.where(rest > 0, jnp.log(jnp.where(rest > 0, rest, 1.0)), -jnp.inf)
+        - math.log(k - 1)
+    )
     # A +inf row makes every sum that holds it +inf.
     others = jnp.where((top == jnp.inf)[None], jnp.inf, others)
     return jnp.where(is_top, without_top[None], others)

@@ -122,12 +122,20 @@ def attribute(function: Callable[..., Any], name: str, default: Any = None) -> A
 
     A callable attribute is given the partial's keywords, so that `partial(renyi, alpha=.5)` has a gate at alpha = .5.
     """
-    keywords: dict[str, Any] = {}
+    bound = keywords(function)
     while isinstance(function, partial):
-        keywords = {**function.keywords, **keywords}
         function = function.func
     found = getattr(function, name, default)
-    return partial(found, **keywords) if callable(found) and keywords else found
+    return partial(found, **bound) if callable(found) and bound else found
+
+
+def keywords(function: Callable[..., Any]) -> dict[str, Any]:
+    """Return what any number of `functools.partial` bound to a function."""
+    found: dict[str, Any] = {}
+    while isinstance(function, partial):
+        found = {**function.keywords, **found}
+        function = function.func
+    return found
 
 
 class Joint:

@@ -80,7 +80,7 @@ def test_a_draw_of_weight_two_is_two_draws(name, log_w, x64):
     ("function", "keyword", "values"),
     [
         (bounds.renyi, "alpha", (0.0, 0.5, 1.0, 2.0)),
-        (bounds.cubo, "n", (0.0, 1.0, 2.0)),
+        (bounds.cubo, "n", (1.0, 2.0, 3.0)),
         (bounds.ciwae, "beta", (0.0, 0.4, 1.0)),
     ],
 )

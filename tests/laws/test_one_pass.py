@@ -22,7 +22,11 @@ def inputs(batch=(1,), seed=0):
     rng = np.random.default_rng(seed)
     draw = lambda *shape: jnp.asarray(0.5 * rng.normal(size=shape), np.float32)  # noqa: E731
     params = {"loc": draw(*batch), "log_scale": draw(*batch) - 0.5, "weight": draw(3), "shift": draw()}
-    return params, {"x": draw(*batch) + 1, "label": jnp.asarray(rng.integers(0, 3, batch)), "noise": jax.random.key(seed)}
+    return params, {
+        "x": draw(*batch) + 1,
+        "label": jnp.asarray(rng.integers(0, 3, batch)),
+        "noise": jax.random.key(seed),
+    }
 
 
 def log_joint(params, data, scale, z):

@@ -102,7 +102,7 @@ def test_refusals(key):
     log_joint, conditional, _ = MODELS["gaussian"]
     with pytest.raises(ValueError, match="conditional given a minibatch"):
         vj.targets.collapse(vj.targets.minibatch(lambda z: z, lambda z: z[None], num_data=3), conditional)
-    with pytest.raises(ValueError, match=r"log_joint\(z\) has shape"):
+    with pytest.raises(ValueError, match=r"log_joint\(z, b\) has shape"):
         vj.targets.collapse(lambda z, b: jnp.sum(log_joint(z, b)), conditional)(Z)
     with pytest.raises(TypeError, match="typed key"):
         vj.targets.collapse(log_joint, conditional, key=3)

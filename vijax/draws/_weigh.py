@@ -52,12 +52,17 @@ def evaluate(log_joint: LogJoint, z: PyTree, log_q: Array, keys: Any = None) -> 
         out = log_joint(z) if key is None else log_joint(z, key=key)
         if isinstance(out, (tuple, list)) and not has_aux:
             raise TypeError(
-                "log_joint returned a tuple; a model with auxiliary output goes through targets.keyed(has_aux=True)."
+                f"log_joint(z) must be one array [*batch], got a {type(out).__name__} of {len(out)}; a model with "
+                "auxiliary output goes through targets.keyed(has_aux=True), and separate factors in a dict."
             )
+        if has_aux and not (isinstance(out, tuple) and len(out) == 2):
+            raise TypeError(f"a target with has_aux=True returns (log_p, aux), got {type(out).__name__}.")
         log_p, aux = out if has_aux else (out, None)
         if isinstance(log_p, dict):
-            for factor in log_p.values():
-                checks.log_densities(factor, log_q, z)
+            if not log_p:
+                raise TypeError("log_joint(z) is an empty dict; it must hold at least one factor [*batch].")
+            for name, factor in log_p.items():
+                checks.log_densities(factor, log_q, z, (f"log_joint(z)[{name!r}]", "q.log_prob(z)"))
             log_p = sum(log_p.values())
         checks.log_densities(log_p, log_q, z)
         return jnp.asarray(log_p), aux

@@ -52,6 +52,14 @@ class _Gaussian:
         return one(jax.random.normal(seed, (*sample_shape, *self.uniforms), self._dtype))
 
     def log_prob(self, z: PyTree, /) -> Array:
+        leaves = jax.tree_util.tree_leaves_with_path
+        shapes = lambda tree: [(jax.tree_util.keystr(path), jnp.shape(leaf)) for path, leaf in leaves(tree)]  # noqa: E731
+        drawn = jax.eval_shape(lambda e: self._unravel(self._push(e)), jnp.zeros(self.uniforms, self._dtype))
+        if shapes(z) != shapes(drawn):
+            raise ValueError(
+                f"z must be one draw of this family, {jax.tree.map(jnp.shape, drawn)}, got "
+                f"{jax.tree.map(jnp.shape, z)}; for several draws use jax.vmap(q.log_prob)."
+            )
         return self._log_density(ravel_pytree(z)[0])
 
 

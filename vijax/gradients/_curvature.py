@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from vijax.types import Bound, attribute
+from vijax.checks import describe
+from vijax.types import Bound, attribute, keywords
 
 
 def path_slopes(bound: Bound, log_w: Float[Array, "k *batch"]) -> tuple[Array, Array]:
@@ -28,6 +29,12 @@ def path_slopes(bound: Bound, log_w: Float[Array, "k *batch"]) -> tuple[Array, A
 
 def without_each(bound: Bound, log_w: Float[Array, "k *batch"]) -> Float[Array, "k *batch"]:
     """Return the bound without each draw in turn: its closed form in O(k) if it has one, O(k²) otherwise."""
+    weights = keywords(bound).get("weights")
+    if weights is not None:
+        raise ValueError(
+            f"{describe(bound)} is bound to weights of {jnp.shape(weights)[0]} draws, and here is judged without each "
+            "draw in turn, which they do not fit: leave `weights` out, or use gradients.score or gradients.reparam."
+        )
     closed: Callable[..., Any] | None = attribute(bound, "leave_one_out")
     if closed is not None:
         return closed(log_w)

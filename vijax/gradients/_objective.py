@@ -1,6 +1,8 @@
 """What every objective does: check its input, look at all draws (at once or in chunks), and report what it saw."""
 
+import inspect
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -8,7 +10,7 @@ from jaxtyping import Array
 
 from vijax import checks, draws
 from vijax.draws import Plan
-from vijax.types import Draws, Estimate, LogJoint, PyTree, lift
+from vijax.types import Draws, Estimate, LogJoint, PyTree, keywords, lift
 
 # A look at some draws: (log_p, log_q, whatever the estimator wants for its gradient), and (z, aux).
 Look = Callable[[Plan], tuple[tuple[Array, Array, PyTree], tuple[PyTree, PyTree]]]
@@ -28,8 +30,24 @@ def admit(
     """Check the arguments that all objectives share, and return q as one distribution."""
     checks.key(key)
     checks.num_samples(num_samples, chunk_size, least=least, why=why)
+    _alone(bound)
     checks.linear(bound, log_joint)
     return lift(q)
+
+
+def _alone(bound: Any) -> None:
+    """Refuse a bound that cannot be called with log_w alone: a keyword is missing or misspelt, or it is no bound."""
+    try:
+        inspect.signature(bound).bind(None)
+    except (TypeError, ValueError) as error:
+        if isinstance(error, ValueError) and not isinstance(bound, partial):
+            return  # a builtin that tells no signature
+        names = ", ".join(keywords(bound))
+        given = f" with {names}" if names else ""
+        raise TypeError(
+            f"bound must be callable with log_w alone, and {checks.describe(bound)}{given} is not ({error}); bind its "
+            "keywords, as in functools.partial(bounds.renyi, alpha=0.5)."
+        ) from None
 
 
 def estimate(

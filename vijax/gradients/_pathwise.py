@@ -95,8 +95,7 @@ def dreg(bound: Bound, *, draw: Draw = draws.iid) -> Objective:
             parameters, for coupled draws under a bound that is not linear, and for shapes that do not agree.
 
     Reference: Tucker, Lawson, Gu, Maddison, Doubly reparameterized gradient estimators for Monte Carlo objectives,
-    2019,
-        arXiv:1810.04152; Roeder, Wu, Duvenaud, Sticking the landing, 2017, arXiv:1703.09194.
+        2019, arXiv:1810.04152; Roeder, Wu, Duvenaud, Sticking the landing, 2017, arXiv:1703.09194.
     """
 
     def objective(
@@ -116,9 +115,14 @@ def dreg(bound: Bound, *, draw: Draw = draws.iid) -> Objective:
             return z, log_q
 
         def weigh(z: PyTree, log_q: Array, seeds: Plan) -> tuple[tuple[Array, Array], PyTree]:
-            path_log_q = _frozen(q, z, paths)
+            path_log_q = _frozen(q, z, paths)(z)
+            if path_log_q.shape != log_q.shape:
+                raise ValueError(
+                    f"q.log_prob(z) of the draws has shape {path_log_q.shape}, and q.sample_and_log_prob gave log_q "
+                    f"{log_q.shape} ([k, *batch]); the two methods of q must agree."
+                )
             log_p, aux = draws.evaluate(log_joint, z, log_q, seeds.model)
-            return (log_p, with_score(jax.lax.stop_gradient(log_q), path_log_q(z))), aux
+            return (log_p, with_score(jax.lax.stop_gradient(log_q), path_log_q)), aux
 
         def look(seeds: Plan) -> Any:
             z, log_q = sample(seeds)
@@ -130,7 +134,7 @@ def dreg(bound: Bound, *, draw: Draw = draws.iid) -> Objective:
                 if gate is not None:
                     seen = scale_gradient(z, jax.lax.stop_gradient(gate(log_p - log_q)))
                 else:
-                    # No gate to fold the two slopes into one: the model's parameters get theirs from a look of their own.
+                    # No gate to fold the two slopes into one: the model's parameters get theirs from their own look.
                     extra = log_p
             found, aux = weigh(seen, log_q, seeds)
             return (*found, extra), (z, aux)

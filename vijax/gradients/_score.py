@@ -35,8 +35,7 @@ def score(bound: Bound, *, baseline: ArrayLike | None = None) -> Objective:
     Args:
         bound: of `vijax.bounds`, or any log_w [k, *batch] -> [*batch].
         baseline: b in nats, broadcast against [*batch] and stopped; it must not depend on these draws. A running mean
-        of
-            past values is the usual choice; build the objective inside the step, `score(elbo, baseline=mean)`.
+            of past values is the usual choice; build the objective inside the step, `score(elbo, baseline=mean)`.
 
     Returns:
         An Objective: (key, log_joint, q, *, num_samples, chunk_size=None) -> Estimate, value [*batch] in nats. Second
@@ -47,14 +46,17 @@ def score(bound: Bound, *, baseline: ArrayLike | None = None) -> Objective:
         ValueError: (when called) for shapes that do not agree.
 
     Reference: Williams, Simple statistical gradient-following algorithms for connectionist reinforcement learning,
-    1992;
-        Ranganath, Gerrish, Blei, Black box variational inference, 2014, arXiv:1401.0118.
+        1992; Ranganath, Gerrish, Blei, Black box variational inference, 2014, arXiv:1401.0118.
     """
 
     def signal(log_w: Array) -> Array:
         own = bound(log_w)
         b = 0.0 if baseline is None else jnp.asarray(baseline)
-        if jnp.broadcast_shapes(jnp.shape(b), own.shape) != own.shape:
+        try:
+            fits = jnp.broadcast_shapes(jnp.shape(b), own.shape) == own.shape
+        except ValueError:
+            fits = False
+        if not fits:
             raise ValueError(f"baseline has shape {jnp.shape(b)}, which does not broadcast to the batch {own.shape}.")
         if attribute(bound, "linear", default=False):
             return (log_w - jnp.broadcast_to(b, own.shape)[None]) / log_w.shape[0]

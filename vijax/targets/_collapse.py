@@ -49,7 +49,7 @@ def collapse(
         b, _ = p.sample_and_log_prob(seed=jax.random.key(0) if key is None else key, sample_shape=())
         b = jax.lax.stop_gradient(b)  # the identity holds at a fixed b; b's own path is no part of it
         joint, log_b = log_joint(z, b), p.log_prob(b)
-        checks.log_densities(joint, log_b, b)
+        checks.log_densities(joint, log_b, b, ("log_joint(z, b)", "conditional(z).log_prob(b)"))
         return joint - log_b
 
     return collapsed
