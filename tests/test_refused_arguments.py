@@ -1,6 +1,7 @@
 """Refusals of arguments: shapes, counts, keys, and pairs of bound, draw and target that would be biased."""
 
 import importlib.util
+from functools import partial
 
 import distrax
 import jax
@@ -42,6 +43,11 @@ WRONG = {
     ),
     "outer product": (lambda z: good(z)[:, None] + X[None], Q, r"\(4, 4\).*broadcast against itself"),
     "integer": (lambda z: jnp.zeros(N, jnp.int32), Q, "real floating"),
+    "nothing": (lambda z: None, Q, r"shape \(4,\), got None; does it lack a return"),
+    "a list": (lambda z: [good(z)], Q, "got a list of 1.*separate factors in a dict"),
+    "a factor": (lambda z: {"x": good(z), "y": None}, Q, r"log_joint\(z\)\['y'\] must be an array"),
+    "no factor": (lambda z: {}, Q, "empty dict"),
+    "events of a single latent": (lambda z: -(z**2), Gauss(jnp.zeros(3), jnp.zeros(3), event=1), "sum over the event"),
 }
 
 
@@ -53,6 +59,57 @@ def test_shapes_of_log_joint(make, kind):
         estimate(make, log_joint=log_joint, q=q)
     with pytest.raises((ValueError, TypeError), match=message):
         vj.draws.weigh(jax.random.key(0), log_joint, q, num_samples=2)
+
+
+@every
+@pytest.mark.parametrize(
+    ("bound", "message"),
+    [
+        (vj.bounds.renyi, "renyi is not.*alpha"),
+        (partial(vj.bounds.renyi, alhpa=0.5), "renyi with alhpa is not"),
+        (vj.gradients.reparam(vj.bounds.iwae), "objective is not"),
+        (None, "bound must be callable"),
+    ],
+    ids=["missing", "misspelt", "an objective", "none"],
+)
+def test_bounds_that_cannot_be_called(make, bound, message):
+    with pytest.raises(TypeError, match=message):
+        estimate(make, bound=bound)
+
+
+def test_weights_do_not_fit_a_bound_without_a_draw():
+    bound = partial(vj.bounds.iwae, weights=jnp.array([0.3, 0.7]))
+    with pytest.raises(ValueError, match="bound to weights of 2 draws.*leave `weights` out"):
+        estimate("vimco", bound=bound)
+
+
+def test_two_methods_that_disagree():
+    """Where k equals the batch the shapes would broadcast, and the gradient be wrong without a word."""
+
+    class Flat:
+        sample_and_log_prob = staticmethod(Q.sample_and_log_prob)
+
+        def log_prob(self, z):
+            return jnp.sum(Q.log_prob(z))
+
+    with pytest.raises(ValueError, match="the two methods of q must agree"):
+        estimate("dreg", q=Flat(), num_samples=N)
+
+
+@pytest.mark.parametrize(
+    "z", [{"a": jnp.ones(1)}, {"a": jnp.ones(3), "b": jnp.ones(2)}, {"b": jnp.ones(2)}, jnp.ones(5)]
+)
+def test_a_family_takes_its_own_structure(z):
+    family = vj.families.mean_field()
+    q = family.dist(family.init(jax.random.key(0), {"a": jnp.zeros(2), "b": jnp.zeros(3)}))
+    with pytest.raises(ValueError, match="z must be one draw of this family"):
+        q.log_prob(z)
+
+
+def test_aux_must_be_a_pair():
+    target = vj.targets.keyed(lambda key, z: good(z), has_aux=True)
+    with pytest.raises(TypeError, match=r"returns \(log_p, aux\)"):
+        estimate("reparam", log_joint=target)
 
 
 def test_the_draw_is_described():
