@@ -170,7 +170,9 @@ def _accident(message: str) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
 
 
 class Path(NamedTuple):
-    """What a sampler's jaxpr says of one leaf: what breaks its path derivative, if anything, and if it has one."""
+    """What a sampler's jaxpr says of one leaf: what breaks its path derivative, if anything, and whether it is a
+    continuous draw that parameters reach.
+    """
 
     broken: str | None
     parametric: bool
@@ -194,39 +196,62 @@ def pathwise(q: Any, draw: types.Draw, key: Any, estimator: str) -> dict[str, Pa
 def paths(q: Any, draw: types.Draw, key: Any) -> dict[str, Path]:
     """Return the path of each leaf of q's draws."""
     if isinstance(q, types.Joint):
-        parts = joint_paths(q, key).items()
-        return {str(n) if leaf == "z" else f"{n}.{leaf}": path for n, found in parts for leaf, path in found.items()}
+        return _flat(joint_paths(q, key))
     closed, shape = dataflow.trace(lambda k: draw.sample(jax.tree.map(lambda s: s[0], draw.seeds(k, 2)), q)[0], key)
     return _paths(q, shape, dataflow.analyse(closed, [NOISE], PARAMETER))
 
 
 def joint_paths(q: types.Joint, key: Any) -> dict[Any, dict[str, Path]]:
     """Return the paths of each conditional; an earlier leaf counts as a parameter where it carries a derivative."""
+    return _walk(lambda: q, q.names(), key, [], [])
+
+
+def _walk(get: Any, names: list[Any], key: Any, given: list[Any], flows: list[dataflow.Flow]) -> dict[Any, Any]:
+    """Look at each conditional of the Joint `get(*given)` in turn, and into those that are Joints themselves."""
     earlier: dict[Any, Any] = {}
+    flows_of: dict[Any, list[dataflow.Flow]] = {}
     found: dict[Any, dict[str, Path]] = {}
-    for name in q.names():
+    for name in names:
         parts: list[Any] = []
 
-        def draw(key: Any, earlier: Any, name: Any = name, parts: list[Any] = parts) -> Any:
-            parts.append(q.conditional(name, earlier))
+        def part(*given: Any, name: Any = name) -> Any:
+            return get(*given[:-1]).conditional(name, given[-1])
+
+        def draw(key: Any, *given: Any, part: Any = part, parts: list[Any] = parts) -> Any:
+            parts.append(part(*given))
             return parts[-1].sample_and_log_prob(seed=key, sample_shape=())[0]
 
-        closed, shape = dataflow.trace(draw, key, earlier)
-        inputs = [NOISE]
-        for other in sorted(earlier):  # the order in which JAX flattens a dict
-            carried = all(path.broken is None for path in found[other].values())
-            inputs += [PARAMETER if carried else dataflow.Flow()] * len(jax.tree.leaves(earlier[other]))
-        found[name] = _paths(parts[-1], shape, dataflow.analyse(closed, inputs, PARAMETER))
+        now = [*given, dict(earlier)]
+        inputs = [*flows, *(f for other in sorted(earlier) for f in flows_of[other])]  # as JAX flattens a dict
+        closed, shape = dataflow.trace(draw, key, *now)
+        if isinstance(parts[-1], types.Joint):
+            found[name] = _flat(_walk(part, parts[-1].names(), key, now, inputs))
+        else:
+            found[name] = _paths(parts[-1], shape, dataflow.analyse(closed, [NOISE, *inputs], PARAMETER))
+        carried = all(path.broken is None for path in found[name].values())
+        flows_of[name] = [PARAMETER if carried else dataflow.Flow()] * len(jax.tree.leaves(shape))
         earlier[name] = shape
     return found
 
 
+def _order(z: Any) -> list[Any]:
+    """Return the names of a Joint's draw in the order in which JAX flattens it."""
+    return sorted(z) if isinstance(z, dict) else list(range(len(z)))
+
+
+def _flat(found: dict[Any, dict[str, Path]]) -> dict[str, Path]:
+    parts = found.items()
+    return {str(n) if leaf == "z" else f"{n}.{leaf}": path for n, leaves in parts for leaf, path in leaves.items()}
+
+
 def _paths(q: Any, shape: Any, flows: list[dataflow.Flow]) -> dict[str, Path]:
     declared = getattr(q, "reparameterized", None)
-    leaves = zip(named_leaves(shape), flows, strict=True)
-    return {
-        name: Path(_broken(leaf, flow, declared=declared), "parameter" in flow.smooth) for (name, leaf), flow in leaves
-    }
+    found = {}
+    for (name, leaf), flow in zip(named_leaves(shape), flows, strict=True):
+        continuous = jnp.issubdtype(leaf.dtype, jnp.inexact) and ("noise" in flow.smooth or bool(declared))
+        reached = continuous and "parameter" in flow.sources()
+        found[name] = Path(_broken(leaf, flow, declared=declared), reached)
+    return found
 
 
 def _broken(leaf: Any, flow: dataflow.Flow, *, declared: bool | None) -> str | None:
@@ -249,26 +274,27 @@ def _broken(leaf: Any, flow: dataflow.Flow, *, declared: bool | None) -> str | N
     return None
 
 
-def support(log_prob: Any, leaves: dict[str, Path], estimator: str = "dreg") -> None:
+def support(log_prob: Any, leaves: dict[str, Path], estimator: str, given: Any = ()) -> None:
     """Refuse a q whose support moves with its parameters: dreg drops, and score uses, a score of mean zero.
 
     Its signs: log_prob is -inf where the draw crosses a parameter, or does not depend on a parametric leaf at all.
+    `given`: the flows of further inputs of log_prob, after the leaves.
     """
     draws = [dataflow.Flow(smooth=frozenset({"draw", leaf})) for leaf in leaves]
-    flow = dataflow.merge(flows := dataflow.analyse(log_prob, draws, PARAMETER))
+    flow = dataflow.merge(flows := dataflow.analyse(log_prob, [*draws, *given], PARAMETER))
     uniform = [leaf for leaf, path in leaves.items() if path.parametric and leaf not in flow.sources()]
     if uniform or any("log" in f.cuts for f in flows):
         raise ValueError(
             f"{estimator} takes the mean of q's score for zero, which it is only while q's support is fixed; here "
             + (f"leaf '{uniform[0]}' is uniform on a set" if uniform else "log_prob is -inf on a set")
-            + " that depends on q's parameters. Use gradients.reparam."
+            + " that depends on q's parameters. Use gradients.reparam, or a q of fixed support."
         )
 
 
 def continuous_support(q: Any, key: Any, draw: types.Draw, estimator: str) -> None:
     """Apply `support` to a q that a score estimator draws from, where any of it is continuous."""
     found = paths(q, draw, key)
-    if any(path.broken is None and path.parametric for path in found.values()):
+    if any(path.parametric for path in found.values()):
         z = jax.eval_shape(lambda k: q.sample_and_log_prob(seed=k, sample_shape=())[0], key)
         support(dataflow.trace(q.log_prob, z)[0], found, estimator)
 
@@ -296,5 +322,16 @@ def scored_leaves(q: types.Joint, key: Any) -> set[Any]:
                 if any(f.broken_by("draw") for f in dataflow.analyse(closed, inputs, dataflow.Flow())):
                     more.add(other)
         if not more:
-            return scored
+            break
         scored |= more
+    for name in scored:
+        if any(path.parametric for path in found[name].values()):
+
+            def own(leaf: Any, z: Any, name: Any = name) -> Any:
+                return q.conditional(name, {n: z[n] for n in names[: names.index(name)]}).log_prob(leaf)
+
+            # Earlier leaves that are not stopped carry the parameters here; in the order of JAX's flattening.
+            given = {n: dataflow.Flow() if n in scored else PARAMETER for n in names}
+            flows = [given[n] for n in _order(z) for _ in jax.tree.leaves(z[n])]
+            support(dataflow.trace(own, z[name], z)[0], found[name], "auto", flows)
+    return scored

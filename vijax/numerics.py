@@ -86,11 +86,11 @@ def normalized_weights(x: Float[Array, "k *batch"], *, weights: Array | None = N
 def leave_one_out_mean(x: Float[Array, "k *batch"]) -> Float[Array, "k *batch"]:
     """Mean of the other rows, for each row; infinite only where another row is. Costs O(k)."""
     k = _at_least_two(x)
-    impossible = jnp.isinf(x)
-    finite = jnp.where(impossible, 0.0, x)
+    finite = jnp.where(jnp.isinf(x), 0.0, x)
     others = (jnp.sum(finite, 0)[None] - finite) / (k - 1)
-    elsewhere = jnp.sum(impossible, 0)[None] - impossible
-    return jnp.where(elsewhere > 0, jnp.where(jnp.max(x, 0) == jnp.inf, jnp.inf, -jnp.inf)[None], others)
+    low, high = ((x == end).astype(jnp.int32) for end in (-jnp.inf, jnp.inf))
+    elsewhere = lambda mark: jnp.sum(mark, 0)[None] > mark  # noqa: E731
+    return jnp.where(elsewhere(low), -jnp.inf, jnp.where(elsewhere(high), jnp.inf, others))
 
 
 @jax.jit

@@ -103,6 +103,9 @@ class Family(NamedTuple):
     dist: Callable[[PyTree], Any]
 
 
+# What a bound may carry; marks of targets (keyed, has_aux, linear_only) belong to whoever wraps them.
+CLOSED_FORMS = frozenset({"gate", "leave_one_out", "linear", "power", "smooth"})
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -110,6 +113,7 @@ def carries(**attributes: Any) -> Callable[[F], F]:
     """Hang closed forms on a function as attributes, for estimators to find; see `attribute`."""
 
     def decorate(function: F) -> F:
+        function._carrier = function  # type: ignore[attr-defined]
         for name, value in attributes.items():
             setattr(function, name, value)
         return function
@@ -125,6 +129,10 @@ def attribute(function: Callable[..., Any], name: str, default: Any = None) -> A
     bound = keywords(function)
     while isinstance(function, partial):
         function = function.func
+    # functools.wraps copies attributes to a function that may compute another thing; jax.jit to one that does not.
+    if name in CLOSED_FORMS and getattr(function, "_carrier", function) is not function:
+        if not hasattr(function, "lower"):
+            return default
     found = getattr(function, name, default)
     return partial(found, **bound) if callable(found) and bound else found
 
@@ -177,7 +185,8 @@ class Joint:
     def conditional(self, name: Any, earlier: Mapping[Any, Any]) -> Any:
         """Return the distribution of one leaf given the earlier ones."""
         part = self.conditionals[name]
-        if callable(part) and not isinstance(part, Distribution):
+        # NumPyro's distributions are callable, and `lift` tells how to adapt them.
+        if callable(part) and not isinstance(part, Distribution) and not hasattr(part, "log_prob"):
             part = part(self.collect(earlier))
         return lift(part)
 

@@ -1,6 +1,6 @@
 """What reviewers broke and was mended: each promise here was once silently kept by nobody."""
 
-from functools import partial
+from functools import partial, wraps
 
 import distrax
 import jax
@@ -147,3 +147,124 @@ def test_renyi_is_smooth_at_one(distance):
 def test_a_bound_that_reduces_the_batch_is_refused(key):
     with pytest.raises(ValueError, match=r"maps \[k, \*batch\] to \[\*batch\]"):
         reparam(lambda log_w: log_w.mean())(key, parabola, distrax.Normal(jnp.zeros(3), 1.0), num_samples=2)
+
+
+# --- supports that move, wherever a score is taken
+
+
+def crossed(low):
+    """Return a q on (low, inf), whose sampler clips so that no path is left: continuous, and broken."""
+    sample = lambda key: jnp.maximum(low + jax.random.exponential(key), low)  # noqa: E731
+    return Duck(
+        lambda key: jnp.where(sample(key) > low, sample(key), low), lambda z: jnp.where(z < low, -jnp.inf, low - z)
+    )
+
+
+@pytest.mark.parametrize("make", [auto, score, vimco])
+@pytest.mark.parametrize(
+    "build",
+    [
+        crossed,
+        lambda low: {"u": crossed(low), "b": distrax.Bernoulli(probs=0.3)},
+        lambda h: {"n": {"u": distrax.Uniform(0.0, h), "b": distrax.Bernoulli(probs=0.3)}},
+        lambda h: {
+            "u": distrax.Uniform(0.0, h),
+            "b": lambda z: distrax.Bernoulli(probs=jnp.where(z["u"] > 0.5, 0.8, 0.2)),
+        },
+    ],
+    ids=["broken", "broken leaf", "nested", "pulled in by a jump"],
+)
+def test_a_score_over_a_moving_support_is_refused(make, build, key):
+    log_joint = lambda z: -sum(jnp.sum(leaf) ** 2 for leaf in jax.tree.leaves(z))  # noqa: E731
+    with pytest.raises(ValueError, match="fixed"):
+        jax.grad(lambda p: make(elbo)(key, log_joint, build(p), num_samples=4).value)(1.3)
+
+
+def test_auto_still_takes_the_path_of_a_moving_support(key):
+    """The control: beside a coin, and not inside its score, the uniform keeps its path. Truth ⅔ h (½ + ½ .3) + 1/h."""
+    build = lambda h: {"u": distrax.Uniform(0.0, h), "b": distrax.Bernoulli(probs=0.3)}  # noqa: E731
+    log_joint = lambda z: jnp.where(z["b"] > 0, 1.0, 0.5) * z["u"] ** 2  # noqa: E731
+    found, error = mean_gradient(auto(elbo), build, log_joint, 1.3, key, 20_000)
+    assert abs(found - (2 / 3 * 1.3 * 0.65 + 1 / 1.3)) < 6 * error < 0.05
+
+
+# --- declarations, however deep
+
+
+@jax.custom_jvp
+def below(u, p):
+    return (u < p).astype(jnp.float32)
+
+
+@below.defjvp
+def _below_jvp(primals, tangents):
+    return below(*primals), jnp.zeros_like(primals[0])
+
+
+class Declared:
+    """A coin behind a derivative that says zero, or a shifted normal behind a comparison; each declares what it is."""
+
+    def __init__(self, p, reparameterized):
+        self.p, self.reparameterized = p, reparameterized
+
+    def sample_and_log_prob(self, *, seed, sample_shape=()):
+        if self.reparameterized:
+            e = jax.random.normal(seed)
+            z = jnp.where(e > self.p, e, e) + self.p
+        else:
+            z = below(jax.random.uniform(seed), self.p)
+        return z, self.log_prob(z)
+
+    def log_prob(self, z):
+        if self.reparameterized:
+            return -0.5 * (z - self.p) ** 2
+        return z * jnp.log(self.p) + (1 - z) * jnp.log1p(-self.p)
+
+
+def test_declarations_hold_in_nested_joints(key):
+    nest = lambda p, yes: {"a": {"b": Declared(p, yes), "c": lambda z: distrax.Normal(z["b"], 1.0)}}  # noqa: E731
+    log_joint = lambda z: 2.0 * z["a"]["b"]  # noqa: E731
+    with pytest.raises(ValueError, match=r"leaf 'a\.b' comes from a q that declares reparameterized = False"):
+        reparam(elbo)(key, log_joint, nest(0.3, False), num_samples=2)
+    found, error = mean_gradient(auto(elbo), lambda p: nest(p, False), log_joint, 0.3, key, 20_000)
+    assert abs(found - (2.0 - jnp.log(0.3 / 0.7))) < 6 * error < 0.5  # slope of 2 p + entropy
+    found, _ = mean_gradient(reparam(elbo), lambda p: nest(p, True), log_joint, 0.3, key, 10)
+    np.testing.assert_allclose(found, 2.0, rtol=1e-5)
+
+
+def test_a_wrapper_does_not_inherit_closed_forms(key):
+    """functools.wraps copies a bound's gate to a function that computes another thing."""
+
+    @wraps(iwae)
+    def half(log_w, *, weights=None):
+        return 2 * iwae(log_w / 2, weights=weights)
+
+    slope = lambda bound: jax.grad(  # noqa: E731
+        lambda m: dreg(bound)(key, parabola, distrax.Normal(m, 1.0), num_samples=4).value
+    )(0.3)
+    np.testing.assert_allclose(slope(half), slope(lambda log_w: half(log_w)), rtol=1e-6)
+    assert abs(slope(half) - slope(iwae)) > 1e-3
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_chunks_do_not_stall_in_half_precision(n, key):
+    """Four thousand small terms, one at a time: summed in bfloat16 they would stop at a sixth."""
+    one = jnp.ones(n, jnp.bfloat16)
+
+    def value(t, size):
+        target = lambda z: -0.5 * (z - t) ** 2  # noqa: E731
+        q = distrax.Normal(0.5 * one, one)
+        return dreg(elbo)(key, target, q, num_samples=4000, chunk_size=size).value.sum()
+
+    whole, single = (jax.grad(value)(jnp.bfloat16(-1), size) for size in (None, 1))
+    np.testing.assert_allclose(np.float32(single), np.float32(whole), rtol=0.05)
+
+
+def test_infinite_weights_have_no_slope_in_one_pass(key):
+    def slope(bound, spike, size):
+        target = lambda z: jnp.where(z > 0, spike, -(z**2))  # noqa: E731
+        value = lambda m: reparam(bound)(key, target, distrax.Normal(m, 1.0), num_samples=8, chunk_size=size).value[0]  # noqa: E731
+        return jax.grad(value)(jnp.zeros(1))
+
+    for bound, spike in ((iwae, jnp.inf), (partial(renyi, alpha=2.0), -jnp.inf)):
+        np.testing.assert_array_equal(slope(bound, spike, 3), slope(bound, spike, None))

@@ -45,7 +45,10 @@ def elbo(log_w: Float[Array, "k *batch"], *, weights: Array | None = None) -> Fl
         raise ValueError(f"log_w must have shape [k, *batch] with k >= 1, got {log_w.shape}.")
     # A mean's slope is constant; folded into the likelihood's backward pass it made XLA's CPU code twice as slow.
     log_w = jax.lax.optimization_barrier(log_w)
-    return jnp.mean(log_w, 0) if weights is None else jnp.sum(expand(weights, log_w) * log_w, 0)
+    if weights is None:
+        return jnp.mean(log_w, 0)
+    w = jnp.broadcast_to(expand(weights, log_w), log_w.shape)
+    return jnp.sum(jnp.where(w > 0, w * jnp.where(w > 0, log_w, 0.0), 0.0), 0)
 
 
 @carries(power=_iwae_power, gate=normalized_weights, leave_one_out=leave_one_out_log_mean_exp)

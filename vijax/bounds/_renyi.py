@@ -22,13 +22,16 @@ def _power_mean(log_w: Array, n: float | Array, weights: Array | None) -> Array:
     near = jnp.all(jnp.abs(away) < 0.5, 0)
     small = jnp.log1p(elbo(jnp.expm1(jnp.where(near[None], away, 0.0)), weights=weights)) / safe + center
     value = jnp.where(near, small, log_mean_exp(safe * log_w, weights=weights) / safe)
-    return jnp.where(n == 0, mean, value)
+    # At n = 0 itself too the slope in n is half the variance.
+    spread = jnp.where(jnp.isfinite(log_w), log_w - center[None], 0.0)
+    return jnp.where(n == 0, mean + 0.5 * n * elbo(jnp.square(spread), weights=weights), value)
 
 
 def _power_gate(log_w: Array, n: float | Array, weights: Array | None) -> Array:
     if isinstance(n, (int, float)) and n == 0:
         return jnp.ones_like(log_w)
-    return 1 - n * (1 - normalized_weights(n * log_w, weights=weights))
+    tilted = jnp.where(jnp.asarray(n) == 0, 0.0, n * log_w)  # not 0 · -inf
+    return 1 - n * (1 - normalized_weights(tilted, weights=weights))
 
 
 def _power_leave_one_out(log_w: Array, n: float | Array) -> Array:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from vijax.draws._hoist import bare, hoist
+from vijax.draws._hoist import bare, hoist, totals
 from vijax.types import PyTree
 
 # What a look at some draws finds: ((log_p, log_q, extra), aux), each with the draws' leading axis.
@@ -84,10 +84,10 @@ def chunked(
         def body(total: list[Any], step: Any) -> Any:
             seed, cotangent = step
             _, pull, _ = jax.vjp(lambda p: chunk(p, others, seed), parameters, has_aux=True)
-            return jax.tree.map(jnp.add, total, pull(cotangent)[0]), None
+            return jax.tree.map(lambda t, g: t + g.astype(t.dtype), total, pull(cotangent)[0]), None
 
-        total, _ = jax.lax.scan(body, jax.tree.map(jnp.zeros_like, parameters), (seeds, cotangent))
-        return total, None, None, None
+        total, _ = jax.lax.scan(body, totals(parameters), (seeds, cotangent))
+        return jax.tree.map(lambda t, p: t.astype(p.dtype), total, parameters), None, None, None
 
     run.defvjp(forward, backward)
     return all_rows(run(parameters, others, beside, seeds))

@@ -42,3 +42,8 @@ def bare(tree: PyTree) -> tuple[PyTree, Callable[[PyTree], PyTree]]:
     strip = lambda s: jax.random.key_data(s) if is_key(s) else s  # noqa: E731
     wrap = lambda s, kind: jax.random.wrap_key_data(s, impl=kind) if kind else s  # noqa: E731
     return jax.tree.map(strip, tree), lambda numbers: jax.tree.map(wrap, numbers, kinds)
+
+
+def totals(parameters: list[Any]) -> list[Any]:
+    """Return zeros to sum gradients of parameters in: in float32 at least, since many small terms stall in less."""
+    return [jnp.zeros(jnp.shape(p), jnp.promote_types(p.dtype, jnp.float32)) for p in parameters]

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from vijax.draws._chunked import split_rows
-from vijax.draws._hoist import bare, hoist
+from vijax.draws._hoist import bare, hoist, totals
 from vijax.numerics import expand
 from vijax.types import PyTree
 
@@ -46,7 +46,7 @@ def online(
     padded, k, chunks, rows = split_rows(seeds, chunk_size)
     first = jax.tree.map(lambda s: s[0], padded)
     sampling, phi, sample_others, drawn = hoist(sample, first)
-    weighing, theta, weigh_others, _ = hoist(weigh, *drawn, first)
+    weighing, theta, weigh_others, (weighed, _) = hoist(weigh, *drawn, first)
     numbers, wrap = bare(padded)
     a, b = path
 
@@ -73,26 +73,31 @@ def online(
             real, seeds = step
             (log_p, log_q), aux, pull_draws, pull_model = look(phi, theta, others, seeds)
             x = power * (log_p - log_q) if power else jnp.zeros_like(log_p - log_q)
-            x = jnp.where(expand(real, x), jnp.clip(x, max=jnp.finfo(x.dtype).max), -jnp.inf)
-            new = jnp.maximum(top, jnp.max(x))
-            shrink, v = jnp.exp(top - new), jnp.exp(x - new)
+            x = jnp.where(expand(real, x), x, -jnp.inf)
+            new = jnp.maximum(top, jnp.clip(jnp.max(x), max=jnp.finfo(x.dtype).max))
+            # A weight of +inf has, as in log_mean_exp, an infinite value and no slope.
+            shrink, v = jnp.exp(top - new), jnp.where(jnp.isposinf(x), 0.0, jnp.exp(x - new))
             of_model, of_draw, of_density = pull_model((v.astype(log_p.dtype), -v.astype(log_q.dtype)))
-            add = lambda old, more, by: jax.tree.map(lambda o, m: o * by.astype(o.dtype) + m, old, more)  # noqa: E731
+
+            # What shrinks to nothing is dropped, also where it had overflowed.
+            def add(old: Any, more: Any, by: Array) -> Any:
+                return jax.tree.map(lambda o, m: jnp.where(by > 0, o * by.astype(o.dtype), 0.0) + m, old, more)
+
             plain, path = add(plain, of_model, shrink), add(path, pull_draws((of_draw, of_density))[0], shrink)
             if b:
                 weighted = lambda d: (d * expand(v, d)).astype(d.dtype)  # noqa: E731
                 squared = add(squared, pull_draws(jax.tree.map(weighted, (of_draw, of_density)))[0], shrink**2)
             return (new, total * shrink + jnp.sum(v), plain, path, squared), ((log_p, log_q), aux)
 
-        zeros = lambda tree: jax.tree.map(jnp.zeros_like, tree)  # noqa: E731
-        dtype = jnp.result_type(drawn[1].dtype, jnp.float32)
-        start = jnp.array(jnp.finfo(dtype).min), jnp.zeros((), dtype), zeros(theta), zeros(phi), zeros(phi)
+        dtype = jnp.result_type(jnp.float32, *(density.dtype for density in weighed))
+        start = jnp.array(jnp.finfo(dtype).min), jnp.zeros((), dtype), *map(totals, (theta, phi, phi))
         real = (jnp.arange(chunks * rows) < k).reshape(chunks, rows)
         (_, total, plain, path, squared), found = jax.lax.scan(body, start, (real, seeds))
-        one = 1 / jnp.where(total == 0, jnp.inf, total)
+        one = 1 / jnp.where(jnp.equal(total, 0), jnp.inf, total)
         scaled = lambda tree, by: jax.tree.map(lambda g: g * by.astype(g.dtype), tree)  # noqa: E731
         path = jax.tree.map(jnp.add, scaled(path, a * one), scaled(squared, b * one**2))
-        return finish(*found), (path, scaled(plain, one))
+        like = lambda g, p: g.astype(p.dtype)  # noqa: E731
+        return finish(*found), (jax.tree.map(like, path, phi), jax.tree.map(like, scaled(plain, one), theta))
 
     def backward(gradients: Any, cotangents: Any) -> Any:
         phi, theta = jax.tree.map(lambda g: g * cotangents[0].astype(g.dtype), gradients)

@@ -38,9 +38,10 @@ class _Gaussian:
 
     def transport(self, u: Float[Array, " n"]) -> PyTree:
         """Carry uniforms to a draw, smoothly in the parameters."""
-        u = u.astype(self._dtype)
+        u = u.astype(jnp.promote_types(self._dtype, jnp.float32))
         tiny = jnp.finfo(u.dtype).tiny
-        return self._unravel(self._push(jax.scipy.special.ndtri(jnp.clip(u, tiny, 1 - jnp.finfo(u.dtype).epsneg))))
+        e = jax.scipy.special.ndtri(jnp.clip(u, tiny, 1 - jnp.finfo(u.dtype).epsneg))
+        return self._unravel(self._push(e.astype(self._dtype)))
 
     def sample_and_log_prob(self, *, seed: Any, sample_shape: Any = ()) -> tuple[PyTree, Array]:
         def one(e: Array) -> tuple[PyTree, Array]:

@@ -22,6 +22,8 @@ def path_slopes(bound: Bound, log_w: Float[Array, "k *batch"]) -> tuple[Array, A
         row = jnp.zeros_like(log_w).at[k].set(1.0)
         return jax.jvp(slope, (log_w,), (row,))[1][k]
 
+    if log_w.size == 0:
+        return log_w, log_w
     whole = slope(log_w)
     second = jax.lax.map(curvature, jnp.arange(log_w.shape[0]), batch_size=min(64, log_w.shape[0]))
     return jax.lax.stop_gradient(whole), jax.lax.stop_gradient(whole - second)
@@ -39,5 +41,7 @@ def without_each(bound: Bound, log_w: Float[Array, "k *batch"]) -> Float[Array, 
     if closed is not None:
         return closed(log_w)
     k = log_w.shape[0]
+    if log_w.size == 0:
+        return log_w
     others = lambda i: bound(log_w[(i + 1 + jnp.arange(k - 1)) % k])  # noqa: E731
     return jax.lax.map(others, jnp.arange(k), batch_size=min(64, k))

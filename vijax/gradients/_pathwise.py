@@ -163,7 +163,7 @@ def _one_pass(
     would keep a gradient of all parameters.
     """
     power = attribute(bound, "power")
-    n = power and power()
+    n = power() if callable(power) else None
     if not isinstance(n, (int, float)) or chunk_size is None or chunk_size >= seeds.rows:
         return None
     _, *batch = jax.eval_shape(sample, seeds)[1].shape
@@ -181,7 +181,7 @@ def _frozen(q: Any, z: PyTree, paths: dict[str, checks.Path]) -> Callable[[PyTre
     Stopping q itself leaks: a distribution may hold its parameters where jax.tree.map does not see them.
     """
     closed, _ = dataflow.trace(jax.vmap(q.log_prob), z)
-    checks.support(closed, paths)
+    checks.support(closed, paths, "dreg")
     log_prob = core.jaxpr_as_fun(core.ClosedJaxpr(closed.jaxpr, [jax.lax.stop_gradient(c) for c in closed.consts]))
     return lambda z: log_prob(*jax.tree.leaves(z))[0]
 
