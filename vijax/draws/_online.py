@@ -92,8 +92,10 @@ def online(
         dtype = jnp.result_type(jnp.float32, *(density.dtype for density in weighed))
         start = jnp.array(jnp.finfo(dtype).min), jnp.zeros((), dtype), *map(totals, (theta, phi, phi))
         real = (jnp.arange(chunks * rows) < k).reshape(chunks, rows)
-        (_, total, plain, path, squared), found = jax.lax.scan(body, start, (real, seeds))
-        one = 1 / jnp.where(jnp.equal(total, 0), jnp.inf, total)
+        sums: Any
+        sums, found = jax.lax.scan(body, start, (real, seeds))
+        _, total, plain, path, squared = sums
+        one = 1 / jnp.where(total == 0, jnp.inf, total)
         scaled = lambda tree, by: jax.tree.map(lambda g: g * by.astype(g.dtype), tree)  # noqa: E731
         path = jax.tree.map(jnp.add, scaled(path, a * one), scaled(squared, b * one**2))
         like = lambda g, p: g.astype(p.dtype)  # noqa: E731
