@@ -72,6 +72,13 @@ class Draws(NamedTuple):
         return self.log_p - self.log_q
 
 
+class Level(NamedTuple):
+    """How far a randomly truncated sum goes: `value`, () or [*batch], out of levels of these `probabilities` [m]."""
+
+    value: Array
+    probabilities: Array
+
+
 class Estimate(NamedTuple):
     """An objective's answer: `value` [*batch] in nats, the only differentiable part, and its stopped `draws`."""
 

@@ -3,7 +3,8 @@
 from vijax.draws._antithetic import antithetic
 from vijax.draws._chunked import chunked
 from vijax.draws._iid import iid, sharded
+from vijax.draws._level import geometric, harmonic, level
 from vijax.draws._online import online
 from vijax.draws._weigh import Plan, evaluate, plan, weigh
 
-__all__ = ["Plan", "antithetic", "chunked", "evaluate", "iid", "online", "plan", "sharded", "weigh"]
+__all__ = ["geometric", "harmonic", "level", "Plan", "antithetic", "chunked", "evaluate", "iid", "online", "plan", "sharded", "weigh"]

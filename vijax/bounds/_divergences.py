@@ -1,0 +1,40 @@
+"""f-divergences, estimated from log-weights."""
+
+from collections.abc import Callable
+
+from jaxtyping import Array, Float
+
+from vijax.bounds._importance import elbo
+from vijax.types import attribute, carries
+
+
+def _smooth(*, f: Callable[[Array], Array], weights: Array | None = None) -> bool:
+    return bool(attribute(f, "smooth", default=True))
+
+
+@carries(smooth=_smooth)
+def f_divergence(
+    log_w: Float[Array, "k *batch"], *, f: Callable[[Array], Array], weights: Array | None = None
+) -> Float[Array, "*batch"]:
+    """f-divergence of the target from q, to be minimised: unbiased at any k where log_joint is normalised; no bound.
+
+        D = Σₖ weightsₖ f(wₖ)  ->  E_q[f(p(z)/q(z))]
+
+    For fitting by another measure of distance: `partial(f_divergence, f=bounds.generators.jensen_shannon)`. With an
+    unnormalised log_joint the divergence is of p scaled by its evidence, which most f do not forgive: subtract log Z, or
+    take kl_reverse.
+
+    Args:
+        log_w: log-weights in nats, [k, *batch].
+        f: log u -> f(u), convex and 0 at u = 1; of `bounds.generators`, or yours.
+        weights: of the draws, [k] or [k, *batch], summing to 1 over axis 0; 1/k where None.
+
+    Returns:
+        [*batch].
+
+    Raises:
+        ValueError: where k = 0.
+
+    Reference: Wan, Li, Hovakimyan, f-divergence variational inference, 2020, arXiv:2009.13093.
+    """
+    return elbo(f(log_w), weights=weights)

@@ -1,0 +1,93 @@
+"""Unbiased bounds on the scale of the evidence itself, and the variance of log-weights."""
+
+import math
+
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Float
+
+from vijax.bounds._importance import elbo
+
+
+def exp_cubo(
+    log_w: Float[Array, "k *batch"], *, n: float | Array = 2.0, reference: ArrayLike = 0.0, weights: Array | None = None
+) -> Float[Array, "*batch"]:
+    """Exponentiated chi bound, to be minimised: an upper bound of (p(x)/eʳ)ⁿ, n >= 1, in expectation at any k.
+
+        U = Σₖ weightsₖ (wₖ/eʳ)ⁿ,     r: reference
+
+    What CUBO's logarithm loses: unbiased, so its expectation is a bound and stochastic gradients minimise it. Its
+    variance is heavy-tailed; take r near log p(x) (a running `iwae`, stopped) to stay in range.
+
+    Args:
+        log_w: log-weights in nats, [k, *batch].
+        n: the order of the moment.
+        reference: r in nats, broadcast against [*batch].
+        weights: of the draws, [k] or [k, *batch], summing to 1 over axis 0; 1/k where None.
+
+    Returns:
+        [*batch], in units of e^(n r).
+
+    Raises:
+        ValueError: where k = 0.
+
+    Reference: Dieng, Tran, Ranganath, Paisley, Blei, Variational inference via χ upper bound minimization, 2017,
+        arXiv:1611.00328.
+    """
+    return elbo(jnp.exp(n * (log_w - jnp.asarray(reference))), weights=weights)
+
+
+def perturbative(
+    log_w: Float[Array, "k *batch"], *, reference: ArrayLike, order: int = 3, weights: Array | None = None
+) -> Float[Array, "*batch"]:
+    """Perturbative bound, to be maximised: for odd orders a lower bound of p(x)/eʳ in expectation at any k.
+
+        L = Σₖ weightsₖ Σ_{j<=order} (log wₖ - r)ʲ / j!  <=  Σₖ weightsₖ wₖ/eʳ,     r: reference
+
+    Between the ELBO (order 1, up to 1 - r) and the evidence: less bias than the first, less variance than the second.
+    r is best near log p(x) and may be learned; the bound on log p(x) is r + log L where L > 0.
+
+    Args:
+        log_w: log-weights in nats, [k, *batch].
+        reference: r = -V₀ in nats, broadcast against [*batch].
+        order: of the Taylor series; odd for a bound.
+        weights: of the draws, [k] or [k, *batch], summing to 1 over axis 0; 1/k where None.
+
+    Returns:
+        [*batch], in units of eʳ.
+
+    Raises:
+        ValueError: for an order that is even or below 1.
+
+    Reference: Bamler, Zhang, Opper, Mandt, Perturbative black box variational inference, 2017, arXiv:1709.07433.
+    """
+    if order < 1 or order % 2 == 0:
+        raise ValueError(f"perturbative bounds p(x) for odd orders only, got {order}; take {order + 1}.")
+    excess = log_w - jnp.asarray(reference)
+    series = sum(excess**j / math.factorial(j) for j in range(1, order + 1)) + 1.0
+    return elbo(jnp.asarray(series), weights=weights)
+
+
+def log_variance(log_w: Float[Array, "k *batch"], *, weights: Array | None = None) -> Float[Array, "*batch"]:
+    """Log-variance divergence, to be minimised: 0 where q is the posterior; no bound of log p(x).
+
+        D = ½ Var[log w],     unbiased over k >= 2 draws
+
+    With `gradients.fixed` (draws held, so that any proposal is as good) its gradient in q is minus that of the ELBO
+    with leave-one-out baselines, the estimator known as VarGrad.
+
+    Args:
+        log_w: log-weights in nats, [k, *batch], k >= 2.
+        weights: must be None.
+
+    Returns:
+        [*batch], in nats².
+
+    Raises:
+        ValueError: for k < 2, or weights.
+
+    Reference: Richter, Boustati, Nüsken, Ruiz, Akyildiz, VarGrad: a low-variance gradient estimator for variational
+        inference, 2020, arXiv:2010.10436.
+    """
+    if log_w.shape[0] < 2 or weights is not None:
+        raise ValueError(f"log_variance takes two draws or more, of equal weight; got k = {log_w.shape[0]}.")
+    return 0.5 * jnp.var(log_w, axis=0, ddof=1)

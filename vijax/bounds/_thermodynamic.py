@@ -1,0 +1,100 @@
+"""Bounds that look past q's own weights: upper bounds by self-normalisation, and sums along the path from q to p."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Float
+
+from vijax.bounds._importance import elbo
+from vijax.numerics import normalized_weights
+
+
+def _tilted_mean(log_w: Array, beta: Array | float, weights: Array | None) -> Array:
+    """Return Σ w̃ₖ log wₖ with w̃ ∝ weights wᵝ: the self-normalised mean of log w at inverse temperature β."""
+    w = normalized_weights(beta * log_w, weights=weights)
+    return jnp.sum(jnp.where(w > 0, w * jnp.where(w > 0, log_w, 0.0), 0.0), 0)
+
+
+def eubo(log_w: Float[Array, "k *batch"], *, weights: Array | None = None) -> Float[Array, "*batch"]:
+    """Evidence upper bound, to be minimised: an upper bound of log p(x) in the limit; at finite k no bound.
+
+        U = Σₖ w̃ₖ log wₖ  ->  E_{p(z|x)}[log p(x, z) - log q(z)] = log p(x) + KL(p(z|x) ‖ q)
+
+    Sandwiches the evidence with a lower bound and, minimised in q, covers all modes. The self-normalised estimate is
+    biased low, down to the ELBO at k = 1.
+
+    Args:
+        log_w: log-weights in nats, [k, *batch].
+        weights: of the draws, [k] or [k, *batch], summing to 1 over axis 0; 1/k where None.
+
+    Returns:
+        [*batch], in nats; 0 where every weight is zero.
+
+    Raises:
+        ValueError: where k = 0.
+
+    Reference: Ji, Shen, Stochastic variational inference via upper bound, 2019, arXiv:1912.00650.
+    """
+    return _tilted_mean(log_w, 1.0, weights)
+
+
+def tvo_lower(
+    log_w: Float[Array, "k *batch"], *, partition: ArrayLike, weights: Array | None = None
+) -> Float[Array, "*batch"]:
+    """Thermodynamic lower bound, to be maximised: a lower bound of log p(x) in the limit; at finite k no bound.
+
+        L = Σₜ (βₜ₊₁ - βₜ) E_{π(βₜ)}[log w]  <=  ∫₀¹ E_{π(β)}[log w] dβ = log p(x),     π(β) ∝ q^(1-β) p^β
+
+    The left Riemann sum of a rising integrand, tighter with every point of the partition, and the ELBO for [0, 1]. The
+    expectations are self-normalised over the same k draws.
+
+    Args:
+        log_w: log-weights in nats, [k, *batch].
+        partition: 0 = β₀ < β₁ < ... < β_T = 1, [T + 1].
+        weights: of the draws, [k] or [k, *batch], summing to 1 over axis 0; 1/k where None.
+
+    Returns:
+        [*batch], in nats.
+
+    Raises:
+        ValueError: for a partition that is not a vector of two points or more.
+
+    Reference: Masrani, Le, Wood, The thermodynamic variational objective, 2019, arXiv:1907.00031.
+    """
+    return _riemann(log_w, partition, weights, 0)
+
+
+def tvo_upper(
+    log_w: Float[Array, "k *batch"], *, partition: ArrayLike, weights: Array | None = None
+) -> Float[Array, "*batch"]:
+    """Thermodynamic upper bound, to be minimised: an upper bound of log p(x) in the limit; at finite k no bound.
+
+        U = Σₜ (βₜ₊₁ - βₜ) E_{π(βₜ₊₁)}[log w]  >=  log p(x),   the right Riemann sum; the EUBO for [0, 1]
+
+    With `tvo_lower` on the same draws it brackets the evidence, up to the bias of self-normalisation.
+
+    Args:
+        log_w: log-weights in nats, [k, *batch].
+        partition: 0 = β₀ < β₁ < ... < β_T = 1, [T + 1].
+        weights: of the draws, [k] or [k, *batch], summing to 1 over axis 0; 1/k where None.
+
+    Returns:
+        [*batch], in nats.
+
+    Raises:
+        ValueError: for a partition that is not a vector of two points or more.
+
+    Reference: Brekelmans, Masrani, Wood, Ver Steeg, Galstyan, All in the exponential family: Bregman duality in
+        thermodynamic variational inference, 2020, arXiv:2007.00642.
+    """
+    return _riemann(log_w, partition, weights, 1)
+
+
+def _riemann(log_w: Array, partition: ArrayLike, weights: Array | None, side: int) -> Array:
+    betas = jnp.asarray(partition, log_w.dtype)
+    if betas.ndim != 1 or betas.shape[0] < 2:
+        raise ValueError(f"partition must be a vector 0 = β₀ < ... < β_T = 1 of two points or more, got {betas.shape}.")
+    total = jnp.zeros_like(log_w[0])
+    for t in range(betas.shape[0] - 1):
+        # At β = 0 all draws count, the impossible ones too: the ELBO.
+        at = elbo(log_w, weights=weights) if t + side == 0 else _tilted_mean(log_w, betas[t + side], weights)
+        total = total + (betas[t + 1] - betas[t]) * at
+    return total

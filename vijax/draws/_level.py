@@ -1,0 +1,70 @@
+"""Random levels: how far a telescoping sum is carried, so that truncating it costs no bias."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+from vijax import checks
+from vijax.types import Level
+
+
+def level(key: Key[Array, ""], probabilities: Float[Array, " m"], *, shape: tuple[int, ...] = ()) -> Level:
+    """Draw the level of a randomly truncated sum, for `bounds.sumo` and `bounds.mlmc_iwae`.
+
+        𝒦 ~ P,    E[Σ_{j<=𝒦} Δⱼ / P(𝒦 >= j)] = Σⱼ Δⱼ
+
+    Its key must not be the objective's: the level is independent of the draws.
+
+    Args:
+        key: a typed key, consumed.
+        probabilities: of levels 0 .. m-1, [m], static in length and summing to 1: `harmonic(m)`, `geometric(m)`, yours.
+        shape: of the levels, () for one that the batch shares, or [*batch].
+
+    Returns:
+        Level(value, probabilities).
+
+    Raises:
+        TypeError: for a raw key.
+        ValueError: for probabilities that are not a vector.
+
+    Reference: Glynn, Rhee, Exact estimation for Markov chain equilibrium expectations, 2014, arXiv:1409.4302.
+    """
+    checks.key(key)
+    if jnp.ndim(probabilities) != 1:
+        raise ValueError(f"probabilities must be a vector [m], one for each level; got {jnp.shape(probabilities)}.")
+    return Level(jax.random.categorical(key, jnp.log(probabilities), shape=shape), probabilities)
+
+
+def harmonic(m: int) -> Float[Array, " m"]:
+    """Return probabilities of levels 0 .. m-1 with P(𝒦 >= j) = 1/(j+1), SUMO's choice: E[𝒦] grows as log m.
+
+    Args:
+        m: number of levels.
+
+    Returns:
+        [m], summing to 1.
+
+    Reference: Luo, Beatson, Norouzi, Zhu, Duvenaud, Adams, Chen, SUMO: unbiased estimation of log marginal probability
+        for latent variable models, 2020, arXiv:2004.00353.
+    """
+    survival = 1 / jnp.arange(1.0, m + 1)
+    return survival - jnp.append(survival[1:], 0.0)
+
+
+def geometric(m: int, *, ratio: float = 2**-1.5) -> Float[Array, " m"]:
+    """Return probabilities of levels 0 .. m-1 that fall by `ratio`; 2^-3/2 gives MLMC finite variance at finite cost.
+
+    Args:
+        m: number of levels.
+        ratio: P(𝒦 = j + 1) / P(𝒦 = j).
+
+    Returns:
+        [m], summing to 1.
+
+    Reference: Ishikawa, Goda, Efficient debiased evidence estimation by multilevel Monte Carlo sampling, 2021,
+        arXiv:2001.04676.
+    """
+    p: Any = jnp.asarray(ratio) ** jnp.arange(m)
+    return p / jnp.sum(p)
