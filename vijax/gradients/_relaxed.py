@@ -1,0 +1,175 @@
+"""Relaxed gradients for discrete latents: derivatives of a continuous stand-in. All are biased, and say so.
+
+They are estimators rather than distributions because q stays discrete: the same q is trained by one, evaluated by
+another and sampled as it is. A q that is itself continuous (TFP's RelaxedBernoulli, through families.adapt) needs nothing
+of this: `reparam` of it is unbiased, for the bound of a model whose latents are relaxed too.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Key
+
+from vijax import draws
+from vijax.draws import Plan
+from vijax.gradients._objective import admit, estimate
+from vijax.gradients._states import States, floored, states
+from vijax.numerics import with_score
+from vijax.types import Bound, Estimate, LogJoint, Objective
+
+# (key, log-probabilities, Gumbel noise) -> the point of the simplex where the model is evaluated.
+Point = Callable[[Any, Array, Array], Array]
+
+
+def gumbel_softmax(bound: Bound, *, temperature: ArrayLike) -> Objective:
+    """Gumbel-softmax (binary Concrete) gradient of any bound: biased, in value too; discrete as temperature → 0.
+
+        ∇φ B(log w(s)),   s = softmax((log q + g) / τ),  g ~ Gumbel;   a Bernoulli gives σ((a + logistic noise) / τ)
+
+    When the model takes points of the simplex and speed of training matters more than where it ends. The prior and q
+    are evaluated at the relaxed point, log q(s) = Σ s log q, so the value is neither a bound nor an estimate of one.
+
+    Args:
+        bound: of `vijax.bounds`, or any log_w [k, *batch] -> [*batch].
+        temperature: τ > 0, a number or a traced scalar, so that it can be annealed inside a jitted step.
+
+    Returns:
+        An Objective: (key, log_joint, q, *, num_samples, chunk_size=None) -> Estimate, value [*batch] in nats. q shows
+        its logits as q.logits, of independent latents; log_joint gets floats in [0, 1], and must be smooth in them.
+
+    Raises:
+        TypeError: (when called) for a raw key, a q that is not a distribution, or a categorical of integer draws.
+        ValueError: for a temperature that is not positive; (when called) for a q of other kinds or whose latents depend
+            on each other, or shapes that do not agree.
+
+    Reference: Jang, Gu, Poole, Categorical reparameterization with Gumbel-softmax, 2017, arXiv:1611.01144; Maddison,
+        Mnih, Teh, The Concrete distribution, 2017, arXiv:1611.00712.
+    """
+    tau = _temperature(temperature)
+    return _relaxed(bound, lambda key, l, g: jax.nn.softmax((l + g) / tau), "gumbel_softmax", lambda found: found)
+
+
+def straight_through(bound: Bound, *, temperature: ArrayLike) -> Objective:
+    """Straight-through Gumbel-softmax gradient of any bound: biased, though its value is the discrete bound's own.
+
+        forward b = one-hot argmax (log q + g),   backward ∂b/∂φ := ∂softmax((log q + g) / τ)/∂φ
+
+    When the model cannot be asked about points between the states, yet has a derivative at them. `gumbel_rao` has the
+    same mean and less variance. The density of q is stopped: its score has mean zero.
+
+    Args:
+        bound: of `vijax.bounds`, or any log_w [k, *batch] -> [*batch].
+        temperature: τ > 0, a number or a traced scalar; a low one has less bias and more variance.
+
+    Returns:
+        An Objective: (key, log_joint, q, *, num_samples, chunk_size=None) -> Estimate, value [*batch] in nats. q shows
+        its logits as q.logits, of independent latents; log_joint gets hard draws as floats.
+
+    Raises:
+        TypeError: (when called) for a raw key, a q that is not a distribution, or a categorical of integer draws.
+        ValueError: for a temperature that is not positive; (when called) for a q of other kinds or whose latents depend
+            on each other, or shapes that do not agree.
+
+    Reference: Jang, Gu, Poole, Categorical reparameterization with Gumbel-softmax, 2017, arXiv:1611.01144; Bengio,
+        Léonard, Courville, Estimating or propagating gradients through stochastic neurons, 2013, arXiv:1308.3432.
+    """
+    tau = _temperature(temperature)
+    point = lambda key, l, g: with_score(hardest(l + g), jax.nn.softmax((l + g) / tau))  # noqa: E731
+    return _relaxed(bound, point, "straight_through", States.stopped)
+
+
+def gumbel_rao(bound: Bound, *, temperature: ArrayLike, inner: int) -> Objective:
+    """Gumbel-Rao gradient of any bound: biased exactly as `straight_through`, with less variance at no model's cost.
+
+        forward b = one-hot argmax (log q + g),   backward ∂b/∂φ := 1/m Σⱼ ∂softmax((log q + gⱼ) / τ)/∂φ,   gⱼ ~ g | b
+
+    The Rao-Blackwellised form of `straight_through`: what of the noise b does not determine is averaged over. Prefer it
+    wherever you would use that; the model is still evaluated once for each draw.
+
+    Args:
+        bound: of `vijax.bounds`, or any log_w [k, *batch] -> [*batch].
+        temperature: τ > 0, a number or a traced scalar; with an average, lower ones are affordable.
+        inner: m, how much noise is averaged over for each draw; 10 to 100.
+
+    Returns:
+        An Objective: (key, log_joint, q, *, num_samples, chunk_size=None) -> Estimate, value [*batch] in nats. q shows
+        its logits as q.logits, of independent latents; log_joint gets hard draws as floats.
+
+    Raises:
+        TypeError: (when called) for a raw key, a q that is not a distribution, or a categorical of integer draws.
+        ValueError: for a temperature that is not positive or inner < 1; (when called) for a q of other kinds or whose
+            latents depend on each other, or shapes that do not agree.
+
+    Reference: Paulus, Maddison, Krause, Rao-Blackwellizing the straight-through Gumbel-softmax gradient estimator,
+        2021, arXiv:2010.04838.
+    """
+    tau = _temperature(temperature)
+    if isinstance(inner, bool) or not isinstance(inner, int) or inner < 1:
+        raise ValueError(f"inner must be a whole number of at least 1, got {inner!r}.")
+
+    def point(key: Any, l: Array, g: Array) -> Array:
+        hard = hardest(l + g)
+
+        def soft(key: Any) -> Array:
+            uniform = jax.random.uniform(key, l.shape, l.dtype, minval=jnp.finfo(l.dtype).tiny)
+            fixed = jax.lax.stop_gradient(conditional(l, hard, uniform) - floored(l))
+            return jax.nn.softmax((l + fixed) / tau)
+
+        return with_score(hard, jnp.mean(jax.vmap(soft)(jax.random.split(key, inner)), 0))
+
+    return _relaxed(bound, point, "gumbel_rao", States.stopped)
+
+
+def conditional(log_probs: Array, hard: Array, uniform: Array) -> Array:
+    """Return Gumbel-perturbed log-probabilities, from uniforms, given that their argmax is `hard` (one-hot).
+
+    z_b = -log(-log v_b), the others -log(-log vᵢ / pᵢ - log v_b): the largest is a standard Gumbel whichever it is.
+    """
+    waiting = -jnp.log(uniform)
+    first = jnp.sum(hard * waiting, -1, keepdims=True)
+    p = jnp.maximum(jnp.exp(log_probs), jnp.finfo(log_probs.dtype).tiny)
+    return -jnp.log(jnp.where(hard > 0, first, waiting / p + first))
+
+
+def hardest(perturbed: Array) -> Array:
+    """Return the state that perturbed log-probabilities decide on, one-hot."""
+    hard = jax.nn.one_hot(jnp.argmax(perturbed, -1), perturbed.shape[-1], dtype=perturbed.dtype)
+    return jax.lax.stop_gradient(hard)
+
+
+def _temperature(temperature: ArrayLike) -> ArrayLike:
+    if not isinstance(temperature, jax.core.Tracer) and (
+        jnp.ndim(temperature) or not np.all(np.asarray(temperature) > 0)
+    ):
+        raise ValueError(f"temperature must be one positive number, got {temperature!r}.")
+    return temperature
+
+
+def _relaxed(bound: Bound, point: Point, name: str, density: Callable[[States], States]) -> Objective:
+    def objective(
+        key: Key[Array, ""], log_joint: LogJoint, q: Any, *, num_samples: int, chunk_size: int | None = None
+    ) -> Estimate:
+        q = admit(key, log_joint, q, num_samples, chunk_size, bound)
+        found = states(q, key, name)
+        of_q = density(found)
+
+        def one(key: Any) -> tuple[Any, Array]:
+            keys = jax.random.split(key, (len(found.log_probs), 2))
+            points = [
+                point(key[1], l, jax.random.gumbel(key[0], l.shape, l.dtype))
+                for key, l in zip(keys, found.log_probs, strict=True)
+            ]
+            return found.soft(points), of_q.log_prob(points)
+
+        def look(seeds: Plan) -> Any:
+            z, log_q = jax.vmap(one)(seeds.draw)
+            log_p, aux = draws.evaluate(log_joint, z, log_q, seeds.model)
+            return (log_p, log_q, None), (z, aux)
+
+        seeds = draws.plan(key, log_joint, draws.iid, num_samples)
+        return estimate(look, lambda p, q, _: bound(p - q), seeds, chunk_size)
+
+    return objective
