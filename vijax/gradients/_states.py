@@ -44,8 +44,8 @@ class States(NamedTuple):
 
 
 def floored(log_probs: Array) -> Array:
-    """Keep impossible states finite, so that 0 times their log is 0."""
-    return jnp.maximum(log_probs, jnp.finfo(log_probs.dtype).min / 4)
+    """Keep impossible states finite, and their squares, so that 0 times their log is 0."""
+    return jnp.maximum(log_probs, -(float(jnp.finfo(log_probs.dtype).max) ** 0.5))
 
 
 class Kind(NamedTuple):
