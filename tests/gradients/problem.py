@@ -44,6 +44,20 @@ class Choice:
         return jnp.sum(hot * jax.nn.log_softmax(self.logits), -1)
 
 
+class Normal:
+    """Independent normals that show their loc and scale; batch shape loc.shape."""
+
+    def __init__(self, loc, scale):
+        self.loc, self.scale = jnp.asarray(loc), jnp.asarray(scale)
+
+    def sample_and_log_prob(self, *, seed, sample_shape=()):
+        z = self.loc + self.scale * jax.random.normal(seed, (*sample_shape, *self.loc.shape), self.loc.dtype)
+        return z, self.log_prob(z)
+
+    def log_prob(self, z):
+        return norm.logpdf(z, self.loc, self.scale)
+
+
 def all_bits(d):
     return np.array(list(itertools.product([0.0, 1.0], repeat=d)), f32)
 

@@ -1,11 +1,14 @@
 """How derivatives flow: each function makes of a bound an objective with its own gradient."""
 
 from vijax.gradients._auto import auto
+from vijax.gradients._baselines import moving_average, squared_scores
 from vijax.gradients._control import rebar, relax
 from vijax.gradients._coupled import arm, disarm
+from vijax.gradients._measure import measure_valued
 from vijax.gradients._pathwise import dreg, reparam
 from vijax.gradients._relaxed import gumbel_rao, gumbel_softmax, straight_through
 from vijax.gradients._score import score, vimco
+from vijax.gradients._sums import local_expectation, top_states
 
 __all__ = [
     "arm",
@@ -14,10 +17,15 @@ __all__ = [
     "dreg",
     "gumbel_rao",
     "gumbel_softmax",
+    "local_expectation",
+    "measure_valued",
+    "moving_average",
     "rebar",
     "relax",
     "reparam",
     "score",
+    "squared_scores",
     "straight_through",
+    "top_states",
     "vimco",
 ]

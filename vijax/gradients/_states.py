@@ -86,15 +86,15 @@ def states(q: Any, key: Any, estimator: str) -> States:
     """
     shapes, log_q = jax.eval_shape(lambda k: q.sample_and_log_prob(seed=k, sample_shape=()), key)
     leaves, tree = jax.tree.flatten(shapes)
-    parts = _parts(q, estimator)
+    leaf_qs = parts(q, estimator)
     refusal = (
         f"{estimator} needs a q of independent Bernoulli or categorical variables that shows its logits as q.logits "
         f"(or a dict or tuple of such q), and {{}}; {checks.CURE}."
     )
-    if len(parts) != len(leaves):
-        raise ValueError(refusal.format(f"this one draws {len(leaves)} arrays from {len(parts)} distributions"))
+    if len(leaf_qs) != len(leaves):
+        raise ValueError(refusal.format(f"this one draws {len(leaves)} arrays from {len(leaf_qs)} distributions"))
     kinds = []
-    for part, leaf in zip(parts, leaves, strict=True):
+    for part, leaf in zip(leaf_qs, leaves, strict=True):
         logits = jax.eval_shape(lambda part=part: _logits(part))
         if logits is None:
             raise ValueError(refusal.format(f"{type(part).__name__} shows none"))
@@ -110,7 +110,7 @@ def states(q: Any, key: Any, estimator: str) -> States:
         )
 
     return States(
-        [kind.log_probs(_logits(part)) for kind, part in zip(kinds, parts, strict=True)],
+        [kind.log_probs(_logits(part)) for kind, part in zip(kinds, leaf_qs, strict=True)],
         spell(lambda kind, x, leaf: kind.draw(x).astype(leaf.dtype)),
         spell(lambda kind, x, _: kind.soft(x)),
         spell(lambda kind, x, _: kind.real(x)),
@@ -118,7 +118,7 @@ def states(q: Any, key: Any, estimator: str) -> States:
     )
 
 
-def _parts(q: Any, estimator: str) -> list[Any]:
+def parts(q: Any, estimator: str) -> list[Any]:
     """Return the distributions of the leaves of z, in the order in which JAX flattens it."""
     if not isinstance(q, Joint):
         return [q]
@@ -129,7 +129,7 @@ def _parts(q: Any, estimator: str) -> list[Any]:
                 f"{estimator} needs independent latents, and leaf '{name}' is given the earlier ones; {checks.CURE}."
             )
     names = sorted(q.names()) if hasattr(q.conditionals, "keys") else q.names()
-    return [leaf for name in names for leaf in _parts(q.conditional(name, {}), estimator)]
+    return [leaf for name in names for leaf in parts(q.conditional(name, {}), estimator)]
 
 
 def _logits(q: Any) -> Any:
