@@ -101,6 +101,8 @@ PUBLIC = {
         "online": "tests/laws/test_one_pass.py",
         "plan": "tests/draws/test_draws.py",
         "sharded": "tests/laws/test_devices.py",
+        "sobol": "tests/draws/test_qmc.py",
+        "stratified": "tests/draws/test_stratified.py",
         "weigh": "tests/draws/test_draws.py",
     },
     "families": {
@@ -108,6 +110,8 @@ PUBLIC = {
         "full_rank": "tests/families/test_gaussian.py",
         "low_rank": "tests/families/test_gaussian.py",
         "mean_field": "tests/families/test_gaussian.py",
+        "mixture": "tests/families/test_mixture.py",
+        "strata": "tests/families/test_mixture.py",
     },
     "targets": {
         "collapse": "tests/targets/test_collapse.py",

@@ -1,5 +1,6 @@
 """Checks at trace time, each with a message that names the argument, what was found, and the cure."""
 
+import inspect
 import traceback
 import warnings
 from collections.abc import Iterator
@@ -17,7 +18,9 @@ from vijax import dataflow, types
 NOISE = dataflow.Flow(smooth=frozenset({"noise"}))
 PARAMETER = dataflow.Flow(smooth=frozenset({"parameter"}))
 DRAW = dataflow.Flow(smooth=frozenset({"draw"}))
-CURE = "use gradients.vimco or gradients.score, or gradients.auto to choose for each leaf"
+CURE = (
+    "use gradients.vimco or gradients.score, or gradients.auto to choose for each leaf (for mixtures, draws.stratified)"
+)
 
 
 def key(key: Any) -> None:
@@ -54,16 +57,27 @@ def linear(bound: Any, log_joint: Any) -> None:
 
 
 def independent(bound: Any, draw: Any, estimator: str) -> None:
-    """Refuse coupled draws where the estimator's derivation needs independent ones."""
+    """Refuse coupled draws, and strata, where the estimator's derivation needs independent draws from q."""
     if draw.independent:
         return
     if estimator == "dreg" and types.attribute(bound, "linear", default=False):
         return
+    how = "coupled" if draw.weights is None else "strata, each from its own part of q"
     raise ValueError(
-        f"{estimator}({describe(bound)}) needs independent draws, and these are coupled: its gradient would be biased. "
+        f"{estimator}({describe(bound)}) needs independent draws, and these are {how}: its gradient would be biased. "
         + ("Use gradients.reparam, or dreg of a bound linear in log_w (bounds.elbo)." if estimator == "dreg" else "")
         + ("" if estimator == "dreg" else "Use draws.iid.")
     )
+
+
+def takes_weights(bound: Any) -> None:
+    """Refuse a bound that cannot be told that draws do not count alike."""
+    parameters = inspect.signature(bound).parameters.values()
+    if not any(p.name == "weights" or p.kind is p.VAR_KEYWORD for p in parameters):
+        raise TypeError(
+            f"these draws do not count alike, and {describe(bound)} takes no weights: give it the keyword "
+            "weights=None, [k, *batch] summing to 1 over axis 0, or use one of vijax.bounds."
+        )
 
 
 def describe(function: Any) -> str:

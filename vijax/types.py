@@ -32,12 +32,15 @@ class Draw(NamedTuple):
     Fields:
         seeds: (key, num_samples) -> a pytree with leading axis k, one row for each draw.
         sample: (one row of seeds, q) -> (z, log q(z)), one draw.
-        independent: whether the k draws are independent, which dreg, score, vimco and auto rely on.
+        independent: whether the k draws are independent and each from q, which dreg, score, vimco and auto rely on.
+        weights: (q, num_samples) -> [k] or [k, *batch], differentiable, the weight of each draw where they do not count
+            alike; Σₖ weightsₖ f(zₖ) must be unbiased for E_q[f].
     """
 
     seeds: Callable[[Any, int], PyTree]
     sample: Callable[[PyTree, Any], tuple[PyTree, Array]]
     independent: bool
+    weights: Callable[[Any, int], Array] | None = None
 
 
 @runtime_checkable

@@ -5,6 +5,23 @@ from vijax.draws._chunked import chunked
 from vijax.draws._iid import iid, sharded
 from vijax.draws._level import geometric, harmonic, level
 from vijax.draws._online import online
+from vijax.draws._qmc import sobol
+from vijax.draws._stratified import stratified
 from vijax.draws._weigh import Plan, evaluate, plan, weigh
 
-__all__ = ["geometric", "harmonic", "level", "Plan", "antithetic", "chunked", "evaluate", "iid", "online", "plan", "sharded", "weigh"]
+__all__ = [
+    "geometric",
+    "harmonic",
+    "level",
+    "Plan",
+    "antithetic",
+    "chunked",
+    "evaluate",
+    "iid",
+    "online",
+    "plan",
+    "sharded",
+    "sobol",
+    "stratified",
+    "weigh",
+]

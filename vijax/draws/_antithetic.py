@@ -36,8 +36,10 @@ antithetic = Draw(seeds=_seeds, sample=_sample, independent=False)
 
 Unbiased for anything linear in the draws and exact for odd integrands of a symmetric q; for bounds that are not
 linear it lowers the variance but changes the bound, which stays a lower bound (for iwae). Pair it with
-`gradients.reparam`, or with `dreg(elbo)`: measured at a mean-field optimum, antithetic + dreg(elbo) cut gradient
-variance several hundred times. It is coupled, so dreg of a non-linear bound, score and vimco refuse it.
+`gradients.reparam`, or with `dreg(elbo)`. Evaluations of the model that it saves, as the ratio of gradient variances to
+that of independent draws, at any K: 1.1 under reparam(elbo) and 1.8 under dreg(elbo) over two correlated latents, 1.6
+and 1.9 at the optimum of a logistic regression over five, 2.5 and 5 far from it; `sobol` saves more from K = 8 on. It
+is coupled, so dreg of a non-linear bound, score and vimco refuse it.
 
 Reference: Hammersley, Morton, A new Monte Carlo technique: antithetic variates, 1956.
 """

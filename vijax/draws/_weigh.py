@@ -85,7 +85,8 @@ def weigh(key: Key[Array, ""], log_joint: LogJoint, q: Any, *, num_samples: int,
         log_joint: z -> log p(x, z), [*batch], in nats.
         q: a distribution with batch shape [*batch], or a pytree of them.
         num_samples: k.
-        draw: how to draw; `iid`, `antithetic`, ...
+        draw: how to draw; `iid`, `antithetic`, ...; draws that do not count alike
+            come with `weights`.
 
     Returns:
         Draws with log_p and log_q [k, *batch] in nats.
@@ -102,4 +103,5 @@ def weigh(key: Key[Array, ""], log_joint: LogJoint, q: Any, *, num_samples: int,
     seeds = plan(key, log_joint, draw, num_samples)
     z, log_q = jax.vmap(lambda seed: draw.sample(seed, q))(seeds.draw)
     log_p, aux = evaluate(log_joint, z, log_q, seeds.model)
-    return Draws(z, log_p, log_q, None, aux)
+    weights = None if draw.weights is None else draw.weights(q, num_samples)
+    return Draws(z, log_p, log_q, weights, aux)

@@ -10,7 +10,7 @@ from jaxtyping import Array
 
 from vijax import checks, draws
 from vijax.draws import Plan
-from vijax.types import Draws, Estimate, LogJoint, PyTree, keywords, lift
+from vijax.types import Bound, Draw, Draws, Estimate, LogJoint, PyTree, keywords, lift
 
 # A look at some draws: (log_p, log_q, whatever the estimator wants for its gradient), and (z, aux).
 Look = Callable[[Plan], tuple[tuple[Array, Array, PyTree], tuple[PyTree, PyTree]]]
@@ -50,14 +50,27 @@ def _alone(bound: Any) -> None:
         ) from None
 
 
+def weighted(bound: Bound, draw: Draw, q: Any, num_samples: int) -> tuple[Bound, Array | None]:
+    """Return the bound of draws that count as `draw` says, and their weights; the bound itself where they count alike.
+
+    The weights are bound by partial, so that closed forms found through `attribute` know them too.
+    """
+    weights = None if draw.weights is None else draw.weights(q, num_samples)
+    if weights is None:
+        return bound, None
+    checks.takes_weights(bound)
+    return partial(bound, weights=weights), weights
+
+
 def estimate(
     look: Look,
     value: Callable[[Array, Array, PyTree], Array],
     seeds: Plan,
     chunk_size: int | None,
     reply: Callable[[Array], Array] | None = None,
+    weights: Array | None = None,
 ) -> Estimate:
-    """Look at every draw and judge the log-densities found; `reply` as in `draws.chunked`."""
+    """Look at every draw and judge the log-densities found; `reply` as in `draws.chunked`, `weights` for the record."""
     if chunk_size is None or (chunk_size >= seeds.rows and reply is None):
         (log_p, log_q, extra), (z, aux) = look(seeds)
     else:
@@ -66,7 +79,7 @@ def estimate(
     judged = value(log_p, log_q, extra)
     if judged.shape != log_q.shape[1:]:
         raise ValueError(f"a bound maps [k, *batch] to [*batch]: from {log_q.shape} this one made {judged.shape}.")
-    return Estimate(judged, jax.lax.stop_gradient(Draws(z, log_p, log_q, None, aux)))
+    return Estimate(judged, jax.lax.stop_gradient(Draws(z, log_p, log_q, weights, aux)))
 
 
 def _without_draws(seen: Any) -> Any:

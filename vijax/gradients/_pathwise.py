@@ -12,7 +12,7 @@ from jaxtyping import Array, Key
 from vijax import checks, dataflow, draws
 from vijax.draws import Plan
 from vijax.gradients._curvature import path_slopes
-from vijax.gradients._objective import admit, estimate
+from vijax.gradients._objective import admit, estimate, weighted
 from vijax.numerics import expand, scale_gradient, with_score
 from vijax.types import Bound, Draw, Draws, Estimate, LogJoint, Objective, PyTree, attribute
 
@@ -45,7 +45,7 @@ def reparam(bound: Bound, *, draw: Draw = draws.iid) -> Objective:
     ) -> Estimate:
         q = admit(key, log_joint, q, num_samples, chunk_size, bound)
         checks.pathwise(q, draw, key, "reparam")
-
+        judge, weights = weighted(bound, draw, q, num_samples)
         seeds = draws.plan(key, log_joint, draw, num_samples)
 
         def sample(seeds: Plan) -> tuple[PyTree, Array]:
@@ -60,8 +60,8 @@ def reparam(bound: Bound, *, draw: Draw = draws.iid) -> Objective:
             found, aux = weigh(z, log_q, seeds)
             return (*found, None), (z, aux)
 
-        passed = _one_pass(bound, sample, weigh, seeds, chunk_size, gated=False)
-        return passed or estimate(look, lambda p, q, _: bound(p - q), seeds, chunk_size)
+        passed = _one_pass(judge, sample, weigh, seeds, chunk_size, gated=False)
+        return passed or estimate(look, lambda p, q, _: judge(p - q), seeds, chunk_size, weights=weights)
 
     return objective
 
@@ -104,8 +104,9 @@ def dreg(bound: Bound, *, draw: Draw = draws.iid) -> Objective:
         q = admit(key, log_joint, q, num_samples, chunk_size, bound)
         checks.independent(bound, draw, "dreg")
         paths = checks.pathwise(q, draw, key, "dreg")
+        judge, weights = weighted(bound, draw, q, num_samples)
         linear = attribute(bound, "linear", default=False)
-        gate = None if linear else attribute(bound, "gate")
+        gate = None if linear else attribute(judge, "gate")
         once = chunk_size is not None  # one look, and the gate sent back to the draws with the cotangents
         seeds = draws.plan(key, log_joint, draw, num_samples)
 
@@ -142,14 +143,14 @@ def dreg(bound: Bound, *, draw: Draw = draws.iid) -> Objective:
         def value(log_p: Array, log_q: Array, extra: Any) -> Array:
             log_w = log_p - log_q
             if extra is None or gate is not None:
-                return bound(log_w)
+                return judge(log_w)
             stopped = jax.lax.stop_gradient(log_w)
-            whole, path = path_slopes(bound, stopped)
-            judged = bound(stopped)  # with the derivative of whatever else the bound depends on
+            whole, path = path_slopes(judge, stopped)
+            judged = judge(stopped)  # with the derivative of whatever else the bound depends on
             return with_score(judged, judged + jnp.sum(path * log_w + (whole - path) * extra, 0))
 
-        passed = _one_pass(bound, sample, weigh, seeds, chunk_size, gated=True)
-        return passed or estimate(look, value, seeds, chunk_size, gate if once else None)
+        passed = _one_pass(judge, sample, weigh, seeds, chunk_size, gated=True)
+        return passed or estimate(look, value, seeds, chunk_size, gate if once else None, weights)
 
     return objective
 

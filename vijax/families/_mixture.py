@@ -1,0 +1,143 @@
+"""Mixtures: several members of a family with probabilities of their own."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from vijax.families._adapt import adapt
+from vijax.numerics import log_mean_exp
+from vijax.types import Family, PyTree
+
+
+class _Mixture:
+    """Batch shape (); `component` may be asked for a traced number, so components differ in their parameters alone."""
+
+    def __init__(self, log_weights: Float[Array, " m"], params: PyTree, dist: Callable[[PyTree], Any]):
+        self.log_weights, self._params, self._dist = log_weights, params, dist
+
+    def component(self, j: Any) -> Any:
+        return self._dist(jax.tree.map(lambda p: p[j], self._params))
+
+    def sample_and_log_prob(self, *, seed: Any, sample_shape: Any = ()) -> tuple[PyTree, Array]:
+        def one(key: Any) -> tuple[PyTree, Array]:
+            of_component, of_draw = jax.random.split(key)
+            j = jax.random.categorical(of_component, self.log_weights)
+            z, _ = self.component(j).sample_and_log_prob(seed=of_draw, sample_shape=())
+            return z, self.log_prob(z)
+
+        for _ in sample_shape:
+            one = jax.vmap(one)
+        return one(jax.random.split(seed, tuple(sample_shape)) if sample_shape else seed)
+
+    def log_prob(self, z: PyTree, /) -> Array:
+        each = jax.vmap(lambda p: self._dist(p).log_prob(z))(self._params)
+        return _log_sum(self.log_weights, each)
+
+
+def _log_sum(log_weights: Array, each: Array) -> Array:
+    """Return log Σⱼ exp(log_weightsⱼ + eachⱼ) over axis 0, total where every component is impossible."""
+    return log_mean_exp(log_weights + each) + jnp.log(1.0 * each.shape[0]).astype(each.dtype)
+
+
+def mixture(family: Family, *, components: int) -> Family:
+    """Mixture of several members of one family, over whatever latents that family holds.
+
+        q(z) = Σⱼ πⱼ qⱼ(z),   π = softmax(logits),   params {"logits": [m], "components": stacked [m, ...]}
+
+    For posteriors with more than one mode, or a shape that no member has. Its draws do not carry the derivative of the
+    logits, so a path gradient of independent draws is refused: use `draw=draws.stratified` with `reparam` or
+    `dreg(elbo)`, or a score estimator.
+
+    Args:
+        family: of the components; they start as its `init` makes them for m keys. A family that ignores its key starts
+            them all at one place, where they would stay together: move them apart.
+        components: m.
+
+    Returns:
+        Family: `init(key, like)`, with equal probabilities; `dist(params)` of batch shape (), with `log_weights` [m]
+        and `component(j)`, which `draws.stratified` asks for.
+
+    Raises:
+        ValueError: for components < 1.
+
+    Reference: Jaakkola, Jordan, Improving the mean field approximation via the use of mixture distributions, 1998;
+        Morningstar, Vikram, Ham, Gallagher, Dillon, Automatic differentiation variational inference with mixtures,
+        2021, arXiv:2003.01687.
+    """
+    if components < 1:
+        raise ValueError(f"components must be at least 1, got {components}.")
+
+    def init(key: Any, like: PyTree) -> PyTree:
+        params = [family.init(k, like) for k in jax.random.split(key, components)]
+        stacked = jax.tree.map(lambda *p: jnp.stack(p), *params)
+        return {"logits": jnp.zeros(components, jnp.result_type(*jax.tree.leaves(stacked))), "components": stacked}
+
+    def dist(params: PyTree) -> _Mixture:
+        params = jax.tree.map(jnp.asarray, params)
+        return _Mixture(jax.nn.log_softmax(params["logits"]), params["components"], family.dist)
+
+    return Family(init, dist)
+
+
+class _Component:
+    """Number j of a distribution whose last batch axis counts components: it draws them all, and keeps one."""
+
+    def __init__(self, all_of_them: Any, j: Any, axis: int):
+        self._all, self._j, self._axis = all_of_them, j, axis
+
+    def sample_and_log_prob(self, *, seed: Any, sample_shape: Any = ()) -> tuple[PyTree, Array]:
+        at = len(sample_shape) + self._axis
+        drawn = adapt(self._all).sample_and_log_prob(seed=seed, sample_shape=tuple(sample_shape))
+        return jax.tree.map(lambda a: jnp.take(a, self._j, axis=at), drawn)
+
+
+class _Strata:
+    def __init__(self, q: Any, weights: Any, components: Any):
+        self._q, self._components = q, components
+        self._axis = len(components.batch_shape) - 1
+        m = components.batch_shape[-1]
+        states = jnp.arange(m).reshape((m,) + (1,) * self._axis)
+        self.log_weights = jnp.moveaxis(weights.log_prob(states), 0, -1)
+
+    def component(self, j: Any) -> Any:
+        return _Component(self._components, j, self._axis)
+
+    def sample_and_log_prob(self, *, seed: Any, sample_shape: Any = ()) -> tuple[PyTree, Array]:
+        return self._q.sample_and_log_prob(seed=seed, sample_shape=tuple(sample_shape))
+
+    def log_prob(self, z: PyTree, /) -> Array:
+        return self._q.log_prob(z)
+
+
+NAMES = (("mixture_distribution", "components_distribution"), ("mixing_distribution", "component_distribution"))
+
+
+def strata(distribution: Any) -> Any:
+    """Lend a MixtureSameFamily of distrax, TFP or NumPyro what `draws.stratified` asks for: its weights and components.
+
+        q(z) = Σⱼ πⱼ qⱼ(z)   ->   log π [*batch, m],   j ↦ qⱼ
+
+    A component's draw draws them all and keeps one, which costs nothing beside a model.
+
+    Args:
+        distribution: with a categorical and a distribution whose last batch axis counts components, under the names
+            that distrax, TFP or NumPyro give them.
+
+    Returns:
+        A Distribution of the same draws, batch shape and densities, with `log_weights` and `component(j)`.
+
+    Raises:
+        TypeError: for anything else.
+
+    Reference: none; the names are the libraries' own.
+    """
+    for weights, components in NAMES:
+        if hasattr(distribution, weights) and hasattr(distribution, components):
+            return _Strata(adapt(distribution), getattr(distribution, weights), getattr(distribution, components))
+    raise TypeError(
+        f"strata takes a MixtureSameFamily of distrax, TFP or NumPyro, got {type(distribution).__name__}; for your "
+        "own, give it log_weights [*batch, m] and component(j)."
+    )
