@@ -1,6 +1,5 @@
 """Checks at trace time, each with a message that names the argument, what was found, and the cure."""
 
-import inspect
 import traceback
 import warnings
 from collections.abc import Iterator
@@ -68,16 +67,6 @@ def independent(bound: Any, draw: Any, estimator: str) -> None:
         + ("Use gradients.reparam, or dreg of a bound linear in log_w (bounds.elbo)." if estimator == "dreg" else "")
         + ("" if estimator == "dreg" else "Use draws.iid.")
     )
-
-
-def takes_weights(bound: Any) -> None:
-    """Refuse a bound that cannot be told that draws do not count alike."""
-    parameters = inspect.signature(bound).parameters.values()
-    if not any(p.name == "weights" or p.kind is p.VAR_KEYWORD for p in parameters):
-        raise TypeError(
-            f"these draws do not count alike, and {describe(bound)} takes no weights: give it the keyword "
-            "weights=None, [k, *batch] summing to 1 over axis 0, or use one of vijax.bounds."
-        )
 
 
 def describe(function: Any) -> str:

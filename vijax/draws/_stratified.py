@@ -53,10 +53,10 @@ stratified = Draw(seeds=_seeds, sample=_sample, independent=False, weights=_weig
 For `families.mixture`, or `families.strata(q)` of another library's: the weights carry the logits' derivative, and
 each component's own draw that of its parameters, where a draw from the mixture as a whole jumps from component to
 component. num_samples is a multiple of m. elbo is the mixture's exactly, iwae (SIWAE) a lower bound of log p(x) at any
-K. Pair it with `gradients.reparam`, or with `dreg(elbo)`, whose gradient is zero draw by draw at the exact posterior;
-dreg of another bound would need each component's draws in the other components' places, and refuses. Variance of the
-gradient beside vimco(elbo) at equal evaluations of the model, two components on two modes, K = 4: 8 times less under
-dreg(elbo), 4 under reparam; of the logits' alone 3 and 2.
+K; `diagnostics.ess` wants draws.log_w + log(draws.weights). Pair it with `gradients.reparam`, or with `dreg(elbo)`,
+whose gradient is zero draw by draw at the exact posterior; dreg of another bound would need each component's draws in
+the other components' places, and refuses. Variance of the gradient beside vimco(elbo) at equal evaluations of the
+model, two components on two modes, K = 4: 8 times less under dreg(elbo), 4 under reparam; of the logits' alone 3 and 2.
 
 Reference: Morningstar, Vikram, Ham, Gallagher, Dillon, Automatic differentiation variational inference with mixtures,
 2021, arXiv:2003.01687; Roeder, Wu, Duvenaud, Sticking the landing, 2017, arXiv:1703.09194.

@@ -53,12 +53,18 @@ def _alone(bound: Any) -> None:
 def weighted(bound: Bound, draw: Draw, q: Any, num_samples: int) -> tuple[Bound, Array | None]:
     """Return the bound of draws that count as `draw` says, and their weights; the bound itself where they count alike.
 
-    The weights are bound by partial, so that closed forms found through `attribute` know them too.
+    The weights are bound by partial, so that closed forms found through `attribute` know them too. Refuses a bound that
+    cannot be told that draws do not count alike.
     """
     weights = None if draw.weights is None else draw.weights(q, num_samples)
     if weights is None:
         return bound, None
-    checks.takes_weights(bound)
+    takes = inspect.signature(bound).parameters.values()
+    if not any(p.name == "weights" or p.kind is p.VAR_KEYWORD for p in takes):
+        raise TypeError(
+            f"these draws do not count alike, and {checks.describe(bound)} takes no weights: give it the keyword "
+            "weights=None, [k, *batch] summing to 1 over axis 0, or use one of vijax.bounds."
+        )
     return partial(bound, weights=weights), weights
 
 
