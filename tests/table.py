@@ -91,6 +91,7 @@ PUBLIC = {
         "squared_scores": "tests/gradients/test_baselines.py",
         "straight_through": "tests/gradients/test_relaxed.py",
         "top_states": "tests/gradients/test_sums.py",
+        "gdreg": "tests/gradients/test_hierarchical.py",
     },
     "draws": {
         "Plan": "tests/draws/test_draws.py",

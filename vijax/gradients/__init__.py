@@ -5,6 +5,7 @@ from vijax.gradients._baselines import moving_average, squared_scores
 from vijax.gradients._control import rebar, relax
 from vijax.gradients._coupled import arm, disarm
 from vijax.gradients._measure import measure_valued
+from vijax.gradients._hierarchical import gdreg
 from vijax.gradients._pathwise import dreg, reparam
 from vijax.gradients._relaxed import gumbel_rao, gumbel_softmax, straight_through
 from vijax.gradients._score import score, vimco
@@ -15,6 +16,7 @@ __all__ = [
     "auto",
     "disarm",
     "dreg",
+    "gdreg",
     "gumbel_rao",
     "gumbel_softmax",
     "local_expectation",

@@ -120,7 +120,7 @@ def dreg(bound: Bound, *, draw: Draw = draws.iid) -> Objective:
             return z, log_q
 
         def weigh(z: PyTree, log_q: Array, seeds: Plan) -> tuple[tuple[Array, Array], PyTree]:
-            path_log_q = _frozen(q, z, paths)(z)
+            path_log_q = frozen(q, z, paths)(z)
             if path_log_q.shape != log_q.shape:
                 raise ValueError(
                     f"q.log_prob(z) of the draws has shape {path_log_q.shape}, and q.sample_and_log_prob gave log_q "
@@ -180,13 +180,13 @@ def _one_pass(
     return Estimate(with_score(bound(seen.log_w), jnp.broadcast_to(score, batch)), seen)
 
 
-def _frozen(q: Any, z: PyTree, paths: dict[str, checks.Path]) -> Callable[[PyTree], Array]:
+def frozen(q: Any, z: PyTree, paths: dict[str, checks.Path], estimator: str = "dreg") -> Callable[[PyTree], Array]:
     """Return log q as a function of draws [k, ...] alone: q's parameters are stopped where they enter its jaxpr.
 
     Stopping q itself leaks: a distribution may hold its parameters where jax.tree.map does not see them.
     """
     closed, _ = dataflow.trace(jax.vmap(q.log_prob), z)
-    checks.support(closed, paths, "dreg")
+    checks.support(closed, paths, estimator)
     log_prob = core.jaxpr_as_fun(core.ClosedJaxpr(closed.jaxpr, [jax.lax.stop_gradient(c) for c in closed.consts]))
     return lambda z: log_prob(*jax.tree.leaves(z))[0]
 

@@ -1,0 +1,119 @@
+"""Pathwise gradients of the prior's own parameters, for latents whose prior is itself parameterised."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Key
+
+from vijax import checks, dataflow, draws
+from vijax.draws import Plan
+from vijax.gradients._curvature import path_slopes
+from vijax.gradients._objective import admit, estimate
+from vijax.gradients._pathwise import frozen
+from vijax.numerics import with_score
+from vijax.types import Bound, Estimate, LogJoint, Objective, PyTree, attribute
+
+
+def gdreg(bound: Bound, *, prior: Any, push: Callable[[PyTree], PyTree], pull: Callable[[PyTree], PyTree]) -> Objective:
+    """Doubly-reparameterised gradient of any bound for the prior's parameters as well: unbiased, without their score.
+
+        ∇λ = Σₖ (B'ₖ ∂log pᵣ(zₖ)/∂zₖ - (B'ₖ - B''ₖₖ) ∂log wₖ/∂zₖ) ∂T(ε; λ)/∂λ  at  ε = T⁻¹(zₖ; λ)
+        log pᵣ(z) = log p(x, z) - log pλ(z);     ∇φ, ∇θ: as `dreg`
+
+    For hierarchies and conditional priors, pλ(z) or pλ(z₁ | z₂) pλ(z₂), whose score ∇λ log pλ(z) is noisy: draws of q
+    are written as the prior's own, z = T(ε; λ), and follow its parameters. It pays where the likelihood says little of
+    a latent and q fits: for one Gaussian at the exact posterior the variance is dreg's over (likelihood's noise /
+    prior's scale)⁴, and so more than dreg's where the likelihood is the sharper. Measure before you choose.
+
+    log_joint stays the whole of log p(x, z); what `prior` does not explain of it keeps its plain gradient, so a prior
+    that is not a factor costs variance, not bias. Build the objective inside the step, as prior, push and pull close
+    over λ. The model is looked at twice, forward and backward. Second derivatives mean nothing here. log_joint must not
+    couple members of the batch, must be continuous in z and must not stop gradients in z.
+
+    Args:
+        bound: of `vijax.bounds`, or any smooth log_w [k, *batch] -> [*batch], as for `dreg`.
+        prior: with log_prob(z) -> [*batch], one draw; of fixed support, on which q's draws lie.
+        push: T, noise -> z with the law of the prior, smooth in its parameters; one draw of any pytree.
+        pull: its inverse, z -> noise. A pair that is not this prior's is a biased gradient.
+
+    Returns:
+        An Objective: (key, log_joint, q, *, num_samples, chunk_size=None) -> Estimate, value [*batch] in nats.
+
+    Raises:
+        TypeError: (when called) for a raw key, a q that is not a distribution, or a push that does not return z's tree.
+        ValueError: (when called) for a q or a push that misses part of the derivative, a support that moves with the
+            parameters, and for shapes that do not agree.
+
+    Reference: Bauer, Mnih, Generalized doubly reparameterized gradient estimators, 2021, arXiv:2101.11046.
+    """
+
+    def carry(z: PyTree) -> PyTree:
+        return push(jax.lax.stop_gradient(pull(z)))
+
+    def objective(
+        key: Key[Array, ""], log_joint: LogJoint, q: Any, *, num_samples: int, chunk_size: int | None = None
+    ) -> Estimate:
+        q = admit(key, log_joint, q, num_samples, chunk_size, bound)
+        paths = checks.pathwise(q, draws.iid, key, "gdreg")
+        seeds = draws.plan(key, log_joint, draws.iid, num_samples)
+
+        def look(seeds: Plan) -> Any:
+            z, log_q = jax.vmap(lambda seed: draws.iid.sample(seed, q))(seeds.draw)
+            checks.batch_leads(z, log_q)
+            _smooth(carry, jax.tree.map(lambda leaf: leaf[0], z))
+            seen = jax.lax.stop_gradient(z)
+            path_log_q = frozen(q, seen, paths, "gdreg")
+            # The prior's support, too, is fixed: what every leaf of its draws is parametric in.
+            frozen(prior, seen, dict.fromkeys(paths, checks.Path(None, parametric=True)), "gdreg of this prior")
+
+            def log_w(z: PyTree) -> tuple[Array, tuple[Array, PyTree]]:
+                log_p, aux = draws.evaluate(log_joint, z, log_q, seeds.model)
+                return jnp.sum(log_p - path_log_q(z)), (log_p, aux)
+
+            slope, (log_p, aux) = jax.grad(log_w, has_aux=True)(seen)
+            carried = jax.vmap(carry)(seen)
+            # In value each draw is z; in derivative the one of q, less the one of the prior.
+            inner = lambda s, z, c: jnp.sum(  # noqa: E731
+                (jax.lax.stop_gradient(s) * (z - c)).reshape(*log_q.shape, -1), -1
+            )
+            moved = sum(jax.tree.leaves(jax.tree.map(inner, slope, z, carried)))
+            rest = draws.evaluate(log_joint, carried, log_q, seeds.model)[0] - jax.vmap(prior.log_prob)(carried)
+            return (*jax.lax.stop_gradient((log_p, log_q)), (moved, rest)), (z, aux)
+
+        def value(log_p: Array, log_q: Array, extra: Any) -> Array:
+            moved, rest = extra
+            stopped = log_p - log_q
+            whole, path = _slopes(bound, stopped)
+            judged = bound(stopped)
+            return with_score(judged, judged + jnp.sum(path * moved + whole * rest, 0))
+
+        return estimate(look, value, seeds, chunk_size)
+
+    return objective
+
+
+def _slopes(bound: Bound, log_w: Array) -> tuple[Array, Array]:
+    """Return B'ₖ and B'ₖ - B''ₖₖ, from the bound's closed-form gate if it has one."""
+    gate = attribute(bound, "gate")
+    if gate is None:
+        return path_slopes(bound, log_w)
+    whole = jax.grad(lambda l: jnp.sum(bound(l)))(log_w)
+    return jax.lax.stop_gradient((whole, whole * gate(log_w)))
+
+
+def _smooth(carry: Callable[[PyTree], PyTree], z: PyTree) -> None:
+    """Refuse a prior whose draws do not follow its parameters, or are not like q's."""
+    closed, shape = dataflow.trace(carry, z)
+    if jax.tree.map(jnp.shape, shape) != jax.tree.map(jnp.shape, z):
+        raise TypeError(
+            f"push(pull(z)) must be like z, {jax.tree.map(jnp.shape, z)}; got {jax.tree.map(jnp.shape, shape)}."
+        )
+    flows = dataflow.analyse(closed, [dataflow.Flow()] * len(jax.tree.leaves(z)), checks.PARAMETER)
+    for (name, _), flow in zip(checks.named_leaves(z), flows, strict=True):
+        if how := flow.broken_by("parameter"):
+            raise ValueError(
+                f"gdreg's draws must follow the prior's parameters, and push reaches leaf '{name}' through '{how}': "
+                "use gradients.dreg, which takes the prior's plain score."
+            )
