@@ -69,6 +69,15 @@ def independent(bound: Any, draw: Any, estimator: str) -> None:
     )
 
 
+def smooth(bound: Any, estimator: str) -> None:
+    """Refuse a bound with a kink: no second derivative sees it, and the dropped score needs it."""
+    found = types.attribute(bound, "smooth", default=True)
+    if not (found() if callable(found) else found):
+        raise ValueError(
+            f"{estimator}({describe(bound)}) needs a smooth bound, and this has a kink: gradients.reparam."
+        )
+
+
 def describe(function: Any) -> str:
     """Return the name of a function, looking through partial."""
     while hasattr(function, "func"):

@@ -2,21 +2,26 @@
 
 import math
 from itertools import combinations
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
-from vijax.numerics import log_mean_exp, normalized_weights
-from vijax.types import Level
+from vijax.numerics import log_mean_exp
+from vijax.types import Level, carries
 
 
-def jackknife(log_w: Float[Array, "k *batch"], *, order: int = 1, weights: Array | None = None) -> Float[Array, "*batch"]:
-    """Jackknife evidence estimate (JVI), to be maximised: no bound at any k; its bias falls as k^-(order + 1).
+def jackknife(
+    log_w: Float[Array, "k *batch"], *, order: int = 1, weights: Array | None = None
+) -> Float[Array, "*batch"]:
+    """Jackknife evidence estimate (JVI), to be maximised: tends to log p(x), and at finite k is neither a lower nor an
+    upper bound; its bias falls as k^-(order + 1).
 
         L₁ = k L(k) - (k-1) mean of L(k-1) without each draw,      L(k) = log 1/k Σ wᵢ;   order 0 is IWAE
 
     When a better number for log p(x) is wanted from the draws at hand: the leading terms of IWAE's bias cancel, at the
-    price of variance. Orders 1, 2 and 3 cost O(k), O(k²) and O(k³) on the weights.
+    price of variance. Orders 1, 2 and 3 cost O(k log k), O(k²) and O(k³) on the weights.
 
     Args:
         log_w: log-weights in nats, [k, *batch], k > order.
@@ -24,7 +29,7 @@ def jackknife(log_w: Float[Array, "k *batch"], *, order: int = 1, weights: Array
         weights: must be None; draws of unequal weight cannot be left out alike.
 
     Returns:
-        [*batch], in nats; IWAE where the draws left out were the only possible ones.
+        [*batch], in nats; IWAE where no more than `order` draws are possible, or any is infinite.
 
     Raises:
         ValueError: for an order other than 1, 2, 3, k <= order, or weights.
@@ -34,23 +39,20 @@ def jackknife(log_w: Float[Array, "k *batch"], *, order: int = 1, weights: Array
     """
     k = log_w.shape[0]
     if order not in (1, 2, 3) or k <= order:
-        raise ValueError(f"jackknife has order 1, 2 or 3 and takes more draws than that, got order {order}, k = {k}.")
+        raise ValueError(f"jackknife has order 1, 2 or 3 and takes k >= 1 + order draws, got order {order}, k = {k}.")
     if weights is not None:
         raise ValueError("jackknife leaves out draws of equal weight; pass weights=None, or use bounds.iwae.")
-    # With Dⱼ the mean over subsets of j draws of log(sum without them / sum), and every L(k-j) = L(k) + Dⱼ + log k/(k-j),
+    # With Dⱼ the mean over subsets of j draws of log(sum without them / sum), every L(k-j) = L(k) + Dⱼ + log k/(k-j), and
     # the estimate is L(k) + Σⱼ cⱼ (Dⱼ + log k/(k-j)). The cⱼ grow as k^order, so each Dⱼ is written in the differences
-    # below it, which are of size k^-j and lose nothing: log(1-a-b) - log(1-a) - log(1-b) = log1p(-ab / (1-a)(1-b)), and
-    # for three draws log1p(-abc (2-a-b-c) / (1-a-b)(1-a-c)(1-b-c)).
-    w = normalized_weights(log_w)
-    total = log_mean_exp(log_w)
-    rest = _rest(w)
-    c = [_coefficient(k, order, j) for j in range(order + 1)]
-    means = _differences(w, rest, order)
-    for i in range(1, order + 1):
-        # A subset of j draws holds C(j, i) subsets of i, so Dⱼ = Σᵢ C(j, i) Δᵢ, and so for log k/(k-j).
-        share = sum(c[j] * math.comb(j, i) for j in range(i, order + 1))
-        total = total + share * (means[i - 1] - _constant(k, i))
-    return total
+    # below it, Dⱼ = Σᵢ C(j, i) Δᵢ, which are of size k^-i and lose nothing.
+    falling = jnp.sort(log_w, 0, descending=True)
+    usable = (falling[0] < jnp.inf) & (falling[order] > -jnp.inf)
+    falling = jnp.where(usable[None], falling, 0.0)
+    correction = jnp.zeros_like(log_w[0])
+    for i, mean in enumerate(_differences(falling - jax.lax.stop_gradient(falling[0])[None], order), 1):
+        share = sum(_coefficient(k, order, j) * math.comb(j, i) for j in range(i, order + 1))
+        correction = correction + share * (mean - _constant(k, i))
+    return log_mean_exp(log_w) + jnp.where(usable, correction, 0.0)
 
 
 def _coefficient(k: int, order: int, j: int) -> float:
@@ -66,71 +68,99 @@ def _constant(k: int, i: int) -> float:
     return math.log1p(-(2 - 3 / k) / (k - 2) ** 3)
 
 
-def _rest(w: Array) -> Array:
-    """Return 1 - wᵢ without cancellation: only the largest weight can be near one."""
-    k = w.shape[0]
-    top = jnp.arange(k).reshape((k,) + (1,) * (w.ndim - 1)) == jnp.argmax(w, 0)[None]
-    return jnp.where(top, jnp.sum(jnp.where(top, 0.0, w), 0)[None], 1 - w)
+def _differences(falling: Array, order: int) -> list[Array]:
+    """Return the mean over subsets of 1 .. order draws of the differences Δ of log(1 - share of the subset).
 
+        Δ(a) = log(1-a),     Δ(a, b) = log1p(-ab / (1-a)(1-b)),
+        Δ(a, b, c) = log1p(-abc (2-a-b-c) / (1-a-b)(1-a-c)(1-b-c))
 
-def _differences(w: Array, rest: Array, order: int) -> list[Array]:
-    """Return the mean over subsets of 1 .. order draws of the differences Δ of log(1 - sum of the subset)."""
-    tiny, most = jnp.finfo(w.dtype).tiny, 1 - jnp.finfo(w.dtype).eps
-    safe = lambda a: jnp.maximum(a, tiny)  # noqa: E731
-    k = w.shape[0]
-    means = [jnp.mean(jnp.log(safe(rest)), 0)]
+    The quotients are taken in logarithms, so that none underflows, and are a half or so at most, but for the subset of
+    the largest draws: with rows that fall it comes first, and is summed afresh without them.
+    """
+    k = falling.shape[0]
+    total = jax.nn.logsumexp(falling, axis=0)
+    log_a = falling - total[None]
+    without = [jax.nn.logsumexp(falling[i:], axis=0) - total for i in range(1, order + 1)]
+    after = lambda first, rest: jnp.concatenate([first[None], rest])  # noqa: E731
+    one = after(without[0], jnp.log1p(-jnp.exp(log_a[1:])))
+    means = [jnp.mean(one, 0)]
     if order >= 2:
-        i, j = (jnp.asarray(index) for index in zip(*combinations(range(k), 2), strict=True))
-        pair = w[i] * w[j] / safe(rest[i] * rest[j])
-        means.append(jnp.mean(jnp.log1p(-jnp.minimum(pair, most)), 0))
+        i, j = np.triu_indices(k, 1)
+        pair = jnp.exp(log_a[i] + log_a[j] - one[i] - one[j])[1:]
+        two = after(without[1] - one[0] - one[1], jnp.log1p(-pair))
+        means.append(jnp.mean(two, 0))
     if order >= 3:
-        h, i, j = (jnp.asarray(index) for index in zip(*combinations(range(k), 3), strict=True))
-        both = safe(rest[h] - w[i]) * safe(rest[h] - w[j]) * safe(rest[i] - w[j])
-        triple = w[h] * w[i] * w[j] * (2 - w[h] - w[i] - w[j]) / safe(both)
-        means.append(jnp.mean(jnp.log1p(-jnp.minimum(triple, most)), 0))
+        h, i, j = np.array(list(combinations(range(k), 3))).T
+        place = np.zeros((k, k), int)
+        place[np.triu_indices(k, 1)] = np.arange(k * (k - 1) // 2)
+        pairs = two[place[h, i]] + two[place[h, j]] + two[place[i, j]]
+        each = one[h] + one[i] + one[j]
+        a = jnp.exp(log_a)
+        triple = jnp.exp(log_a[h] + log_a[i] + log_a[j] - 2 * each - pairs) * (2 - a[h] - a[i] - a[j])
+        means.append(jnp.mean(after(without[2] - (each + pairs)[0], jnp.log1p(-triple[1:])), 0))
     return means
 
 
 def sumo(log_w: Float[Array, "k *batch"], *, level: Level, weights: Array | None = None) -> Float[Array, "*batch"]:
-    """SUMO, to be maximised (or minimised): unbiased, over draws and level, for IWAE at k, and for log p(x) as k grows.
+    """SUMO, to be maximised or minimised: log p(x) in the limit without bias; at finite k, over draws and level, it has
+    IWAE's expectation, a lower bound, and one estimate may lie on either side.
 
         L = L₁ + Σ_{j=1..𝒦} (Lⱼ₊₁ - Lⱼ) / P(𝒦 >= j),      Lⱼ: IWAE of the first j draws
 
-    When log p(x) must be pushed down, as an entropy or a denominator, where a bound would be exploited. The variance may
-    be large or infinite. Shapes are fixed: all k draws are evaluated, and those beyond the level count for nothing.
+    When log p(x) must be pushed down, as an entropy or a denominator, where a bound would be exploited. The variance
+    may be large or infinite. Shapes are fixed: all k draws are evaluated, and those beyond the level count for nothing.
 
     Args:
-        log_w: log-weights in nats, [k, *batch]: one more draw than the last level, k = m.
-        level: of `draws.level`, m = k levels 0 .. k-1, drawn apart from the draws.
+        log_w: log-weights in nats, [k, *batch], k <= m.
+        level: of `draws.level`, m levels, drawn apart from the draws; those past k - 1 count as k - 1.
         weights: must be None.
 
     Returns:
-        [*batch], in nats.
+        [*batch], in nats; -inf where the first draw is impossible, since weights that may be 0 have no ELBO to start
+        from; +inf where any draw up to the level is infinite.
 
     Raises:
-        ValueError: where k is not the number of levels, or for weights.
+        ValueError: for k > m, a level of another shape than () or [*batch], or weights.
 
     Reference: Luo, Beatson, Norouzi, Zhu, Duvenaud, Adams, Chen, SUMO: unbiased estimation of log marginal probability
         for latent variable models, 2020, arXiv:2004.00353.
     """
-    k = log_w.shape[0]
-    _levels("sumo", level, k, level.probabilities.shape[0], weights)
-    # -inf would be nan in differences of cumulative sums: so far below anything that it weighs nothing.
-    low = jnp.maximum(log_w, -0.01 * jnp.finfo(log_w.dtype).max)
-    column = lambda v: v.astype(log_w.dtype).reshape(-1, *(1,) * (log_w.ndim - 1))  # noqa: E731
-    running = jax.lax.cumlogsumexp(low, axis=0) - column(jnp.log(jnp.arange(1.0, k + 1)))
-    survival = jnp.cumsum(level.probabilities[::-1])[::-1][1:]
-    reached = column(jnp.arange(1, k)) <= level.value
-    steps = jnp.where(reached, (running[1:] - running[:-1]) / column(survival), 0.0)
-    return log_w[0] + jnp.sum(steps, 0)
+    k, m = log_w.shape[0], level.probabilities.shape[0]
+    if not 1 <= k <= m:
+        raise ValueError(f"sumo with {m} levels takes k draws, m >= k >= 1; got k = {k}: draw a level of {k}.")
+    value = _level("sumo", log_w, level, weights)[None]
+    column = lambda v: jnp.asarray(v).reshape(-1, *(1,) * (log_w.ndim - 1))  # noqa: E731
+    j = column(jnp.arange(1, k))
+    reached = j <= value
+    survival = column(jnp.cumsum(level.probabilities[::-1])[::-1][1:k])
+    share = jnp.where(reached, 1 / jnp.where(reached, survival, 1.0), 0.0).astype(log_w.dtype)
+    # A weight of 0 is one so small that it weighs nothing, and an infinite one is reported at the end.
+    most = 0.25 * jnp.finfo(log_w.dtype).max
+    bounded = jnp.clip(log_w, -most, most)
+    before = jax.lax.cumlogsumexp(bounded, axis=0)[:-1]
+    # log (1 + w / the sum before it) - log (1 + 1/j): what draw j + 1 adds, without cancellation.
+    steps = jax.nn.softplus(bounded[1:] - before) - jnp.log1p(1 / j).astype(log_w.dtype)
+    infinite = jnp.any((log_w == jnp.inf) & (column(jnp.arange(k)) <= value), 0)
+    impossible = log_w[0] == -jnp.inf
+    found = jnp.where(impossible, 0.0, log_w[0]) + jnp.sum(share * steps, 0)
+    return jnp.where(infinite, jnp.inf, jnp.where(impossible, -jnp.inf, found))
 
 
+def _cannot_lose(log_w: Array, **_: object) -> Array:
+    raise ValueError(
+        "mlmc_iwae takes a power of two of draws and cannot lose one: use gradients.score, or bounds.sumo."
+    )
+
+
+@carries(leave_one_out=_cannot_lose)
 def mlmc_iwae(log_w: Float[Array, "k *batch"], *, level: Level, weights: Array | None = None) -> Float[Array, "*batch"]:
-    """Multilevel IWAE, to be maximised (or minimised): unbiased, over draws and level, for IWAE at k, and for log p(x).
+    """Multilevel IWAE, to be maximised or minimised: log p(x) in the limit without bias; at finite k, over draws and
+    level, it has IWAE's expectation, a lower bound, and one estimate may lie on either side.
 
         L = mean log w + Δ_𝒦 / P(𝒦),     Δⱼ = L(2ʲ) - ½ (L(first half) + L(second half)),    Δ₀ = 0,   2^𝒦 draws used
 
-    As `sumo`, with finite variance and finite expected cost at P(𝒦) ∝ 2^(-3𝒦/2) where weights have more than two moments.
+    As `sumo`, with finite variance and finite expected cost at P(𝒦) ∝ 2^(-3𝒦/2) where weights have more than two
+    moments.
 
     Args:
         log_w: log-weights in nats, [k, *batch], k = 2^(m-1).
@@ -138,32 +168,39 @@ def mlmc_iwae(log_w: Float[Array, "k *batch"], *, level: Level, weights: Array |
         weights: must be None.
 
     Returns:
-        [*batch], in nats.
+        [*batch], in nats; -inf where a draw that is used is impossible, +inf where one is infinite.
 
     Raises:
-        ValueError: where k is not 2^(m-1), or for weights.
+        ValueError: where k is not 2^(m-1), for a level of another shape than () or [*batch], or weights.
 
     Reference: Ishikawa, Goda, Efficient debiased evidence estimation by multilevel Monte Carlo sampling, 2021,
         arXiv:2001.04676; Shi, Cornish, On multilevel Monte Carlo unbiased gradient estimation for deep latent variable
         models, 2021.
     """
-    m = level.probabilities.shape[0]
-    _levels("mlmc_iwae", level, log_w.shape[0], 2 ** (m - 1), weights)
-    value = jnp.zeros_like(log_w[0])
-    for j in range(m):
+    k, m = log_w.shape[0], level.probabilities.shape[0]
+    if k != 2 ** (m - 1):
+        raise ValueError(f"mlmc_iwae with {m} levels takes 2^(m-1) = {2 ** (m - 1)} draws, k >= 1; got k = {k}.")
+    drawn = _level("mlmc_iwae", log_w, level, weights)
+    value = log_w[0]
+    for j in range(1, m):
         rows = log_w[: 2**j]
-        found = jnp.mean(rows, 0)
-        if j:
-            half = 2 ** (j - 1)
-            step = log_mean_exp(rows) - 0.5 * (log_mean_exp(rows[:half]) + log_mean_exp(rows[half:]))
-            found = found + step / level.probabilities[j]
-        value = jnp.where(level.value == j, found, value)
+        usable = jnp.all(~jnp.isinf(rows), 0)
+        safe = jnp.where(usable[None], rows, 0.0)
+        first, second = log_mean_exp(safe[: 2 ** (j - 1)]), log_mean_exp(safe[2 ** (j - 1) :])
+        # Δⱼ is log cosh of half the difference, without cancellation between large sums.
+        step = jnp.logaddexp(0.5 * (first - second), 0.5 * (second - first)) - math.log(2)
+        found = jnp.mean(rows, 0) + jnp.where(usable, step, 0.0) / level.probabilities[j].astype(log_w.dtype)
+        value = jnp.where(drawn == j, found, value)
     return value
 
 
-def _levels(name: str, level: Level, k: int, expected: int, weights: Array | None) -> None:
-    m = level.probabilities.shape[0]
-    if k != expected:
-        raise ValueError(f"{name} with {m} levels takes num_samples = {expected}, got k = {k}.")
+def _level(name: str, log_w: Array, level: Level, weights: Array | None) -> Array:
+    """Return the level of each member of the batch."""
     if weights is not None:
-        raise ValueError(f"{name} needs draws of equal weight; pass weights=None.")
+        raise ValueError(f"{name} needs draws of equal weight; pass weights=None, or use bounds.iwae.")
+    if jnp.shape(level.value) not in ((), log_w.shape[1:]):
+        raise ValueError(
+            f"level has shape {jnp.shape(level.value)}, expected () or the batch's {log_w.shape[1:]}: "
+            f"draws.level(key, probabilities, shape={log_w.shape[1:]})."
+        )
+    return jnp.broadcast_to(level.value, log_w.shape[1:])

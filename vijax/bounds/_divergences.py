@@ -16,13 +16,14 @@ def _smooth(*, f: Callable[[Array], Array], weights: Array | None = None) -> boo
 def f_divergence(
     log_w: Float[Array, "k *batch"], *, f: Callable[[Array], Array], weights: Array | None = None
 ) -> Float[Array, "*batch"]:
-    """f-divergence of the target from q, to be minimised: unbiased at any k where log_joint is normalised; no bound.
+    """f-divergence of the target from q, to be minimised: unbiased at any k where log_joint is normalised, and neither
+    an upper nor a lower bound of log p(x).
 
         D = Σₖ weightsₖ f(wₖ)  ->  E_q[f(p(z)/q(z))]
 
     For fitting by another measure of distance: `partial(f_divergence, f=bounds.generators.jensen_shannon)`. With an
-    unnormalised log_joint the divergence is of p scaled by its evidence, which most f do not forgive: subtract log Z, or
-    take kl_reverse.
+    unnormalised log_joint the divergence is of p scaled by its evidence, which only the powers of u forgive (kl_reverse,
+    chi_square, amari_alpha): for others subtract an estimate of log Z.
 
     Args:
         log_w: log-weights in nats, [k, *batch].
@@ -30,7 +31,7 @@ def f_divergence(
         weights: of the draws, [k] or [k, *batch], summing to 1 over axis 0; 1/k where None.
 
     Returns:
-        [*batch].
+        [*batch], in units of f; infinite, with slope 0, where f leaves the range of the dtype.
 
     Raises:
         ValueError: where k = 0.

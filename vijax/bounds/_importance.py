@@ -47,8 +47,8 @@ def elbo(log_w: Float[Array, "k *batch"], *, weights: Array | None = None) -> Fl
     log_w = jax.lax.optimization_barrier(log_w)
     if weights is None:
         return jnp.mean(log_w, 0)
-    w = jnp.broadcast_to(expand(weights, log_w), log_w.shape)
-    return jnp.sum(jnp.where(w > 0, w * jnp.where(w > 0, log_w, 0.0), 0.0), 0)
+    w = expand(weights, log_w)
+    return jnp.sum(w * jnp.where(w == 0, 0.0, log_w), 0)  # a draw of no weight counts for nothing, though it be -inf
 
 
 @carries(power=_iwae_power, gate=normalized_weights, leave_one_out=leave_one_out_log_mean_exp)

@@ -1,17 +1,25 @@
 """Unbiased bounds on the scale of the evidence itself, and the variance of log-weights."""
 
-import math
-
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
 from vijax.bounds._importance import elbo
+from vijax.bounds._total import exp
+
+
+def _excess(log_w: Array, reference: ArrayLike) -> Array:
+    """Return log_w - reference, the latter broadcast against [*batch]."""
+    r = jnp.asarray(reference, log_w.dtype)
+    if jnp.broadcast_shapes(r.shape, log_w.shape[1:]) != log_w.shape[1:]:
+        raise ValueError(f"reference has shape {r.shape}, which does not broadcast to the batch {log_w.shape[1:]}.")
+    return log_w - jnp.broadcast_to(r, log_w.shape[1:])[None]
 
 
 def exp_cubo(
     log_w: Float[Array, "k *batch"], *, n: float | Array = 2.0, reference: ArrayLike = 0.0, weights: Array | None = None
 ) -> Float[Array, "*batch"]:
-    """Exponentiated chi bound, to be minimised: an upper bound of (p(x)/eʳ)ⁿ, n >= 1, in expectation at any k.
+    """Exponentiated chi bound, to be minimised: an upper bound of (p(x)/eʳ)ⁿ, n >= 1, in the limit and in expectation at
+    any k.
 
         U = Σₖ weightsₖ (wₖ/eʳ)ⁿ,     r: reference
 
@@ -25,21 +33,21 @@ def exp_cubo(
         weights: of the draws, [k] or [k, *batch], summing to 1 over axis 0; 1/k where None.
 
     Returns:
-        [*batch], in units of e^(n r).
+        [*batch], in units of e^(n r); infinite, with slope 0, where it leaves the range of the dtype.
 
     Raises:
-        ValueError: where k = 0.
+        ValueError: where k = 0, or for a reference that does not broadcast to the batch.
 
     Reference: Dieng, Tran, Ranganath, Paisley, Blei, Variational inference via χ upper bound minimization, 2017,
         arXiv:1611.00328.
     """
-    return elbo(jnp.exp(n * (log_w - jnp.asarray(reference))), weights=weights)
+    return elbo(exp(n * _excess(log_w, reference)), weights=weights)
 
 
 def perturbative(
     log_w: Float[Array, "k *batch"], *, reference: ArrayLike, order: int = 3, weights: Array | None = None
 ) -> Float[Array, "*batch"]:
-    """Perturbative bound, to be maximised: for odd orders a lower bound of p(x)/eʳ in expectation at any k.
+    """Perturbative bound, to be maximised: a lower bound of p(x)/eʳ, in the limit and in expectation at any k.
 
         L = Σₖ weightsₖ Σ_{j<=order} (log wₖ - r)ʲ / j!  <=  Σₖ weightsₖ wₖ/eʳ,     r: reference
 
@@ -56,19 +64,24 @@ def perturbative(
         [*batch], in units of eʳ.
 
     Raises:
-        ValueError: for an order that is even or below 1.
+        ValueError: for an order that is even or below 1, or a reference that does not broadcast to the batch.
 
     Reference: Bamler, Zhang, Opper, Mandt, Perturbative black box variational inference, 2017, arXiv:1709.07433.
     """
     if order < 1 or order % 2 == 0:
         raise ValueError(f"perturbative bounds p(x) for odd orders only, got {order}; take {order + 1}.")
-    excess = log_w - jnp.asarray(reference)
-    series = sum(excess**j / math.factorial(j) for j in range(1, order + 1)) + 1.0
-    return elbo(jnp.asarray(series), weights=weights)
+    excess = _excess(log_w, reference)
+    infinite = jnp.isinf(excess)
+    x = jnp.where(infinite, 0.0, excess)
+    series = jnp.ones_like(x)
+    for j in range(order, 0, -1):
+        series = 1 + x / j * series
+    return elbo(jnp.where(infinite, excess, series), weights=weights)
 
 
 def log_variance(log_w: Float[Array, "k *batch"], *, weights: Array | None = None) -> Float[Array, "*batch"]:
-    """Log-variance divergence, to be minimised: 0 where q is the posterior; no bound of log p(x).
+    """Log-variance divergence, to be minimised: 0 where q is the posterior, and neither an upper nor a lower bound of
+    log p(x), at any k.
 
         D = ½ Var[log w],     unbiased over k >= 2 draws
 
@@ -80,7 +93,7 @@ def log_variance(log_w: Float[Array, "k *batch"], *, weights: Array | None = Non
         weights: must be None.
 
     Returns:
-        [*batch], in nats².
+        [*batch], in nats²; +inf where any draw is impossible or infinite.
 
     Raises:
         ValueError: for k < 2, or weights.
@@ -88,6 +101,9 @@ def log_variance(log_w: Float[Array, "k *batch"], *, weights: Array | None = Non
     Reference: Richter, Boustati, Nüsken, Ruiz, Akyildiz, VarGrad: a low-variance gradient estimator for variational
         inference, 2020, arXiv:2010.10436.
     """
-    if log_w.shape[0] < 2 or weights is not None:
-        raise ValueError(f"log_variance takes two draws or more, of equal weight; got k = {log_w.shape[0]}.")
-    return 0.5 * jnp.var(log_w, axis=0, ddof=1)
+    if log_w.shape[0] < 2:
+        raise ValueError(f"log_variance takes two draws or more, k >= 1 + 1; got k = {log_w.shape[0]}.")
+    if weights is not None:
+        raise ValueError("log_variance needs draws of equal weight; pass weights=None.")
+    infinite = jnp.any(jnp.isinf(log_w), 0)
+    return jnp.where(infinite, jnp.inf, 0.5 * jnp.var(jnp.where(infinite[None], 0.0, log_w), axis=0, ddof=1))

@@ -93,7 +93,7 @@ def _cubo_power(*, n: float | Array = 2.0, weights: Array | None = None) -> floa
 def cubo(
     log_w: Float[Array, "k *batch"], *, n: float | Array = 2.0, weights: Array | None = None
 ) -> Float[Array, "*batch"]:
-    """Chi upper bound, to be minimised: an upper bound of log p(x) in the limit, n >= 1; at finite k no bound.
+    """Chi upper bound, to be minimised: an upper bound of log p(x) in the limit, n >= 1; at finite k neither.
 
         U = 1/n log Σₖ weightsₖ wₖⁿ  ->  1/n log E_q[wⁿ]  >=  log p(x)
 

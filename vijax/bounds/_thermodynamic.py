@@ -1,20 +1,30 @@
 """Bounds that look past q's own weights: upper bounds by self-normalisation, and sums along the path from q to p."""
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
 from vijax.bounds._importance import elbo
-from vijax.numerics import normalized_weights
+from vijax.numerics import expand, normalized_weights
 
 
 def _tilted_mean(log_w: Array, beta: Array | float, weights: Array | None) -> Array:
-    """Return Σ w̃ₖ log wₖ with w̃ ∝ weights wᵝ: the self-normalised mean of log w at inverse temperature β."""
-    w = normalized_weights(beta * log_w, weights=weights)
-    return jnp.sum(jnp.where(w > 0, w * jnp.where(w > 0, log_w, 0.0), 0.0), 0)
+    """Return Σ w̃ₖ log wₖ with w̃ ∝ weights wᵝ: the self-normalised mean of log w at inverse temperature β > 0."""
+    if log_w.shape[0] == 0:
+        raise ValueError(f"log_w must have shape [k, *batch] with k >= 1, got {log_w.shape}.")
+    if weights is not None:
+        log_w = jnp.where(jnp.broadcast_to(expand(weights, log_w), log_w.shape) > 0, log_w, -jnp.inf)
+    top = jax.lax.stop_gradient(jnp.max(log_w, 0))
+    rows = jnp.where(jnp.isinf(top)[None], 0.0, log_w)
+    possible = rows != -jnp.inf
+    rows = jnp.where(possible, rows, 0.0)
+    w = normalized_weights(jnp.where(possible, beta * rows, -jnp.inf), weights=weights)
+    return jnp.where(jnp.isinf(top), top, jnp.sum(w * rows, 0))
 
 
 def eubo(log_w: Float[Array, "k *batch"], *, weights: Array | None = None) -> Float[Array, "*batch"]:
-    """Evidence upper bound, to be minimised: an upper bound of log p(x) in the limit; at finite k no bound.
+    """Evidence upper bound, to be minimised: an upper bound of log p(x) in the limit; at finite k neither upper nor lower.
 
         U = Σₖ w̃ₖ log wₖ  ->  E_{p(z|x)}[log p(x, z) - log q(z)] = log p(x) + KL(p(z|x) ‖ q)
 
@@ -26,7 +36,7 @@ def eubo(log_w: Float[Array, "k *batch"], *, weights: Array | None = None) -> Fl
         weights: of the draws, [k] or [k, *batch], summing to 1 over axis 0; 1/k where None.
 
     Returns:
-        [*batch], in nats; 0 where every weight is zero.
+        [*batch], in nats; -inf where every draw is impossible, each of which alone counts for nothing.
 
     Raises:
         ValueError: where k = 0.
@@ -39,7 +49,8 @@ def eubo(log_w: Float[Array, "k *batch"], *, weights: Array | None = None) -> Fl
 def tvo_lower(
     log_w: Float[Array, "k *batch"], *, partition: ArrayLike, weights: Array | None = None
 ) -> Float[Array, "*batch"]:
-    """Thermodynamic lower bound, to be maximised: a lower bound of log p(x) in the limit; at finite k no bound.
+    """Thermodynamic lower bound, to be maximised: a lower bound of log p(x) in the limit; at finite k neither, its
+    expectations being self-normalised and so biased.
 
         L = Σₜ (βₜ₊₁ - βₜ) E_{π(βₜ)}[log w]  <=  ∫₀¹ E_{π(β)}[log w] dβ = log p(x),     π(β) ∝ q^(1-β) p^β
 
@@ -52,10 +63,10 @@ def tvo_lower(
         weights: of the draws, [k] or [k, *batch], summing to 1 over axis 0; 1/k where None.
 
     Returns:
-        [*batch], in nats.
+        [*batch], in nats; -inf where any draw is impossible.
 
     Raises:
-        ValueError: for a partition that is not a vector of two points or more.
+        ValueError: for a partition that is not a rising vector from 0 to 1.
 
     Reference: Masrani, Le, Wood, The thermodynamic variational objective, 2019, arXiv:1907.00031.
     """
@@ -65,7 +76,8 @@ def tvo_lower(
 def tvo_upper(
     log_w: Float[Array, "k *batch"], *, partition: ArrayLike, weights: Array | None = None
 ) -> Float[Array, "*batch"]:
-    """Thermodynamic upper bound, to be minimised: an upper bound of log p(x) in the limit; at finite k no bound.
+    """Thermodynamic upper bound, to be minimised: an upper bound of log p(x) in the limit; at finite k neither, its
+    expectations being self-normalised and so biased.
 
         U = Σₜ (βₜ₊₁ - βₜ) E_{π(βₜ₊₁)}[log w]  >=  log p(x),   the right Riemann sum; the EUBO for [0, 1]
 
@@ -80,7 +92,7 @@ def tvo_upper(
         [*batch], in nats.
 
     Raises:
-        ValueError: for a partition that is not a vector of two points or more.
+        ValueError: for a partition that is not a rising vector from 0 to 1.
 
     Reference: Brekelmans, Masrani, Wood, Ver Steeg, Galstyan, All in the exponential family: Bregman duality in
         thermodynamic variational inference, 2020, arXiv:2007.00642.
@@ -89,12 +101,22 @@ def tvo_upper(
 
 
 def _riemann(log_w: Array, partition: ArrayLike, weights: Array | None, side: int) -> Array:
+    _check_partition(partition)
     betas = jnp.asarray(partition, log_w.dtype)
-    if betas.ndim != 1 or betas.shape[0] < 2:
-        raise ValueError(f"partition must be a vector 0 = β₀ < ... < β_T = 1 of two points or more, got {betas.shape}.")
     total = jnp.zeros_like(log_w[0])
     for t in range(betas.shape[0] - 1):
         # At β = 0 all draws count, the impossible ones too: the ELBO.
         at = elbo(log_w, weights=weights) if t + side == 0 else _tilted_mean(log_w, betas[t + side], weights)
         total = total + (betas[t + 1] - betas[t]) * at
     return total
+
+
+def _check_partition(partition: ArrayLike) -> None:
+    what = "partition must be a vector 0 = β₀ < β₁ < ... < β_T = 1 of two points or more, jnp.linspace(0, 1, T + 1)"
+    if jnp.ndim(partition) != 1 or jnp.shape(partition)[0] < 2:
+        raise ValueError(f"{what}; got shape {jnp.shape(partition)}.")
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(partition)):
+        return
+    betas = np.asarray(partition, np.float64)
+    if abs(betas[0]) > 0 or abs(betas[-1] - 1) > 1e-6 or np.any(np.diff(betas) <= 0):
+        raise ValueError(f"{what}; got {betas}.")

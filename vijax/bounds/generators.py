@@ -1,7 +1,8 @@
-"""Generators f of f-divergences, as functions of log u: convex, 0 at u = 1, written so that nothing cancels.
+"""Generators f of f-divergences, as functions of log u: convex, 0 at u = 1.
 
-Each is one line of arithmetic, `log_u -> f(u)`, of any shape, for `bounds.f_divergence`; u = p/q, so that E_q[f(u)] is the
-divergence its name says. An impossible draw, log u = -inf, gives f(0), which may be infinite.
+Each is `log_u -> f(u)`, of any shape, for `bounds.f_divergence`; u = p/q, so that E_q[f(u)] is the divergence that its
+name says. An impossible draw, log u = -inf, gives f(0), which may be infinite; what leaves the range of the dtype is
+infinite too, and has slope 0.
 
 Reference: Liese, Vajda, On divergences and informations in statistics and information theory, 2006.
 """
@@ -12,15 +13,16 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from vijax.types import carries
+from vijax.bounds._total import expm1, limit, within
+from vijax.types import attribute, carries
 
 Generator = Callable[[Array], Array]
 
 
-def _times_u(log_u: Array, factor: Array) -> Array:
-    """Return u factor, 0 where u is."""
-    possible = log_u > -jnp.inf
-    return jnp.where(possible, jnp.exp(log_u) * jnp.where(possible, factor, 0.0), 0.0)
+def _log_cosh(x: Array) -> Array:
+    small = jnp.abs(x) < 1
+    near = jnp.log1p(2 * jnp.square(jnp.sinh(0.5 * jnp.where(small, x, 0.0))))
+    return jnp.where(small, near, jnp.logaddexp(x, -x) - jnp.log(2.0).astype(x.dtype))
 
 
 def kl_reverse(log_u: Array) -> Array:
@@ -30,84 +32,115 @@ def kl_reverse(log_u: Array) -> Array:
 
 def kl_forward(log_u: Array) -> Array:
     """Return f(u) = u log u, of KL(p ‖ q)."""
-    return _times_u(log_u, log_u)
+    return within(log_u, lambda l: jnp.exp(l) * l, high=limit(log_u) - 5, below=0.0)
 
 
 def jeffreys(log_u: Array) -> Array:
     """Return f(u) = ½ (u - 1) log u, the mean of the two KL."""
-    return 0.5 * (kl_forward(log_u) + kl_reverse(log_u))
+    return within(log_u, lambda l: 0.5 * jnp.expm1(l) * l, high=limit(log_u) - 5)
 
 
-def amari_alpha(log_u: Array, *, alpha: float) -> Array:
-    """Return f(u) = (uᵅ - 1) / (α (α - 1)), which is kl_reverse as α -> 0 and kl_forward as α -> 1."""
-    if alpha == 0:
-        return kl_reverse(log_u)
-    if alpha == 1:
-        return kl_forward(log_u)
-    return jnp.expm1(alpha * log_u) / (alpha * (alpha - 1))
+def amari_alpha(log_u: Array, *, alpha: float | Array) -> Array:
+    """Return f(u) = (uᵅ - 1) / (α (α - 1)); at α = 0 and 1 kl_reverse and kl_forward, its limits but for a mean of 0."""
+    if isinstance(alpha, (int, float)) and alpha in (0, 1):
+        return kl_forward(log_u) if alpha else kl_reverse(log_u)
+    safe = jnp.where((alpha == 0) | (alpha == 1), 0.5, alpha).astype(log_u.dtype)
+    power = expm1(safe * log_u) / (safe * (safe - 1))
+    return jnp.where(alpha == 0, kl_reverse(log_u), jnp.where(alpha == 1, kl_forward(log_u), power))
 
 
 def jensen_shannon(log_u: Array) -> Array:
     """Return f(u) = u log u - (1 + u) log((1 + u)/2), twice the Jensen-Shannon divergence."""
-    mixed = jax.nn.softplus(log_u) - jnp.log(2.0)
-    return _times_u(log_u, log_u - mixed) - mixed
+    log_2 = jnp.log(2.0).astype(log_u.dtype)
+
+    def formula(l: Array) -> Array:
+        mixed = jax.nn.softplus(l) - log_2
+        far = jnp.exp(l) * (l - mixed) - mixed
+        near = jnp.where(jnp.abs(l) < 1, l, 0.0)
+        return jnp.where(jnp.abs(l) < 1, 0.5 * near * jnp.expm1(near) - (1 + jnp.exp(near)) * _log_cosh(near / 2), far)
+
+    return within(log_u, formula, high=limit(log_u) - 1, below=log_2)
 
 
 def arithmetic_geometric(log_u: Array) -> Array:
-    """Return f(u) = (1 + u) log((1 + u) / (2 √u)), of the arithmetic mean to the geometric one."""
-    gap = jax.nn.softplus(log_u) - 0.5 * log_u - jnp.log(2.0)
-    return gap + _times_u(log_u, gap)
+    """Return f(u) = (1 + u) log((1 + u) / (2 √u)), twice KL of the arithmetic mean from the geometric."""
+    return within(log_u, lambda l: (1 + jnp.exp(l)) * _log_cosh(l / 2), high=limit(log_u) - 5)
 
 
 @carries(smooth=False)
 def total_variation(log_u: Array) -> Array:
     """Return f(u) = ½ |u - 1|; not smooth, so `gradients.dreg` refuses it."""
-    return 0.5 * jnp.abs(jnp.expm1(log_u))
+    return 0.5 * jnp.abs(expm1(log_u))
 
 
 def pearson(log_u: Array) -> Array:
     """Return f(u) = (u - 1)², of the χ² divergence of p from q."""
-    return jnp.square(jnp.expm1(log_u))
+    return within(log_u, lambda l: jnp.square(jnp.expm1(l)), high=0.5 * limit(log_u), below=1.0)
 
 
 def chi_square(log_u: Array) -> Array:
     """Return f(u) = u² - 1: pearson's, but for a term of mean zero."""
-    return jnp.expm1(2 * log_u)
+    return expm1(2 * log_u)
 
 
 def squared_hellinger(log_u: Array) -> Array:
     """Return f(u) = (√u - 1)², twice the squared Hellinger distance."""
-    return jnp.square(jnp.expm1(0.5 * log_u))
+    return within(log_u, lambda l: jnp.square(jnp.expm1(0.5 * l)), high=limit(log_u), below=1.0)
 
 
 def triangular(log_u: Array) -> Array:
     """Return f(u) = (u - 1)² / (1 + u), of the triangular discrimination."""
-    return jnp.expm1(log_u) * jnp.tanh(0.5 * log_u)
+    return within(log_u, lambda l: jnp.expm1(l) * jnp.tanh(0.5 * l), high=limit(log_u), below=1.0)
 
 
-def t_power(log_u: Array, *, t: float) -> Array:
+def t_power(log_u: Array, *, t: float | Array) -> Array:
     """Return f(u) = s (uᵗ - 1 - t (u - 1)), s = -1 for 0 < t < 1 and 1 elsewhere."""
-    sign = -1.0 if 0 < t < 1 else 1.0
-    return sign * (jnp.expm1(t * log_u) - t * jnp.expm1(log_u))
+    sign = jnp.where((0 < t) & (t < 1), -1.0, 1.0).astype(log_u.dtype)
+    room = limit(log_u) - 3
+    low, high = jnp.where(t < 0, room / jnp.minimum(t, -1e-6), -jnp.inf), room / jnp.maximum(t, 1.0)
+    at_zero = jnp.where(t < 0, jnp.inf, sign * (t - 1))
+    formula = lambda l: sign * (jnp.expm1(t * l) - t * jnp.expm1(l))  # noqa: E731
+    return within(log_u, formula, low=low, high=high, below=at_zero)
 
 
 @carries(smooth=False)
 def log1p_abs(log_u: Array) -> Array:
     """Return f(u) = u^sign(u - 1) - 1; not smooth, so `gradients.dreg` refuses it."""
-    return jnp.expm1(jnp.abs(log_u))
+    return expm1(jnp.abs(log_u))
 
 
 def modified_gan(log_u: Array) -> Array:
     """Return f(u) = log((1 + u) / (2 u)), of the generator's non-saturating loss."""
-    return jax.nn.softplus(-log_u) - jnp.log(2.0)
+    return jax.nn.softplus(-log_u) - jnp.log(2.0).astype(log_u.dtype)
 
 
 def dual(f: Generator) -> Generator:
-    """Return f*(u) = u f(1/u), whose divergence has p and q exchanged."""
-    return carries(smooth=getattr(f, "smooth", True))(lambda log_u: _times_u(log_u, f(-log_u)))
+    """Return f*(u) = u f(1/u), whose divergence has p and q exchanged; along its tangent beyond |log u| = 80 or so."""
+
+    def product(log_u: Array) -> Array:
+        other = f(-log_u)
+        return jnp.where(jnp.isinf(other), other, jnp.exp(log_u) * jnp.where(jnp.isinf(other), 0.0, other))
+
+    def exchanged(log_u: Array) -> Array:
+        # f(1/u) overflows long before u f(1/u) does: of the generators here the product is by then a line in log u, or
+        # infinite.
+        inside = jnp.clip(log_u, -limit(log_u) + 6, limit(log_u) - 6)
+        value, slope = jax.jvp(product, (inside,), (jnp.ones_like(inside),))
+        slope = jax.lax.stop_gradient(slope)
+        rises = (jnp.abs(slope) > 1e-3 * (1 + jnp.abs(value))) & jnp.isfinite(slope)  # or is rounding of a constant
+        outside = (inside != log_u) & rises
+        return jnp.where(outside, value + slope * jnp.where(outside, log_u - inside, 0.0), value)
+
+    return carries(smooth=attribute(f, "smooth", default=True))(exchanged)
 
 
 def symmetrized(f: Generator) -> Generator:
     """Return ½ (f + f*), whose divergence does not change when p and q are exchanged."""
     other = dual(f)
-    return carries(smooth=getattr(f, "smooth", True))(lambda log_u: 0.5 * (f(log_u) + other(log_u)))
+
+    def mean(log_u: Array) -> Array:
+        one, two = f(log_u), other(log_u)
+        unbounded = (one == jnp.inf) | (two == jnp.inf)
+        return jnp.where(unbounded, jnp.inf, 0.5 * (jnp.where(unbounded, 0.0, one) + jnp.where(unbounded, 0.0, two)))
+
+    return carries(smooth=attribute(f, "smooth", default=True))(mean)

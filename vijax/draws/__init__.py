@@ -10,14 +10,14 @@ from vijax.draws._stratified import stratified
 from vijax.draws._weigh import Plan, evaluate, plan, weigh
 
 __all__ = [
-    "geometric",
-    "harmonic",
-    "level",
     "Plan",
     "antithetic",
     "chunked",
     "evaluate",
+    "geometric",
+    "harmonic",
     "iid",
+    "level",
     "online",
     "plan",
     "sharded",

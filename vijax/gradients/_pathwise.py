@@ -87,7 +87,8 @@ def dreg(bound: Bound, *, draw: Draw = draws.iid) -> Objective:
 
     Args:
         bound: of `vijax.bounds`, or any smooth log_w [k, *batch] -> [*batch]; one without a closed-form gate
-            costs O(k²) on the weights and a second backward pass.
+            costs O(k²) on the weights and a second backward pass. A kink of your own is declared by
+            `types.carries(smooth=False)`.
         draw: `draws.iid`, or coupled draws for a bound linear in log_w.
 
     Returns:
@@ -96,21 +97,60 @@ def dreg(bound: Bound, *, draw: Draw = draws.iid) -> Objective:
     Raises:
         TypeError: (when called) for a raw key or a q that is not a distribution.
         ValueError: (when called) for a q whose draws miss part of the derivative or whose support moves with its
-            parameters, for coupled draws under a bound that is not linear, and for shapes that do not agree.
+            parameters, for a bound with a kink, for coupled draws under a bound that is not linear, and for shapes that
+            do not agree.
 
     Reference: Tucker, Lawson, Gu, Maddison, Doubly reparameterized gradient estimators for Monte Carlo objectives,
         2019, arXiv:1810.04152; Roeder, Wu, Duvenaud, Sticking the landing, 2017, arXiv:1703.09194.
     """
 
+    return _doubly(bound, bound, draw, "dreg")
+
+
+def split(*, model: Bound, q: Bound, draw: Draw = draws.iid) -> Objective:
+    """Two bounds from one set of draws: an unbiased gradient of one for the model, and of another, by `dreg`, for q.
+
+        ∇θ = Σₖ M'ₖ ∂log p(x, zₖ; θ)/∂θ,     ∇φ = Σₖ (B'ₖ - B''ₖₖ) ∂log wₖ/∂zₖ ∂zₖ/∂φ      (M: model's bound, B: q's)
+
+    A tight bound is what a model wants, and takes the signal from the encoder: `split(model=iwae, q=partial(multi_iwae,
+    groups=8))` is PIWAE. The whole gradient is that of no one function, so that optimisers with a line search do not
+    apply. What holds for `dreg` holds here; the model is looked at twice and pulled back twice.
+
+    Args:
+        model: the bound that the model's parameters ascend, and the value; of `vijax.bounds`, or any.
+        q: the bound that q's parameters ascend, smooth.
+        draw: `draws.iid`, or coupled draws for a bound of q linear in log_w.
+
+    Returns:
+        An Objective: (key, log_joint, q, *, num_samples, chunk_size=None) -> Estimate, value [*batch] in nats.
+
+    Raises:
+        TypeError: (when called) for a raw key or a q that is not a distribution.
+        ValueError: (when called) as `dreg` of q's bound does.
+
+    Reference: Rainforth et al., Tighter variational bounds are not necessarily better, 2018, arXiv:1802.04537; Tucker,
+        Lawson, Gu, Maddison, Doubly reparameterized gradient estimators for Monte Carlo objectives, 2019,
+        arXiv:1810.04152.
+    """
+    return _doubly(model, q, draw, "split")
+
+
+def _doubly(bound: Bound, of_path: Bound, draw: Draw, estimator: str) -> Objective:
+    """Return the objective that gives the model the slopes of `bound`, and q's path those of `of_path`, without a score."""
+    one = bound is of_path
+
     def objective(
         key: Key[Array, ""], log_joint: LogJoint, q: Any, *, num_samples: int, chunk_size: int | None = None
     ) -> Estimate:
         q = admit(key, log_joint, q, num_samples, chunk_size, bound)
-        checks.independent(bound, draw, "dreg")
-        paths = checks.pathwise(q, draw, key, "dreg")
+        checks.linear(of_path, log_joint)
+        checks.independent(of_path, draw, estimator)
+        checks.smooth(of_path, estimator)
+        paths = checks.pathwise(q, draw, key, estimator)
         judge, weights = weighted(bound, draw, q, num_samples)
-        linear = attribute(bound, "linear", default=False)
-        gate = None if linear else attribute(judge, "gate")
+        judge_path = judge if one else weighted(of_path, draw, q, num_samples)[0]
+        linear = one and attribute(bound, "linear", default=False)
+        gate = attribute(judge, "gate") if one and not linear else None
         once = chunk_size is not None  # one look, and the gate sent back to the draws with the cotangents
         seeds = draws.plan(key, log_joint, draw, num_samples)
 
@@ -120,7 +160,7 @@ def dreg(bound: Bound, *, draw: Draw = draws.iid) -> Objective:
             return z, log_q
 
         def weigh(z: PyTree, log_q: Array, seeds: Plan) -> tuple[tuple[Array, Array], PyTree]:
-            path_log_q = frozen(q, z, paths)(z)
+            path_log_q = frozen(q, z, paths, estimator)(z)
             if path_log_q.shape != log_q.shape:
                 raise ValueError(
                     f"q.log_prob(z) of the draws has shape {path_log_q.shape}, and q.sample_and_log_prob gave log_q "
@@ -149,11 +189,12 @@ def dreg(bound: Bound, *, draw: Draw = draws.iid) -> Objective:
             if extra is None or gate is not None:
                 return judge(log_w)
             stopped = jax.lax.stop_gradient(log_w)
-            whole, path = path_slopes(judge, stopped)
+            whole, path = path_slopes(judge_path, stopped)
+            whole = whole if one else jax.lax.stop_gradient(jax.grad(lambda l: jnp.sum(judge(l)))(stopped))
             judged = judge(stopped)  # with the derivative of whatever else the bound depends on
             return with_score(judged, judged + jnp.sum(path * log_w + (whole - path) * extra, 0))
 
-        passed = _one_pass(judge, sample, weigh, seeds, chunk_size, gated=True)
+        passed = _one_pass(judge, sample, weigh, seeds, chunk_size, gated=True) if one else None
         return passed or estimate(look, value, seeds, chunk_size, gate if once else None, weights)
 
     return objective

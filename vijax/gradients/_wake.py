@@ -1,0 +1,128 @@
+"""Draws held fixed: learning from weighted draws as from data, in wake and in sleep."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Key
+
+from vijax import checks, draws
+from vijax.gradients._objective import admit, estimate
+from vijax.gradients._score import _look
+from vijax.numerics import with_score
+from vijax.types import Bound, Estimate, LogJoint, Objective, PyTree, lift
+
+
+def _held(value: Callable[[Array, Array], Array], bound: Bound, estimator: str) -> Objective:
+    """Return the objective that judges (log p, log q) at draws without a derivative."""
+
+    def objective(
+        key: Key[Array, ""], log_joint: LogJoint, q: Any, *, num_samples: int, chunk_size: int | None = None
+    ) -> Estimate:
+        q = admit(key, log_joint, q, num_samples, chunk_size, bound)
+        checks.continuous_support(q, key, draws.iid, estimator)
+        seeds = draws.plan(key, log_joint, draws.iid, num_samples)
+        return estimate(_look(log_joint, q), lambda p, q, _: value(p, q), seeds, chunk_size)
+
+    return objective
+
+
+def fixed(bound: Bound) -> Objective:
+    """Gradient of any bound in log p and log q at draws held fixed; it is not the gradient of E_q[B] in q, as which it
+    would be biased.
+
+        ∇φ = -Σₖ B'ₖ ∇φ log q(zₖ),     ∇θ = Σₖ B'ₖ ∇θ log p(x, zₖ; θ),     zₖ ~ q, stopped
+
+    For objectives that are least at the posterior under any proposal: `fixed(log_variance)`, minimised, is VarGrad, whose
+    mean gradient in q is minus the ELBO's, with leave-one-out baselines. (Its gradient in θ is not the ELBO's.) For any q
+    of fixed support, discrete or continuous.
+
+    Args:
+        bound: of `vijax.bounds`, or any log_w [k, *batch] -> [*batch].
+
+    Returns:
+        An Objective: (key, log_joint, q, *, num_samples, chunk_size=None) -> Estimate, value [*batch] as the bound's.
+
+    Raises:
+        TypeError: (when called) for a raw key or a q that is not a distribution.
+        ValueError: (when called) for a q whose support moves with its parameters, and for shapes that do not agree.
+
+    Reference: Richter, Boustati, Nüsken, Ruiz, Akyildiz, VarGrad: a low-variance gradient estimator for variational
+        inference, 2020, arXiv:2010.10436.
+    """
+    return _held(lambda log_p, log_q: bound(log_p - log_q), bound, "fixed")
+
+
+def wake(bound: Bound) -> Objective:
+    """Reweighted wake-sleep: the model ascends the bound, unbiased; q ascends its own objective, -KL(p(z|x) ‖ q), by
+    self-normalised weights and so biased at finite k.
+
+        ∇θ = Σₖ B'ₖ ∇θ log p(x, zₖ; θ),     ∇φ = Σₖ B'ₖ ∇φ log q(zₖ),     zₖ ~ q, stopped;   B'ₖ = w̃ₖ for iwae
+
+    q learns to cover the posterior, from draws of any kind, discrete ones too, and gets better as k grows where the
+    score estimators of a bound get worse. Both ascend: maximise the value, of a bound that is itself maximised.
+    `wake(iwae)` is RWS; add `sleep` for q's sleep phase. At k = 1 q has no signal.
+
+    Args:
+        bound: `bounds.iwae`, or any whose slopes are weights of the draws.
+
+    Returns:
+        An Objective: (key, log_joint, q, *, num_samples, chunk_size=None) -> Estimate, value [*batch] in nats, the
+        bound's own.
+
+    Raises:
+        TypeError: (when called) for a raw key or a q that is not a distribution.
+        ValueError: (when called) for a q whose support moves with its parameters, and for shapes that do not agree.
+
+    Reference: Bornschein, Bengio, Reweighted wake-sleep, 2015, arXiv:1406.2751; Le, Kosiorek, Siddharth, Teh, Wood,
+        Revisiting reweighted wake-sleep for models with stochastic control flow, 2019, arXiv:1805.10469.
+    """
+
+    def value(log_p: Array, log_q: Array) -> Array:
+        stopped = jax.lax.stop_gradient(log_p - log_q)
+        judged = bound(stopped)  # with the derivative of whatever else the bound depends on
+        slopes = jax.lax.stop_gradient(jax.grad(lambda l: jnp.sum(bound(l)))(stopped))
+        return with_score(judged, judged + jnp.sum(slopes * (log_p + log_q), 0))
+
+    return _held(value, bound, "wake")
+
+
+def sleep(
+    key: Key[Array, ""],
+    generate: Callable[[Any], tuple[PyTree, PyTree]],
+    posterior: Callable[[PyTree], Any],
+    *,
+    num_samples: int,
+) -> Array:
+    """Log-density of q at the model's dreams, to be maximised in q alone: unbiased for -E KL(p(z|x) ‖ q(z|x)) but for a
+    constant.
+
+        L = 1/K Σₖ log q(zₖ | xₖ),     xₖ, zₖ ~ p(x, z), stopped
+
+    No weights, so no bias and no collapse of them: for an encoder far from good, or to fit q to a simulator without a
+    density. It is fitted where the model dreams, which early on is not where the data are; then add `wake`.
+
+    Args:
+        key: a typed key, consumed.
+        generate: key -> (x, z), one draw of the model; where x has a batch, [*batch, ...].
+        posterior: x -> q(z | x), a distribution with batch shape [*batch], or a pytree of them.
+        num_samples: K dreams.
+
+    Returns:
+        [*batch], in nats.
+
+    Raises:
+        TypeError: for a raw key or a posterior that is not a distribution.
+        ValueError: for num_samples < 1.
+
+    Reference: Hinton, Dayan, Frey, Neal, The wake-sleep algorithm for unsupervised neural networks, 1995.
+    """
+    checks.key(key)
+    checks.num_samples(num_samples)
+
+    def dream(key: Any) -> Array:
+        x, z = jax.lax.stop_gradient(generate(key))
+        return lift(posterior(x)).log_prob(z)
+
+    return jnp.mean(jax.vmap(dream)(jax.random.split(key, num_samples)), 0)
