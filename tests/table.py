@@ -1,5 +1,6 @@
 """Every public function once, with what the laws need to know of it. A new one costs one row here."""
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -9,6 +10,8 @@ import jax.numpy as jnp
 
 import vijax as vj
 
+INF = float("inf")
+
 # --- bounds
 
 
@@ -16,7 +19,11 @@ class BoundRow(NamedTuple):
     """`function` with its hyperparameters bound.
 
     keeps_constants: equal log-weights l give l. below: E at any k is at most log p(x). power: n where the bound is the power
-    mean 1/n log mean w^n, so that the log-normal oracle knows it. groups: what num_samples must be a multiple of.
+    mean 1/n log mean w^n, so that the log-normal oracle knows it. groups: what num_samples must be a multiple of; least: the
+    fewest draws of each group; doubles: num_samples must be a power of two. moves: what adding 1 to every log-weight adds
+    to the bound, None where that depends on them. symmetric: no draw differs from another (within its group). weighted:
+    takes weights. at_zero: its value where every draw is impossible; one_impossible: where one of several is, None if that
+    is finite. loses: can judge one draw less, which vimco and auto ask for. smooth: without kinks, which dreg asks for.
     """
 
     name: str
@@ -26,6 +33,24 @@ class BoundRow(NamedTuple):
     below: bool = True
     power: float | None = None
     groups: int = 1
+    least: int = 1
+    doubles: bool = False
+    moves: float | None = 1.0
+    symmetric: bool = True
+    weighted: bool = True
+    at_zero: float = -INF
+    one_impossible: float | None = -INF
+    loses: bool = True
+    smooth: bool = True
+
+    def draws(self, k):
+        """Return the fewest draws that the bound takes, `k` or more in each group."""
+        k = max(k, self.least) * self.groups
+        return 1 << (k - 1).bit_length() if self.doubles else k
+
+    def takes(self, estimator):
+        """Return whether a gradient estimator takes this bound; see the tests of refusals for those that do not."""
+        return (self.smooth or estimator != "dreg") and (self.loses or estimator not in ("vimco", "auto"))
 
 
 def own_bound(log_w, *, weights=None):
@@ -33,15 +58,93 @@ def own_bound(log_w, *, weights=None):
     return 0.5 * jnp.mean(log_w, 0) + 0.5 * (jax.nn.logsumexp(log_w, axis=0) - jnp.log(1.0 * log_w.shape[0]))
 
 
+def sumo(log_w):
+    """Return SUMO at a level that all but the last draw reach, or the only one."""
+    k = log_w.shape[0]
+    return vj.bounds.sumo(log_w, level=vj.types.Level(jnp.asarray(max(k - 2, 1)), vj.draws.harmonic(max(k, 2))))
+
+
+def mlmc_iwae(log_w):
+    """Return MLMC at the last level, which uses every draw."""
+    m = log_w.shape[0].bit_length()
+    return vj.bounds.mlmc_iwae(log_w, level=vj.types.Level(jnp.asarray(m - 1), vj.draws.geometric(m)))
+
+
+PARTITION = (0.0, 0.1, 0.4, 1.0)
+neither = partial(BoundRow, below=False)
+bounds, generators = vj.bounds, vj.bounds.generators
+
 BOUNDS = [
-    BoundRow("elbo", "elbo", vj.bounds.elbo, power=0.0),
-    BoundRow("iwae", "iwae", vj.bounds.iwae, power=1.0),
-    BoundRow("multi_iwae(2)", "multi_iwae", partial(vj.bounds.multi_iwae, groups=2), groups=2),
-    BoundRow("ciwae(.3)", "ciwae", partial(vj.bounds.ciwae, beta=0.3)),
-    BoundRow("renyi(.5)", "renyi", partial(vj.bounds.renyi, alpha=0.5), power=0.5),
-    BoundRow("renyi(2)", "renyi", partial(vj.bounds.renyi, alpha=2.0), power=-1.0),
-    BoundRow("cubo(2)", "cubo", partial(vj.bounds.cubo, n=2.0), power=2.0, below=False),
-    BoundRow("own", "", own_bound),
+    BoundRow("elbo", "elbo", bounds.elbo, power=0.0),
+    BoundRow("iwae", "iwae", bounds.iwae, power=1.0, one_impossible=None),
+    BoundRow("multi_iwae(2)", "multi_iwae", partial(bounds.multi_iwae, groups=2), groups=2, one_impossible=None),
+    BoundRow("ciwae(.3)", "ciwae", partial(bounds.ciwae, beta=0.3)),
+    BoundRow("renyi(.5)", "renyi", partial(bounds.renyi, alpha=0.5), power=0.5, one_impossible=None),
+    BoundRow("renyi(2)", "renyi", partial(bounds.renyi, alpha=2.0), power=-1.0),
+    neither("cubo(2)", "cubo", partial(bounds.cubo, n=2.0), power=2.0, one_impossible=None),
+    neither("eubo", "eubo", bounds.eubo, one_impossible=None),
+    neither("tvo_lower", "tvo_lower", partial(bounds.tvo_lower, partition=PARTITION)),
+    neither("tvo_upper", "tvo_upper", partial(bounds.tvo_upper, partition=PARTITION), one_impossible=None),
+    *[
+        neither(
+            f"jackknife({order})",
+            "jackknife",
+            partial(bounds.jackknife, order=order),
+            least=order + 1,
+            weighted=False,
+            one_impossible=None,
+        )
+        for order in (1, 2, 3)
+    ],
+    neither("sumo", "sumo", sumo, weighted=False, symmetric=False, one_impossible=None),
+    neither("mlmc_iwae", "mlmc_iwae", mlmc_iwae, doubles=True, weighted=False, symmetric=False, loses=False),
+    neither(
+        "exp_cubo(2)",
+        "exp_cubo",
+        partial(bounds.exp_cubo, n=2.0, reference=-1.5),
+        keeps_constants=False,
+        moves=None,
+        at_zero=0.0,
+        one_impossible=None,
+    ),
+    neither(
+        "perturbative(3)",
+        "perturbative",
+        partial(bounds.perturbative, order=3, reference=-1.5),
+        keeps_constants=False,
+        moves=None,
+    ),
+    neither(
+        "log_variance",
+        "log_variance",
+        bounds.log_variance,
+        keeps_constants=False,
+        least=2,
+        moves=0.0,
+        weighted=False,
+        at_zero=INF,
+        one_impossible=INF,
+    ),
+    neither(
+        "f_divergence(jensen_shannon)",
+        "f_divergence",
+        partial(bounds.f_divergence, f=generators.jensen_shannon),
+        keeps_constants=False,
+        moves=None,
+        at_zero=math.log(2),
+        one_impossible=None,
+    ),
+    neither(
+        "f_divergence(total_variation)",
+        "f_divergence",
+        partial(bounds.f_divergence, f=generators.total_variation),
+        keeps_constants=False,
+        moves=None,
+        at_zero=0.5,
+        one_impossible=None,
+        smooth=False,
+    ),
+    BoundRow("own", "", own_bound, weighted=False),
 ]
 BOUND = {row.name: row for row in BOUNDS}
 
@@ -76,11 +179,14 @@ BIASED = {"gumbel_rao", "gumbel_softmax", "straight_through"}
 # --- everything public, and the file that holds it to account where no row above does
 
 PUBLIC = {
-    "bounds": {row.public for row in BOUNDS} - {""},
-    "gradients": {
-        **dict.fromkeys((row.name for row in GRADIENTS), "tests/table.py"),
+    "bounds": dict.fromkeys({row.public for row in BOUNDS} - {""}, "tests/table.py")
+    | {"generators": "tests/bounds/test_generators.py"},
+    "gradients": dict.fromkeys((row.name for row in GRADIENTS), "tests/table.py")
+    | {
         "arm": "tests/gradients/test_coupled.py",
         "disarm": "tests/gradients/test_coupled.py",
+        "fixed": "tests/gradients/test_wake.py",
+        "gdreg": "tests/gradients/test_hierarchical.py",
         "gumbel_rao": "tests/gradients/test_relaxed.py",
         "gumbel_softmax": "tests/gradients/test_relaxed.py",
         "local_expectation": "tests/gradients/test_sums.py",
@@ -88,17 +194,22 @@ PUBLIC = {
         "moving_average": "tests/gradients/test_baselines.py",
         "rebar": "tests/gradients/test_control.py",
         "relax": "tests/gradients/test_control.py",
+        "sleep": "tests/gradients/test_wake.py",
+        "split": "tests/gradients/test_split.py",
         "squared_scores": "tests/gradients/test_baselines.py",
         "straight_through": "tests/gradients/test_relaxed.py",
         "top_states": "tests/gradients/test_sums.py",
-        "gdreg": "tests/gradients/test_hierarchical.py",
+        "wake": "tests/gradients/test_wake.py",
     },
     "draws": {
         "Plan": "tests/draws/test_draws.py",
         "antithetic": "tests/draws/test_draws.py",
         "chunked": "tests/draws/test_draws.py",
         "evaluate": "tests/draws/test_draws.py",
+        "geometric": "tests/draws/test_level.py",
+        "harmonic": "tests/draws/test_level.py",
         "iid": "tests/draws/test_draws.py",
+        "level": "tests/draws/test_level.py",
         "online": "tests/laws/test_one_pass.py",
         "plan": "tests/draws/test_draws.py",
         "sharded": "tests/laws/test_devices.py",

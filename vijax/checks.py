@@ -59,13 +59,12 @@ def independent(bound: Any, draw: Any, estimator: str) -> None:
     """Refuse coupled draws, and strata, where the estimator's derivation needs independent draws from q."""
     if draw.independent:
         return
-    if estimator == "dreg" and types.attribute(bound, "linear", default=False):
+    if types.attribute(bound, "linear", default=False):
         return
     how = "coupled" if draw.weights is None else "strata, each from its own part of q"
     raise ValueError(
         f"{estimator}({describe(bound)}) needs independent draws, and these are {how}: its gradient would be biased. "
-        + ("Use gradients.reparam, or dreg of a bound linear in log_w (bounds.elbo)." if estimator == "dreg" else "")
-        + ("" if estimator == "dreg" else "Use draws.iid.")
+        "Use gradients.reparam, or dreg of a bound linear in log_w (bounds.elbo)."
     )
 
 
@@ -73,9 +72,7 @@ def smooth(bound: Any, estimator: str) -> None:
     """Refuse a bound with a kink: no second derivative sees it, and the dropped score needs it."""
     found = types.attribute(bound, "smooth", default=True)
     if not (found() if callable(found) else found):
-        raise ValueError(
-            f"{estimator}({describe(bound)}) needs a smooth bound, and this has a kink: gradients.reparam."
-        )
+        raise ValueError(f"{estimator}({describe(bound)}) needs a bound without kinks: use gradients.reparam.")
 
 
 def describe(function: Any) -> str:

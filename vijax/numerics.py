@@ -24,8 +24,11 @@ def _shifted(x: Array) -> tuple[Array, Array]:
 
 
 def _possible(total: Array) -> Array:
-    """Return a sum of weights, the largest of which is one, with a harmless positive one where all are impossible."""
-    return jax.lax.max(total, jnp.asarray(jnp.finfo(total.dtype).tiny, total.dtype))
+    """Return a sum of weights, of which the largest is one, with one where all are impossible.
+
+    Not the smallest number: its reciprocal, times a cotangent, is infinite, and times their share of 0 nan.
+    """
+    return jnp.where(total == 0, jnp.ones_like(total), total)
 
 
 def _weighted(x: Array, weights: Array) -> tuple[Array, Array]:
@@ -56,7 +59,7 @@ def log_mean_exp(x: Float[Array, "k *batch"], *, weights: Array | None = None) -
     if weights is None:
         top, u = _shifted(x)
         # The sum is 1 or more, which does not feel this; or 0, when it must not reach the logarithm.
-        total = jnp.sum(jnp.exp(u), 0) + jnp.finfo(x.dtype).tiny
+        total = jax.lax.max(jnp.sum(jnp.exp(u), 0), jnp.asarray(0.5, x.dtype))
         return jnp.log(total) + (top - math.log(x.shape[0]))
     w, x = _weighted(x, weights)
     top, u = _shifted(x)
@@ -105,11 +108,8 @@ def leave_one_out_log_mean_exp(x: Float[Array, "k *batch"]) -> Float[Array, "k *
     is_top = jnp.arange(k).reshape((k,) + (1,) * (x.ndim - 1)) == jnp.argmax(x, 0)[None]
     without_top = log_mean_exp(jnp.where(is_top, -jnp.inf, x)) + math.log(k / (k - 1))
     rest = jnp.where(is_top, 1.0, jnp.sum(w, 0)[None] - w)
-    others = (
-        jnp.where(jnp.isfinite(top), top, 0.0)[None]
-        + jnp.where(rest > 0, jnp.log(jnp.where(rest > 0, rest, 1.0)), -jnp.inf)
-        - math.log(k - 1)
-    )
+    log_rest = jnp.where(rest > 0, jnp.log(jnp.where(rest > 0, rest, 1.0)), -jnp.inf)
+    others = jnp.where(jnp.isfinite(top), top, 0.0)[None] + log_rest - math.log(k - 1)
     # A +inf row makes every sum that holds it +inf.
     others = jnp.where((top == jnp.inf)[None], jnp.inf, others)
     return jnp.where(is_top, without_top[None], others)

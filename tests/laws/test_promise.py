@@ -8,12 +8,12 @@ import pytest
 from jax.scipy.stats import norm
 
 import vijax as vj
-from tests import oracles
+from tests import oracles, table
 from tests.statistics import assert_mean
 
 pytestmark = pytest.mark.usefixtures("loose_ranks", "unchecked")
 
-EVERY = {name: getattr(vj.gradients, name) for name in vj.gradients.__all__}
+EVERY = {row.name: row.objective for row in table.GRADIENTS}
 P = np.float32(0.4)
 
 

@@ -42,8 +42,8 @@ def jackknife(
         raise ValueError(f"jackknife has order 1, 2 or 3 and takes k >= 1 + order draws, got order {order}, k = {k}.")
     if weights is not None:
         raise ValueError("jackknife leaves out draws of equal weight; pass weights=None, or use bounds.iwae.")
-    # With Dⱼ the mean over subsets of j draws of log(sum without them / sum), every L(k-j) = L(k) + Dⱼ + log k/(k-j), and
-    # the estimate is L(k) + Σⱼ cⱼ (Dⱼ + log k/(k-j)). The cⱼ grow as k^order, so each Dⱼ is written in the differences
+    # With Dⱼ the mean over subsets of j draws of log(sum without them / sum), L(k-j) = L(k) + Dⱼ + log k/(k-j),
+    # and the estimate is L(k) + Σⱼ cⱼ (Dⱼ + log k/(k-j)). The cⱼ grow as k^order, so each Dⱼ is written in the differences
     # below it, Dⱼ = Σᵢ C(j, i) Δᵢ, which are of size k^-i and lose nothing.
     falling = jnp.sort(log_w, 0, descending=True)
     usable = (falling[0] < jnp.inf) & (falling[order] > -jnp.inf)
@@ -135,7 +135,7 @@ def sumo(log_w: Float[Array, "k *batch"], *, level: Level, weights: Array | None
     survival = column(jnp.cumsum(level.probabilities[::-1])[::-1][1:k])
     share = jnp.where(reached, 1 / jnp.where(reached, survival, 1.0), 0.0).astype(log_w.dtype)
     # A weight of 0 is one so small that it weighs nothing, and an infinite one is reported at the end.
-    most = 0.25 * jnp.finfo(log_w.dtype).max
+    most = 0.25 * float(jnp.finfo(log_w.dtype).max)
     bounded = jnp.clip(log_w, -most, most)
     before = jax.lax.cumlogsumexp(bounded, axis=0)[:-1]
     # log (1 + w / the sum before it) - log (1 + 1/j): what draw j + 1 adds, without cancellation.

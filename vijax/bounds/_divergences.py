@@ -16,14 +16,14 @@ def _smooth(*, f: Callable[[Array], Array], weights: Array | None = None) -> boo
 def f_divergence(
     log_w: Float[Array, "k *batch"], *, f: Callable[[Array], Array], weights: Array | None = None
 ) -> Float[Array, "*batch"]:
-    """f-divergence of the target from q, to be minimised: unbiased at any k where log_joint is normalised, and neither
-    an upper nor a lower bound of log p(x).
+    """f-divergence of the target from q, to be minimised: unbiased at any k where log_joint is normalised, and
+    neither an upper nor a lower bound of log p(x).
 
         D = Σₖ weightsₖ f(wₖ)  ->  E_q[f(p(z)/q(z))]
 
     For fitting by another measure of distance: `partial(f_divergence, f=bounds.generators.jensen_shannon)`. With an
-    unnormalised log_joint the divergence is of p scaled by its evidence, which only the powers of u forgive (kl_reverse,
-    chi_square, amari_alpha): for others subtract an estimate of log Z.
+    unnormalised log_joint the divergence is of p scaled by its evidence, which only powers of u and kl_reverse forgive
+    (chi_square, amari_alpha): for others subtract an estimate of log Z.
 
     Args:
         log_w: log-weights in nats, [k, *batch].

@@ -18,8 +18,8 @@ def _excess(log_w: Array, reference: ArrayLike) -> Array:
 def exp_cubo(
     log_w: Float[Array, "k *batch"], *, n: float | Array = 2.0, reference: ArrayLike = 0.0, weights: Array | None = None
 ) -> Float[Array, "*batch"]:
-    """Exponentiated chi bound, to be minimised: an upper bound of (p(x)/eʳ)ⁿ, n >= 1, in the limit and in expectation at
-    any k.
+    """Exponentiated chi bound, to be minimised: an upper bound of (p(x)/eʳ)ⁿ, n >= 1, in the limit and in expectation
+    at any k.
 
         U = Σₖ weightsₖ (wₖ/eʳ)ⁿ,     r: reference
 
@@ -105,5 +105,7 @@ def log_variance(log_w: Float[Array, "k *batch"], *, weights: Array | None = Non
         raise ValueError(f"log_variance takes two draws or more, k >= 1 + 1; got k = {log_w.shape[0]}.")
     if weights is not None:
         raise ValueError("log_variance needs draws of equal weight; pass weights=None.")
-    infinite = jnp.any(jnp.isinf(log_w), 0)
-    return jnp.where(infinite, jnp.inf, 0.5 * jnp.var(jnp.where(infinite[None], 0.0, log_w), axis=0, ddof=1))
+    infinite = jnp.isinf(log_w)
+    value = 0.5 * jnp.var(jnp.where(infinite, 0.0, log_w), axis=0, ddof=1)
+    unbounded = jnp.any(infinite, 0) & ~jnp.isnan(value)
+    return jnp.where(unbounded, jnp.inf, value)

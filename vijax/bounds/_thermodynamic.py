@@ -1,5 +1,7 @@
 """Bounds that look past q's own weights: upper bounds by self-normalisation, and sums along the path from q to p."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,8 @@ from jaxtyping import Array, ArrayLike, Float
 
 from vijax.bounds._importance import elbo
 from vijax.numerics import expand, normalized_weights
+
+Partition = ArrayLike | Sequence[float]
 
 
 def _tilted_mean(log_w: Array, beta: Array | float, weights: Array | None) -> Array:
@@ -18,13 +22,15 @@ def _tilted_mean(log_w: Array, beta: Array | float, weights: Array | None) -> Ar
     top = jax.lax.stop_gradient(jnp.max(log_w, 0))
     rows = jnp.where(jnp.isinf(top)[None], 0.0, log_w)
     possible = rows != -jnp.inf
-    rows = jnp.where(possible, rows, 0.0)
-    w = normalized_weights(jnp.where(possible, beta * rows, -jnp.inf), weights=weights)
-    return jnp.where(jnp.isinf(top), top, jnp.sum(w * rows, 0))
+    # Below the largest, so that rounding is of the spread and not of the size.
+    below = jnp.where(possible, rows - jnp.where(jnp.isinf(top), 0.0, top)[None], 0.0)
+    w = normalized_weights(jnp.where(possible, beta * below, -jnp.inf), weights=weights)
+    return top + jnp.where(jnp.isinf(top), 0.0, jnp.sum(w * below, 0))
 
 
 def eubo(log_w: Float[Array, "k *batch"], *, weights: Array | None = None) -> Float[Array, "*batch"]:
-    """Evidence upper bound, to be minimised: an upper bound of log p(x) in the limit; at finite k neither upper nor lower.
+    """Evidence upper bound, to be minimised: an upper bound of log p(x) in the limit; at finite k
+    neither upper nor lower.
 
         U = Σₖ w̃ₖ log wₖ  ->  E_{p(z|x)}[log p(x, z) - log q(z)] = log p(x) + KL(p(z|x) ‖ q)
 
@@ -47,7 +53,7 @@ def eubo(log_w: Float[Array, "k *batch"], *, weights: Array | None = None) -> Fl
 
 
 def tvo_lower(
-    log_w: Float[Array, "k *batch"], *, partition: ArrayLike, weights: Array | None = None
+    log_w: Float[Array, "k *batch"], *, partition: Partition, weights: Array | None = None
 ) -> Float[Array, "*batch"]:
     """Thermodynamic lower bound, to be maximised: a lower bound of log p(x) in the limit; at finite k neither, its
     expectations being self-normalised and so biased.
@@ -74,7 +80,7 @@ def tvo_lower(
 
 
 def tvo_upper(
-    log_w: Float[Array, "k *batch"], *, partition: ArrayLike, weights: Array | None = None
+    log_w: Float[Array, "k *batch"], *, partition: Partition, weights: Array | None = None
 ) -> Float[Array, "*batch"]:
     """Thermodynamic upper bound, to be minimised: an upper bound of log p(x) in the limit; at finite k neither, its
     expectations being self-normalised and so biased.
@@ -100,23 +106,23 @@ def tvo_upper(
     return _riemann(log_w, partition, weights, 1)
 
 
-def _riemann(log_w: Array, partition: ArrayLike, weights: Array | None, side: int) -> Array:
-    _check_partition(partition)
+def _riemann(log_w: Array, partition: Partition, weights: Array | None, side: int) -> Array:
     betas = jnp.asarray(partition, log_w.dtype)
-    total = jnp.zeros_like(log_w[0])
+    _check_partition(partition, betas.shape)
+    total: Array | float = 0.0
     for t in range(betas.shape[0] - 1):
         # At β = 0 all draws count, the impossible ones too: the ELBO.
         at = elbo(log_w, weights=weights) if t + side == 0 else _tilted_mean(log_w, betas[t + side], weights)
         total = total + (betas[t + 1] - betas[t]) * at
-    return total
+    return jnp.asarray(total)
 
 
-def _check_partition(partition: ArrayLike) -> None:
+def _check_partition(partition: Partition, shape: tuple[int, ...]) -> None:
     what = "partition must be a vector 0 = β₀ < β₁ < ... < β_T = 1 of two points or more, jnp.linspace(0, 1, T + 1)"
-    if jnp.ndim(partition) != 1 or jnp.shape(partition)[0] < 2:
-        raise ValueError(f"{what}; got shape {jnp.shape(partition)}.")
+    if len(shape) != 1 or shape[0] < 2:
+        raise ValueError(f"{what}; got shape {shape}.")
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(partition)):
         return
     betas = np.asarray(partition, np.float64)
-    if abs(betas[0]) > 0 or abs(betas[-1] - 1) > 1e-6 or np.any(np.diff(betas) <= 0):
+    if betas[0] != 0 or abs(betas[-1] - 1) > 1e-6 or np.any(np.diff(betas) <= 0):
         raise ValueError(f"{what}; got {betas}.")

@@ -41,7 +41,7 @@ def jeffreys(log_u: Array) -> Array:
 
 
 def amari_alpha(log_u: Array, *, alpha: float | Array) -> Array:
-    """Return f(u) = (uᵅ - 1) / (α (α - 1)); at α = 0 and 1 kl_reverse and kl_forward, its limits but for a mean of 0."""
+    """Return f(u) = (uᵅ - 1) / (α (α - 1)); at α = 0, 1 kl_reverse, kl_forward, its limits but for a mean of 0."""
     if isinstance(alpha, (int, float)) and alpha in (0, 1):
         return kl_forward(log_u) if alpha else kl_reverse(log_u)
     safe = jnp.where((alpha == 0) | (alpha == 1), 0.5, alpha).astype(log_u.dtype)

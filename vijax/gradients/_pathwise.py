@@ -103,7 +103,6 @@ def dreg(bound: Bound, *, draw: Draw = draws.iid) -> Objective:
     Reference: Tucker, Lawson, Gu, Maddison, Doubly reparameterized gradient estimators for Monte Carlo objectives,
         2019, arXiv:1810.04152; Roeder, Wu, Duvenaud, Sticking the landing, 2017, arXiv:1703.09194.
     """
-
     return _doubly(bound, bound, draw, "dreg")
 
 
@@ -136,7 +135,7 @@ def split(*, model: Bound, q: Bound, draw: Draw = draws.iid) -> Objective:
 
 
 def _doubly(bound: Bound, of_path: Bound, draw: Draw, estimator: str) -> Objective:
-    """Return the objective that gives the model the slopes of `bound`, and q's path those of `of_path`, without a score."""
+    """Return the objective that gives the model `bound`'s slopes, and q's path `of_path`'s, without a score."""
     one = bound is of_path
 
     def objective(

@@ -34,9 +34,9 @@ def fixed(bound: Bound) -> Objective:
 
         ∇φ = -Σₖ B'ₖ ∇φ log q(zₖ),     ∇θ = Σₖ B'ₖ ∇θ log p(x, zₖ; θ),     zₖ ~ q, stopped
 
-    For objectives that are least at the posterior under any proposal: `fixed(log_variance)`, minimised, is VarGrad, whose
-    mean gradient in q is minus the ELBO's, with leave-one-out baselines. (Its gradient in θ is not the ELBO's.) For any q
-    of fixed support, discrete or continuous.
+    For objectives that are least at the posterior under any proposal: `fixed(log_variance)`, minimised, is VarGrad,
+    whose mean gradient in q is minus the ELBO's, with leave-one-out baselines. (Its gradient in θ is not the ELBO's.)
+    For any q of fixed support, discrete or continuous.
 
     Args:
         bound: of `vijax.bounds`, or any log_w [k, *batch] -> [*batch].
