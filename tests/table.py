@@ -23,7 +23,8 @@ class BoundRow(NamedTuple):
     fewest draws of each group; doubles: num_samples must be a power of two. moves: what adding 1 to every log-weight adds
     to the bound, None where that depends on them. symmetric: no draw differs from another (within its group). weighted:
     takes weights. at_zero: its value where every draw is impossible; one_impossible: where one of several is, None if that
-    is finite. loses: can judge one draw less, which vimco and auto ask for. smooth: without kinks, which dreg asks for.
+    is finite. loses: can judge one draw less, which vimco and auto ask for. smooth: without kinks, which dreg asks for. scale: how much more its gradient varies, in units
+    of its own, than iwae's on a line and on states.
     """
 
     name: str
@@ -42,6 +43,7 @@ class BoundRow(NamedTuple):
     one_impossible: float | None = -INF
     loses: bool = True
     smooth: bool = True
+    scale: tuple[float, float] = (1.0, 1.0)
 
     def draws(self, k):
         """Return the fewest draws that the bound takes, `k` or more in each group."""
@@ -97,11 +99,21 @@ BOUNDS = [
         for order in (1, 2, 3)
     ],
     neither("sumo", "sumo", sumo, weighted=False, symmetric=False, one_impossible=None),
-    neither("mlmc_iwae", "mlmc_iwae", mlmc_iwae, doubles=True, weighted=False, symmetric=False, loses=False),
+    neither(
+        "mlmc_iwae",
+        "mlmc_iwae",
+        mlmc_iwae,
+        doubles=True,
+        weighted=False,
+        symmetric=False,
+        loses=False,
+        scale=(1.4, 6.0),
+    ),
     neither(
         "exp_cubo(2)",
         "exp_cubo",
         partial(bounds.exp_cubo, n=2.0, reference=-1.5),
+        scale=(1.4, 20.0),
         keeps_constants=False,
         moves=None,
         at_zero=0.0,
@@ -111,6 +123,7 @@ BOUNDS = [
         "perturbative(3)",
         "perturbative",
         partial(bounds.perturbative, order=3, reference=-1.5),
+        scale=(5.0, 2.0),
         keeps_constants=False,
         moves=None,
     ),
@@ -118,6 +131,7 @@ BOUNDS = [
         "log_variance",
         "log_variance",
         bounds.log_variance,
+        scale=(2.4, 2.0),
         keeps_constants=False,
         least=2,
         moves=0.0,

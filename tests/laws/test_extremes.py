@@ -47,6 +47,17 @@ def test_log_mean_exp_is_total(log_w, value, slope):
     np.testing.assert_allclose(found[1], slope, atol=1e-6)
 
 
+@pytest.mark.parametrize("weights", [None, np.full(4, 0.25, np.float32)], ids=["equal", "given"])
+def test_impossible_draws_have_no_slope_at_any_scale(weights):
+    """A minibatch's factor of 1e4, and Renyi's own 1/n, times the 0 of an impossible draw."""
+
+    def scaled(l):
+        bounds = (table.BOUND[name].function(l, weights=weights) for name in ("iwae", "renyi(.5)", "cubo(2)", "eubo"))
+        return 1e4 * sum(bounds)
+
+    assert np.all(value_and_slope(jax.jit(scaled), column(-INF, -INF, -INF, -INF))[1] == 0)
+
+
 def test_logsumexp_is_not_total():
     """The control: JAX's own gives nan in two of the places above."""
     for log_w in ((-INF, -INF), (INF, 0.0)):

@@ -42,8 +42,8 @@ def jackknife(
         raise ValueError(f"jackknife has order 1, 2 or 3 and takes k >= 1 + order draws, got order {order}, k = {k}.")
     if weights is not None:
         raise ValueError("jackknife leaves out draws of equal weight; pass weights=None, or use bounds.iwae.")
-    # With Dⱼ the mean over subsets of j draws of log(sum without them / sum), L(k-j) = L(k) + Dⱼ + log k/(k-j),
-    # and the estimate is L(k) + Σⱼ cⱼ (Dⱼ + log k/(k-j)). The cⱼ grow as k^order, so each Dⱼ is written in the differences
+    # With Dⱼ the mean over subsets of j draws of log(sum without them / sum), L(k-j) = L(k) + Dⱼ + log k/(k-j), and
+    # the estimate is L(k) + Σⱼ cⱼ (Dⱼ + log k/(k-j)). The cⱼ grow as k^order, so each Dⱼ is written in the differences
     # below it, Dⱼ = Σᵢ C(j, i) Δᵢ, which are of size k^-i and lose nothing.
     falling = jnp.sort(log_w, 0, descending=True)
     usable = (falling[0] < jnp.inf) & (falling[order] > -jnp.inf)

@@ -9,10 +9,10 @@ from vijax.bounds._total import exp
 
 def _excess(log_w: Array, reference: ArrayLike) -> Array:
     """Return log_w - reference, the latter broadcast against [*batch]."""
-    r = jnp.asarray(reference, log_w.dtype)
-    if jnp.broadcast_shapes(r.shape, log_w.shape[1:]) != log_w.shape[1:]:
-        raise ValueError(f"reference has shape {r.shape}, which does not broadcast to the batch {log_w.shape[1:]}.")
-    return log_w - jnp.broadcast_to(r, log_w.shape[1:])[None]
+    r, batch = jnp.asarray(reference, log_w.dtype), log_w.shape[1:]
+    if r.shape not in ((), batch):
+        raise ValueError(f"reference has shape {r.shape}, expected () or the batch's {batch}.")
+    return log_w - jnp.broadcast_to(r, batch)[None]
 
 
 def exp_cubo(
@@ -29,14 +29,14 @@ def exp_cubo(
     Args:
         log_w: log-weights in nats, [k, *batch].
         n: the order of the moment.
-        reference: r in nats, broadcast against [*batch].
+        reference: r in nats, () or [*batch].
         weights: of the draws, [k] or [k, *batch], summing to 1 over axis 0; 1/k where None.
 
     Returns:
         [*batch], in units of e^(n r); infinite, with slope 0, where it leaves the range of the dtype.
 
     Raises:
-        ValueError: where k = 0, or for a reference that does not broadcast to the batch.
+        ValueError: where k = 0, or for a reference of another shape.
 
     Reference: Dieng, Tran, Ranganath, Paisley, Blei, Variational inference via χ upper bound minimization, 2017,
         arXiv:1611.00328.
@@ -56,7 +56,7 @@ def perturbative(
 
     Args:
         log_w: log-weights in nats, [k, *batch].
-        reference: r = -V₀ in nats, broadcast against [*batch].
+        reference: r = -V₀ in nats, () or [*batch].
         order: of the Taylor series; odd for a bound.
         weights: of the draws, [k] or [k, *batch], summing to 1 over axis 0; 1/k where None.
 
@@ -64,7 +64,7 @@ def perturbative(
         [*batch], in units of eʳ.
 
     Raises:
-        ValueError: for an order that is even or below 1, or a reference that does not broadcast to the batch.
+        ValueError: for an order that is even or below 1, or a reference of another shape.
 
     Reference: Bamler, Zhang, Opper, Mandt, Perturbative black box variational inference, 2017, arXiv:1709.07433.
     """

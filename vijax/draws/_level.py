@@ -19,11 +19,11 @@ def level(key: Key[Array, ""], probabilities: Float[Array, " m"], *, shape: tupl
 
     Args:
         key: a typed key, consumed.
-        probabilities: of levels 0 .. m-1, [m], static in length and summing to 1: `harmonic(m)`, `geometric(m)`, yours.
+        probabilities: of levels 0 .. m-1, [m], static in length, in any scale: `harmonic(m)`, `geometric(m)`, yours.
         shape: of the levels, () for one that the batch shares, or [*batch].
 
     Returns:
-        Level(value, probabilities).
+        Level(value, probabilities), the latter summing to 1.
 
     Raises:
         TypeError: for a raw key.
@@ -34,11 +34,14 @@ def level(key: Key[Array, ""], probabilities: Float[Array, " m"], *, shape: tupl
     checks.key(key)
     if jnp.ndim(probabilities) != 1:
         raise ValueError(f"probabilities must be a vector [m], one for each level; got {jnp.shape(probabilities)}.")
-    return Level(jax.random.categorical(key, jnp.log(probabilities), shape=shape), probabilities)
+    p = jnp.asarray(probabilities)
+    return Level(jax.random.categorical(key, jnp.log(p), shape=shape), p / jnp.sum(p))
 
 
 def harmonic(m: int) -> Float[Array, " m"]:
-    """Return probabilities of levels 0 .. m-1 with P(𝒦 >= j) = 1/(j+1), SUMO's choice: E[𝒦] grows as log m.
+    """Probabilities of levels 0 .. m-1 with the heaviest tail that SUMO proposes; E[𝒦] grows as log m.
+
+        P(𝒦 >= j) = 1/(j+1)
 
     Args:
         m: number of levels.
@@ -54,7 +57,9 @@ def harmonic(m: int) -> Float[Array, " m"]:
 
 
 def geometric(m: int, *, ratio: float = 2**-1.5) -> Float[Array, " m"]:
-    """Return probabilities of levels 0 .. m-1 that fall by `ratio`; 2^-3/2 gives MLMC finite variance at finite cost.
+    """Probabilities of levels 0 .. m-1 that fall by `ratio`; 2^-3/2 gives MLMC finite variance at finite cost.
+
+        P(𝒦 = j) ∝ ratioʲ
 
     Args:
         m: number of levels.
