@@ -122,6 +122,55 @@ CHAIN = (
     )
 )
 
+_TOWER_POINTS = oracles.cross(oracles.interval(-4.6, 5.2, 26), oracles.interval(-5.4, 6.6, 26))
+TOWER = Case(  # Gaussian -> Gaussian: the later one's distribution depends on the earlier draw
+    "tower",
+    {
+        "q": {key: f32(value) for key, value in dict(loc=0.4, log_scale=-0.3, keep=0.6, log_noise=-0.2).items()},
+        "theta": f32(-0.3),
+    },
+    lambda q: vj.Joint(
+        {"a": Gauss(q["loc"], q["log_scale"]), "c": lambda z: Gauss(q["keep"] * z["a"], q["log_noise"])}
+    ),
+    lambda theta, z: (
+        jax.scipy.stats.norm.logpdf(z["a"], theta, 1.0)
+        + jax.scipy.stats.norm.logpdf(z["c"], z["a"], 1.0)
+        + jax.scipy.stats.norm.logpdf(1.6, z["c"], 1.0)
+    ),
+    lambda q, z: (
+        jax.scipy.stats.norm.logpdf(z["a"], q["loc"], jnp.exp(q["log_scale"]))
+        + jax.scipy.stats.norm.logpdf(z["c"], q["keep"] * z["a"], jnp.exp(q["log_noise"]))
+    ),
+    dict(zip("ac", _TOWER_POINTS[0], strict=True)),
+    _TOWER_POINTS[1],
+)
+
+MIXTURE = Case(  # two modes, and a mixture of two Gaussians: its draws pass through a choice of component
+    "mixture",
+    {
+        "q": {
+            "logits": np.array([0.5, -0.2], f32),
+            "loc": np.array([-1.0, 1.4], f32),
+            "log_scale": np.array([-0.2, 0.1], f32),
+        },
+        "theta": f32(0.7),
+    },
+    lambda q: distrax.MixtureSameFamily(
+        distrax.Categorical(q["logits"]), distrax.Normal(q["loc"], jnp.exp(q["log_scale"]))
+    ),
+    lambda theta, z: (
+        jax.scipy.stats.norm.logpdf(z, 0.0, 2.0) + jax.scipy.stats.norm.logpdf(1.5, jnp.sqrt(1 + z**2), 0.8) + theta * z
+    ),
+    lambda q, z: jax.scipy.special.logsumexp(
+        jax.nn.log_softmax(q["logits"])
+        + jax.scipy.stats.norm.logpdf(jnp.expand_dims(z, -1), q["loc"], jnp.exp(q["log_scale"])),
+        axis=-1,
+    ),
+    *oracles.interval(-9.5, 10.5, 101),
+    path=False,
+    loose=True,
+)
+
 _PLANE_POINTS = oracles.cross(oracles.interval(-4.6, 5.2, 22), oracles.interval(-5.0, 4.6, 22))
 
 

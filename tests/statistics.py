@@ -2,13 +2,14 @@
 
 import jax
 import numpy as np
-from scipy.stats import norm
+
+from vijax.testing._trial import limit, margin, z_score
 
 # The whole suite fails by chance in one run of a million: Bonferroni over at most this many compared numbers.
 FALSE_FAILURE_RATE = 1e-6
-COMPARISONS = 5000
-Z = float(norm.isf(FALSE_FAILURE_RATE / COMPARISONS / 2))  # 6.3 standard errors
-POWER = 3.0  # an effect of Z + 3 standard errors is caught with probability .9987
+COMPARISONS = 20_000
+Z = limit(FALSE_FAILURE_RATE, COMPARISONS)  # 6.5 standard errors
+POWER = margin(0.9987)  # an effect of Z + 3 standard errors is caught with this probability
 
 _spent = 0
 
@@ -16,7 +17,7 @@ _spent = 0
 def assert_mean(samples, truth, *, detects):
     """Assert that samples, a pytree of [n, ...], have mean `truth`; fail too where a bias of `detects` could be missed.
 
-    One number fails by chance with probability FALSE_FAILURE_RATE / COMPARISONS = 2e-10; a bias of `detects`, in the
+    One number fails by chance with probability FALSE_FAILURE_RATE / COMPARISONS = 5e-11; a bias of `detects`, in the
     samples' own units and in any one number, is caught with probability .9987 or more. `detects` is one number, or one for
     each name where samples is a dict.
     """
@@ -34,10 +35,8 @@ def assert_mean(samples, truth, *, detects):
         assert _spent <= COMPARISONS, "more comparisons than the false-failure rate was divided by: raise COMPARISONS"
         # Rounding is a floor where an estimator has no variance at all.
         error = np.sqrt(found.var(0, ddof=1) / len(found)) + 1e-6 * (1 + np.abs(expected))
-        off = np.abs(found.mean(0) - expected)
-        assert np.all(off <= Z * error), (
-            f"{name} is biased: mean {found.mean(0)}, truth {expected}, standard errors off {off / error}"
-        )
+        z = z_score(np.abs(found.mean(0) - expected), error, 0.0)
+        assert np.all(z <= Z), f"{name} is biased: mean {found.mean(0)}, truth {expected}, standard errors off {z}"
         reach = (Z + POWER) * error
         assert np.all(reach <= detects), f"{name}: too few samples, a bias of {reach.max():.3g} could be missed"
 

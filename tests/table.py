@@ -248,4 +248,11 @@ PUBLIC = {
         "ess": "tests/diagnostics/test_weights.py",
         "khat": "tests/diagnostics/test_weights.py",
     },
+    "testing": {
+        "Moments": "tests/testing/test_moments.py",
+        "Report": "tests/testing/test_checks.py",
+        "check_bound_order": "tests/testing/test_checks.py",
+        "check_unbiased": "tests/testing/test_checks.py",
+        "gradient_moments": "tests/testing/test_moments.py",
+    },
 }

@@ -25,6 +25,7 @@ MAY_IMPORT = {
     "checks": GROUND | {"dataflow"},
     "draws": GROUND | {"dataflow", "checks"},
     "gradients": GROUND | {"dataflow", "checks", "draws"},
+    "testing": GROUND | {"dataflow", "checks", "draws"},
     **dict.fromkeys(
         ("bounds", "targets", "families", "sequences", "updates", "diagnostics"), GROUND | {"dataflow", "checks"}
     ),
@@ -88,7 +89,7 @@ def test_files_are_short_and_say_what_they_are_for(path):
 
 
 def public():
-    for name in ("bounds", "diagnostics", "draws", "families", "gradients", "targets"):
+    for name in ("bounds", "diagnostics", "draws", "families", "gradients", "targets", "testing"):
         folder = getattr(vj, name)
         for function in folder.__all__:
             if inspect.isfunction(inspect.unwrap(getattr(folder, function))):
