@@ -34,8 +34,10 @@ notebooks: venv ## run every notebook, small
 		VIJAX_SMALL=1 MPLBACKEND=Agg "$(PY)" "$$notebook" || { echo "$$notebook failed" >&2; exit 1; }; \
 	done
 
-docs: ## build the documentation into out/docs
+docs: ## build the documentation into out/docs; the grid of estimators comes from its tests
 	@sh scripts/bootstrap.sh docs
+	@[ -f out/grid.json ] || "$(PY)" -m pytest -q -m "" tests/laws/test_grid.py
+	"$(PY)" scripts/grid.py
 	"$(PY)" -m sphinx -W -b html docs out/docs
 
 lint: venv ## check style, layout and types

@@ -70,6 +70,18 @@ def value_and_grad(bound, log_p, log_q, points, volumes, k, params):
     return jax.jit(jax.value_and_grad(total))(params)
 
 
+@exact
+def values_and_slopes(bounds, log_p, log_q, points, volumes, k, params):
+    """Return Σ_batch E[bound] of several bounds, [n], and their gradients, leaves [n, ...]: `value_and_grad` in one program."""
+
+    def totals(params):
+        at = lambda log: jax.vmap(lambda z: log(params, z))(points)  # noqa: E731
+        log_p_at, log_q_at = at(log_p), at(log_q)
+        return jnp.stack([jnp.sum(expectation(bound, log_p_at, log_q_at, volumes, k)) for bound in bounds])
+
+    return jax.jit(lambda params: (totals(params), jax.jacfwd(totals)(params)))(params)
+
+
 # --- bounds as the papers write them, in SciPy's words
 
 

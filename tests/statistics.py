@@ -19,13 +19,12 @@ def assert_mean(samples, truth, *, detects):
 
     One number fails by chance with probability FALSE_FAILURE_RATE / COMPARISONS = 5e-11; a bias of `detects`, in the
     samples' own units and in any one number, is caught with probability .9987 or more. `detects` is one number, or one for
-    each name where samples is a dict.
+    each name where samples is a dict. Returns the largest distance found, in standard errors.
     """
     if isinstance(detects, dict):
-        for name, found in samples.items():
-            assert_mean({name: found}, {name: truth[name]}, detects=detects[name])
-        return
+        return max(assert_mean({name: samples[name]}, {name: truth[name]}, detects=detects[name]) for name in samples)
     global _spent
+    largest = 0.0
     assert jax.tree.structure(samples) == jax.tree.structure(truth)
     for (path, found), expected in zip(jax.tree.leaves_with_path(samples), jax.tree.leaves(truth), strict=True):
         name = jax.tree_util.keystr(path)
@@ -39,6 +38,8 @@ def assert_mean(samples, truth, *, detects):
         assert np.all(z <= Z), f"{name} is biased: mean {found.mean(0)}, truth {expected}, standard errors off {z}"
         reach = (Z + POWER) * error
         assert np.all(reach <= detects), f"{name}: too few samples, a bias of {reach.max():.3g} could be missed"
+        largest = max(largest, float(z.max()))
+    return largest
 
 
 def assert_variance_ratio(larger, smaller, *, at_least):

@@ -1,4 +1,4 @@
-"""Unbiased: mean gradients, the model's parameters included, against quadrature or enumeration of every K-tuple of draws.
+"""Unbiased, beside the grid of test_grid.py: q of every make, coupled draws, baselines, and the wrong estimators that must fail.
 
 Each number compared fails by chance with probability 2e-10, and a bias of `detects` (nats per unit of a parameter) is caught
 with probability .9987 (tests/statistics.py). Gradients of the truth are .02 to 2; the wrong estimators at the end of this
@@ -18,7 +18,6 @@ from tests.bare import Coin
 from tests.statistics import assert_mean
 
 PLAIN = {row.name: row.objective for row in table.GRADIENTS}
-SCORED = {row.name: row.objective for row in table.GRADIENTS if not row.path}
 
 
 def gradients(key, case, objectives, num_samples, n):
@@ -36,54 +35,6 @@ def gradients(key, case, objectives, num_samples, n):
 
 def truths(case, bound, k, objectives):
     return dict.fromkeys(objectives, case.truth(bound, k)[1])
-
-
-def exact_bound(row, k):
-    """Return a bound and a k whose expectation is that of `row` at k, cheaper to enumerate."""
-    if row.groups > 1:
-        return vj.bounds.iwae, k // row.groups
-    return (row.function, 1) if row.name == "elbo" else (row.function, k)
-
-
-def detects(objectives, scale):
-    return {name: scale * table.GRADIENT[name].detects for name in objectives}
-
-
-def estimators(row, names):
-    return {name: names[name](row.function) for name in names if row.takes(name)}
-
-
-# The truth costs points^k: three draws is what a grid of a density allows.
-@pytest.mark.parametrize("row", [row for row in table.BOUNDS if row.least < 3], ids=lambda row: row.name)
-def test_continuous(row, key):
-    """Two data, one Gaussian latent each. `auto` is absent: here it is reparam, number by number."""
-    k = row.draws(row.least + 1)
-    objectives = estimators(row, {name: make for name, make in PLAIN.items() if name != "auto"})
-    found = gradients(key, cases.LINE, objectives, k, 200_000)
-    truth = truths(cases.LINE, *exact_bound(row, k), objectives)
-    assert_mean(found, truth, detects=detects(objectives, 0.12 * row.scale[0]))
-
-
-@pytest.mark.parametrize("case", [cases.COIN, cases.DIE], ids=lambda case: case.name)
-@pytest.mark.parametrize("row", table.BOUNDS, ids=lambda row: row.name)
-def test_discrete(row, case, key):
-    """Every triple of states (pairs in each of two groups): Bernoulli with float draws, categorical with integers."""
-    k = row.draws(2 if row.groups > 1 else max(3, row.least + 1))
-    objectives = estimators(row, SCORED)
-    found = gradients(key, case, objectives, k, 60_000)
-    assert_mean(
-        found, truths(case, *exact_bound(row, k), objectives), detects=detects(objectives, 0.025 * row.scale[1])
-    )
-
-
-@pytest.mark.parametrize("name", ["elbo", "iwae"])
-def test_a_chain_of_kinds(name, key):
-    """Gaussian -> Bernoulli -> Gaussian against quadrature and enumeration: auto as a whole, and vimco of every leaf."""
-    row = table.BOUND[name]
-    objectives = {name: SCORED[name](row.function) for name in ("auto", "vimco")}
-    found = gradients(key, cases.CHAIN, objectives, 2, 150_000)
-    truth = truths(cases.CHAIN, *exact_bound(row, 2), objectives)
-    assert_mean(found, truth, detects={"auto": 0.05, "vimco": 0.12})
 
 
 @pytest.mark.parametrize("case", cases.MAKES, ids=lambda case: case.name)

@@ -28,8 +28,8 @@ def check_bound_order(
 
         z = mean of (bounds[i](log_w) - bounds[i+1](log_w)) / (sd / √n),    one-sided, on the same draws
 
-    For a bound of yours among those that are known: `[bounds.elbo, mine, lambda l: bounds.iwae(l[:4]), bounds.iwae,
-    log_p]`. Pairing takes out what the bounds have in common, so that small steps are seen. Keys are as many as it takes
+    For a bound of yours among known ones: `[bounds.elbo, mine, lambda l: bounds.iwae(l[:4]), bounds.iwae, log_p]`.
+    Pairing takes out what the bounds have in common, so that small steps are seen. Keys are as many as it takes
     to find a step down of `detects`; a hundredth of it is let pass. As to what is assumed, see `check_unbiased`.
 
     Args:

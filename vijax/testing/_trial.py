@@ -176,8 +176,9 @@ def judge(trial: Trial, names: list[str], detects: Any, d: Design, complaint: st
             else f"the pilot of {d.pilot:,} keys saw too little of its spread: raise pilot"
         )
         raise ValueError(
-            f"cannot tell: {names[blind]} could be off by {t.share[blind] * detects[blind]:.3g} after {keys:,} keys, where "
-            f"detects = {detects[blind]:.3g}; {how}, state a larger detects, or average more draws in each estimate."
+            f"cannot tell: {names[blind]} could be off by {t.share[blind] * detects[blind]:.3g} after {keys:,} keys, "
+            f"where detects = {detects[blind]:.3g}; {how}, state a larger detects, or average more draws in each "
+            "estimate."
         )
     kurtosis = float(np.max(t.kurtosis))
     return Report(float(t.z[worst]), d.limit, names[worst], float(t.bias[worst]), float(t.share[blind]), keys, kurtosis)
