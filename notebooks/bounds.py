@@ -2,16 +2,17 @@
 # # What stands between you and log p(x)
 #
 # Variational inference answers one question, *how likely is this data under my model?*, with numbers that are not the
-# answer but lie on a known side of it. This notebook puts those numbers, all of them, on one axis. It needs no data and
-# no network: everything is one or twenty dimensions of Gaussian, so that the truth is known and every claim is checked by
-# a cell that fails if it is wrong.
+# answer but lie on a known side of it. This notebook puts those numbers, all of them, on one axis. It needs no data
+# and no network: everything is one or twenty dimensions of Gaussian, so that the truth is known and every claim is
+# checked by a cell that fails if it is wrong.
 #
-# Three symbols are enough. A model $p(x, z)$ with its latent $z$; a guess $q(z)$ for the posterior $p(z \mid x)$; and the
-# **weight** of a draw $z_k \sim q$,
+# Three symbols are enough. A model $p(x, z)$ with its latent $z$; a guess $q(z)$ for the posterior $p(z \mid x)$; and
+# the **weight** of a draw $z_k \sim q$,
 #
 # $$w_k = \frac{p(x, z_k)}{q(z_k)}, \qquad \mathbb E_q[w_k] = p(x).$$
 #
-# A bound is arithmetic on $\log w_1, \dots, \log w_K$, and nothing else: in vijax a function of an array `[k, *batch]`.
+# A bound is arithmetic on $\log w_1, \dots, \log w_K$, and nothing else: in vijax a function of an array `[k,
+# *batch]`.
 
 # %%
 import math
@@ -45,14 +46,15 @@ INK, LOW, HIGH, GREY = "#1f2933", "#2166ac", "#b2182b", "#8795a1"
 # %% [markdown]
 # ## The identity
 #
-# For any $q$ at all, $\log p(x) = \mathrm{ELBO} + \mathrm{KL}(q \,\|\, p(z \mid x))$. With $p(z) = N(0, 1)$,
-# $p(x \mid z) = N(z, 1)$ and $x = 2$ both sides are known. Gauss-Hermite nodes stand in for draws, with their quadrature
-# weights as `weights=`, so that the expectation is exact and the identity can be asked to hold to $10^{-12}$.
+# For any $q$ at all, $\log p(x) = \mathrm{ELBO} + \mathrm{KL}(q \,\|\, p(z \mid x))$. With $p(z) = N(0, 1)$, $p(x \mid
+# z) = N(z, 1)$ and $x = 2$ both sides are known. Gauss-Hermite nodes stand in for draws, with their quadrature weights
+# as `weights=`, so that the expectation is exact and the identity can be asked to hold to $10^{-12}$.
 #
 # The ELBO has a second reading, **reconstruction minus KL to the prior**, $\mathbb E_q[\log p(x \mid z)] -
-# \mathrm{KL}(q \,\|\, p(z))$, which is a description length: the second term are the nats it takes to send $z$ when the
-# receiver knows only the prior, the first what is still missing of $x$ once $z$ is there. Read down the table: as $q$
-# sharpens, reconstruction gets better and $z$ dearer, and the sum is best where $q$ is the posterior, $N(1, \tfrac12)$.
+# \mathrm{KL}(q \,\|\, p(z))$, which is a description length: the second term are the nats it takes to send $z$ when
+# the receiver knows only the prior, the first what is still missing of $x$ once $z$ is there. Read down the table: as
+# $q$ sharpens, reconstruction gets better and $z$ dearer, and the sum is best where $q$ is the posterior, $N(1,
+# \tfrac12)$.
 
 # %%
 x, log_evidence = 2.0, float(distrax.Normal(0.0, math.sqrt(2.0)).log_prob(2.0))
@@ -69,9 +71,8 @@ for loc, scale in ((0.0, 1.0), (1.0, 1.0), (1.0, math.sqrt(0.5)), (1.0, 0.3), (2
     gap = float(q.kl_divergence(posterior))
     reconstruction = float(B.elbo(distrax.Normal(z, 1.0).log_prob(x), weights=node_weights))
     price = float(q.kl_divergence(prior))
-    print(
-        f"N({loc:.0f}, {scale:.2f}²)   {elbo:9.5f}     {gap:8.5f}      {elbo + gap:9.5f}   |  {reconstruction:9.5f}  {price:9.5f}"
-    )
+    name = f"N({loc:.0f}, {scale:.2f}²)"
+    print(f"{name}   {elbo:9.5f}     {gap:8.5f}      {elbo + gap:9.5f}   |  {reconstruction:9.5f}  {price:9.5f}")
     assert abs(elbo + gap - log_evidence) < 1e-12
     assert abs(reconstruction - price - elbo) < 1e-12
 
@@ -79,32 +80,39 @@ for loc, scale in ((0.0, 1.0), (1.0, 1.0), (1.0, math.sqrt(0.5)), (1.0, 0.3), (2
 # ## Every bound on one axis
 #
 # Let the posterior be $N(\mu, 1)$ and $q$ the same but shifted by $s$. Then $\log w \sim N(\log p(x) - s^2/2,\, s^2)$
-# exactly: log-normal weights, the one case where every bound has a closed form, given here in units of nats from the truth:
+# exactly: log-normal weights, the one case where every bound has a closed form, given here in units of nats from the
+# truth:
 #
-# | ELBO | Rényi $\alpha$ | CUBO $n$ | EUBO | TVO with $\beta$ | IWAE at $K$ |
+# | ELBO | Rényi $\alpha$ | CUBO $n$ | EUBO | TVO | IWAE at $K$ |
 # |---|---|---|---|---|---|
-# | $-\tfrac12 s^2$ | $-\tfrac\alpha2 s^2$ | $+\tfrac{n-1}2 s^2$ | $+\tfrac12 s^2$ | $-\tfrac12 s^2 + s^2 \sum_t \delta_t \beta_t$ | $-\tfrac{e^{s^2} - 1}{2K} + \dots$ |
+# | $-s^2/2$ | $-\alpha s^2/2$ | $(n-1) s^2/2$ | $s^2/2$ | $s^2 (\sum_t \delta_t \beta_t - 1/2)$ | $-(e^{s^2}-1)/2K$ |
 #
-# The open circles are those limits. The filled ones are what an average over many sets of **16 draws** gives, and here the
-# picture stops being tidy: what is an upper bound in the limit need not be one at $K = 16$. A logarithm or a
-# self-normalised mean of few draws is biased towards the ELBO. Only `elbo`, `iwae` and their relatives keep their side of
-# the line at every $K$. Jackknife, SUMO and multilevel IWAE aim at the line itself: no bounds, but less bias, or none beyond
-# that of IWAE at their largest $K$.
+# The open circles are those limits. The filled ones are what an average over many sets of **16 draws** gives, and here
+# the picture stops being tidy: what is an upper bound in the limit need not be one at $K = 16$. A logarithm or a
+# self-normalised mean of few draws is biased towards the ELBO. Only `elbo`, `iwae` and their relatives keep their side
+# of the line at every $K$. Jackknife, SUMO and multilevel IWAE aim at the line itself: no bounds, but less bias, or
+# none beyond that of IWAE at their largest $K$.
 
 # %%
 s, k, repeats = 1.0, 16, 20_000 if small else 400_000
 log_w = -(s**2) / 2 + s * jax.random.normal(jax.random.key(0), (k, repeats))
 beta = jnp.array([0.0, 0.1, 0.4, 1.0])
 steps = np.diff(beta)
-iwae_k = lambda k: float(np.mean(jax.scipy.special.logsumexp(  # E over fresh draws, to check the arithmetic by hand
-    -(s**2) / 2 + s * jax.random.normal(jax.random.key(1), (k, repeats)), axis=0) - math.log(k)))  # fmt: skip
 level = vj.draws.level(jax.random.key(2), vj.draws.harmonic(k), shape=(repeats,))
 step = vj.draws.level(jax.random.key(3), vj.draws.geometric(5), shape=(repeats,))
+
+
+def iwae_of(k):
+    """Return E[IWAE] over draws of their own, by NumPy."""
+    fresh = -(s**2) / 2 + s * np.random.default_rng(1).normal(size=(k, repeats))
+    return float(np.log(np.exp(fresh).mean(0)).mean())
+
+
 CATALOGUE = [  # name, function, limit as k grows in nats from log p(x)
     ("elbo", B.elbo, -(s**2) / 2),
     ("renyi, α = 2", partial(B.renyi, alpha=2.0), -(s**2)),
     ("renyi, α = ½", partial(B.renyi, alpha=0.5), -(s**2) / 4),
-    ("multi_iwae, 4 groups", partial(B.multi_iwae, groups=4), iwae_k(4)),
+    ("multi_iwae, 4 groups", partial(B.multi_iwae, groups=4), iwae_of(4)),
     ("ciwae, β = ½", partial(B.ciwae, beta=0.5), -(s**2) / 4),
     ("tvo_lower", partial(B.tvo_lower, partition=beta), -(s**2) / 2 + s**2 * float((steps * beta[:-1]).sum())),
     ("iwae", B.iwae, 0.0),
@@ -151,10 +159,10 @@ figure.savefig(out / "bounds_axis.png")
 # ## The same numbers choose a different q
 #
 # On a posterior with two modes no Gaussian fits, and what "closest" means is decided by the bound. The target below is
-# $e^{-1.3}$ times an even mixture of $N(-2, 0.6^2)$ and $N(2, 0.6^2)$. Each $q = N(m, s^2)$ is trained in the same loop with
-# its own bound through the same estimator `dreg`; only the sign differs, since upper bounds are minimised. The ELBO picks a mode
-# and reports the evidence $\log 2$ too low; bounds that weigh the largest $w$ more cover both modes, and the gap between
-# them, and so have a lower ELBO but a finite upper bound nearby.
+# $e^{-1.3}$ times an even mixture of $N(-2, 0.6^2)$ and $N(2, 0.6^2)$. Each $q = N(m, s^2)$ is trained in the same
+# loop with its own bound through the same estimator `dreg`; only the sign differs, since upper bounds are minimised.
+# The ELBO picks a mode and reports the evidence $\log 2$ too low; bounds that weigh the largest $w$ more cover both
+# modes, and the gap between them, and so have a lower ELBO but a finite upper bound nearby.
 
 # %%
 truth = -1.3
@@ -217,10 +225,11 @@ figure.savefig(out / "bounds_modes.png")
 # %% [markdown]
 # ## A tighter bound is not a better teacher
 #
-# Rainforth and others (2018) asked what IWAE's gradient is worth: its mean over its standard deviation, as $K$ grows. A model
-# of 20 dimensions, $p(z) = N(\theta, I)$, $p(x \mid z) = N(z, I)$, with $\theta$ and the encoder's offset a little off their
-# best. The model's signal rises as $\sqrt K$. The encoder's sinks into noise under the plain gradient, and rises as $\sqrt K$ once
-# the score of $q$ is gone, under `dreg`. Same bound, same draws: only how derivatives flow.
+# Rainforth and others (2018) asked what IWAE's gradient is worth: its mean over its standard deviation, as $K$ grows.
+# A model of 20 dimensions, $p(z) = N(\theta, I)$, $p(x \mid z) = N(z, I)$, with $\theta$ and the encoder's offset a
+# little off their best. The model's signal rises as $\sqrt K$. The encoder's sinks into noise under the plain
+# gradient, and rises as $\sqrt K$ once the score of $q$ is gone, under `dreg`. Same bound, same draws: only how
+# derivatives flow.
 
 # %%
 dim, keys = 20, 2000 if small else 20_000
@@ -272,8 +281,9 @@ figure.savefig(out / "bounds_snr.png")
 # %% [markdown]
 # ## Often said, and not so
 #
-# **"Pushing up the ELBO pushes up log p(x)."** It raises a bound. With $x = 2$ and $q = N(-1, \tfrac12)$ held, moving the
-# prior's mean $\mu$ towards $q$ raises the ELBO at every step while the evidence falls at every step: the slack shrinks instead.
+# **"Pushing up the ELBO pushes up log p(x)."** It raises a bound. With $x = 2$ and $q = N(-1, \tfrac12)$ held, moving
+# the prior's mean $\mu$ towards $q$ raises the ELBO at every step while the evidence falls at every step: the slack
+# shrinks instead.
 
 # %%
 q = distrax.Normal(-1.0, math.sqrt(0.5))
@@ -288,9 +298,10 @@ np.testing.assert_allclose(rising, [-10.2655, -7.7655, -6.2655, -5.7655], atol=1
 np.testing.assert_allclose(falling, [-1.2655, -1.5155, -2.2655, -3.5155], atol=1e-4)
 
 # %% [markdown]
-# **"Rao-Blackwellization lowers the variance."** Of the weight, always, and with it the slack of every bound. Of the *log*-weight,
-# which is what the ELBO averages, not always. Let $\log w_1 = 2.4\, u$, $u \sim U(0, 1)$, be the weight once $z_2$ is integrated out,
-# and let $q(z_2 \mid z_1)$ be the exact conditional cut to a set of mass $1 / w_1$. Then the weight of the pair is constant.
+# **"Rao-Blackwellization lowers the variance."** Of the weight, always, and with it the slack of every bound. Of the
+# *log*-weight, which is what the ELBO averages, not always. Let $\log w_1 = 2.4\, u$, $u \sim U(0, 1)$, be the weight
+# once $z_2$ is integrated out, and let $q(z_2 \mid z_1)$ be the exact conditional cut to a set of mass $1 / w_1$. Then
+# the weight of the pair is constant.
 
 # %%
 u = jax.random.uniform(jax.random.key(9), (100_000,))
@@ -300,15 +311,14 @@ z2 = jax.random.truncated_normal(jax.random.key(10), -half_width, half_width)
 log_q2 = jax.scipy.stats.norm.logpdf(z2) + collapsed  # the conditional over its cut mass
 pair = collapsed + jax.scipy.stats.norm.logpdf(z2) - log_q2
 print(f"Var[log w]: pair {jnp.var(pair):.4f}, z2 integrated out {jnp.var(collapsed):.4f}  (2.4²/12 = .48)")
-print(
-    f"mean log w: pair {jnp.mean(pair):.4f}, z2 integrated out {jnp.mean(collapsed):.4f}  (the bound is tighter, always)"
-)
+print(f"mean log w: pair {jnp.mean(pair):.4f}, z2 integrated out {jnp.mean(collapsed):.4f}  (tighter, always)")
 assert jnp.var(pair) < 1e-12 < 0.47 < jnp.var(collapsed) < 0.49
 assert jnp.mean(collapsed) > jnp.mean(pair)
 
 # %% [markdown]
-# **"CUBO is an upper bound."** Its limit is. On log-normal weights with $s = 1.5$ the limit is 1.125 above the truth, and with 1
-# or 4 draws the estimate is *below* the truth on average. The exponentiated bound, `exp_cubo`, is what is unbiased.
+# **"CUBO is an upper bound."** Its limit is. On log-normal weights with $s = 1.5$ the limit is 1.125 above the truth,
+# and with 1 or 4 draws the estimate is *below* the truth on average. The exponentiated bound, `exp_cubo`, is what is
+# unbiased.
 
 # %%
 for draws, expected in ((1, -1.125), (4, -0.131), (16, 0.419)):
@@ -318,8 +328,9 @@ for draws, expected in ((1, -1.125), (4, -0.131), (16, 0.419)):
     assert abs(value.mean() - expected) < 6 * value.std() / math.sqrt(repeats) + 1e-3
 
 # %% [markdown]
-# **"Draws are draws."** Not for a path gradient: a coin's draw does not move when its probability does, so the derivative through it
-# is zero, and several libraries return that zero. Here it is an error while tracing, which names the leaf and what to use.
+# **"Draws are draws."** Not for a path gradient: a coin's draw does not move when its probability does, so the
+# derivative through it is zero, and several libraries return that zero. Here it is an error while tracing, which names
+# the leaf and what to use.
 
 # %%
 coin = lambda logit: distrax.Bernoulli(logits=logit, dtype=jnp.float64)  # noqa: E731
