@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import vijax as vj
+from tests import table
 from tests.bare import Coin, Gauss
 
 pytestmark = pytest.mark.usefixtures("unchecked")
@@ -17,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("unchecked")
 N = 4
 X = jnp.linspace(-1.0, 1.0, N)
 Q = Gauss(jnp.zeros(N), jnp.zeros(N))
-EVERY = {name: getattr(vj.gradients, name) for name in vj.gradients.__all__}
+EVERY = {row.name: row.objective for row in table.GRADIENTS}
 every = pytest.mark.parametrize("make", list(EVERY))
 
 
