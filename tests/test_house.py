@@ -23,8 +23,9 @@ MAY_IMPORT = {
     "numerics": set(),
     "dataflow": set(),
     "checks": GROUND | {"dataflow"},
+    "pathways": GROUND | {"dataflow", "checks"},
     "draws": GROUND | {"dataflow", "checks"},
-    "gradients": GROUND | {"dataflow", "checks", "draws"},
+    "gradients": GROUND | {"dataflow", "checks", "pathways", "draws"},
     "testing": GROUND | {"dataflow", "checks", "draws"},
     **dict.fromkeys(
         ("bounds", "targets", "families", "sequences", "updates", "diagnostics"), GROUND | {"dataflow", "checks"}

@@ -37,6 +37,50 @@ def truths(case, bound, k, objectives):
     return dict.fromkeys(objectives, case.truth(bound, k)[1])
 
 
+def exact_bound(row, k):
+    """Return a bound and a k whose expectation is that of `row` at k, cheaper to enumerate."""
+    if row.groups > 1:
+        return vj.bounds.iwae, k // row.groups
+    return (row.function, 1) if row.name == "elbo" else (row.function, k)
+
+
+def detects(objectives, scale):
+    return {name: scale * table.GRADIENT[name].detects for name in objectives}
+
+
+def estimators(row, names):
+    return {name: names[name](row.function) for name in names if row.takes(name)}
+
+
+# Those of the first six are cells of test_grid.py.
+CATALOGUE = [
+    row for row in table.BOUNDS if row.public not in ("", "elbo", "iwae", "multi_iwae", "ciwae", "renyi", "cubo")
+]
+
+
+# The truth costs points^k: three draws is what a grid of a density allows.
+@pytest.mark.parametrize("row", [row for row in CATALOGUE if row.least < 3], ids=lambda row: row.name)
+def test_continuous(row, key):
+    """Two data, one Gaussian latent each. `auto` is absent: here it is reparam, number by number."""
+    k = row.draws(row.least + 1)
+    objectives = estimators(row, {name: make for name, make in PLAIN.items() if name != "auto"})
+    found = gradients(key, cases.LINE, objectives, k, 200_000)
+    truth = truths(cases.LINE, *exact_bound(row, k), objectives)
+    assert_mean(found, truth, detects=detects(objectives, 0.12 * row.scale[0]))
+
+
+@pytest.mark.parametrize("case", [cases.COIN, cases.DIE], ids=lambda case: case.name)
+@pytest.mark.parametrize("row", CATALOGUE, ids=lambda row: row.name)
+def test_discrete(row, case, key):
+    """Every triple of states (pairs in each of two groups): Bernoulli with float draws, categorical with integers."""
+    k = row.draws(2 if row.groups > 1 else max(3, row.least + 1))
+    objectives = estimators(row, SCORED)
+    found = gradients(key, case, objectives, k, 60_000)
+    assert_mean(
+        found, truths(case, *exact_bound(row, k), objectives), detects=detects(objectives, 0.025 * row.scale[1])
+    )
+
+
 @pytest.mark.parametrize("case", cases.MAKES, ids=lambda case: case.name)
 def test_makes_of_q(case, key):
     """Path estimators of iwae at K = 2, q from every library that vijax meets."""

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Key
 
-from vijax import checks, draws
+from vijax import draws, pathways
 from vijax.draws import Plan
 from vijax.gradients._objective import admit, estimate
 from vijax.gradients._pathwise import reparam
@@ -43,10 +43,10 @@ def auto(bound: Bound) -> Objective:
     ) -> Estimate:
         q = admit(key, log_joint, q, num_samples, chunk_size, bound)
         if not isinstance(q, Joint):
-            broken = any(path.broken is not None for path in checks.paths(q, draws.iid, key).values())
+            broken = any(path.broken is not None for path in pathways.of(q, draws.iid, key).values())
             chosen = vimco(bound) if broken else reparam(bound)
             return chosen(key, log_joint, q, num_samples=num_samples, chunk_size=chunk_size)
-        scored = checks.scored_leaves(q, key)
+        scored = pathways.scored_leaves(q, key)
         if not scored:
             return reparam(bound)(key, log_joint, q, num_samples=num_samples, chunk_size=chunk_size)
         admit(key, log_joint, q, num_samples, chunk_size, bound, least=2, why=ALONE)

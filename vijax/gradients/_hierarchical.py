@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Key
 
-from vijax import checks, dataflow, draws
+from vijax import checks, dataflow, draws, pathways
 from vijax.draws import Plan
 from vijax.gradients._curvature import path_slopes
 from vijax.gradients._objective import admit, estimate
@@ -56,7 +56,7 @@ def gdreg(bound: Bound, *, prior: Any, push: Callable[[PyTree], PyTree], pull: C
         key: Key[Array, ""], log_joint: LogJoint, q: Any, *, num_samples: int, chunk_size: int | None = None
     ) -> Estimate:
         q = admit(key, log_joint, q, num_samples, chunk_size, bound)
-        paths = checks.pathwise(q, draws.iid, key, "gdreg")
+        paths = pathways.require(q, draws.iid, key, "gdreg")
         seeds = draws.plan(key, log_joint, draws.iid, num_samples)
 
         def look(seeds: Plan) -> Any:
@@ -66,7 +66,7 @@ def gdreg(bound: Bound, *, prior: Any, push: Callable[[PyTree], PyTree], pull: C
             seen = jax.lax.stop_gradient(z)
             path_log_q = frozen(q, seen, paths, "gdreg")
             # The prior's support, too, is fixed: what every leaf of its draws is parametric in.
-            frozen(prior, seen, dict.fromkeys(paths, checks.Path(None, parametric=True)), "gdreg of this prior")
+            frozen(prior, seen, dict.fromkeys(paths, pathways.Path(None, parametric=True)), "gdreg of this prior")
 
             def log_w(z: PyTree) -> tuple[Array, tuple[Array, PyTree]]:
                 log_p, aux = draws.evaluate(log_joint, z, log_q, seeds.model)
@@ -110,7 +110,7 @@ def _smooth(carry: Callable[[PyTree], PyTree], z: PyTree) -> None:
         raise TypeError(
             f"push(pull(z)) must be like z, {jax.tree.map(jnp.shape, z)}; got {jax.tree.map(jnp.shape, shape)}."
         )
-    flows = dataflow.analyse(closed, [dataflow.Flow()] * len(jax.tree.leaves(z)), checks.PARAMETER)
+    flows = dataflow.analyse(closed, [dataflow.Flow()] * len(jax.tree.leaves(z)), pathways.PARAMETER)
     for (name, _), flow in zip(checks.named_leaves(z), flows, strict=True):
         if how := flow.broken_by("parameter"):
             raise ValueError(

@@ -9,7 +9,7 @@ import numpy as np
 from jax.scipy.stats import norm
 from jaxtyping import Array, Key
 
-from vijax import checks, draws
+from vijax import draws, pathways
 from vijax.draws import Plan
 from vijax.gradients._objective import admit, estimate
 from vijax.gradients._states import agrees, parts
@@ -118,7 +118,7 @@ def _normals(q: Any, key: Any) -> tuple[list[Array], list[Array], Any, int]:
         raise ValueError(
             "measure_valued needs a q of independent normals that shows its means and scales as q.loc and q.scale "
             "(or a dict or tuple of such q), such as distrax.Independent(distrax.Normal(loc, scale), 1); "
-            f"for Bernoullis use gradients.local_expectation, else {checks.CURE}."
+            f"for Bernoullis use gradients.local_expectation, else {pathways.CURE}."
         )
     means, scales = zip(*(_location(p, l) for p, l in zip(found, leaves, strict=True)), strict=True)
     return list(means), list(scales), tree, log_q.ndim

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.extend import core
 from jaxtyping import Array, Key
 
-from vijax import checks, dataflow, draws
+from vijax import checks, dataflow, draws, pathways
 from vijax.draws import Plan
 from vijax.gradients._curvature import path_slopes
 from vijax.gradients._objective import admit, estimate, weighted
@@ -48,7 +48,7 @@ def reparam(bound: Bound, *, draw: Draw = draws.iid) -> Objective:
         key: Key[Array, ""], log_joint: LogJoint, q: Any, *, num_samples: int, chunk_size: int | None = None
     ) -> Estimate:
         q = admit(key, log_joint, q, num_samples, chunk_size, bound)
-        checks.pathwise(q, draw, key, "reparam")
+        pathways.require(q, draw, key, "reparam")
         judge, weights = weighted(bound, draw, q, num_samples)
         seeds = draws.plan(key, log_joint, draw, num_samples)
 
@@ -145,7 +145,7 @@ def _doubly(bound: Bound, of_path: Bound, draw: Draw, estimator: str) -> Objecti
         checks.linear(of_path, log_joint)
         checks.independent(of_path, draw, estimator)
         checks.smooth(of_path, estimator)
-        paths = checks.pathwise(q, draw, key, estimator)
+        paths = pathways.require(q, draw, key, estimator)
         judge, weights = weighted(bound, draw, q, num_samples)
         judge_path = judge if one else weighted(of_path, draw, q, num_samples)[0]
         linear = one and attribute(bound, "linear", default=False)
@@ -220,13 +220,13 @@ def _one_pass(
     return Estimate(with_score(bound(seen.log_w), jnp.broadcast_to(score, batch)), seen)
 
 
-def frozen(q: Any, z: PyTree, paths: dict[str, checks.Path], estimator: str = "dreg") -> Callable[[PyTree], Array]:
+def frozen(q: Any, z: PyTree, paths: dict[str, pathways.Path], estimator: str = "dreg") -> Callable[[PyTree], Array]:
     """Return log q as a function of draws [k, ...] alone: q's parameters are stopped where they enter its jaxpr.
 
     Stopping q itself leaks: a distribution may hold its parameters where jax.tree.map does not see them.
     """
     closed, _ = dataflow.trace(jax.vmap(q.log_prob), z)
-    checks.support(closed, paths, estimator)
+    pathways.support(closed, paths, estimator)
     log_prob = core.jaxpr_as_fun(core.ClosedJaxpr(closed.jaxpr, [jax.lax.stop_gradient(c) for c in closed.consts]))
     return lambda z: log_prob(*jax.tree.leaves(z))[0]
 

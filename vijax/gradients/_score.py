@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Key
 
-from vijax import checks, draws
+from vijax import checks, draws, pathways
 from vijax.draws import Plan
 from vijax.gradients._curvature import without_each
 from vijax.gradients._objective import admit, estimate
@@ -66,7 +66,7 @@ def score(bound: Bound, *, baseline: ArrayLike | None = None) -> Objective:
         key: Key[Array, ""], log_joint: LogJoint, q: Any, *, num_samples: int, chunk_size: int | None = None
     ) -> Estimate:
         q = admit(key, log_joint, q, num_samples, chunk_size, bound)
-        checks.continuous_support(q, key, draws.iid, "score")
+        pathways.continuous_support(q, key, draws.iid, "score")
         value = lambda p, q, _: surrogate(bound, p - q, signal, q)  # noqa: E731
         seeds = draws.plan(key, log_joint, draws.iid, num_samples)
         return estimate(_look(log_joint, q), value, seeds, chunk_size)
@@ -101,7 +101,7 @@ def vimco(bound: Bound) -> Objective:
         key: Key[Array, ""], log_joint: LogJoint, q: Any, *, num_samples: int, chunk_size: int | None = None
     ) -> Estimate:
         q = admit(key, log_joint, q, num_samples, chunk_size, bound, least=2, why=ALONE)
-        checks.continuous_support(q, key, draws.iid, "vimco")
+        pathways.continuous_support(q, key, draws.iid, "vimco")
         value = lambda p, q, _: surrogate(bound, p - q, lambda w: left_out(bound, w), q)  # noqa: E731
         seeds = draws.plan(key, log_joint, draws.iid, num_samples)
         return estimate(_look(log_joint, q), value, seeds, chunk_size)

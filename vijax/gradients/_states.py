@@ -9,7 +9,7 @@ import numpy as np
 from jax.extend import core
 from jaxtyping import Array
 
-from vijax import checks, dataflow
+from vijax import checks, dataflow, pathways
 from vijax.types import Joint, PyTree, attribute
 
 
@@ -89,7 +89,7 @@ def states(q: Any, key: Any, estimator: str) -> States:
     leaf_qs = parts(q, estimator)
     refusal = (
         f"{estimator} needs a q of independent Bernoulli or categorical variables that shows its logits as q.logits "
-        f"(or a dict or tuple of such q), and {{}}; {checks.CURE}."
+        f"(or a dict or tuple of such q), and {{}}; {pathways.CURE}."
     )
     if len(leaf_qs) != len(leaves):
         raise ValueError(refusal.format(f"this one draws {len(leaves)} arrays from {len(leaf_qs)} distributions"))
@@ -126,7 +126,7 @@ def parts(q: Any, estimator: str) -> list[Any]:
         part = q.conditionals[name]
         if callable(part) and not hasattr(part, "log_prob"):
             raise ValueError(
-                f"{estimator} needs independent latents, and leaf '{name}' is given the earlier ones; {checks.CURE}."
+                f"{estimator} needs independent latents, and leaf '{name}' is given the earlier ones; {pathways.CURE}."
             )
     names = sorted(q.names()) if hasattr(q.conditionals, "keys") else q.names()
     return [leaf for name in names for leaf in parts(q.conditional(name, {}), estimator)]

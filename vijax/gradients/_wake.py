@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Key
 
-from vijax import checks, draws
+from vijax import checks, draws, pathways
 from vijax.gradients._objective import admit, estimate
 from vijax.gradients._score import _look
 from vijax.numerics import with_score
@@ -21,7 +21,7 @@ def _held(value: Callable[[Array, Array], Array], bound: Bound, estimator: str) 
         key: Key[Array, ""], log_joint: LogJoint, q: Any, *, num_samples: int, chunk_size: int | None = None
     ) -> Estimate:
         q = admit(key, log_joint, q, num_samples, chunk_size, bound)
-        checks.continuous_support(q, key, draws.iid, estimator)
+        pathways.continuous_support(q, key, draws.iid, estimator)
         seeds = draws.plan(key, log_joint, draws.iid, num_samples)
         return estimate(_look(log_joint, q), lambda p, q, _: value(p, q), seeds, chunk_size)
 
