@@ -19,6 +19,7 @@ N = 4
 X = jnp.linspace(-1.0, 1.0, N)
 Q = Gauss(jnp.zeros(N), jnp.zeros(N))
 EVERY = {row.name: row.objective for row in table.GRADIENTS}
+EVERY["split"] = lambda bound, **kwargs: vj.gradients.split(model=bound, q=bound, **kwargs)
 every = pytest.mark.parametrize("make", list(EVERY))
 
 
