@@ -50,9 +50,10 @@ def test_log_mean_exp_is_total(log_w, value, slope):
 @pytest.mark.parametrize("weights", [None, np.full(4, 0.25, np.float32)], ids=["equal", "given"])
 def test_impossible_draws_have_no_slope_at_any_scale(weights):
     """A minibatch's factor of 1e4, and Renyi's own 1/n, times the 0 of an impossible draw."""
+    given = None if weights is None else jnp.asarray(weights)
 
     def scaled(l):
-        bounds = (table.BOUND[name].function(l, weights=weights) for name in ("iwae", "renyi(.5)", "cubo(2)", "eubo"))
+        bounds = (table.BOUND[name].function(l, weights=given) for name in ("iwae", "renyi(.5)", "cubo(2)", "eubo"))
         return 1e4 * sum(bounds)
 
     assert np.all(value_and_slope(jax.jit(scaled), column(-INF, -INF, -INF, -INF))[1] == 0)
