@@ -72,10 +72,13 @@ SCALE = {"renyi(2)": 1.5}
 # What every run tests of the kinds that take a second or more for each bound, most of it XLA's; the rest is `make slow`. Of
 # Gammas even these are too many: each cell compiles the rejection sampler and its implicit derivative. test_makes_of_q has one.
 ALWAYS = {
+    "Gaussian": {"elbo", "iwae", "multi_iwae(2)", "own"},
     "Gamma": set(),
-    "mixture": {"elbo", "iwae"},
-    "hierarchy, Gaussian": {"elbo", "iwae"},
-    "hierarchy, mixed": {"elbo", "iwae"},
+    "Bernoulli": {"elbo", "iwae", "multi_iwae(2)", "own"},
+    "categorical": {"elbo", "iwae"},
+    "mixture": {"iwae"},
+    "hierarchy, Gaussian": {"iwae"},
+    "hierarchy, mixed": {"iwae"},
 }
 CELLS: dict[tuple[str, str, str], dict[str, Any]] = {}  # (kind, estimator, bound) -> what was seen
 

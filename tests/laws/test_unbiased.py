@@ -60,8 +60,16 @@ CATALOGUE = [
 ]
 
 
+ALWAYS = {"eubo", "jackknife(1)", "sumo"}  # what every run tests; each of the others takes some seconds
+
+
+def part(row, *args):
+    marks = [] if row.name in ALWAYS else [pytest.mark.slow]
+    return pytest.param(row, *args, id="-".join([row.name, *(a.name for a in args)]), marks=marks)
+
+
 # The truth costs points^k: three draws is what a grid of a density allows.
-@pytest.mark.parametrize("row", [row for row in CATALOGUE if row.least < 3], ids=lambda row: row.name)
+@pytest.mark.parametrize("row", [part(row) for row in CATALOGUE if row.least < 3])
 def test_continuous(row, key):
     """Two data, one Gaussian latent each. `auto` is absent: here it is reparam, number by number."""
     k = row.draws(row.least + 1)
@@ -77,8 +85,7 @@ CLOSED = [row for row in CATALOGUE if row.loses and attribute(row.function, "lea
 
 @pytest.mark.parametrize(
     ("row", "case"),
-    [*((row, cases.COIN) for row in CATALOGUE), *((row, cases.DIE) for row in CLOSED)],
-    ids=lambda part: part.name,
+    [*(part(row, cases.COIN) for row in CATALOGUE), *(part(row, cases.DIE) for row in CLOSED)],
 )
 def test_discrete(row, case, key):
     """Every triple of states (pairs in each of two groups): Bernoulli with float draws, categorical with integers."""
