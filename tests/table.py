@@ -107,7 +107,7 @@ BOUNDS = [
         weighted=False,
         symmetric=False,
         loses=False,
-        scale=(1.4, 6.0),
+        scale=(1.6, 6.6),
     ),
     neither(
         "exp_cubo(2)",
