@@ -14,7 +14,7 @@ autodoc_preserve_defaults = True
 napoleon_use_rtype = False
 napoleon_custom_sections = [("Fields", "params_style")]
 exclude_patterns = ["_build"]
-suppress_warnings = ["myst.header", "myst.xref_missing"]
+suppress_warnings = ["myst.header", "myst.xref_missing", "ref.python"]
 
 
 def mend(app, what, name, obj, options, lines):

@@ -69,7 +69,7 @@ def arithmetic_geometric(log_u: Array) -> Array:
 
 @carries(smooth=False)
 def total_variation(log_u: Array) -> Array:
-    """Return f(u) = ½ |u - 1|; not smooth, so `gradients.dreg` refuses it."""
+    """Return f(u) = ½ abs(u - 1); not smooth, so `gradients.dreg` refuses it."""
     return 0.5 * jnp.abs(expm1(log_u))
 
 
@@ -115,7 +115,7 @@ def modified_gan(log_u: Array) -> Array:
 
 
 def dual(f: Generator) -> Generator:
-    """Return f*(u) = u f(1/u), whose divergence has p and q exchanged; along its tangent beyond |log u| = 80 or so."""
+    """Return f*(u) = u f(1/u), whose divergence has p and q exchanged; a tangent beyond abs(log u) = 80."""
 
     def product(log_u: Array) -> Array:
         other = f(-log_u)

@@ -17,7 +17,7 @@ class Moments(NamedTuple):
     Fields:
         mean: the mean gradient; its standard error is sd / sqrt(num_keys).
         sd: the standard deviation of one gradient.
-        snr: |mean| / sd, the signal-to-noise ratio of one gradient; 0 / 0 is 0.
+        snr: abs(mean) / sd, the signal-to-noise ratio of one gradient; 0 / 0 is 0.
     """
 
     mean: PyTree
