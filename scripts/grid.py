@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[1]
 FOUND, PAGE = ROOT / "out" / "grid.json", ROOT / "docs" / "grid.md"
 HEAD = """# The grid
 
-Every bound under every estimator for every kind of q, as `tests/laws/test_grid.py` last found it; `scripts/grid.py`
+The core bounds under the core estimators for every kind of q, as `tests/laws/test_grid.py` last found it; `scripts/grid.py`
 writes this page from its results.
 
 - **unbiased**: the mean gradient, the model's parameters included, is that of quadrature or enumeration. A bias of the size

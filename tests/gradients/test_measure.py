@@ -84,3 +84,16 @@ def test_who_is_not_believed(q, key, loose_ranks):
     """Others have a loc and a scale too."""
     with pytest.raises(ValueError, match="measure_valued needs a q of independent normals"):
         MAKE(ELBO)(key, lambda z: jnp.zeros(()), q, num_samples=2)
+
+
+def test_a_scale_that_is_a_python_number(key):
+    """log p - log q = -(z - 1)² + ½ (z - m)² + c: the slope at m = 0 is 2."""
+    slope = lambda key: jax.grad(  # noqa: E731
+        lambda m: (
+            vj.gradients.measure_valued(vj.bounds.elbo)(
+                key, lambda z: -((z - 1.0) ** 2), distrax.Normal(m, 1.0), num_samples=2
+            ).value
+        )
+    )(0.0)
+    found = jax.jit(jax.vmap(slope))(jax.random.split(key, 20_000))
+    assert abs(found.mean() - 2.0) < 6 * found.std() / 20_000**0.5 < 0.2

@@ -98,3 +98,12 @@ def test_both_bounds_must_be_linear_for_a_minibatch(key, loose_ranks, unchecked)
     for model, q in ((vj.bounds.elbo, vj.bounds.iwae), (vj.bounds.iwae, vj.bounds.elbo)):
         with pytest.raises(ValueError, match="linear"):
             split(model=model, q=q)(key, target, distrax.Normal(0.0, 1.0), num_samples=2)
+
+
+def test_strata_are_refused(key):
+    """Their weights hold the logits, which would ascend the model's bound where the rest of q ascends its own."""
+    family = vj.families.mixture(vj.families.mean_field(), components=2)
+    q = family.dist(family.init(key, jnp.zeros(1)))
+    objective = vj.gradients.split(model=vj.bounds.iwae, q=vj.bounds.elbo, draw=vj.draws.stratified)
+    with pytest.raises(ValueError, match="split takes draws that count alike"):
+        objective(key, lambda z: -jnp.sum(z**2), q, num_samples=4)

@@ -1,4 +1,4 @@
-"""The grid: every bound under every estimator for every kind of q is unbiased, or refused with a cure; no cell is untested.
+"""The grid: each core bound under each core estimator for every kind of q is unbiased, or refused with a cure; no cell is untested.
 
 A cell is unbiased if its mean gradient, the model's parameters included, is that of quadrature or enumeration: the whole grid fails
 by chance once in a million runs, and a bias of a cell's `detects` is caught with probability .999. What the test of all cells

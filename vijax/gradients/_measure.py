@@ -51,7 +51,8 @@ def measure_valued(bound: Bound) -> Objective:
     ) -> Estimate:
         q = admit(key, log_joint, q, num_samples, chunk_size, bound)
         means, scales, tree, batch = _normals(q, key)
-        still = jax.lax.stop_gradient((means, scales))
+        # A Python number may come back from JAX as a typed literal, which has no shape.
+        still = jax.tree.map(jnp.asarray, jax.lax.stop_gradient((means, scales)))
         to_z = lambda xs: jax.tree.unflatten(tree, xs)  # noqa: E731
 
         def one(key: Any) -> Any:

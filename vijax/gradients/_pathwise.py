@@ -147,7 +147,11 @@ def _doubly(bound: Bound, of_path: Bound, draw: Draw, estimator: str) -> Objecti
         checks.smooth(of_path, estimator)
         paths = pathways.require(q, draw, key, estimator)
         judge, weights = weighted(bound, draw, q, num_samples)
-        judge_path = judge if one else weighted(of_path, draw, q, num_samples)[0]
+        if weights is not None and not one:
+            raise ValueError(
+                f"{estimator} takes draws that count alike: the weights of these hold parameters of q, which would "
+                "ascend the model's bound. Use draws.iid, or gradients.dreg or gradients.reparam of one bound."
+            )
         linear = one and attribute(bound, "linear", default=False)
         gate = attribute(judge, "gate") if one and not linear else None
         once = chunk_size is not None  # one look, and the gate sent back to the draws with the cotangents
@@ -188,7 +192,7 @@ def _doubly(bound: Bound, of_path: Bound, draw: Draw, estimator: str) -> Objecti
             if extra is None or gate is not None:
                 return judge(log_w)
             stopped = jax.lax.stop_gradient(log_w)
-            whole, path = path_slopes(judge_path, stopped)
+            whole, path = path_slopes(judge if one else of_path, stopped)
             whole = whole if one else jax.lax.stop_gradient(jax.grad(lambda l: jnp.sum(judge(l)))(stopped))
             judged = judge(stopped)  # with the derivative of whatever else the bound depends on
             return with_score(judged, judged + jnp.sum(path * log_w + (whole - path) * extra, 0))
