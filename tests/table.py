@@ -66,6 +66,7 @@ def sumo(log_w):
     return vj.bounds.sumo(log_w, level=vj.types.Level(jnp.asarray(max(k - 2, 1)), vj.draws.harmonic(max(k, 2))))
 
 
+@vj.types.carries(leave_one_out=vj.types.attribute(vj.bounds.mlmc_iwae, "leave_one_out"))
 def mlmc_iwae(log_w):
     """Return MLMC at the last level, which uses every draw."""
     m = log_w.shape[0].bit_length()
@@ -205,6 +206,7 @@ PUBLIC = {
         "gumbel_softmax": "tests/gradients/test_relaxed.py",
         "local_expectation": "tests/gradients/test_sums.py",
         "measure_valued": "tests/gradients/test_measure.py",
+        "learned": "tests/gradients/test_baselines.py",
         "moving_average": "tests/gradients/test_baselines.py",
         "rebar": "tests/gradients/test_control.py",
         "relax": "tests/gradients/test_control.py",
@@ -243,6 +245,7 @@ PUBLIC = {
         "collapse": "tests/targets/test_collapse.py",
         "keyed": "tests/laws/test_flax.py",
         "minibatch": "tests/targets/test_minibatch.py",
+        "tied": "tests/targets/test_tied.py",
     },
     "diagnostics": {
         "ess": "tests/diagnostics/test_weights.py",

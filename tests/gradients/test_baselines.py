@@ -1,11 +1,13 @@
-"""gradients.moving_average: unbiased by design, less varied, and the optimal coefficient with squared scores."""
+"""gradients.moving_average and learned: unbiased by design, less varied, and the optimal coefficient with squared scores."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import vijax as vj
+from tests import cases
 from tests.gradients import problem
 from tests.statistics import assert_mean, assert_variance_ratio
 
@@ -15,7 +17,7 @@ CASE = problem.BITS._replace(log_p=lambda theta, z: problem.BITS.log_p(theta, z)
 LOG_JOINT = lambda z: CASE.log_p(CASE.params["theta"], z)  # noqa: E731
 
 
-def learned(key, steps, optimal=False):
+def after_steps(key, steps, optimal=False):
     """Run steps of a scan at fixed parameters, the state passing through."""
 
     def step(state, key):
@@ -45,7 +47,7 @@ def test_unbiased_and_less_varied(key):
 
     def after(key):
         first, last = jax.random.split(key)
-        state = learned(first, 20)
+        state = after_steps(first, 20)
 
         def total(params):
             objective = vj.gradients.score(ELBO, baseline=BASELINE.value(state))
@@ -58,6 +60,72 @@ def test_unbiased_and_less_varied(key):
     assert_mean(found, problem.truths(CASE, found), detects=0.3)
     worse = problem.value_and_grads(key, CASE, plain, 1, 20_000)
     assert_variance_ratio(problem.of_q(worse, "plain"), problem.of_q(found, "moving"), at_least=5.0)
+
+
+# --- a network of the data: here a line in x, which for two data can be exact
+
+NETWORK = vj.gradients.learned(lambda psi, x: psi["slope"] * x + psi["shift"], optax.sgd(0.2))
+START = {"slope": jnp.float32(0.0), "shift": jnp.float32(0.0)}
+
+
+def test_learned_is_the_regression_of_log_weights_on_the_data(key):
+    """It ends at E[log w], the elbo of each datum; optimisers that keep a state pass through scan and jit."""
+    network = vj.gradients.learned(lambda psi, x: psi["slope"] * x + psi["shift"], optax.adam(0.1))
+
+    def step(state, key):
+        seen = vj.gradients.score(ELBO)(key, LOG_JOINT, problem.Bits(CASE.params["q"]), num_samples=4).draws
+        return network.update(state, seen.log_w, cases.X), None
+
+    state = jax.jit(lambda: jax.lax.scan(step, network.init(START), jax.random.split(key, 1500))[0])()
+    points = jnp.asarray(np.broadcast_to(problem.all_bits(3)[:, None], (8, 2, 3)))
+    log_q = jax.vmap(problem.Bits(CASE.params["q"]).log_prob)(points)
+    truth = jnp.sum(jnp.exp(log_q) * (jax.vmap(LOG_JOINT)(points) - log_q), 0)
+    np.testing.assert_allclose(network.value(state, cases.X), truth, atol=0.25)
+
+
+def test_learned_is_unbiased_and_less_varied(key):
+    """Fitted to twenty earlier draws of one's own, for many seeds at once."""
+
+    def after(key, learn):
+        first, last = jax.random.split(key)
+
+        def step(state, key):
+            objective = vj.gradients.score(ELBO, baseline=NETWORK.value(state, cases.X))
+            seen = objective(key, LOG_JOINT, problem.Bits(CASE.params["q"]), num_samples=1).draws
+            return NETWORK.update(state, seen.log_w, cases.X), None
+
+        state = jax.lax.scan(step, NETWORK.init(START), jax.random.split(first, 20 if learn else 0))[0]
+
+        def total(params):
+            objective = vj.gradients.score(ELBO, baseline=NETWORK.value(state, cases.X))
+            log_joint = lambda z: CASE.log_p(params["theta"], z)
+            return objective(last, log_joint, CASE.build(params["q"]), num_samples=1).value.sum()
+
+        return jax.value_and_grad(total)(CASE.params)
+
+    keys = jax.random.split(key, 20_000)
+    found = {
+        name: jax.jit(jax.vmap(lambda k, n=name: after(k, n == "learned")))(keys) for name in ("learned", "untaught")
+    }
+    assert_mean({"learned": found["learned"]}, problem.truths(CASE, ["learned"]), detects=0.3)
+    assert_variance_ratio(problem.of_q(found, "untaught"), problem.of_q(found, "learned"), at_least=5.0)
+
+
+def test_learned_ignores_impossible_draws_and_weighs_the_possible():
+    state = NETWORK.update(NETWORK.init(START), jnp.array([[1.0, -jnp.inf], [3.0, -jnp.inf]]), cases.X)
+    # ∂ ½ mean (log w)² over the two that count: -(1 + 3)/2 in the shift.
+    np.testing.assert_allclose(state.params["shift"], 0.2 * 2.0, rtol=1e-6)
+    np.testing.assert_allclose(state.params["slope"], 0.2 * 2.0 * cases.X[0], rtol=1e-6)
+    lost = NETWORK.update(NETWORK.init(START), jnp.full((2, 2), -jnp.inf), cases.X)
+    np.testing.assert_array_equal(lost.params["shift"], 0.0)
+
+
+def test_learned_passes_no_gradient_to_its_network(key):
+    def value(psi):
+        objective = vj.gradients.score(ELBO, baseline=NETWORK.value(NETWORK.init(psi), cases.X))
+        return objective(key, LOG_JOINT, problem.Bits(CASE.params["q"]), num_samples=1).value.sum()
+
+    assert all(np.all(leaf == 0) for leaf in jax.tree.leaves(jax.grad(value)(START)))
 
 
 def test_a_baseline_that_has_seen_its_own_draw_fails(key):
@@ -99,3 +167,5 @@ def test_refusals():
             vj.gradients.moving_average(decay=decay)
     with pytest.raises(ValueError, match="this baseline has shape"):
         BASELINE.update(BASELINE.init((3,)), jnp.zeros((2, 2)))
+    with pytest.raises(ValueError, match="this baseline has shape"):
+        NETWORK.update(NETWORK.init(START), jnp.zeros((2, 3)), cases.X)

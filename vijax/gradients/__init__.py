@@ -1,7 +1,7 @@
 """How derivatives flow: each function makes of a bound an objective with its own gradient."""
 
 from vijax.gradients._auto import auto
-from vijax.gradients._baselines import moving_average, squared_scores
+from vijax.gradients._baselines import learned, moving_average, squared_scores
 from vijax.gradients._control import rebar, relax
 from vijax.gradients._coupled import arm, disarm
 from vijax.gradients._hierarchical import gdreg
@@ -21,6 +21,7 @@ __all__ = [
     "gdreg",
     "gumbel_rao",
     "gumbel_softmax",
+    "learned",
     "local_expectation",
     "measure_valued",
     "moving_average",

@@ -17,18 +17,25 @@ class Running(NamedTuple):
     weight: Array
 
 
+class Fitted(NamedTuple):
+    """A network's parameters and its optimiser's state."""
+
+    params: PyTree
+    optimizer: PyTree
+
+
 class Baseline(NamedTuple):
     """A baseline that learns: plain functions on a state that passes through scan, vmap and checkpoints.
 
     Fields:
-        init: () -> state, or (batch shape) -> state for a baseline of each member.
-        value: state -> the baseline in nats, 0 before anything was seen.
-        update: (state, log_w [k, *batch], weights=None) -> state; after the step that used `value`, never before.
+        init: what it starts from -> state.
+        value: state (and what the network sees) -> the baseline in nats, stopped by `score`.
+        update: (state, log_w [k, *batch], ...) -> state; after the step that used `value`, never before.
     """
 
-    init: Callable[..., Running]
-    value: Callable[[Running], Array]
-    update: Callable[..., Running]
+    init: Callable[..., Any]
+    value: Callable[..., Array]
+    update: Callable[..., Any]
 
 
 def moving_average(*, decay: float) -> Baseline:
@@ -43,13 +50,14 @@ def moving_average(*, decay: float) -> Baseline:
         value, seen = score(elbo, baseline=baseline.value(state))(key, log_joint, q, num_samples=1)
         state = baseline.update(state, seen.log_w)
 
-    `score` keeps the derivative of -log q in log w, one more score: the very best baseline is value(state) - 1.
+    Start from init(), or from init(batch shape) for a mean of each member; before anything was seen it is 0. `score`
+    keeps the derivative of -log q in log w, one more score: the very best baseline is value(state) - 1.
 
     Args:
         decay: from 0 (the last step alone) to below 1; .99 remembers about a hundred steps.
 
     Returns:
-        Baseline(init, value, update).
+        Baseline(init, value, update), with value(state) and update(state, log_w, weights=None).
 
     Raises:
         ValueError: for a decay outside [0, 1); (update) for log-weights whose batch does not fit the state's.
@@ -77,6 +85,56 @@ def moving_average(*, decay: float) -> Baseline:
         fresh = jnp.sum(w * jnp.where(jnp.isfinite(log_w), log_w, 0.0), axes), jnp.sum(w, axes)
         faded = (decay * state.total + (1 - decay) * fresh[0], decay * state.weight + (1 - decay) * fresh[1])
         return jax.lax.stop_gradient(Running(*(jnp.asarray(f, t.dtype) for f, t in zip(faded, state, strict=True))))
+
+    return Baseline(init, value, update)
+
+
+def learned(apply: Callable[..., Array], optimizer: Any) -> Baseline:
+    """Learned network as a baseline: fitted by least squares to past log-weights, it keeps `score` unbiased.
+
+        b = b_ψ(x),     ψ ← one step of the optimiser on ½ mean (log w - b_ψ(x))²
+
+    For amortised inference with few draws, where data differ in how well they can be explained, and so in the level of
+    their log-weights; the network must not see z. With two draws or more, try `vimco` first.
+
+        value, seen = score(elbo, baseline=baseline.value(state, x))(key, log_joint, q, num_samples=1)
+        state = baseline.update(state, seen.log_w, x)
+
+    Args:
+        apply: (ψ, *inputs) -> [*batch] in nats, or () for all; inputs are data, never draws.
+        optimizer: of Optax, or any with init(ψ) and update(gradient, state, ψ) -> (step, state).
+
+    Returns:
+        Baseline(init, value, update), with init(ψ), value(state, *inputs) and update(state, log_w, *inputs).
+
+    Raises:
+        ValueError: (update) for a baseline whose shape is not the batch's.
+
+    Reference: Mnih, Gregor, Neural variational inference and learning in belief networks, 2014, arXiv:1402.0030.
+    """
+
+    def init(params: PyTree) -> Fitted:
+        return Fitted(params, optimizer.init(params))
+
+    def value(state: Fitted, *inputs: Any) -> Array:
+        return jax.lax.stop_gradient(apply(state.params, *inputs))
+
+    def update(state: Fitted, log_w: Float[Array, "k *batch"], *inputs: Any) -> Fitted:
+        seen = jax.lax.stop_gradient(log_w)
+        counts = jnp.isfinite(seen)  # one draw of no mass would spoil the network for good
+
+        def loss(params: PyTree) -> Array:
+            b = apply(params, *inputs)
+            if jnp.shape(b) not in ((), log_w.shape[1:]):
+                raise ValueError(
+                    f"this baseline has shape {jnp.shape(b)}, and log_w {log_w.shape} a batch {log_w.shape[1:]}."
+                )
+            off = jnp.where(counts, seen, 0.0) - jnp.where(counts, jnp.broadcast_to(b, seen.shape), 0.0)
+            return 0.5 * jnp.sum(jnp.square(off)) / jnp.maximum(jnp.sum(counts), 1)
+
+        step, optimized = optimizer.update(jax.grad(loss)(state.params), state.optimizer, state.params)
+        moved = jax.tree.map(lambda p, s: (p + s).astype(p.dtype), state.params, step)
+        return jax.lax.stop_gradient(Fitted(moved, optimized))
 
     return Baseline(init, value, update)
 

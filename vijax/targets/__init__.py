@@ -3,5 +3,6 @@
 from vijax.targets._collapse import collapse
 from vijax.targets._keyed import keyed
 from vijax.targets._minibatch import minibatch
+from vijax.targets._tied import tied
 
-__all__ = ["collapse", "keyed", "minibatch"]
+__all__ = ["collapse", "keyed", "minibatch", "tied"]

@@ -1,0 +1,61 @@
+"""Global latents judged by each datum alone: black-box alpha."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from vijax.types import LogJoint, PyTree, lift
+
+
+def tied(
+    log_prior: Callable[[PyTree], Array], log_likelihood: Callable[[PyTree], Array], q: Any, *, num_data: int
+) -> LogJoint:
+    """Target of one datum, with an N-th of the prior and of q: the tied factors of black-box alpha.
+
+        log w = log p(xₙ | z) + 1/N (log p(z) - log q(z)),     Σₙ renyi_{1-α}(log w) is the BB-α energy, negated
+
+    For global latents fitted with α between the ELBO (α → 0, where Σₙ is the ELBO of all data) and moment matching
+    (α = 1), from mini-batches if you like: the sum over data is outside the bound, so N/B times that of a batch has the
+    mean of the whole. At N = 1 it is Rényi's. It bounds nothing. Same draws for every datum:
+
+        bound = partial(renyi, alpha=1 - α)
+        one = lambda x: reparam(bound)(key, tied(log_prior, partial(log_lik, x), q, num_data=N), q, num_samples=K).value
+        value = N / len(batch) * jax.vmap(one)(batch).sum()
+
+    The target holds 1 - 1/N of log q, whose derivative counts as the model's; so any estimator is unbiased for it.
+
+    Args:
+        log_prior: z -> [*batch] in nats, of one draw.
+        log_likelihood: z -> [*batch] in nats, of one datum, not scaled.
+        q: the same distribution (or pytree of them) that the objective gets.
+        num_data: N.
+
+    Returns:
+        A target for any objective.
+
+    Raises:
+        TypeError: where num_data is not a whole number, or q is no distribution.
+        ValueError: for num_data < 1, or (when called) where the terms differ in shape.
+
+    Reference: Hernández-Lobato, Li, Rowland, Hernández-Lobato, Bui, Turner, Black-box α-divergence minimization, 2016,
+        arXiv:1511.03243; Li, Gal, Dropout inference in Bayesian neural networks with alpha-divergences, 2017,
+        arXiv:1703.02914.
+    """
+    if isinstance(num_data, bool) or not hasattr(num_data, "__index__"):
+        raise TypeError(f"num_data must be the whole number of data N, got {num_data!r}.")
+    if num_data < 1:
+        raise ValueError(f"num_data must be at least 1, got {num_data}.")
+    posterior = lift(q)
+
+    def log_joint(z: PyTree) -> Any:
+        prior, term, log_q = log_prior(z), log_likelihood(z), posterior.log_prob(z)
+        if not jnp.shape(prior) == jnp.shape(term) == jnp.shape(log_q):
+            raise ValueError(
+                f"log_prior(z) {jnp.shape(prior)}, log_likelihood(z) {jnp.shape(term)} and q.log_prob(z) "
+                f"{jnp.shape(log_q)} must have one shape, [*batch]: the terms of one datum; map over data outside."
+            )
+        return term + prior / num_data + (1 - 1 / num_data) * log_q
+
+    return log_joint
