@@ -243,7 +243,9 @@ PUBLIC = {
     },
     "targets": {
         "collapse": "tests/targets/test_collapse.py",
+        "collapse_gaussian": "tests/targets/test_quadratic.py",
         "keyed": "tests/laws/test_flax.py",
+        "laplace": "tests/targets/test_quadratic.py",
         "minibatch": "tests/targets/test_minibatch.py",
         "tied": "tests/targets/test_tied.py",
     },

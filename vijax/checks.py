@@ -48,6 +48,14 @@ def linear(bound: Any, log_joint: Any) -> None:
         raise ValueError(f"{why}, so its bound must be linear in log_w: use bounds.elbo, not {describe(bound)}.")
 
 
+def is_mean(bound: Any) -> bool:
+    """Whether a bound is the mean of log-weights: one that says it is linear may be a sum, or have a minus sign."""
+    if not types.attribute(bound, "linear", default=False):
+        return False
+    with jax.ensure_compile_time_eval():
+        return bool(np.allclose(bound(jnp.array([[0.0], [1.0], [5.0]], jnp.float32)), 2.0, rtol=1e-5))
+
+
 def independent(bound: Any, draw: Any, estimator: str) -> None:
     """Refuse coupled draws, and strata, where the estimator's derivation needs independent draws from q."""
     if draw.independent:
@@ -59,6 +67,15 @@ def independent(bound: Any, draw: Any, estimator: str) -> None:
         f"{estimator}({describe(bound)}) needs independent draws, and these are {how}: its gradient would be biased. "
         "Use gradients.reparam, or dreg of a bound linear in log_w (bounds.elbo)."
     )
+
+
+def uncoupled(bound: Any, draw: Any, estimator: str) -> None:
+    """Refuse coupled draws under a bound whose own statement is about independent ones."""
+    if types.attribute(bound, "independent", default=False) and not draw.independent:
+        raise ValueError(
+            f"{estimator}({describe(bound)}): what {describe(bound)} says holds for independent draws, and these are "
+            "coupled; use draws.iid, or another of vijax.bounds."
+        )
 
 
 def smooth(bound: Any, estimator: str) -> None:

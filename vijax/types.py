@@ -114,7 +114,7 @@ class Family(NamedTuple):
 
 
 # What a bound may carry; marks of targets (keyed, has_aux, linear_only) belong to whoever wraps them.
-CLOSED_FORMS = frozenset({"gate", "leave_one_out", "linear", "power", "smooth"})
+CLOSED_FORMS = frozenset({"gate", "independent", "leave_one_out", "linear", "power", "smooth"})
 
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -12,6 +12,7 @@ from vijax.numerics import log_mean_exp
 from vijax.types import Level, carries
 
 
+@carries(independent=True)
 def jackknife(
     log_w: Float[Array, "k *batch"], *, order: int = 1, weights: Array | None = None
 ) -> Float[Array, "*batch"]:
@@ -38,7 +39,7 @@ def jackknife(
         inference, 2018.
     """
     k = log_w.shape[0]
-    if order not in (1, 2, 3) or k <= order:
+    if isinstance(order, bool) or not isinstance(order, int) or order not in (1, 2, 3) or k <= order:
         raise ValueError(f"jackknife has order 1, 2 or 3 and takes k >= 1 + order draws, got order {order}, k = {k}.")
     if weights is not None:
         raise ValueError("jackknife leaves out draws of equal weight; pass weights=None, or use bounds.iwae.")
@@ -101,6 +102,7 @@ def _differences(falling: Array, order: int) -> list[Array]:
     return means
 
 
+@carries(independent=True)
 def sumo(log_w: Float[Array, "k *batch"], *, level: Level, weights: Array | None = None) -> Float[Array, "*batch"]:
     """SUMO, to be maximised or minimised: log p(x) in the limit without bias; at finite k, over draws and level, it has
     IWAE's expectation, a lower bound, and one estimate may lie on either side.
@@ -152,7 +154,7 @@ def _cannot_lose(log_w: Array, **_: object) -> Array:
     )
 
 
-@carries(leave_one_out=_cannot_lose)
+@carries(leave_one_out=_cannot_lose, independent=True)
 def mlmc_iwae(log_w: Float[Array, "k *batch"], *, level: Level, weights: Array | None = None) -> Float[Array, "*batch"]:
     """Multilevel IWAE, to be maximised or minimised: log p(x) in the limit without bias; at finite k, over draws and
     level, it has IWAE's expectation, a lower bound, and one estimate may lie on either side.
@@ -189,7 +191,9 @@ def mlmc_iwae(log_w: Float[Array, "k *batch"], *, level: Level, weights: Array |
         first, second = log_mean_exp(safe[: 2 ** (j - 1)]), log_mean_exp(safe[2 ** (j - 1) :])
         # Δⱼ is log cosh of half the difference, without cancellation between large sums.
         step = jnp.logaddexp(0.5 * (first - second), 0.5 * (second - first)) - math.log(2)
-        found = jnp.mean(rows, 0) + jnp.where(usable, step, 0.0) / level.probabilities[j].astype(log_w.dtype)
+        mass = level.probabilities[j].astype(log_w.dtype)
+        # A level of no mass is never drawn, and must not spoil the derivative of those that are.
+        found = jnp.mean(rows, 0) + jnp.where(usable, step, 0.0) / jnp.where(mass > 0, mass, 1.0)
         value = jnp.where(drawn == j, found, value)
     return value
 

@@ -22,8 +22,9 @@ def f_divergence(
         D = Σₖ weightsₖ f(wₖ)  ->  E_q[f(p(z)/q(z))]
 
     For fitting by another measure of distance: `partial(f_divergence, f=bounds.generators.jensen_shannon)`. With an
-    unnormalised log_joint the divergence is of p scaled by its evidence, which only powers of u and kl_reverse forgive
-    (chi_square, amari_alpha): for others subtract an estimate of log Z.
+    unnormalised log_joint the divergence is of p scaled by its evidence. Where that fit is best stays the same for
+    powers of u, log u and u log u, up to a line (both kl, chi_square, pearson, squared_hellinger, amari_alpha); for
+    others (jensen_shannon, jeffreys, total_variation) subtract an estimate of log Z.
 
     Args:
         log_w: log-weights in nats, [k, *batch].

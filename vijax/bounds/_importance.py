@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from vijax.numerics import expand, leave_one_out_log_mean_exp, leave_one_out_mean, log_mean_exp, normalized_weights
@@ -160,6 +161,6 @@ def ciwae(
 
     Reference: Rainforth et al., Tighter variational bounds are not necessarily better, 2018, arXiv:1802.04537.
     """
-    if isinstance(beta, (int, float)) and not 0 <= beta <= 1:
+    if isinstance(beta, (int, float, np.number)) and not 0 <= beta <= 1:
         raise ValueError(f"beta must lie between 0 and 1 for a bound, got {beta}.")
     return beta * elbo(log_w, weights=weights) + (1 - beta) * log_mean_exp(log_w, weights=weights)

@@ -1,10 +1,12 @@
 """Unbiased bounds on the scale of the evidence itself, and the variance of log-weights."""
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
 from vijax.bounds._importance import elbo
 from vijax.bounds._total import exp
+from vijax.types import carries
 
 
 def _excess(log_w: Array, reference: ArrayLike) -> Array:
@@ -36,11 +38,13 @@ def exp_cubo(
         [*batch], in units of e^(n r); infinite, with slope 0, where it leaves the range of the dtype.
 
     Raises:
-        ValueError: where k = 0, or for a reference of another shape.
+        ValueError: where k = 0, for n < 1, or for a reference of another shape.
 
     Reference: Dieng, Tran, Ranganath, Paisley, Blei, Variational inference via χ upper bound minimization, 2017,
         arXiv:1611.00328.
     """
+    if isinstance(n, (int, float, np.number)) and n < 1:
+        raise ValueError(f"n must be at least 1 for an upper bound, got {n}.")
     return elbo(exp(n * _excess(log_w, reference)), weights=weights)
 
 
@@ -79,6 +83,7 @@ def perturbative(
     return elbo(jnp.where(infinite, excess, series), weights=weights)
 
 
+@carries(independent=True)
 def log_variance(log_w: Float[Array, "k *batch"], *, weights: Array | None = None) -> Float[Array, "*batch"]:
     """Log-variance divergence, to be minimised: 0 where q is the posterior, and neither an upper nor a lower bound of
     log p(x), at any k.

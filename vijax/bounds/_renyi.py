@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from vijax.bounds._importance import elbo
@@ -111,6 +112,6 @@ def cubo(
     Reference: Dieng, Tran, Ranganath, Paisley, Blei, Variational inference via chi upper bound minimization, 2017,
         arXiv:1611.00328.
     """
-    if isinstance(n, (int, float)) and n < 1:
+    if isinstance(n, (int, float, np.number)) and n < 1:
         raise ValueError(f"n must be at least 1 for an upper bound, got {n}; for a lower one use renyi, alpha = 1 - n.")
     return _power_mean(log_w, n, weights)

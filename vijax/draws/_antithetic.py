@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from vijax.draws._iid import split
+from vijax.draws._qmc import unit
 from vijax.types import Draw, PyTree
 
 
@@ -24,7 +25,7 @@ def _sample(seed: PyTree, q: Any) -> tuple[PyTree, Array]:
             "them. The distributions of vijax.families have both."
         )
     key, mirrored = seed
-    u = jax.random.uniform(key, q.uniforms)
+    u = unit(jax.random.bits(key, q.uniforms, jnp.uint32))
     z = q.transport(jnp.where(mirrored, 1 - u, u))
     return z, q.log_prob(z)
 

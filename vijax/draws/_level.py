@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Key
 
 from vijax import checks
@@ -27,14 +28,16 @@ def level(key: Key[Array, ""], probabilities: Float[Array, " m"], *, shape: tupl
 
     Raises:
         TypeError: for a raw key.
-        ValueError: for probabilities that are not a vector.
+        ValueError: for probabilities that are not a vector, or negative.
 
     Reference: Glynn, Rhee, Exact estimation for Markov chain equilibrium expectations, 2014, arXiv:1409.4302.
     """
     checks.key(key)
-    if jnp.ndim(probabilities) != 1:
-        raise ValueError(f"probabilities must be a vector [m], one for each level; got {jnp.shape(probabilities)}.")
     p = jnp.asarray(probabilities)
+    if p.ndim != 1:
+        raise ValueError(f"probabilities must be a vector [m], one for each level; got {p.shape}.")
+    if not isinstance(p, jax.core.Tracer) and not (np.all(np.asarray(p) >= 0) and np.sum(p) > 0):
+        raise ValueError(f"probabilities must not be negative, nor all 0; got {p}.")
     return Level(jax.random.categorical(key, jnp.log(p), shape=shape), p / jnp.sum(p))
 
 
@@ -52,6 +55,7 @@ def harmonic(m: int) -> Float[Array, " m"]:
     Reference: Luo, Beatson, Norouzi, Zhu, Duvenaud, Adams, Chen, SUMO: unbiased estimation of log marginal probability
         for latent variable models, 2020, arXiv:2004.00353.
     """
+    _levels(m)
     survival = 1 / jnp.arange(1.0, m + 1)
     return survival - jnp.append(survival[1:], 0.0)
 
@@ -71,5 +75,13 @@ def geometric(m: int, *, ratio: float = 2**-1.5) -> Float[Array, " m"]:
     Reference: Ishikawa, Goda, Efficient debiased evidence estimation by multilevel Monte Carlo sampling, 2021,
         arXiv:2001.04676.
     """
+    _levels(m)
+    if not isinstance(ratio, jax.core.Tracer) and not ratio > 0:
+        raise ValueError(f"ratio must be positive, got {ratio!r}.")
     p: Any = jnp.asarray(ratio) ** jnp.arange(m)
     return p / jnp.sum(p)
+
+
+def _levels(m: Any) -> None:
+    if isinstance(m, bool) or not hasattr(m, "__index__") or m < 1:
+        raise ValueError(f"m, the number of levels, must be a whole number of at least 1, got {m!r}.")

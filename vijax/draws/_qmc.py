@@ -30,7 +30,7 @@ def _sample(seed: PyTree, q: Any) -> tuple[PyTree, Array]:
     key, bits = seed
     columns = _generators(bits.shape[0], math.prod(q.uniforms))
     point = jax.lax.reduce(bits[:, None] * columns, np.uint32(0), jax.lax.bitwise_xor, (0,))
-    z = q.transport(_unit(_scramble(key, point)).reshape(q.uniforms))
+    z = q.transport(unit(_scramble(key, point)).reshape(q.uniforms))
     return z, q.log_prob(z)
 
 
@@ -67,7 +67,7 @@ def _scramble(key: Any, point: Array) -> Array:
     return shift ^ jax.lax.reduce(digits * (diagonals[None] >> places), np.uint32(0), jax.lax.bitwise_xor, (0,))
 
 
-def _unit(word: Array) -> Array:
+def unit(word: Array) -> Array:
     """Return the middle of the cell of [0, 1) that the leading bits name: as many as a float there can hold."""
     dtype = jnp.zeros(()).dtype
     bits = 32 if dtype == jnp.float64 else 23

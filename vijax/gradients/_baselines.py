@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from vijax.types import PyTree
+from vijax.numerics import expand
+from vijax.types import PyTree, lift
 
 
 class Running(NamedTuple):
@@ -78,7 +79,9 @@ def moving_average(*, decay: float) -> Baseline:
         shape = jnp.shape(state.total)
         if shape not in ((), log_w.shape[1:]):
             raise ValueError(f"this baseline has shape {shape}, and log_w {log_w.shape} a batch {log_w.shape[1:]}.")
-        w = jnp.ones_like(log_w) if weights is None else jnp.broadcast_to(weights, log_w.shape)
+        if weights is not None and jnp.shape(weights) not in (log_w.shape[:1], log_w.shape):
+            raise ValueError(f"weights must be [k] or [k, *batch] as log_w {log_w.shape}, got {jnp.shape(weights)}.")
+        w = jnp.ones_like(log_w) if weights is None else jnp.broadcast_to(expand(weights, log_w), log_w.shape)
         # One draw of no mass would spoil the mean for good.
         w = jnp.where(jnp.isfinite(log_w), w, 0.0)
         axes: Any = 0 if shape else None
@@ -156,6 +159,6 @@ def squared_scores(dist: Callable[[PyTree], Any], params: PyTree, z: PyTree) -> 
 
     Reference: Ranganath, Gerrish, Blei, Black box variational inference, 2014, arXiv:1401.0118.
     """
-    score = jax.vmap(lambda z: jax.grad(lambda p: jnp.sum(dist(p).log_prob(z)))(params))(z)
+    score = jax.vmap(lambda z: jax.grad(lambda p: jnp.sum(lift(dist(p)).log_prob(z)))(params))(z)
     square = [jnp.sum(jnp.square(leaf), range(1, leaf.ndim)) for leaf in jax.tree.leaves(score)]
     return jax.lax.stop_gradient(sum(square, jnp.asarray(0.0)))

@@ -174,7 +174,8 @@ def _look(seeds: Plan, parameters: PyTree, found: States, log_joint: LogJoint, c
         for b, l, s in zip(hot, logits, slope, strict=True)
     ]
     along = jax.vmap(lambda g: found.dot(g, [floored(l) for l in found.log_probs]))(jax.lax.stop_gradient(gradient))
-    return (log_p, log_q, (along, jax.vmap(found.dot)(gradient, gradient))), (z, aux)
+    shares = [share * g for share, g in zip(found.shares, gradient, strict=True)]
+    return (log_p, log_q, (along, jax.vmap(found.dot)(shares, gradient))), (z, aux)
 
 
 def _apart(function: Callable[[PyTree], PyTree], argument: PyTree) -> PyTree:

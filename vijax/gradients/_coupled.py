@@ -49,10 +49,10 @@ def disarm(bound: Bound) -> Objective:
 
         ∇ₐ = E[½ (f(b) - f(b̃)) (-1)^b̃ 1[b ≠ b̃] σ(|a|)],   (b, b̃) coupled as in `arm`,  f = log w
 
-    First choice for Bernoulli latents at two draws, where it beats the independent pair of `vimco(elbo)`; with four or
-    more, which it pairs and that compares with all others, measure both. A categorical variable is broken into sticks,
-    and bits that neither draw of a pair reaches are left out. At the exact posterior the gradient in q is zero draw by
-    draw.
+    First choice for Bernoulli latents at two draws, where it usually beats the independent pair of `vimco(elbo)`; with
+    four or more, which it pairs and that compares with all others, measure both. A categorical variable is broken into
+    sticks, and bits that neither draw of a pair reaches are left out. At the exact posterior the gradient in q is zero
+    draw by draw.
 
     Args:
         bound: linear in log_w, so `bounds.elbo`.

@@ -48,6 +48,7 @@ def reparam(bound: Bound, *, draw: Draw = draws.iid) -> Objective:
         key: Key[Array, ""], log_joint: LogJoint, q: Any, *, num_samples: int, chunk_size: int | None = None
     ) -> Estimate:
         q = admit(key, log_joint, q, num_samples, chunk_size, bound)
+        checks.uncoupled(bound, draw, "reparam")
         pathways.require(q, draw, key, "reparam")
         judge, weights = weighted(bound, draw, q, num_samples)
         seeds = draws.plan(key, log_joint, draw, num_samples)

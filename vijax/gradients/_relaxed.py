@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Key
 
-from vijax import draws
+from vijax import checks, draws
 from vijax.draws import Plan
 from vijax.gradients._objective import admit, estimate
 from vijax.gradients._states import States, floored, states
@@ -58,7 +58,8 @@ def straight_through(bound: Bound, *, temperature: ArrayLike) -> Objective:
         forward b = one-hot argmax (log q + g),   backward ∂b/∂φ := ∂softmax((log q + g) / τ)/∂φ
 
     When the model cannot be asked about points between the states, yet has a derivative at them. `gumbel_rao` has the
-    same mean and less variance. The density of q is stopped: its score has mean zero.
+    same mean and less variance. Under a bound linear in log_w the density of q is stopped: there its score has mean
+    zero.
 
     Args:
         bound: of `vijax.bounds`, or any log_w [k, *batch] -> [*batch].
@@ -78,7 +79,7 @@ def straight_through(bound: Bound, *, temperature: ArrayLike) -> Objective:
     """
     tau = _temperature(temperature)
     point = lambda key, l, g: with_score(hardest(l + g), jax.nn.softmax((l + g) / tau))  # noqa: E731
-    return _relaxed(bound, point, "straight_through", States.stopped)
+    return _relaxed(bound, point, "straight_through", _density(bound))
 
 
 def gumbel_rao(bound: Bound, *, temperature: ArrayLike, inner: int) -> Objective:
@@ -120,7 +121,7 @@ def gumbel_rao(bound: Bound, *, temperature: ArrayLike, inner: int) -> Objective
 
         return with_score(hard, jnp.mean(jax.vmap(soft)(jax.random.split(key, inner)), 0))
 
-    return _relaxed(bound, point, "gumbel_rao", States.stopped)
+    return _relaxed(bound, point, "gumbel_rao", _density(bound))
 
 
 def conditional(log_probs: Array, hard: Array, uniform: Array) -> Array:
@@ -145,6 +146,11 @@ def _temperature(temperature: ArrayLike) -> ArrayLike:
     ):
         raise ValueError(f"temperature must be one positive number, got {temperature!r}.")
     return temperature
+
+
+def _density(bound: Bound) -> Callable[[States], States]:
+    """Return how q's density enters: its score has mean zero under a mean of log-weights, and only there."""
+    return States.stopped if checks.is_mean(bound) else lambda found: found
 
 
 def _relaxed(bound: Bound, point: Point, name: str, density: Callable[[States], States]) -> Objective:

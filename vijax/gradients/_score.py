@@ -11,7 +11,7 @@ from vijax.draws import Plan
 from vijax.gradients._curvature import without_each
 from vijax.gradients._objective import admit, estimate
 from vijax.numerics import with_score
-from vijax.types import Bound, Estimate, LogJoint, Objective, attribute
+from vijax.types import Bound, Estimate, LogJoint, Objective
 
 
 def _look(log_joint: LogJoint, q: Any) -> Any:
@@ -58,7 +58,7 @@ def score(bound: Bound, *, baseline: ArrayLike | None = None) -> Objective:
             fits = False
         if not fits:
             raise ValueError(f"baseline has shape {jnp.shape(b)}, which does not broadcast to the batch {own.shape}.")
-        if attribute(bound, "linear", default=False):
+        if checks.is_mean(bound):
             return (log_w - jnp.broadcast_to(b, own.shape)[None]) / log_w.shape[0]
         return jnp.broadcast_to((own - b)[None], log_w.shape)
 

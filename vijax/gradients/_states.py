@@ -10,7 +10,7 @@ from jax.extend import core
 from jaxtyping import Array
 
 from vijax import checks, dataflow, pathways
-from vijax.types import Joint, PyTree, attribute
+from vijax.types import Joint, PyTree
 
 
 class States(NamedTuple):
@@ -22,6 +22,7 @@ class States(NamedTuple):
         soft: points of the simplex -> z in floats, smooth; a Bernoulli gives the mass of state 1.
         real: perturbed log-probabilities -> real numbers of z's shape, a Bernoulli giving its log-odds.
         batch: rank of [*batch].
+        shares: of each leaf, what makes the squared norm in log_probs that in the logits: 1/2 for a Bernoulli.
     """
 
     log_probs: list[Array]
@@ -29,6 +30,7 @@ class States(NamedTuple):
     soft: Callable[[list[Array]], PyTree]
     real: Callable[[list[Array]], PyTree]
     batch: int
+    shares: list[float]
 
     def log_prob(self, points: list[Array]) -> Array:
         """Return log q, [*batch]: of one-hot states exactly, linear in points of the simplex."""
@@ -72,9 +74,9 @@ BERNOULLI = Kind(
     real=lambda x: x[..., 1] - x[..., 0],
     fits=lambda z, logits: z == logits,
 )
-ONE_HOT = Kind(jax.nn.log_softmax, lambda x: x, lambda x: x, lambda x: x, lambda z, logits: z == logits)
+ONE_HOT = Kind(jax.nn.log_softmax, lambda x: x, lambda x: x, lambda x: x, lambda z, logits: z == logits and len(z) > 0)
 CATEGORICAL = Kind(
-    jax.nn.log_softmax, lambda x: jnp.argmax(x, -1), _whole, lambda x: x, lambda z, logits: z == logits[:-1]
+    jax.nn.log_softmax, lambda x: jnp.argmax(x, -1), _whole, lambda x: x, lambda z, logits: z == logits[:-1] != logits
 )
 
 
@@ -99,10 +101,10 @@ def states(q: Any, key: Any, estimator: str) -> States:
         if logits is None:
             raise ValueError(refusal.format(f"{type(part).__name__} shows none"))
         fitting = [k for k in (BERNOULLI, ONE_HOT, CATEGORICAL) if k.fits(leaf.shape, logits.shape)]
-        confirmed = [k for k in fitting if _confirmed(part, k, leaf)]
-        if not confirmed or leaf.shape[: log_q.ndim] != log_q.shape:
+        misfit, kind = min(((_misfit(part, k, leaf), k) for k in fitting), default=(np.inf, None), key=lambda m: m[0])
+        if kind is None or misfit > 1 or leaf.shape[: log_q.ndim] != log_q.shape:
             raise ValueError(refusal.format(f"the density of {type(part).__name__} is not that of its logits"))
-        kinds.append(confirmed[0])
+        kinds.append(kind)
 
     def spell(how: Callable[[Kind, Array, Any], Array]) -> Callable[[list[Array]], PyTree]:
         return lambda xs: jax.tree.unflatten(
@@ -115,6 +117,7 @@ def states(q: Any, key: Any, estimator: str) -> States:
         spell(lambda kind, x, _: kind.soft(x)),
         spell(lambda kind, x, _: kind.real(x)),
         log_q.ndim,
+        [0.5 if kind is BERNOULLI else 1.0 for kind in kinds],
     )
 
 
@@ -144,54 +147,81 @@ def _logits(q: Any) -> Any:
     return None
 
 
-def _confirmed(q: Any, kind: Kind, leaf: Any) -> bool:
-    """Whether q.log_prob is the density of its logits read as this kind."""
+def _misfit(q: Any, kind: Kind, leaf: Any) -> float:
+    """Return how far q.log_prob is from the density of its logits read as this kind; above 1 it is another."""
 
     def both(points: Array) -> tuple[Array, Array]:
-        log_q = q.log_prob(kind.draw(points).astype(leaf.dtype))
-        terms = points * kind.log_probs(_logits(q))
-        return log_q, jnp.sum(terms, range(jnp.ndim(log_q), terms.ndim))
+        return q.log_prob(kind.draw(points).astype(leaf.dtype)), points * kind.log_probs(_logits(q))
 
     shape = jax.eval_shape(lambda: kind.log_probs(_logits(q)))
-    hot = np.eye(shape.shape[-1])[np.random.default_rng(0).integers(shape.shape[-1], size=shape.shape[:-1])]
-    return agrees(both, hot.astype(shape.dtype))
+    chosen = np.random.default_rng(0).integers(shape.shape[-1], size=(3, *shape.shape[:-1]))
+    return misfit(both, list(np.eye(shape.shape[-1])[chosen].astype(shape.dtype)), SPELLINGS)
 
 
-def agrees(both: Callable[[Any], tuple[Array, Array]], point: Any) -> bool:
-    """Whether two functions are one, tried while tracing: numbers stand in for every parameter they close over.
+def _sums(p: Any) -> bool:
+    """Whether the last axis may be that of the states, whose probabilities sum to 1."""
+    return p.ndim > 0 and p.shape[-1] > 1
 
-    The parameters may be tracers, so they have no numbers yet. Stand-ins are probabilities, and then their logarithms:
-    either may be what a distribution keeps.
+
+def _extreme(p: Any, power: int) -> Any:
+    return p**power / (np.sum(p**power, -1, keepdims=True) if _sums(p) else p**power + (1 - p) ** power)
+
+
+# What a distribution may keep of its probabilities p, each near and far: there a clip or a truncation shows.
+SPELLINGS = (
+    (lambda p: p, lambda p: _extreme(p, 3)),
+    (np.log, lambda p: np.log(_extreme(p, 12))),
+    (lambda p: 4 * (p - 0.5), lambda p: 30 * (p - 0.5)),
+)
+
+
+def misfit(both: Callable[[Any], tuple[Array, Array]], points: list[Any], spellings: Any) -> float:
+    """Return how far a log-density is from the sum of its terms, in units of what rounding explains; inf if unrelated.
+
+    Tried while tracing: both(point) gives them, [*batch] and [*batch, ...], and numbers stand in for every parameter it
+    closes over, which may be tracers and have no numbers yet. Each spelling says what kind of numbers, near and far:
+    one that fits near must fit far too, and one or more must fit.
     """
-    closed, (left, right) = dataflow.trace(both, point)
-    if left.shape != right.shape:
-        return False
+    closed, (left, terms) = dataflow.trace(both, points[0])
+    if terms.shape[: left.ndim] != left.shape:
+        return float("inf")
     rng = np.random.default_rng(1)
-    with jax.ensure_compile_time_eval():
+    count = max(np.prod(terms.shape[left.ndim :]), 1.0)
+    allowed = min(0.05, (8 + 4 * count**0.5) * float(jnp.finfo(left.dtype).eps))
+    largest = float(jnp.finfo(left.dtype).max) / 2  # beyond it nothing can be told
+    with jax.ensure_compile_time_eval(), np.errstate(all="ignore"):
         base = [_stand_in(rng, c) for c in closed.consts]
-        for spell in (lambda p: p, np.log):
+        run = core.jaxpr_as_fun
+
+        def off(spell: Callable[[Any], Any], untold: float) -> float:
             consts = [c if p is None else jnp.asarray(spell(p), c.dtype) for c, p in base]
-            a, b = core.jaxpr_as_fun(core.ClosedJaxpr(closed.jaxpr, consts))(point)
-            a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-            rounding = float(jnp.finfo(left.dtype).eps) * (16 + 2 * point.size / max(a.size, 1))
-            if np.all(np.abs(a - b) <= 10 * rounding * (1 + np.abs(b))):
-                return True
-    return False
+            worst = 0.0
+            for point in points:
+                a, b = run(core.ClosedJaxpr(closed.jaxpr, consts))(point)
+                a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+                axes = tuple(range(a.ndim, b.ndim))
+                size = np.abs(b).sum(axes)
+                error = np.where(size < largest, np.abs(a - b.sum(axes)) / (allowed * (1 + size)), untold)
+                worst = max(worst, float(np.max(np.where(np.isnan(error), np.inf, error), initial=0.0)))
+            return worst
+
+        fitting = [(found, far) for near, far in spellings if (found := off(near, np.inf)) <= 1]
+        return max([found for found, _ in fitting] + [off(far, 0.0) for _, far in fitting], default=float("inf"))
 
 
 def _stand_in(rng: Any, const: Any) -> tuple[Any, Any]:
-    """Return a constant that may stay with None, or its dtype's owner with probabilities that sum to 1."""
+    """Return a constant that may stay with None, or its shape and dtype with probabilities that sum to 1."""
     dtype, shape = jnp.result_type(const), jnp.shape(const)
     if jnp.issubdtype(dtype, jnp.floating):
-        p = rng.uniform(0.2, 0.8, shape)
-        p = p / p.sum(-1, keepdims=True) if shape and shape[-1] > 1 else p
+        p = np.asarray(rng.uniform(0.2, 0.8, shape))
+        p = p / p.sum(-1, keepdims=True) if _sums(p) else p
         return jax.ShapeDtypeStruct(shape, dtype), p
     return (jnp.zeros(shape, dtype) if isinstance(const, jax.core.Tracer) else const), None
 
 
 def linear(bound: Any, estimator: str, why: str) -> None:
     """Refuse a bound that is not a mean of log-weights."""
-    if not attribute(bound, "linear", default=False):
+    if not checks.is_mean(bound):
         raise ValueError(
             f"{estimator} {why}, so its bound must be linear in log_w: use bounds.elbo, or gradients.vimco for "
             f"{checks.describe(bound)}."

@@ -7,13 +7,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Key
 
-from vijax import draws
+from vijax import checks, draws
 from vijax.draws import Plan
 from vijax.gradients._objective import admit, estimate
 from vijax.gradients._relaxed import hardest
 from vijax.gradients._states import States, floored, linear, states
 from vijax.numerics import with_score
-from vijax.types import Bound, Draw, Estimate, LogJoint, Objective, attribute
+from vijax.types import Bound, Draw, Estimate, LogJoint, Objective
 
 
 def local_expectation(bound: Bound) -> Objective:
@@ -210,7 +210,7 @@ def swaps(log_joint: LogJoint, z: Any, log_q: Array, seeds: Plan) -> Array:
 def changes(bound: Bound, log_w: Array, swapped: Array) -> Array:
     """Return how the bound changes when draw k's log-weight becomes each of swapped [k, m, *batch]; stopped."""
     log_w = jax.lax.stop_gradient(log_w)
-    if attribute(bound, "linear", default=False):
+    if checks.is_mean(bound):
         found = (swapped - log_w[:, None]) / log_w.shape[0]
     else:
         own = bound(log_w)[None]
@@ -223,6 +223,6 @@ def changes(bound: Bound, log_w: Array, swapped: Array) -> Array:
 def scored(bound: Bound, log_w: Array, log_p: Array, log_q: Array, along: Array) -> Array:
     """Return the bound with the derivative of `along` added; one that is linear drops the score of q, of mean zero."""
     value = bound(log_w)
-    if attribute(bound, "linear", default=False):
+    if checks.is_mean(bound):
         return with_score(value, bound(log_p - jax.lax.stop_gradient(log_q)) + along)
     return with_score(value, value + along)

@@ -113,8 +113,8 @@ def sleep(
         [*batch], in nats.
 
     Raises:
-        TypeError: for a raw key or a posterior that is not a distribution.
-        ValueError: for num_samples < 1.
+        TypeError: for a raw key, a posterior that is not a distribution, or dreams that are no pair.
+        ValueError: for num_samples < 1, or dreams that are not shaped as the posterior's draws.
 
     Reference: Hinton, Dayan, Frey, Neal, The wake-sleep algorithm for unsupervised neural networks, 1995.
     """
@@ -122,7 +122,18 @@ def sleep(
     checks.num_samples(num_samples)
 
     def dream(key: Any) -> Array:
-        x, z = jax.lax.stop_gradient(generate(key))
-        return lift(posterior(x)).log_prob(z)
+        dreamt = generate(key)
+        if not isinstance(dreamt, tuple) or len(dreamt) != 2:
+            raise TypeError(f"generate(key) must return a pair (x, z), got {type(dreamt).__name__}.")
+        x, z = jax.lax.stop_gradient(dreamt)
+        q = lift(posterior(x))
+        log_q = q.log_prob(z)
+        own = jax.eval_shape(lambda k: q.sample_and_log_prob(seed=k, sample_shape=()), key)
+        if jax.tree.map(jnp.shape, own[0]) != jax.tree.map(jnp.shape, z) or own[1].shape != log_q.shape:
+            raise ValueError(
+                f"generate's z has shapes {jax.tree.map(jnp.shape, z)}, for which log q has {log_q.shape}; draws of "
+                f"posterior(x) have {jax.tree.map(jnp.shape, own[0])} and log q {own[1].shape}. They must agree."
+            )
+        return log_q
 
     return jnp.mean(jax.vmap(dream)(jax.random.split(key, num_samples)), 0)

@@ -81,13 +81,15 @@ def gradient_moments(
 
 def gather(key: Any, estimate: Callable[[Any], PyTree], num_keys: Any, batch_size: int) -> Sums:
     """Return the sums over num_keys, which may be traced, of an estimate; key i does not depend on batch_size."""
-    start = jax.eval_shape(estimate, key)
+    # Sums in half precision would stall.
+    wide = lambda tree: jax.tree.map(lambda a: a.astype(jnp.promote_types(a.dtype, jnp.float32)), tree)  # noqa: E731
+    start = jax.eval_shape(lambda key: wide(estimate(key)), key)
     zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), start)
 
     def step(carry: tuple[Array, Sums]) -> tuple[Array, Sums]:
         first, sums = carry
         index = first + jnp.arange(batch_size)
-        found = jax.vmap(lambda i: estimate(jax.random.fold_in(key, i)))(index)
+        found = wide(jax.vmap(lambda i: estimate(jax.random.fold_in(key, i)))(index))
         return first + batch_size, merge(sums, _sums(found, index < num_keys))
 
     sums = Sums(jnp.zeros((), jnp.float32), zero, zero, zero, zero)

@@ -1,0 +1,247 @@
+"""targets.collapse_gaussian and laplace: closed-form evidences, the exact conditional, every structure, and what is refused."""
+
+from contextlib import nullcontext
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.scipy.stats import multivariate_normal, norm
+
+import vijax as vj
+from tests import oracles
+from tests.bare import Gauss
+from vijax import gaussians
+
+RNG = np.random.default_rng(0)
+X, Y = RNG.normal(size=(30, 4)), RNG.normal(size=30)
+Z = {"log_s": -0.3, "log_t": 0.2}
+LIKE = {"w": np.zeros(4), "c": np.zeros(())}
+
+
+def regression(z, b):
+    """y ~ N(Xw + c, s²), w and c ~ N(0, t²), with data in b's precision."""
+    x, y = jnp.asarray(X, b["w"].dtype), jnp.asarray(Y, b["w"].dtype)
+    s, t = jnp.exp(z["log_s"]), jnp.exp(z["log_t"])
+    prior = jnp.sum(norm.logpdf(b["w"], 0.0, t)) + norm.logpdf(b["c"], 0.0, t)
+    return prior + jnp.sum(norm.logpdf(y, x @ b["w"] + b["c"], s))
+
+
+def regression_evidence(z):
+    design = np.concatenate([X, np.ones((30, 1))], 1)
+    noise = jnp.exp(2 * z["log_s"]) * jnp.eye(30)
+    return multivariate_normal.logpdf(Y, jnp.zeros(30), noise + jnp.exp(2 * z["log_t"]) * design @ design.T)
+
+
+@oracles.exact
+def exactly(function, *args):
+    """Return value, gradient and Hessian in float64."""
+    return function(*args), jax.grad(function)(*args), jax.hessian(function)(*args)
+
+
+def of(tree, dtype):
+    return jax.tree.map(lambda a: jnp.asarray(a, dtype), tree)
+
+
+@pytest.mark.parametrize("double", [False, True], ids=["float32", "float64"])
+def test_regression(double):
+    """Value and both derivatives of the evidence; log p(x, z, b) - log p(b | x, z) is that evidence at any draw b."""
+    dtype, close = (np.float64, 1e-10) if double else (np.float32, 2e-5)
+    expected = exactly(regression_evidence, {name: np.float64(value) for name, value in Z.items()})
+    with jax.enable_x64(True) if double else nullcontext():
+        collapsed, conditional = vj.targets.collapse_gaussian(regression, of(LIKE, dtype))
+        z = of(Z, dtype)
+        found = jax.jit(lambda z: (collapsed(z), jax.grad(collapsed)(z), jax.hessian(collapsed)(z)))(z)
+        size = max(np.abs(leaf).max() for leaf in jax.tree.leaves(expected))
+        jax.tree.map(lambda f, e: np.testing.assert_allclose(f, e, atol=close * size), found, expected)
+        for seed in range(3):
+            b, log_b = conditional(z).sample_and_log_prob(seed=jax.random.key(seed))
+            np.testing.assert_allclose(regression(z, b) - log_b, expected[0], rtol=close)
+            np.testing.assert_allclose(conditional(z).log_prob(b), log_b, rtol=close)
+
+
+def test_conditional_moments():
+    """The mean and covariance of p(w | x) are the textbook's, those of draws too."""
+    prior = lambda w: jnp.sum(norm.logpdf(w, 0.0, 1.0))
+    log_joint = lambda z, w: prior(w) + jnp.sum(norm.logpdf(jnp.float32(Y), jnp.float32(X) @ w, jnp.exp(z)))
+    _, conditional = vj.targets.collapse_gaussian(log_joint, jnp.zeros(4))
+    mean, covariance = oracles.regression_posterior(X, Y, np.exp(-0.3))
+    p = conditional(jnp.float32(-0.3))
+    np.testing.assert_allclose(p.mean, mean, atol=1e-5)
+    draws, log_p = p.sample_and_log_prob(seed=jax.random.key(0), sample_shape=(40_000,))
+    assert draws.shape == (40_000, 4)
+    assert log_p.shape == (40_000,)
+    error = 6 * np.sqrt(np.diag(covariance) / 40_000)
+    np.testing.assert_array_less(np.abs(draws.mean(0) - mean), error)
+    np.testing.assert_allclose(np.cov(draws.T), covariance, atol=0.05 * np.diag(covariance).max())
+    exact = multivariate_normal.logpdf(draws[:5], jnp.asarray(mean, np.float32), jnp.asarray(covariance, np.float32))
+    np.testing.assert_allclose(log_p[:5], exact, atol=2e-4)
+
+
+# --- structures
+
+
+def chain(z, b):
+    """A walk of two numbers, seen with noise: b [T, 2]."""
+    steps = norm.logpdf(b[1:], 0.9 * b[:-1] + 0.1 * jnp.sin(z), jnp.exp(z))
+    seen = norm.logpdf(
+        jnp.asarray(Y[: len(b)], b.dtype)[:, None], b @ jnp.array([[1.0, 0.3], [0.2, 1.0]], b.dtype), 0.5
+    )
+    return jnp.sum(norm.logpdf(b[0], 0.0, 1.0)) + jnp.sum(steps) + jnp.sum(seen)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 4, 17])
+def test_a_chain_is_the_dense_answer(steps):
+    like = jnp.zeros((steps, 2))
+    both = [vj.targets.collapse_gaussian(chain, like, precision=p) for p in (gaussians.tridiagonal, gaussians.dense)]
+    (thin, p), (full, q) = both
+    z = jnp.float32(0.3)
+    np.testing.assert_allclose(thin(z), full(z), rtol=2e-5)
+    np.testing.assert_allclose(jax.grad(thin)(z), jax.grad(full)(z), rtol=1e-4, atol=1e-4)
+    b, log_b = p(z).sample_and_log_prob(seed=jax.random.key(2))
+    np.testing.assert_allclose(log_b, q(z).log_prob(b), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(p(z).mean, q(z).mean, atol=1e-5)
+
+
+def apart(z, b):
+    return jnp.sum(norm.logpdf(jnp.float32(Y), b, jnp.exp(z))) + jnp.sum(norm.logpdf(b, 0.0, 2.0))
+
+
+def test_independent_numbers():
+    collapsed, conditional = vj.targets.collapse_gaussian(apart, jnp.zeros(30), precision=gaussians.diagonal)
+    z = jnp.float32(0.3)
+    np.testing.assert_allclose(
+        collapsed(z), norm.logpdf(jnp.float32(Y), 0.0, jnp.sqrt(4 + jnp.exp(2 * z))).sum(), rtol=1e-5
+    )
+    b, log_b = conditional(z).sample_and_log_prob(seed=jax.random.key(0))
+    np.testing.assert_allclose(apart(z, b) - log_b, collapsed(z), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("log_joint", "like", "claim"),
+    [
+        (lambda z, b: regression(of(Z, np.float32), {"w": b, "c": z}), jnp.zeros(4), gaussians.diagonal),
+        (lambda z, b: chain(z, b) - 0.1 * jnp.sum(b[0] * b[5]), jnp.zeros((7, 2)), gaussians.tridiagonal),
+    ],
+    ids=["diagonal", "tridiagonal"],
+)
+def test_a_structure_that_is_not_there_is_nan(log_joint, like, claim):
+    collapsed, _ = vj.targets.collapse_gaussian(log_joint, like, precision=claim)
+    assert jnp.isnan(collapsed(jnp.float32(0.1)))
+
+
+def test_no_conditional_is_nan():
+    improper, _ = vj.targets.collapse_gaussian(lambda z, b: z * jnp.sum(b**2), jnp.zeros(3))
+    assert jnp.isnan(improper(jnp.float32(0.1)))
+    assert jnp.isfinite(improper(jnp.float32(-0.1)))
+
+
+# --- batches and transformations
+
+
+def batched(z, b):
+    """Three members, each with coefficients of its own; z [3]."""
+    seen = norm.logpdf(jnp.float32(Y)[None], b @ jnp.float32(X).T, jnp.exp(z)[:, None])
+    return jnp.sum(seen, -1) + jnp.sum(norm.logpdf(b, 0.0, 1.0), -1)
+
+
+def test_batches_and_transformations():
+    z = jnp.array([-0.5, 0.0, 0.4])
+    whole, conditional = vj.targets.collapse_gaussian(batched, jnp.zeros((3, 4)))
+    one, _ = vj.targets.collapse_gaussian(lambda z, b: batched(z[None], b[None])[0], jnp.zeros(4))
+    loop = jnp.stack([one(z[i]) for i in range(3)])
+    slope = jnp.stack([jax.grad(one)(z[i]) for i in range(3)])
+    np.testing.assert_allclose(whole(z), loop, rtol=1e-5)
+    np.testing.assert_allclose(jax.vmap(one)(z), loop, rtol=1e-5)
+    for grad in (
+        jax.grad(lambda z: whole(z).sum()),
+        jax.jit(jax.vmap(jax.grad(one))),
+        jax.grad(lambda z: jax.vmap(one)(z).sum()),
+        lambda z: jax.jvp(whole, (z,), (jnp.ones(3),))[1],
+    ):
+        np.testing.assert_allclose(grad(z), slope, rtol=1e-4, atol=1e-4)
+    b, log_b = conditional(z).sample_and_log_prob(seed=jax.random.key(0))
+    np.testing.assert_allclose(batched(z, b) - log_b, loop, rtol=1e-5)
+
+
+def test_fewer_latents_are_a_tighter_bound(key):
+    """The elbo and iwae of the collapsed target are above the full ones with the same q(z), and below log p."""
+    z_q = Gauss(jnp.zeros(2), jnp.full(2, -1.0), event=1)
+    full = lambda z: regression({"log_s": z["z"][0], "log_t": z["z"][1]}, z["b"]) + prior(z["z"])
+    prior = lambda z: jnp.sum(norm.logpdf(z, 0.0, 0.4))
+    collapsed, _ = vj.targets.collapse_gaussian(
+        lambda z, b: regression({"log_s": z[0], "log_t": z[1]}, b) + prior(z), of(LIKE, np.float32)
+    )
+    w = Gauss(jnp.zeros(4), jnp.full(4, -1.5), event=1)
+    q = {"z": z_q, "b": {"w": w, "c": Gauss(jnp.float32(0.0), jnp.float32(-1.5))}}
+    for bound in (vj.bounds.elbo, vj.bounds.iwae):
+        both = [
+            vj.gradients.reparam(bound)(key, f, q, num_samples=2000).value
+            for f, q in ((collapsed, z_q), (lambda z: full({"z": z["z"], "b": z["b"]}), q))
+        ]
+        assert both[0] > both[1]
+
+
+# --- refusals
+
+
+@pytest.mark.parametrize(
+    ("log_joint", "how"),
+    [
+        (lambda z, b: -jnp.sum(jnp.abs(b)) - jnp.sum(b**2), "abs"),  # whose Hessian does not read b
+        (lambda z, b: -jnp.sum(b**4), "integer_pow"),
+        (lambda z, b: jnp.sum(norm.logpdf(jnp.float32(Y[:4]), b, jnp.exp(b[0]))), "exp"),
+        (lambda z, b: jnp.sum(jnp.where(jnp.abs(b) < 1, -0.5 * b**2, 0.5 - jnp.abs(b))), "abs"),  # Huber
+        (lambda z, b: -jnp.sum(jax.nn.softplus(b)), r"\w+"),
+        (lambda z, b: -b[0] * b[1] * b[2], "mul"),
+        (lambda z, b: -jnp.sum(b**2) - jnp.sum(jnp.round(b)), "round"),
+        (lambda z, b: -jnp.sum(z / (1 + b**2)), "div"),
+        (lambda z, b: -jnp.sum(b**2) + jax.lax.stop_gradient(b).sum(), "stop_gradient"),
+        (lambda z, b: jax.lax.scan(lambda c, x: (jnp.sin(c) * x, None), z, b)[0], "sin|mul"),
+    ],
+)
+def test_what_is_not_quadratic_is_refused(log_joint, how):
+    collapsed, conditional = vj.targets.collapse_gaussian(log_joint, jnp.zeros(4))
+    for function in (collapsed, conditional):
+        with pytest.raises(ValueError, match=rf"not quadratic in b: '({how})' keeps b .* targets.laplace"):
+            jax.eval_shape(lambda f=function: jax.tree.leaves(f(jnp.float32(0.3)))[0])
+
+
+def test_a_scan_over_quadratic_terms_passes():
+    terms = lambda z, b: jax.lax.scan(lambda c, x: (c - jnp.exp(z) * x**2 + x, None), 0.0 * z, b)[0]
+    collapsed, _ = vj.targets.collapse_gaussian(terms, jnp.zeros(3))
+    expected = 3 * (0.25 * jnp.exp(-0.3) + 0.5 * jnp.log(jnp.pi) - 0.15)
+    np.testing.assert_allclose(collapsed(jnp.float32(0.3)), expected, rtol=1e-5)
+
+
+def test_other_refusals():
+    with pytest.raises(TypeError, match="pytree of float arrays"):
+        vj.targets.collapse_gaussian(apart, jnp.zeros(3, int))
+    part = vj.targets.minibatch(lambda z: z.sum(), lambda z: z, num_data=3)
+    with pytest.raises(ValueError, match="exact log joint"):
+        vj.targets.collapse_gaussian(part, jnp.zeros(3))
+
+
+# --- laplace
+
+
+def test_laplace_is_exact_where_the_other_is():
+    z = of(Z, np.float32)
+    both = [make(regression, of(LIKE, np.float32))[0] for make in (vj.targets.laplace, vj.targets.collapse_gaussian)]
+    np.testing.assert_allclose(both[0](z), both[1](z), rtol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3), *(jax.grad(f)(z) for f in both))
+
+
+def test_laplace_of_a_gamma_is_stirlings(x64):
+    """∫ e^{(a+1) b - e^b} db = Γ(a + 1) ≈ √(2π) (a+1)^(a+½) e^-(a+1): a closed form, with its derivative in a."""
+    collapsed, conditional = vj.targets.laplace(lambda a, b: (a + 1) * b - jnp.exp(b), jnp.zeros(()))
+    stirling = lambda a: 0.5 * jnp.log(2 * jnp.pi) + (a + 0.5) * jnp.log(a + 1) - (a + 1)
+    for a in (0.5, 3.0, 40.0):
+        np.testing.assert_allclose(collapsed(a), stirling(a), rtol=1e-12)
+        np.testing.assert_allclose(jax.grad(collapsed)(a), jax.grad(stirling)(a), rtol=1e-9)
+        np.testing.assert_allclose(conditional(a).mean, np.log(a + 1), rtol=1e-12)
+
+
+def test_laplace_says_so_where_there_is_no_maximum():
+    collapsed, _ = vj.targets.laplace(lambda z, b: z * b, jnp.zeros(()))
+    assert jnp.isnan(collapsed(jnp.float32(1.0)))
