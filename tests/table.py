@@ -241,6 +241,14 @@ PUBLIC = {
         "mixture": "tests/families/test_mixture.py",
         "strata": "tests/families/test_mixture.py",
     },
+    "sequences": {
+        "Filtered": "tests/sequences/test_filter.py",
+        "LinearGaussian": "tests/sequences/test_filter.py",
+        "kalman_filter": "tests/sequences/test_filter.py",
+        "kalman_smoother": "tests/sequences/test_smoother.py",
+        "parallel_kalman_filter": "tests/sequences/test_filter.py",
+        "parallel_kalman_smoother": "tests/sequences/test_smoother.py",
+    },
     "targets": {
         "collapse": "tests/targets/test_collapse.py",
         "collapse_gaussian": "tests/targets/test_quadratic.py",

@@ -90,7 +90,7 @@ def test_files_are_short_and_say_what_they_are_for(path):
 
 
 def public():
-    for name in ("bounds", "diagnostics", "draws", "families", "gradients", "targets", "testing"):
+    for name in ("bounds", "diagnostics", "draws", "families", "gradients", "sequences", "targets", "testing"):
         folder = getattr(vj, name)
         for function in folder.__all__:
             if inspect.isfunction(inspect.unwrap(getattr(folder, function))):
