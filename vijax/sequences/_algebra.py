@@ -47,72 +47,65 @@ def log_det(lower: Array) -> Array:
     return 2 * jnp.sum(jnp.log(jnp.diagonal(lower, axis1=-2, axis2=-1)), -1)
 
 
-class Element(NamedTuple):
-    """What some steps i..j say, given the state before them (Särkkä, García-Fernández, 2021).
+def correct(cov: Array, s: Steps) -> tuple[Array, Array, Array]:
+    """Return the gain of a step's observation, the covariance it leaves, and the factor of its own.
 
-        p(zⱼ | zᵢ₋₁, xᵢ..ⱼ) = N(gain zᵢ₋₁ + offset, cov),    p(xᵢ..ⱼ | zᵢ₋₁) ∝ exp(ηᵀ zᵢ₋₁ - ½ zᵢ₋₁ᵀ precision zᵢ₋₁)
+    In Joseph's form, a sum of two squares: from a start that knows little, the short form P - K S Kᵀ loses in float32 ten
+    times as much, and may turn negative (tests/sequences/test_precision.py). Square roots by QR lose less still, but
+    have no derivative where a covariance is singular, as that of a diffuse start or a companion form is.
+    """
+    lower = cholesky(symmetric(s.emission @ cov @ transpose(s.emission) + s.emission_cov))
+    gain = transpose(backward(lower, forward(lower, s.emission @ cov)))
+    kept = jnp.eye(cov.shape[-1], dtype=cov.dtype) - gain @ s.emission
+    left = kept @ cov @ transpose(kept) + gain @ s.emission_cov @ transpose(gain)
+    return gain, symmetric(left), lower
+
+
+class Element(NamedTuple):
+    """What some steps i..j say, given the state before them, of covariances: those need no data.
+
+        p(zⱼ | zᵢ₋₁, xᵢ..ⱼ) = N(gain zᵢ₋₁ + ..., cov),    p(xᵢ..ⱼ | zᵢ₋₁) ∝ exp(... - ½ zᵢ₋₁ᵀ precision zᵢ₋₁)
+
+    Means are left out, unlike in the reference (Särkkä, García-Fernández, 2021): given all gains they are an affine
+    recursion, itself associative, and in float32 that is where the parallel form lost its digits.
     """
 
     gain: Array  # [d, d]
-    offset: Array  # [d, c]
     cov: Array  # [d, d]
-    eta: Array  # [d, c]
     precision: Array  # [d, d]
 
 
-def update(mean: Array, cov: Array, s: Any) -> tuple[Array, Array, Array, Array]:
-    """Condition N(mean, cov) on a step's observation; also the innovation, whitened, and its covariance's factor.
+def element(s: Steps) -> tuple[Element, Array, Array]:
+    """Return what one step says: the element, the mean where zₜ₋₁ = 0, and the slope of log p(xₜ | zₜ₋₁) there."""
+    gain, cov, lower = correct(s.cov, s)
+    ahead = s.emission @ s.transition
+    seen = forward(lower, ahead)
+    surprise = s.x - s.emission @ s.offset
+    eta = transpose(seen) @ forward(lower, surprise)
+    return Element(s.transition - gain @ ahead, cov, transpose(seen) @ seen), s.offset + gain @ surprise, eta
 
-    In Joseph's form, a sum of two squares: measured in float32 against float64, it keeps covariances positive where
-    the short form P - K S Kᵀ turns negative (see tests/sequences/test_precision.py).
+
+def tell(e: Element, precision: Array) -> tuple[Array, Array]:
+    """Return gain and cov of steps whose last state is also told exp(... - ½ zᵀ precision z).
+
+    Both covariances here and in `pull` are sums of squares again, and take no inverse of C, which may be singular: with
+    X = (I + C J)⁻¹ A,  Aᵀ (I + J C)⁻¹ J A = Xᵀ J X + (J X)ᵀ C (J X).
     """
-    lower = cholesky(symmetric(s.emission @ cov @ transpose(s.emission) + s.emission_cov))
-    half = forward(lower, s.emission @ cov)
-    gain = transpose(backward(lower, half))
-    white = forward(lower, s.x - s.emission @ mean)
-    kept = jnp.eye(cov.shape[-1], dtype=cov.dtype) - gain @ s.emission
-    joseph = kept @ cov @ transpose(kept) + gain @ s.emission_cov @ transpose(gain)
-    return mean + transpose(half) @ white, symmetric(joseph), white, lower
+    unit = jnp.eye(e.cov.shape[-1], dtype=e.cov.dtype)
+    right = jnp.concatenate([e.gain, e.cov, unit], -1)
+    m, d = e.gain.shape[-1], e.cov.shape[-1]
+    gain, cov, kept = jnp.split(solve(unit + e.cov @ precision, right), [m, m + d], -1)
+    return gain, symmetric(kept @ e.cov @ transpose(kept) + cov @ precision @ transpose(cov))
 
 
-def element(s: Steps) -> Element:
-    """Return what one step says."""
-    offset, cov, white, lower = update(s.offset, s.cov, s)
-    seen = forward(lower, s.emission @ s.transition)
-    gain = transpose(backward(lower, forward(lower, s.emission @ s.cov)))
-    return Element(
-        s.transition - gain @ (s.emission @ s.transition),
-        offset,
-        cov,
-        transpose(seen) @ white,
-        symmetric(transpose(seen) @ seen),
-    )
-
-
-def condition(e: Element, eta: Array, precision: Array) -> tuple[Array, Array, Array]:
-    """Return the gain, offset and cov of steps whose last state is also told exp(ηᵀz - ½ zᵀ precision z).
-
-    Both covariances here and in `pull` are sums of squares again: with X = (I + C J)⁻¹ A,  Aᵀ (I + J C)⁻¹ J A =
-    Xᵀ J X + (J X)ᵀ C (J X).
-    """
-    d = e.cov.shape[-1]
-    told = jnp.eye(d, dtype=e.cov.dtype) + e.cov @ precision
-    right = jnp.concatenate([e.gain, e.offset + e.cov @ eta, e.cov, jnp.eye(d, dtype=e.cov.dtype)], -1)
-    m = e.gain.shape[-1]
-    gain, offset, cov, kept = jnp.split(solve(told, right), [m, m + e.offset.shape[-1], right.shape[-1] - d], -1)
-    return gain, offset, symmetric(kept @ e.cov @ transpose(kept) + cov @ precision @ transpose(cov))
-
-
-def pull(e: Element, gain: Array, eta: Array, precision: Array) -> tuple[Array, Array]:
-    """Carry what is told of the last state back to the state before; `gain` is that of `condition`."""
+def pull(e: Element, gain: Array, precision: Array) -> Array:
+    """Carry what is told of the last state back to the state before; `gain` is that of `tell`."""
     seen = precision @ gain
-    back = transpose(gain) @ seen + transpose(seen) @ e.cov @ seen
-    return transpose(gain) @ (eta - precision @ e.offset) + e.eta, symmetric(back + e.precision)
+    return symmetric(transpose(gain) @ seen + transpose(seen) @ e.cov @ seen + e.precision)
 
 
 def combine(first: Element, then: Element) -> Element:
     """Return what two adjacent runs of steps say together; associative."""
-    gain, offset, cov = condition(first, then.eta, then.precision)
-    eta, precision = pull(first, gain, then.eta, then.precision)
+    gain, cov = tell(first, then.precision)
     ahead = then.gain @ cov @ transpose(then.gain) + then.cov
-    return Element(then.gain @ gain, then.gain @ offset + then.offset, symmetric(ahead), eta, precision)
+    return Element(then.gain @ gain, symmetric(ahead), pull(first, gain, then.precision))

@@ -1,26 +1,16 @@
 """The Kalman filter, one step after another and all steps at once."""
 
 import math
-from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from vijax.sequences._algebra import (
-    Element,
-    backward,
-    cholesky,
-    combine,
-    element,
-    forward,
-    log_det,
-    symmetric,
-    transpose,
-    update,
-)
-from vijax.sequences._model import LinearGaussian, Observations, Observed, Steps, steps
+from vijax.sequences._algebra import backward, cholesky, correct, forward, log_det, symmetric, transpose
+from vijax.sequences._model import LinearGaussian, Observations, Observed, steps
+from vijax.sequences._scans import Scans, parallel, sequential
 
 LOG_2PI = math.log(2 * math.pi)
 
@@ -67,7 +57,7 @@ def kalman_filter(model: LinearGaussian, x: Observations, *, mask: Observed = No
         The diffuse Kalman filter, 1991.
     """
     with jax.default_matmul_precision("highest"):
-        return _filtered(sequential, steps(model, x, mask))
+        return _filter(sequential, model, x, mask)
 
 
 def parallel_kalman_filter(model: LinearGaussian, x: Observations, *, mask: Observed = None) -> Filtered:
@@ -93,36 +83,17 @@ def parallel_kalman_filter(model: LinearGaussian, x: Observations, *, mask: Obse
     Reference: Särkkä, García-Fernández, Temporal parallelization of Bayesian smoothers, 2021, arXiv:1905.13002.
     """
     with jax.default_matmul_precision("highest"):
-        return _filtered(parallel, steps(model, x, mask))
+        return _filter(parallel, model, x, mask)
 
 
-def _step(mean: Array, cov: Array, s: Steps) -> tuple[Array, Array]:
-    return s.transition @ mean + s.offset, symmetric(s.transition @ cov @ transpose(s.transition) + s.cov)
-
-
-Moments = tuple[Array, Array, Array, Array]
-
-
-def sequential(s: Steps) -> Moments:
-    """Return mean, cov, whitened innovation and its factor, of every step, by a scan."""
-
-    def step(carry: tuple[Array, Array], s: Steps) -> tuple[tuple[Array, Array], Moments]:
-        mean, cov, white, lower = update(*_step(*carry, s), s)
-        return (mean, cov), (mean, cov, white, lower)
-
-    return jax.lax.scan(step, (jnp.zeros_like(s.offset[0]), jnp.zeros_like(s.cov[0])), s)[1]
-
-
-def parallel(s: Steps) -> Moments:
-    """Return the same by an associative scan; its moments give the predictions, and these are updated once more."""
-    prefix: Element = jax.lax.associative_scan(jax.vmap(combine), jax.vmap(element)(s))
-    before = lambda a: jnp.concatenate([jnp.zeros_like(a[:1]), a[:-1]])  # noqa: E731
-    predicted = jax.vmap(_step)(before(prefix.offset), before(prefix.cov), s)
-    return jax.vmap(update)(*predicted, s)
-
-
-def _filtered(moments: Callable[[Steps], Moments], s: Steps) -> Filtered:
-    mean, cov, white, lower = moments(s)
+@partial(jax.jit, static_argnums=0)
+def _filter(scans: Scans, model: LinearGaussian, x: Array, mask: Array | None) -> Filtered:
+    s = steps(model, x, mask)
+    gain, cov, lower = jax.vmap(correct)(scans.predicted(s), s)
+    surprise = s.x - s.emission @ s.offset
+    mean = scans.affine(s.transition - gain @ s.emission @ s.transition, s.offset + gain @ surprise, False)  # noqa: FBT003
+    before = jnp.concatenate([jnp.zeros_like(mean[:1]), mean[:-1]])
+    white = jax.vmap(forward)(lower, surprise - s.emission @ (s.transition @ before))
     constant = log_det(lower) + s.count * LOG_2PI
     if s.x.shape[-1] == 1:
         terms = -0.5 * (jnp.sum(jnp.square(white[..., 0]), -1) + constant)
