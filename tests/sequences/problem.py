@@ -21,7 +21,13 @@ def local_level(observation, level, *, mean=0.0, variance=0.0, diffuse=False, dt
     """A random walk seen through noise."""
     one = np.ones((1, 1), dtype)
     return vj.sequences.LinearGaussian(
-        np.full(1, mean, dtype), variance * one, one, level * one, one, observation * one, diffuse=one if diffuse else None
+        np.full(1, mean, dtype),
+        variance * one,
+        one,
+        level * one,
+        one,
+        observation * one,
+        diffuse=one if diffuse else None,
     )
 
 

@@ -1,6 +1,6 @@
 """Small matrices, and the associative algebra of Gaussian steps that the parallel forms scan over."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -50,9 +50,9 @@ def log_det(lower: Array) -> Array:
 def correct(cov: Array, s: Steps) -> tuple[Array, Array, Array]:
     """Return the gain of a step's observation, the covariance it leaves, and the factor of its own.
 
-    In Joseph's form, a sum of two squares: from a start that knows little, the short form P - K S Kᵀ loses in float32 ten
-    times as much, and may turn negative (tests/sequences/test_precision.py). Square roots by QR lose less still, but
-    have no derivative where a covariance is singular, as that of a diffuse start or a companion form is.
+    In Joseph's form, a sum of two squares: from a start that knows little, the short form P - K S Kᵀ loses ten
+    times as much in float32, and may turn negative (tests/sequences/test_precision.py). Square roots by QR lose less
+    still, but have no derivative where a covariance is singular, as that of a diffuse start or a companion form is.
     """
     lower = cholesky(symmetric(s.emission @ cov @ transpose(s.emission) + s.emission_cov))
     gain = transpose(backward(lower, forward(lower, s.emission @ cov)))

@@ -20,8 +20,8 @@ class Filtered(NamedTuple):
 
     Fields:
         log_evidence: log p(x₁..T), a scalar. inf where the data leave a diffuse direction undetermined, gradient 0.
-        log_predictive: [T], log p(xₜ | x₁..ₜ₋₁), which sum to log_evidence; nan while a diffuse direction is undetermined
-            by what came before.
+        log_predictive: [T], log p(xₜ | x₁..ₜ₋₁), which sum to log_evidence; nan while what came before leaves a diffuse
+            direction undetermined.
         mean: [T, d], E[zₜ | x₁..ₜ]; nan while undetermined.
         cov: [T, d, d], Cov[zₜ | x₁..ₜ]; inf while undetermined.
     """
@@ -65,8 +65,8 @@ def parallel_kalman_filter(model: LinearGaussian, x: Observations, *, mask: Obse
 
         aᵢ..ⱼ ⊗ aⱼ₊₁..ₖ = aᵢ..ₖ   is associative,   so mₜ, Pₜ of all t come from a scan of depth O(log T)
 
-    The same numbers as `kalman_filter` to rounding, in value and gradient, from some five times the work in 2 log₂ T
-    dependent rounds: for long chains on an accelerator.
+    The same numbers as `kalman_filter` to rounding, in value and gradient, from several times the work in some
+    2 log₂ T dependent rounds: for long chains on an accelerator.
 
     Args:
         model: a LinearGaussian; its matrices may change in time.
@@ -94,7 +94,7 @@ def _filter(scans: Scans, model: LinearGaussian, x: Array, mask: Array | None) -
     mean = scans.affine(s.transition - gain @ s.emission @ s.transition, s.offset + gain @ surprise, False)  # noqa: FBT003
     before = jnp.concatenate([jnp.zeros_like(mean[:1]), mean[:-1]])
     white = jax.vmap(forward)(lower, surprise - s.emission @ (s.transition @ before))
-    constant = log_det(lower) + s.count * LOG_2PI
+    constant = log_det(lower) + s.observed * LOG_2PI
     if s.x.shape[-1] == 1:
         terms = -0.5 * (jnp.sum(jnp.square(white[..., 0]), -1) + constant)
         return Filtered(jnp.sum(terms), terms, mean[..., 0], cov)
@@ -124,7 +124,9 @@ def _predictive(white: Array, slopes: Array, constant: Array, delta: Array, fact
     """Return log p(xₜ | x₁..ₜ₋₁), δ being uncertain: the whitened innovation has covariance I + W J⁻¹ Wᵀ."""
     delta, factor = delta[:-1], factor[:-1]
     half = jax.vmap(forward)(factor, transpose(slopes[1:]))
-    unit = jnp.broadcast_to(jnp.eye(white.shape[-1], dtype=white.dtype)[None], (half.shape[0],) + (white.shape[-1],) * 2)
+    unit = jnp.broadcast_to(
+        jnp.eye(white.shape[-1], dtype=white.dtype)[None], (half.shape[0],) + (white.shape[-1],) * 2
+    )
     lower = jax.vmap(cholesky)(unit + transpose(half) @ half)
     residual = jax.vmap(forward)(lower, white[1:, :, None] + slopes[1:] @ delta[..., None])
     terms = -0.5 * (jnp.sum(jnp.square(residual), (-2, -1)) + constant[1:] + log_det(lower))
@@ -133,7 +135,7 @@ def _predictive(white: Array, slopes: Array, constant: Array, delta: Array, fact
 
 
 def flat(eta: Array, precision: Array) -> tuple[Array, Array, Array]:
-    """Return mean, precision factor and determinacy of exp(ηᵀδ - ½ δᵀ precision δ); 0 and I where it has no integral."""
+    """Return mean, precision's factor, and whether exp(ηᵀδ - ½ δᵀ precision δ) has an integral; 0 and I where not."""
     diagonal = jax.lax.stop_gradient(jnp.diagonal(precision))
     scale = jnp.sqrt(jnp.where(diagonal > 0, diagonal, 1.0))
     unit = cholesky(jax.lax.stop_gradient(precision) / (scale[:, None] * scale[None]))

@@ -17,9 +17,10 @@ class LinearGaussian(NamedTuple):
         zₜ₊₁ = transition zₜ + transition_offset + N(0, transition_cov)
         xₜ = emission zₜ + emission_offset + N(0, emission_cov)
 
-    A diffuse start has one convention: δ [m] is flat with density 1, so log p(x) = log ∫ p(x | δ) dδ, which is the limit of
-    log p(x) + m/2 log 2πκ for δ ~ N(0, κ I), κ → ∞. A state that is wholly diffuse has initial_cov 0 and diffuse I;
-    columns of I for some coordinates alone leave the others their own start.
+    A diffuse start has one convention: δ [m] is flat with density 1, so log p(x) = log ∫ p(x | δ) dδ, which is the
+    limit of log p(x) + m/2 log 2πκ for δ ~ N(0, κ I), κ → ∞. A state that is wholly diffuse has initial_cov 0 and
+    diffuse I; columns of I for some coordinates alone leave the others their own start. Programs that approximate it
+    by a proper start of large variance and drop the first terms, do `Filtered.log_predictive[m:].sum()`.
 
     Fields, each fixed or with a leading time axis (states' own: T - 1 steps between T states; emissions': T):
         initial_mean: [d].
@@ -57,7 +58,7 @@ class Steps(NamedTuple):
     emission: Array  # [T, p, d]
     emission_cov: Array  # [T, p, p]
     x: Array  # [T, p, 1 + m]
-    count: Array  # [T], how many components are seen
+    observed: Array  # [T], how many components are seen
 
 
 def steps(model: LinearGaussian, x: Any, mask: Any) -> Steps:
@@ -88,23 +89,26 @@ def steps(model: LinearGaussian, x: Any, mask: Any) -> Steps:
                 f"{d} (initial_mean {(d,)}) and x of shape {(t, p)}. Batches of models come by jax.vmap."
             )
         value = jnp.asarray(value, dtype)
+        if name.endswith("_cov"):  # so that a gradient is symmetric too, in every form of the filter
+            value = 0.5 * (value + jnp.swapaxes(value, -1, -2))
         return value if value.ndim > len(event) else jnp.broadcast_to(value[None], (length, *event))
 
     if (found := jnp.shape(model.initial_cov)) != (d, d):
         raise ValueError(f"initial_cov has shape {found}, expected {(d, d)} for initial_mean of shape {(d,)}.")
+    initial_cov = spread("initial_cov", (d, d), 1)
     start = [jnp.asarray(model.initial_mean, dtype)[:, None]]
     start += [] if m == 0 else [jnp.asarray(model.diffuse, dtype)]
     offset = jnp.pad(spread("transition_offset", (d,), t - 1)[..., None], ((0, 0), (0, 0), (0, m)))
     seen = _seen(mask, t, p)
     gone = ~seen
-    emission_cov = spread("emission_cov", (p, p), t)
+    emission, emission_cov = spread("emission", (p, d), t), spread("emission_cov", (p, p), t)
     unit = jnp.broadcast_to(jnp.eye(p, dtype=dtype)[None], emission_cov.shape)
     centred = jnp.asarray(x, dtype) - spread("emission_offset", (p,), t)
     return Steps(
         jnp.concatenate([jnp.zeros((1, d, d), dtype), spread("transition", (d, d), t - 1)]),
         jnp.concatenate([jnp.concatenate(start, 1)[None], offset]),
-        jnp.concatenate([jnp.asarray(model.initial_cov, dtype)[None], spread("transition_cov", (d, d), t - 1)]),
-        jnp.where(gone[:, :, None], 0, spread("emission", (p, d), t)),
+        jnp.concatenate([initial_cov, spread("transition_cov", (d, d), t - 1)]),
+        jnp.where(gone[:, :, None], 0, emission),
         jnp.where(gone[:, :, None] | gone[:, None, :], unit, emission_cov),
         jnp.pad(jnp.where(gone, 0, centred)[..., None], ((0, 0), (0, 0), (0, m))),
         jnp.sum(seen, 1).astype(dtype),
@@ -117,8 +121,8 @@ def _columns(diffuse: Any, t: int, p: int, d: int) -> int:
     shape = jnp.shape(diffuse)
     if len(shape) != 2 or shape[0] != d or not 0 < shape[1] <= d:
         raise ValueError(
-            f"diffuse has shape {shape}, expected (d, m) with 1 <= m <= d for initial_mean of shape {(d,)}: a column for "
-            "each direction, or None."
+            f"diffuse has shape {shape}, expected (d, m) with 1 <= m <= d for initial_mean of shape {(d,)}: a column "
+            "for each direction, or None."
         )
     if t * p < shape[1]:
         raise ValueError(f"x of shape {(t, p)} cannot tell {shape[1]} diffuse directions (diffuse is {shape}) apart.")

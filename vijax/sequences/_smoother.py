@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from vijax.sequences._algebra import cholesky, element, forward, log_det, pull, symmetric, tell, transpose
@@ -21,7 +22,7 @@ LOG_2PI = math.log(2 * math.pi)
 @partial(jax.tree_util.register_dataclass, data_fields=["gain", "offset", "cov"], meta_fields=["scans"])
 @dataclass(frozen=True)
 class _Paths:
-    """A Markov chain of Gaussians, zₜ | zₜ₋₁ ~ N(gainₜ zₜ₋₁ + offsetₜ, covₜ), the first gain 0; draws are [*batch, T, d]."""
+    """A Markov chain, zₜ | zₜ₋₁ ~ N(gainₜ zₜ₋₁ + offsetₜ, covₜ), the first gain 0; draws are [*batch, T, d]."""
 
     gain: Any
     offset: Any
@@ -49,12 +50,12 @@ class _Paths:
             draw = jax.vmap(draw)
         return draw(jax.random.normal(seed, (*sample_shape, *self.offset.shape), self.offset.dtype))
 
-    def log_prob(self, z: Float[Array, "*batch time d"], /) -> Array:
+    def log_prob(self, z: Float[Array | np.ndarray, "*batch time d"], /) -> Array:
         """Return the log-density of paths, [*batch] in nats."""
         if jnp.shape(z) != self.offset.shape:
             raise ValueError(
-                f"z must be one path for each member of the batch, {self.offset.shape}, got {jnp.shape(z)}; for several "
-                "draws use jax.vmap(q.log_prob)."
+                f"z must be one path for each member of the batch, {self.offset.shape}, got {jnp.shape(z)}; for "
+                "several draws use jax.vmap(q.log_prob)."
             )
         return self._each(_log_prob, jnp.asarray(z))
 
@@ -89,8 +90,8 @@ def kalman_smoother(model: LinearGaussian, x: Observations, *, mask: Observed = 
         p(z | x) = Π N(zₜ; Aₜ zₜ₋₁ + bₜ, Cₜ),   from p(xₜ₊₁..T | zₜ), backwards
 
     Draws of it are draws of whole paths, with their log-density: it is a q for any objective, at which every bound is
-    log p(x), and a conditional for `targets.collapse`. It takes no inverse of a covariance of states, so marginals stand
-    a singular transition_cov (companion forms, deterministic trends) and a diffuse start.
+    log p(x), and a conditional for `targets.collapse`. It takes no inverse of a covariance of states, so marginals
+    stand a singular transition_cov (companion forms, deterministic trends) and a diffuse start.
 
     Args:
         model: a LinearGaussian; its matrices may change in time.
