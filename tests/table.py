@@ -252,6 +252,7 @@ PUBLIC = {
     "targets": {
         "collapse": "tests/targets/test_collapse.py",
         "collapse_gaussian": "tests/targets/test_quadratic.py",
+        "conjugate": "tests/targets/test_conjugate.py",
         "keyed": "tests/laws/test_flax.py",
         "laplace": "tests/targets/test_quadratic.py",
         "minibatch": "tests/targets/test_minibatch.py",

@@ -1,9 +1,18 @@
 """Change the question: log_joint -> log_joint."""
 
+from vijax.targets import conjugate
 from vijax.targets._collapse import collapse
 from vijax.targets._keyed import keyed
 from vijax.targets._minibatch import minibatch
 from vijax.targets._quadratic import collapse_gaussian, laplace
 from vijax.targets._tied import tied
 
-__all__ = ["collapse", "collapse_gaussian", "keyed", "laplace", "minibatch", "tied"]
+__all__ = [
+    "collapse",
+    "collapse_gaussian",
+    "conjugate",
+    "keyed",
+    "laplace",
+    "minibatch",
+    "tied",
+]

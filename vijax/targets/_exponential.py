@@ -1,0 +1,155 @@
+"""Distributions that conjugate conditionals are made of: plain arrays with vijax's two methods.
+
+Tuples of arrays, so that jax.vmap over whatever builds one gives one with a batch.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.scipy.special import betaln, gammaln
+from jaxtyping import Array
+
+from vijax.types import PyTree
+
+LOG_2PI = math.log(2 * math.pi)
+
+
+def _tiny(dtype: Any) -> float:
+    return float(jnp.finfo(dtype).tiny)
+
+
+def _drawn(p: Any, draw: Callable[[Any], PyTree], seed: Any, sample_shape: Any) -> tuple[Any, Array]:
+    """Return draws with log p of each; the sample axes are added outside, so that ranks agree within."""
+
+    def one(key: Any) -> tuple[PyTree, Array]:
+        z = draw(key)
+        return z, p.log_prob(z)
+
+    for _ in sample_shape:
+        one = jax.vmap(one)
+    return one(jax.random.split(seed, tuple(sample_shape)) if sample_shape else seed)
+
+
+class Beta(NamedTuple):
+    """Probabilities in (0, 1), both [*batch]."""
+
+    a: Array
+    b: Array
+
+    def sample_and_log_prob(self, *, seed: Any, sample_shape: Any = ()) -> tuple[Array, Array]:
+        # A draw rounded to the ends of the interval would have an infinite density.
+        low, high = _tiny(self.a.dtype), 1 - float(jnp.finfo(self.a.dtype).epsneg)
+        draw = lambda key: jnp.clip(jax.random.beta(key, self.a, self.b, dtype=self.a.dtype), low, high)  # noqa: E731
+        return _drawn(self, draw, seed, sample_shape)
+
+    def log_prob(self, z: Array, /) -> Array:
+        return (self.a - 1) * jnp.log(z) + (self.b - 1) * jnp.log1p(-z) - betaln(self.a, self.b)
+
+
+class Gamma(NamedTuple):
+    """Positive numbers of shape parameter a and rate b, both [*batch]."""
+
+    a: Array
+    b: Array
+
+    def sample_and_log_prob(self, *, seed: Any, sample_shape: Any = ()) -> tuple[Array, Array]:
+        return _drawn(self, self.draw, seed, sample_shape)
+
+    def draw(self, key: Any) -> Array:
+        return jnp.maximum(jax.random.gamma(key, self.a, dtype=self.a.dtype) / self.b, _tiny(self.a.dtype))
+
+    def log_prob(self, z: Array, /) -> Array:
+        return self.a * jnp.log(self.b) + (self.a - 1) * jnp.log(z) - self.b * z - gammaln(self.a)
+
+
+class Dirichlet(NamedTuple):
+    """Points of the simplex, concentration [*batch, s]."""
+
+    concentration: Array
+
+    def sample_and_log_prob(self, *, seed: Any, sample_shape: Any = ()) -> tuple[Array, Array]:
+        c = self.concentration
+        soft = lambda key: jax.nn.softmax(jax.random.loggamma(key, c, dtype=c.dtype))  # noqa: E731
+        return _drawn(self, lambda key: jnp.maximum(soft(key), _tiny(c.dtype)), seed, sample_shape)
+
+    def log_prob(self, z: Array, /) -> Array:
+        c = self.concentration
+        return jnp.sum((c - 1) * jnp.log(z) - gammaln(c), -1) + gammaln(jnp.sum(c, -1))
+
+
+class Gaussian(NamedTuple):
+    """Vectors of mean [*batch, d], their precision given as its lower Cholesky factor [*batch, d, d]."""
+
+    mean: Array
+    cholesky: Array
+
+    def sample_and_log_prob(self, *, seed: Any, sample_shape: Any = ()) -> tuple[Array, Array]:
+        return _drawn(self, self.draw, seed, sample_shape)
+
+    def draw(self, key: Any) -> Array:
+        e = jax.random.normal(key, self.mean.shape, self.mean.dtype)
+        return self.mean + triangular(self.cholesky, e, transpose=True)
+
+    def log_prob(self, z: Array, /) -> Array:
+        log_det = jnp.sum(jnp.log(jnp.diagonal(self.cholesky, axis1=-2, axis2=-1)), -1)
+        scaled = jnp.einsum("...ji,...j->...i", self.cholesky, z - self.mean)
+        return log_det - 0.5 * (jnp.sum(jnp.square(scaled), -1) + z.shape[-1] * LOG_2PI)
+
+
+class NormalGamma(NamedTuple):
+    """A precision of Gamma(a, b) and a mean of N(loc, 1 / (strength precision)), all [*batch]."""
+
+    loc: Array
+    strength: Array
+    a: Array
+    b: Array
+
+    def sample_and_log_prob(self, *, seed: Any, sample_shape: Any = ()) -> tuple[dict[str, Array], Array]:
+        return _drawn(self, self.draw, seed, sample_shape)
+
+    def draw(self, key: Any) -> dict[str, Array]:
+        of_precision, of_mean = jax.random.split(key)
+        precision = Gamma(self.a, self.b).draw(of_precision)
+        e = jax.random.normal(of_mean, precision.shape, precision.dtype)
+        return {"mean": self.loc + e * jax.lax.rsqrt(self.strength * precision), "precision": precision}
+
+    def log_prob(self, z: dict[str, Array], /) -> Array:
+        precision = z["precision"]
+        exact = self.strength * precision
+        of_mean = 0.5 * (jnp.log(exact) - LOG_2PI - exact * jnp.square(z["mean"] - self.loc))
+        return of_mean + Gamma(self.a, self.b).log_prob(precision)
+
+
+class NormalInverseGamma(NamedTuple):
+    """A variance of InverseGamma(a, b) [*batch], and weights N(mean, variance (C Cᵀ)⁻¹) of mean [*batch, d]."""
+
+    mean: Array
+    cholesky: Array
+    a: Array
+    b: Array
+
+    def sample_and_log_prob(self, *, seed: Any, sample_shape: Any = ()) -> tuple[dict[str, Array], Array]:
+        return _drawn(self, self.draw, seed, sample_shape)
+
+    def draw(self, key: Any) -> dict[str, Array]:
+        of_variance, of_weights = jax.random.split(key)
+        precision = Gamma(self.a, self.b).draw(of_variance)
+        w = Gaussian(jnp.zeros_like(self.mean), self.cholesky).draw(of_weights)
+        return {"weights": self.mean + w * jax.lax.rsqrt(precision)[..., None], "variance": 1 / precision}
+
+    def log_prob(self, z: dict[str, Array], /) -> Array:
+        variance = z["variance"]
+        scaled = (z["weights"] - self.mean) * jax.lax.rsqrt(variance)[..., None]
+        of_weights = Gaussian(jnp.zeros_like(self.mean), self.cholesky).log_prob(scaled)
+        of_weights = of_weights - 0.5 * self.mean.shape[-1] * jnp.log(variance)
+        # Of the variance, whose reciprocal is the gamma variable: the Jacobian is variance⁻².
+        return of_weights + Gamma(self.a, self.b).log_prob(1 / variance) - 2 * jnp.log(variance)
+
+
+def triangular(factor: Array, x: Array, *, transpose: bool) -> Array:
+    """Return C⁻¹ x, or C⁻ᵀ x, of lower triangles [*batch, d, d] and vectors [*batch, d]."""
+    solve = jax.lax.linalg.triangular_solve
+    return solve(factor, x[..., None], left_side=True, lower=True, transpose_a=transpose)[..., 0]
