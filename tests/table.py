@@ -253,9 +253,11 @@ PUBLIC = {
         "collapse": "tests/targets/test_collapse.py",
         "collapse_gaussian": "tests/targets/test_quadratic.py",
         "conjugate": "tests/targets/test_conjugate.py",
+        "exact_entropy": "tests/targets/test_split.py",
         "keyed": "tests/laws/test_flax.py",
         "laplace": "tests/targets/test_quadratic.py",
         "minibatch": "tests/targets/test_minibatch.py",
+        "split": "tests/targets/test_split.py",
         "tied": "tests/targets/test_tied.py",
     },
     "diagnostics": {

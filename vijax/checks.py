@@ -56,6 +56,15 @@ def is_mean(bound: Any) -> bool:
         return bool(np.allclose(bound(jnp.array([[0.0], [1.0], [5.0]], jnp.float32)), 2.0, rtol=1e-5))
 
 
+def own_terms(log_joint: Any, estimator: str) -> None:
+    """Refuse a target that holds terms of q in closed form, where the estimator takes log p and log q apart."""
+    if types.attribute(log_joint, "given_log_q"):
+        raise ValueError(
+            f"{estimator} needs the log joint itself, and this target holds terms of q in closed form: use "
+            "gradients.reparam, dreg, score, vimco or auto, or the plain log_joint."
+        )
+
+
 def independent(bound: Any, draw: Any, estimator: str) -> None:
     """Refuse coupled draws, and strata, where the estimator's derivation needs independent draws from q."""
     if draw.independent:

@@ -37,7 +37,8 @@ def evaluate(log_joint: LogJoint, z: PyTree, log_q: Array, keys: Any = None) -> 
     Args:
         log_joint: the target, see `types.LogJoint`.
         z: draws, a pytree with leading axis k.
-        log_q: [k, *batch], consulted for its shape.
+        log_q: [k, *batch], consulted for its shape; and handed to targets that add it (`targets.split`), so that the
+            same number is taken away again, with the same derivative.
         keys: [k], for targets made by `targets.keyed`.
 
     Returns:
@@ -47,9 +48,11 @@ def evaluate(log_joint: LogJoint, z: PyTree, log_q: Array, keys: Any = None) -> 
         ValueError: where a draw's log p is not [*batch], or a (N,) is broadcast against a (N, 1).
     """
     has_aux = attribute(log_joint, "has_aux", default=False)
+    given_log_q = attribute(log_joint, "given_log_q", default=False)
 
     def one(z: PyTree, log_q: Array, key: Any) -> tuple[Array, PyTree]:
-        out = log_joint(z) if key is None else log_joint(z, key=key)
+        given = {"key": key} if key is not None else {}
+        out = log_joint(z, **given, **({"log_q": log_q} if given_log_q else {}))
         if isinstance(out, (tuple, list)) and not has_aux:
             raise TypeError(
                 f"log_joint(z) must be one array [*batch], got a {type(out).__name__} of {len(out)}; a model with "

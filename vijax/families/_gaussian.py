@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
+from vijax.families._moments import Moments, entropy, kl_divergence
 from vijax.types import Family, PyTree
 
 # distrax's diagonal Gaussians keep bound methods of the original object, so building one under vmap leaks tracers, and
@@ -23,6 +24,7 @@ class _Gaussian:
         noise: length of e.
         push: e -> z as a vector.
         log_density: z as a vector -> log q(z).
+        moments: what closed forms between Gaussians ask for, in the order of the vector.
     """
 
     def __init__(
@@ -31,8 +33,9 @@ class _Gaussian:
         noise: int,
         push: Callable[[Array], Array],
         log_density: Callable[[Array], Array],
+        moments: Callable[[], Moments],
     ):
-        self._unravel, self._push, self._log_density = unravel, push, log_density
+        self._unravel, self._push, self._log_density, self._moments = unravel, push, log_density, moments
         self.uniforms = (noise,)
         self._dtype = jax.eval_shape(push, jnp.zeros(noise, jnp.bfloat16)).dtype  # that of the parameters
 
@@ -51,6 +54,20 @@ class _Gaussian:
         for _ in sample_shape:
             one = jax.vmap(one)
         return one(jax.random.normal(seed, (*sample_shape, *self.uniforms), self._dtype))
+
+    def entropy(self) -> Array:
+        return entropy(self._moments())
+
+    def kl_divergence(self, other: Any) -> Array:
+        if not isinstance(other, _Gaussian):
+            raise NotImplementedError(f"a Gaussian family knows no divergence from a {type(other).__name__}.")
+        if self._drawn() != other._drawn():
+            raise ValueError(f"q draws {self._drawn()} and the prior {other._drawn()}; they must be alike.")
+        return kl_divergence(self._moments(), other._moments())
+
+    def _drawn(self) -> PyTree:
+        drawn = jax.eval_shape(lambda e: self._unravel(self._push(e)), jnp.zeros(self.uniforms, self._dtype))
+        return jax.tree.map(jnp.shape, drawn)
 
     def log_prob(self, z: PyTree, /) -> Array:
         leaves = jax.tree_util.tree_leaves_with_path
@@ -110,7 +127,15 @@ def mean_field(*, scale: float = 0.1) -> Family:
         loc, unravel = ravel_pytree(params["loc"])
         log_scale, _ = ravel_pytree(params["log_scale"])
         density = lambda z: jnp.sum(-0.5 * jnp.square((z - loc) * jnp.exp(-log_scale)) - log_scale - 0.5 * _LOG_2PI)  # noqa: E731
-        return _Gaussian(unravel, loc.size, lambda e: loc + jnp.exp(log_scale) * e, density)
+        moments = lambda: Moments(  # noqa: E731
+            loc,
+            jnp.sum(log_scale),
+            jnp.exp(2 * log_scale),
+            jnp.zeros((loc.size, 0), loc.dtype),
+            lambda r: jnp.sum(jnp.square(r * jnp.exp(-log_scale))),
+            lambda: jnp.exp(-2 * log_scale),
+        )
+        return _Gaussian(unravel, loc.size, lambda e: loc + jnp.exp(log_scale) * e, density, moments)
 
     return Family(init, dist)
 
@@ -151,12 +176,20 @@ def full_rank(*, scale: float = 0.1) -> Family:
         unit = jnp.eye(loc.size, dtype=loc.dtype).at[jnp.tril_indices(loc.size, -1)].set(params["lower"])
         push = lambda e: loc + jnp.exp(log_scale) * (unit @ e)  # noqa: E731
 
-        def density(z: Array) -> Array:
-            scaled = (z - loc) * jnp.exp(-log_scale)
-            e = jax.scipy.linalg.solve_triangular(unit, scaled, lower=True, unit_diagonal=True)
-            return jnp.sum(-0.5 * jnp.square(e) - log_scale - 0.5 * _LOG_2PI)
+        def pull(r: Array) -> Array:
+            scaled = r * jnp.exp(-log_scale)
+            return jax.scipy.linalg.solve_triangular(unit, scaled, lower=True, unit_diagonal=True)
 
-        return _Gaussian(unravel, loc.size, push, density)
+        density = lambda z: jnp.sum(-0.5 * jnp.square(pull(z - loc)) - log_scale - 0.5 * _LOG_2PI)  # noqa: E731
+        moments = lambda: Moments(  # noqa: E731
+            loc,
+            jnp.sum(log_scale),
+            jnp.zeros_like(loc),
+            jnp.exp(log_scale)[:, None] * unit,
+            lambda r: jnp.sum(jnp.square(pull(r))),
+            lambda: jnp.sum(jnp.square(jax.vmap(pull)(jnp.eye(loc.size, dtype=loc.dtype))), 1),
+        )
+        return _Gaussian(unravel, loc.size, push, density, moments)
 
     return Family(init, dist)
 
@@ -204,12 +237,22 @@ def low_rank(*, rank: int, scale: float = 0.1) -> Family:
         small = jnp.linalg.cholesky(jnp.eye(factor.shape[1], dtype=factor.dtype) + g.T @ g)
         push = lambda e: loc + jnp.exp(log_scale) * e[: loc.size] + factor @ e[loc.size :]  # noqa: E731
 
-        def density(z: Array) -> Array:
-            r = (z - loc) * jnp.exp(-log_scale)
-            t = jax.scipy.linalg.solve_triangular(small, g.T @ r, lower=True)
-            log_det = jnp.sum(log_scale) + jnp.sum(jnp.log(jnp.diag(small)))
-            return -0.5 * (jnp.sum(jnp.square(r)) - jnp.sum(jnp.square(t)) + loc.size * _LOG_2PI) - log_det
+        log_det = jnp.sum(log_scale) + jnp.sum(jnp.log(jnp.diag(small)))
+        solve = lambda x: jax.scipy.linalg.solve_triangular(small, x, lower=True)  # noqa: E731
 
-        return _Gaussian(unravel, loc.size + factor.shape[1], push, density)
+        def square(r: Array) -> Array:
+            r = r * jnp.exp(-log_scale)
+            return jnp.sum(jnp.square(r)) - jnp.sum(jnp.square(solve(g.T @ r)))
+
+        density = lambda z: -0.5 * (square(z - loc) + loc.size * _LOG_2PI) - log_det  # noqa: E731
+        moments = lambda: Moments(  # noqa: E731
+            loc,
+            log_det,
+            jnp.exp(2 * log_scale),
+            factor,
+            square,
+            lambda: jnp.exp(-2 * log_scale) * (1 - jnp.sum(jnp.square(solve(g.T)), 0)),
+        )
+        return _Gaussian(unravel, loc.size + factor.shape[1], push, density, moments)
 
     return Family(init, dist)

@@ -56,6 +56,7 @@ def gdreg(bound: Bound, *, prior: Any, push: Callable[[PyTree], PyTree], pull: C
         key: Key[Array, ""], log_joint: LogJoint, q: Any, *, num_samples: int, chunk_size: int | None = None
     ) -> Estimate:
         q = admit(key, log_joint, q, num_samples, chunk_size, bound)
+        checks.own_terms(log_joint, "gdreg")
         checks.smooth(bound, "gdreg")
         paths = pathways.require(q, draws.iid, key, "gdreg")
         seeds = draws.plan(key, log_joint, draws.iid, num_samples)

@@ -74,7 +74,7 @@ def measure_valued(bound: Bound) -> Objective:
         def look(seeds: Plan) -> Any:
             own, others = jax.vmap(one)(seeds.draw)
             log_q = jax.vmap(lambda xs: density(xs, means, scales))(own)
-            log_p, aux = draws.evaluate(log_joint, to_z(own), log_q, seeds.model)
+            log_p, aux = draws.evaluate(log_joint, to_z(own), jax.lax.stop_gradient(log_q), seeds.model)
             there = jax.vmap(jax.vmap(lambda xs: density(xs, *still)))(others)
             swapped = swaps(log_joint, to_z(others), there, seeds)
             return (log_p, log_q, swapped), (to_z(own), aux)

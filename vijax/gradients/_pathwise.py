@@ -170,8 +170,9 @@ def _doubly(bound: Bound, of_path: Bound, draw: Draw, estimator: str) -> Objecti
                     f"q.log_prob(z) of the draws has shape {path_log_q.shape}, and q.sample_and_log_prob gave log_q "
                     f"{log_q.shape} ([k, *batch]); the two methods of q must agree."
                 )
+            log_q = with_score(jax.lax.stop_gradient(log_q), path_log_q)
             log_p, aux = draws.evaluate(log_joint, z, log_q, seeds.model)
-            return (log_p, with_score(jax.lax.stop_gradient(log_q), path_log_q)), aux
+            return (log_p, log_q), aux
 
         def look(seeds: Plan) -> Any:
             z, log_q = sample(seeds)

@@ -50,7 +50,7 @@ def local_expectation(bound: Bound) -> Objective:
         def look(seeds: Plan) -> Any:
             hot = jax.vmap(lambda key: _sample(key, found))(seeds.draw)
             z, log_q = found.draw(hot), jax.vmap(found.log_prob)(hot)
-            log_p, aux = draws.evaluate(log_joint, z, log_q, seeds.model)
+            log_p, aux = draws.evaluate(log_joint, z, jax.lax.stop_gradient(log_q), seeds.model)
             others, mass = jax.vmap(lambda x: _others(x, found))(hot)
             still = jax.vmap(jax.vmap(found.stopped().log_prob))(others)
             swapped = swaps(log_joint, found.draw(others), still, seeds)
@@ -115,7 +115,7 @@ def top_states(bound: Bound, *, states: int) -> Objective:
         def look(seeds: Plan) -> Any:
             hot = jax.vmap(state)(*seeds.draw)
             z, log_q = found.draw([hot]), jax.vmap(lambda x: found.log_prob([x]))(hot)
-            log_p, aux = draws.evaluate(log_joint, z, log_q, seeds.model)
+            log_p, aux = draws.evaluate(log_joint, z, jax.lax.stop_gradient(log_q), seeds.model)
             return (log_p, log_q, None), (z, aux)
 
         def value(log_p: Array, log_q: Array, _: None) -> Array:

@@ -21,6 +21,7 @@ def _held(value: Callable[[Array, Array], Array], bound: Bound, estimator: str) 
         key: Key[Array, ""], log_joint: LogJoint, q: Any, *, num_samples: int, chunk_size: int | None = None
     ) -> Estimate:
         q = admit(key, log_joint, q, num_samples, chunk_size, bound)
+        checks.own_terms(log_joint, estimator)
         pathways.continuous_support(q, key, draws.iid, estimator)
         seeds = draws.plan(key, log_joint, draws.iid, num_samples)
         return estimate(_look(log_joint, q), lambda p, q, _: value(p, q), seeds, chunk_size)

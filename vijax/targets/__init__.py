@@ -5,14 +5,17 @@ from vijax.targets._collapse import collapse
 from vijax.targets._keyed import keyed
 from vijax.targets._minibatch import minibatch
 from vijax.targets._quadratic import collapse_gaussian, laplace
+from vijax.targets._split import exact_entropy, split
 from vijax.targets._tied import tied
 
 __all__ = [
     "collapse",
     "collapse_gaussian",
     "conjugate",
+    "exact_entropy",
     "keyed",
     "laplace",
     "minibatch",
+    "split",
     "tied",
 ]

@@ -1,0 +1,150 @@
+"""Terms of the ELBO in closed form: the divergence from the prior, or the entropy, integrated over q."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from vijax import checks
+from vijax.types import Joint, LogJoint, PyTree, attribute, carries, lift
+
+# Of one draw, log_likelihood(z) - KL is no log-weight: its exponential has another mean than p(x).
+WHY = "a target with a closed-form {} has the right mean, but its exponential has not, and would exceed log p(x)"
+
+
+def kl_divergence(q: Any, prior: Any) -> Array:
+    """Return KL(q ‖ prior) by q's own method of that name, as distrax, TFP and vijax's Gaussian families have it."""
+    return _closed(q, "kl_divergence", prior)
+
+
+def split(
+    log_likelihood: Callable[[PyTree], Array],
+    prior: Any,
+    q: Any,
+    *,
+    kl: Callable[[Any, Any], Array] = kl_divergence,
+) -> LogJoint:
+    """Leave only the likelihood to draws, and take the divergence of q from the prior exactly.
+
+        L = E_q[log p(x | z)] - KL(q ‖ p(z)),     log wₖ = log p(x | zₖ) - KL(q ‖ p(z))
+
+    When KL is known and the likelihood says little, as early in training or for many latents few of which matter; near
+    the posterior the terms cancel draw by draw when all are drawn, so that `dreg(elbo)` of the plain log joint is
+    better there. Its bound must be linear in log_w: any other would exceed log p(x), and is refused. Any estimator of
+    that bound may follow; a mini-batch's likelihood times N/B is welcome.
+
+        reparam(elbo)(key, split(log_likelihood, prior, q), q, num_samples=K)
+
+    Known: what distrax and TFP register, leaf by leaf for dicts and tuples (a leaf given earlier ones at the drawn
+    values of those, as ladder VAEs do), and Gaussian families of vijax among each other. A mixture's divergence from a
+    Gaussian has no closed form: leave it to Monte Carlo, log_joint(z) = log_likelihood(z) + prior.log_prob(z).
+
+    Args:
+        log_likelihood: z -> [*batch] in nats, of one draw, or a dict of factors; `targets.keyed` if it has noise.
+        prior: a distribution with q's batch shape, or a pytree of them like q.
+        q: the same distribution (or pytree of them) that the objective gets.
+        kl: (q, prior) -> [*batch] in nats, of two distributions of one leaf; by default q.kl_divergence(prior).
+
+    Returns:
+        A target for objectives of `bounds.elbo`. A KL of +inf makes its value -inf.
+
+    Raises:
+        TypeError: where q or prior is no distribution, or no KL is known of them.
+        ValueError: (when called) where leaves or shapes differ; by any objective of a bound that is not linear.
+
+    Reference: Kingma, Welling, Auto-encoding variational Bayes, 2014, arXiv:1312.6114 (its second estimator).
+    """
+    posterior, prior = lift(q), lift(prior)
+
+    exact = lambda z: -_sum_over_leaves(kl, posterior, prior, z)  # noqa: E731
+    return _with(log_likelihood, exact, posterior, ("log_likelihood(z)", "KL"))
+
+
+def exact_entropy(log_joint: Callable[[PyTree], Array], q: Any) -> LogJoint:
+    """Leave the log joint to draws, and take the entropy of q exactly.
+
+        L = E_q[log p(x, z)] + H[q],     log wₖ = log p(x, zₖ) + H[q]
+
+    When the prior is not one that `split` knows the divergence from, and q is far from the posterior; near it, where
+    log p and log q cancel draw by draw, `dreg(elbo)` of the plain log joint is better. For bounds linear in log_w.
+
+    Args:
+        log_joint: z -> log p(x, z), [*batch] in nats, of one draw.
+        q: the same distribution (or pytree of them) that the objective gets, with a method entropy().
+
+    Returns:
+        A target for objectives of `bounds.elbo`.
+
+    Raises:
+        TypeError: where q is no distribution, or its entropy is not known.
+        ValueError: (when called) where shapes differ; by any objective of a bound that is not linear.
+
+    Reference: Kucukelbir, Tran, Ranganath, Gelman, Blei, Automatic differentiation variational inference, 2017,
+        arXiv:1603.00788.
+    """
+    posterior = lift(q)
+
+    entropy = lambda q, _: _closed(q, "entropy")  # noqa: E731
+    exact = lambda z: _sum_over_leaves(entropy, posterior, posterior, z)  # noqa: E731
+    return _with(log_joint, exact, posterior, ("log_joint(z)", "entropy"))
+
+
+def _with(drawn: LogJoint, exact: Callable[[PyTree], Array], q: Any, names: tuple[str, str]) -> LogJoint:
+    """Return drawn(z) + exact(z) + log q(z), of which the objective takes log q away again."""
+    has_aux = attribute(drawn, "has_aux", default=False)
+    marks = {"keyed": attribute(drawn, "keyed", default=False), "has_aux": has_aux}
+
+    @carries(linear_only=WHY.format(names[1]), given_log_q=True, **marks)
+    def target(z: PyTree, *, log_q: Array | None = None, **given: Any) -> Any:
+        of_q = q.log_prob(z) if log_q is None else log_q
+        term, closed = drawn(z, **given), exact(z)
+        term, aux = term if has_aux else (term, None)
+        checks.log_densities(closed, of_q, z, (f"the {names[1]} of q", "q.log_prob(z)"))
+        if isinstance(term, dict):
+            found: Any = {**term, f"closed-form {names[1]}": closed + of_q}
+        else:
+            checks.log_densities(term, of_q, z, (names[0], "q.log_prob(z)"))
+            found = term + closed + of_q
+        return (found, aux) if has_aux else found
+
+    return target
+
+
+def _sum_over_leaves(term: Callable[[Any, Any], Array], q: Any, prior: Any, z: PyTree) -> Array:
+    """Return the sum over leaves of a term of q and the prior, each given the earlier leaves of the draw."""
+    if not isinstance(q, Joint) and not isinstance(prior, Joint):
+        return term(q, prior)
+    names = [p.names() if isinstance(p, Joint) else None for p in (q, prior)]
+    if names[0] != names[1]:
+        raise ValueError(
+            f"q and prior must have the same leaves, drawn in the same order: q has {names[0]}, prior {names[1]} "
+            "(None: one distribution over all)."
+        )
+    total: Any = None
+    earlier: dict[Any, Any] = {}
+    for name in q.names():
+        part = _sum_over_leaves(term, q.conditional(name, earlier), prior.conditional(name, earlier), z[name])
+        if total is not None and jnp.shape(total) != jnp.shape(part):
+            raise ValueError(
+                f"the closed-form terms of the leaves must share one batch shape: that of '{name}' is "
+                f"{jnp.shape(part)}, of those before it {jnp.shape(total)}. Wrap event dimensions in Independent."
+            )
+        total = part if total is None else total + part
+        earlier[name] = z[name]
+    return jnp.asarray(total)
+
+
+def _closed(q: Any, name: str, *args: Any) -> Array:
+    """Return q.name(*args), or say that it is not known and what to do."""
+    against = f" from {type(args[0]).__name__}" if args else ""
+    refusal = (
+        f"{type(q).__name__} has no closed-form {name}{against}: leave it to Monte Carlo, with the plain "
+        "log_joint(z) = log_likelihood(z) + prior.log_prob(z)" + (", or pass kl=." if args else ".")
+    )
+    if not callable(method := getattr(q, name, None)):
+        raise TypeError(refusal)
+    try:
+        return jnp.asarray(method(*args))
+    except NotImplementedError as error:  # what distrax and TFP raise for a pair, or an entropy, that they lack
+        raise TypeError(refusal) from error
