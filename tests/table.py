@@ -200,6 +200,7 @@ PUBLIC = {
     | {
         "arm": "tests/gradients/test_coupled.py",
         "disarm": "tests/gradients/test_coupled.py",
+        "factored": "tests/gradients/test_factored.py",
         "fixed": "tests/gradients/test_wake.py",
         "gdreg": "tests/gradients/test_hierarchical.py",
         "gumbel_rao": "tests/gradients/test_relaxed.py",

@@ -1,0 +1,164 @@
+"""Rao-Blackwellised score signals: each leaf is judged by the factors that depend on it, as the jaxpr says."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Key
+
+from vijax import dataflow, draws, pathways
+from vijax.draws import Plan
+from vijax.gradients._auto import auto
+from vijax.gradients._objective import admit, estimate
+from vijax.gradients._pathwise import reparam
+from vijax.gradients._score import ALONE, left_out
+from vijax.gradients._states import linear
+from vijax.numerics import with_score
+from vijax.types import Bound, Estimate, Joint, LogJoint, Objective, PyTree, attribute, carries
+
+
+def factored(bound: Bound) -> Objective:
+    """Unbiased gradient of the ELBO whose score signals are local: each leaf hears only the factors that depend on it.
+
+        ∇φ = E[∇φ log w|path] + E[1/K Σₖ Σᵢ (fᵢₖ - mean of the others' fᵢ) ∇φ log qᵢ(zₖᵢ | earlier)],
+        fᵢ = Σ factors of log p that depend on leaf i or on what is drawn from it, less those terms of log q
+
+    For models of many latents, where `auto` and `vimco` would make each leaf listen to the noise of all: the variance
+    of its signal is that of its own factors, so the gain grows with the number of independent leaves. log_joint returns
+    a dict of factors, each [*batch], one for every term that may stand alone; what depends on what is read from the
+    jaxprs of log_joint and q. Which leaf gets a path and which a score is decided as in `auto`. A log_joint of one
+    array is one factor: then terms of log q alone are dropped. A leaf is the unit: many latents in one array share one
+    signal, so give each its own leaf, or make their axis the batch.
+
+    Args:
+        bound: linear in log_w, so `bounds.elbo`: of any other, each draw's weight is that of all its factors at once.
+
+    Returns:
+        An Objective: (key, log_joint, q, *, num_samples, chunk_size=None) -> Estimate, value [*batch] in nats. q is a
+        dict, tuple or `types.Joint` of leaves; one distribution alone gets what `auto` gives it. Second derivatives
+        mean nothing unless all leaves are pathwise. log_joint must not couple members of the batch.
+
+    Raises:
+        TypeError: (when called) for a raw key or a q that is not a distribution.
+        ValueError: (when called) for a bound that is not linear, naming `vimco`; for num_samples < 2 if any leaf has no
+            path; or shapes that do not agree.
+
+    Reference: Ranganath, Gerrish, Blei, Black box variational inference, 2014, arXiv:1401.0118; Schulman, Heess, Weber,
+        Abbeel, Gradient estimation using stochastic computation graphs, 2015, arXiv:1506.05254.
+    """
+
+    def objective(
+        key: Key[Array, ""], log_joint: LogJoint, q: Any, *, num_samples: int, chunk_size: int | None = None
+    ) -> Estimate:
+        linear(bound, "factored", "judges each latent by a part of log w")
+        q = admit(key, log_joint, q, num_samples, chunk_size, bound)
+        if not isinstance(q, Joint):
+            return auto(bound)(key, log_joint, q, num_samples=num_samples, chunk_size=chunk_size)
+        scored = [name for name in q.names() if name in pathways.scored_leaves(q, key)]
+        if not scored:
+            return reparam(bound)(key, log_joint, q, num_samples=num_samples, chunk_size=chunk_size)
+        admit(key, log_joint, q, num_samples, chunk_size, bound, least=2, why=ALONE)
+        exact = attribute(log_joint, "given_log_q", default=False)  # log q is in closed form, so none of it is drawn
+
+        def look(seeds: Plan) -> Any:
+            z, parts = jax.vmap(lambda seed: _sample(q, seed, scored))(seeds.draw)
+            still = jax.lax.stop_gradient(parts)
+            # The score of a scored leaf has mean zero, and of a bound that is linear it is dropped.
+            log_q: Any = sum(still[name] if name in scored else parts[name] for name in q.names())
+            drawn = jnp.zeros_like(log_q) if exact else log_q
+            log_p, (terms, aux) = draws.evaluate(_with_terms(log_joint), z, drawn, seeds.model)
+            of_p, of_q = _factors(log_joint, z, drawn, seeds.model, q), _densities(q, z)
+            signals = []
+            for name in scored:
+                reach = _downstream(name, of_q)
+                signal: Any = sum(term for term, on in zip(terms.values(), of_p, strict=True) if on & reach)
+                signal = signal - (0.0 if exact else sum(still[j] for j, on in of_q.items() if on & reach))
+                signals.append(jnp.broadcast_to(signal, log_q.shape))
+            return (log_p + log_q if exact else log_p, log_q, (signals, [parts[n] for n in scored])), (z, aux)
+
+        def value(log_p: Array, log_q: Array, extra: Any) -> Array:
+            signals, densities = extra
+            judged: Any = bound(log_p - log_q)
+            along = judged
+            for signal, density in zip(signals, densities, strict=True):
+                s = jax.lax.stop_gradient(left_out(bound, jax.lax.stop_gradient(signal)))
+                # An infinite value is reported as it is; it says nothing of where to go.
+                along = along + jnp.sum(jnp.where(jnp.isfinite(s), s, 0.0) * density, 0)
+            return with_score(judged, along)
+
+        seeds = draws.plan(key, log_joint, draws.iid, num_samples)
+        return estimate(look, value, seeds, chunk_size)
+
+    return objective
+
+
+def _sample(q: Joint, key: Any, scored: list[Any]) -> tuple[PyTree, dict[Any, Array]]:
+    """Draw the leaves in order, those in `scored` stopped; return them, and log q of each given the earlier ones.
+
+    The density of a scored leaf keeps its derivative in earlier leaves: that is how their path reaches it.
+    """
+    leaves: dict[Any, Any] = {}
+    parts: dict[Any, Array] = {}
+    for name, part_key in zip(q.names(), q.keys(key), strict=True):
+        part = q.conditional(name, leaves)
+        z, parts[name] = part.sample_and_log_prob(seed=part_key, sample_shape=())
+        if name in scored:
+            z = jax.lax.stop_gradient(z)
+            parts[name] = part.log_prob(z)
+        leaves[name] = z
+    return q.collect(leaves), parts
+
+
+def _terms(out: Any) -> dict[Any, Any]:
+    return out if isinstance(out, dict) else {"": out}
+
+
+def _with_terms(log_joint: LogJoint) -> LogJoint:
+    """Return the target with its factors beside its own auxiliary output."""
+    has_aux = attribute(log_joint, "has_aux", default=False)
+    marks = {name: attribute(log_joint, name, default=False) for name in ("keyed", "given_log_q")}
+
+    @carries(has_aux=True, **marks)
+    def target(z: PyTree, **given: Any) -> Any:
+        out = log_joint(z, **given)
+        if has_aux and not (isinstance(out, tuple) and len(out) == 2):
+            raise TypeError(f"a target with has_aux=True returns (log_p, aux), got {type(out).__name__}.")
+        out, aux = out if has_aux else (out, None)
+        return out, (_terms(out), aux)
+
+    return target
+
+
+def _factors(log_joint: LogJoint, z: PyTree, log_q: Array, keys: Any, q: Joint) -> list[set[Any]]:
+    """Return the leaves that each factor of log_joint depends on, in the factors' order."""
+    target = _with_terms(log_joint)
+    given = {"log_q": log_q[0]} if attribute(log_joint, "given_log_q") else {}
+    given |= {} if keys is None else {"key": keys[0]}
+    return _sources(lambda z: list(target(z, **given)[1][0].values()), z, q)
+
+
+def _densities(q: Joint, z: PyTree) -> dict[Any, set[Any]]:
+    """Return the leaves that each conditional's density depends on, its own among them."""
+    found = _sources(lambda z: list(q.parts(z).values()), z, q)
+    return {name: on | {name} for name, on in zip(q.names(), found, strict=True)}
+
+
+def _sources(function: Any, z: PyTree, q: Joint) -> list[set[Any]]:
+    one = jax.tree.map(lambda leaf: leaf[0], z)
+    names = q.collect({name: jax.tree.map(lambda _, name=name: name, one[name]) for name in q.names()})
+    owners = jax.tree.leaves(names)
+    closed, _ = dataflow.trace(function, one)
+    inputs = [dataflow.Flow(smooth=frozenset({str(at)})) for at in range(len(owners))]
+    flows = dataflow.analyse(closed, inputs, dataflow.Flow())
+    if closed.effects:  # what is written to a reference, or handed to the host, may come back unseen
+        return [set(owners)] * len(flows)
+    return [{owners[int(at)] for at in flow.sources()} for flow in flows]
+
+
+def _downstream(name: Any, of_q: dict[Any, set[Any]]) -> set[Any]:
+    """Return a leaf with all that is drawn from it, directly or not; later leaves depend on earlier ones alone."""
+    reach = {name}
+    for other, on in of_q.items():
+        if on & reach:
+            reach.add(other)
+    return reach
