@@ -71,7 +71,7 @@ def factored(bound: Bound) -> Objective:
             signals = []
             for name in scored:
                 reach = _downstream(name, of_q)
-                signal: Any = sum(term for term, on in zip(terms.values(), of_p, strict=True) if on & reach)
+                signal: Any = sum(term for factor, term in terms.items() if of_p[factor] & reach)
                 signal = signal - (0.0 if exact else sum(still[j] for j, on in of_q.items() if on & reach))
                 signals.append(jnp.broadcast_to(signal, log_q.shape))
             return (log_p + log_q if exact else log_p, log_q, (signals, [parts[n] for n in scored])), (z, aux)
@@ -129,30 +129,32 @@ def _with_terms(log_joint: LogJoint) -> LogJoint:
     return target
 
 
-def _factors(log_joint: LogJoint, z: PyTree, log_q: Array, keys: Any, q: Joint) -> list[set[Any]]:
-    """Return the leaves that each factor of log_joint depends on, in the factors' order."""
+def _factors(log_joint: LogJoint, z: PyTree, log_q: Array, keys: Any, q: Joint) -> dict[Any, set[Any]]:
+    """Return the leaves that each factor of log_joint depends on."""
     target = _with_terms(log_joint)
     given = {"log_q": log_q[0]} if attribute(log_joint, "given_log_q") else {}
     given |= {} if keys is None else {"key": keys[0]}
-    return _sources(lambda z: list(target(z, **given)[1][0].values()), z, q)
+    return _sources(lambda z: target(z, **given)[1][0], z, q)
 
 
 def _densities(q: Joint, z: PyTree) -> dict[Any, set[Any]]:
     """Return the leaves that each conditional's density depends on, its own among them."""
-    found = _sources(lambda z: list(q.parts(z).values()), z, q)
-    return {name: on | {name} for name, on in zip(q.names(), found, strict=True)}
+    found = _sources(q.parts, z, q)
+    return {name: found[name] | {name} for name in q.names()}
 
 
-def _sources(function: Any, z: PyTree, q: Joint) -> list[set[Any]]:
+def _sources(function: Any, z: PyTree, q: Joint) -> dict[Any, set[Any]]:
+    """Return the leaves that each value of a dict depends on."""
     one = jax.tree.map(lambda leaf: leaf[0], z)
     names = q.collect({name: jax.tree.map(lambda _, name=name: name, one[name]) for name in q.names()})
     owners = jax.tree.leaves(names)
-    closed, _ = dataflow.trace(function, one)
+    closed, shape = dataflow.trace(function, one)
     inputs = [dataflow.Flow(smooth=frozenset({str(at)})) for at in range(len(owners))]
     flows = dataflow.analyse(closed, inputs, dataflow.Flow())
     if closed.effects:  # what is written to a reference, or handed to the host, may come back unseen
-        return [set(owners)] * len(flows)
-    return [{owners[int(at)] for at in flow.sources()} for flow in flows]
+        return dict.fromkeys(shape, set(owners))
+    keys = jax.tree.leaves({key: key for key in shape})  # as JAX flattens a dict: sorted
+    return {key: {owners[int(at)] for at in flow.sources()} for key, flow in zip(keys, flows, strict=True)}
 
 
 def _downstream(name: Any, of_q: dict[Any, set[Any]]) -> set[Any]:
