@@ -86,6 +86,27 @@ def normalized_weights(x: Float[Array, "k *batch"], *, weights: Array | None = N
 
 
 @jax.jit
+def log_normalized(x: Float[Array, "k *batch"]) -> Float[Array, "k *batch"]:
+    """Log of the self-normalised weights, x - log Σ exp(x) over axis 0, without their underflow; total.
+
+    Where the sum is 0 or infinite, the rows that reach the maximum share alike, with gradient 0: of what is impossible
+    altogether one row is as likely as another.
+
+    Args:
+        x: log-weights in nats, [k, *batch].
+
+    Returns:
+        [k, *batch], whose exponentials sum to 1 over axis 0.
+    """
+    total = log_mean_exp(x) + math.log(x.shape[0])
+    best = (x == jnp.max(x, 0)[None]).astype(x.dtype)
+    shared = jnp.where(best > 0, -jnp.log(jnp.maximum(jnp.sum(best, 0), 1))[None], -jnp.inf)
+    infinite = jnp.isinf(total)
+    # The inner choice keeps inf - inf, and its derivative, out of the branch not taken.
+    return jnp.where(infinite[None], shared, x - jnp.where(infinite, 0.0, total)[None])
+
+
+@jax.jit
 def leave_one_out_mean(x: Float[Array, "k *batch"]) -> Float[Array, "k *batch"]:
     """Mean of the other rows, for each row; infinite only where another row is. Costs O(k)."""
     k = _at_least_two(x)

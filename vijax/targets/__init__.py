@@ -2,6 +2,7 @@
 
 from vijax.targets import conjugate
 from vijax.targets._collapse import collapse
+from vijax.targets._enumerate import enumerate
 from vijax.targets._keyed import keyed
 from vijax.targets._minibatch import minibatch
 from vijax.targets._quadratic import collapse_gaussian, laplace
@@ -12,6 +13,7 @@ __all__ = [
     "collapse",
     "collapse_gaussian",
     "conjugate",
+    "enumerate",
     "exact_entropy",
     "keyed",
     "laplace",

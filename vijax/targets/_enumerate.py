@@ -1,0 +1,236 @@
+"""Finite discrete latents summed out exactly, each site alone: S evaluations where brute force needs Sᴺ."""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend import core
+from jaxtyping import Array
+
+from vijax import dataflow
+from vijax.numerics import log_mean_exp, log_normalized
+from vijax.targets import _sites
+from vijax.types import LogJoint, PyTree, attribute
+
+
+class Enumerated(NamedTuple):
+    """What is left when discrete latents are summed out.
+
+    Fields:
+        log_joint: z -> log p(x, z), [*batch] in nats.
+        posterior: z -> `Sites`, the exact p(c | x, z).
+    """
+
+    log_joint: LogJoint
+    posterior: Callable[[PyTree], "Sites"]
+
+
+class Sites:
+    """Independent finite variables, one at each site: a distribution of c with batch shape [*batch].
+
+    Attributes:
+        log_probs: log p(c_site = s | x, z), [*batch, *plate, s₁, s₂, ...], an axis of states for each leaf of c in the
+            order of JAX. Where no state is possible all are as likely.
+    """
+
+    def __init__(self, log_probs: Array, values: list[Array], tree: Any, batch: int):
+        self.log_probs, self._values, self._tree, self._batch = log_probs, values, tree, batch
+        self._sites = log_probs.ndim - len(values)
+
+    def sample_and_log_prob(self, *, seed: Any, sample_shape: Any = ()) -> tuple[PyTree, Array]:
+        """Draw every site; return c, leaves [*sample_shape, *batch, *plate], and log p(c | x, z)."""
+        shape = self.log_probs.shape
+        flat = self.log_probs.reshape(*shape[: self._sites], -1)
+        row = jax.random.categorical(seed, flat, shape=(*sample_shape, *flat.shape[:-1]))
+        log_prob = jnp.sum(jnp.where(_hot(row, flat.shape[-1]), _expand_left(flat, len(sample_shape)), 0.0), -1)
+        each = jnp.unravel_index(row, shape[self._sites :])
+        c = [values[i] for values, i in zip(self._values, each, strict=True)]
+        return jax.tree.unflatten(self._tree, c), self._total(log_prob, len(sample_shape))
+
+    def log_prob(self, c: PyTree, /) -> Array:
+        """Return log p(c | x, z), [*batch]; -inf for a value that is none of the states."""
+        leaves, tree = jax.tree.flatten(c)
+        if tree != self._tree:
+            raise ValueError(f"c has structure {tree}, where the states that were summed have {self._tree}.")
+        hot = jnp.ones((1,) * self._sites, bool)
+        for leaf, values in zip(leaves, self._values, strict=True):
+            if jnp.shape(leaf) != (shape := (*self.log_probs.shape[: self._sites], *values.shape[1:])):
+                raise ValueError(f"a leaf of c has shape {jnp.shape(leaf)}, its sites and states are {shape}.")
+            is_state = jnp.expand_dims(jnp.asarray(leaf), self._sites) == _expand_left(values, self._sites)
+            is_state = jnp.all(is_state, range(self._sites + 1, is_state.ndim))
+            hot = hot[..., None] & jnp.expand_dims(is_state, range(self._sites, hot.ndim))
+        states = tuple(range(self._sites, hot.ndim))
+        found = jnp.sum(jnp.where(hot, self.log_probs, 0.0), states)
+        return self._total(jnp.where(jnp.any(hot, states), found, -jnp.inf), 0)
+
+    def _total(self, log_prob: Array, samples: int) -> Array:
+        return jnp.sum(log_prob, range(samples + self._batch, log_prob.ndim))
+
+
+def enumerate(  # noqa: A001  # the name that the field gives it; one writes targets.enumerate
+    log_joint: Callable[[PyTree, PyTree], Any],
+    states: PyTree,
+    *,
+    plate: tuple[int, ...] = (),
+    batch: tuple[int, ...] = (),
+) -> Enumerated:
+    """Sum discrete latents out of log p(x, z, c) exactly, where c's sites are independent given z.
+
+        log p(x, z) = log p₀(z) + Σ_site log Σₛ exp f_site(z, s),     f_site the term of one site at c_site = s
+
+    For mixtures, mixed memberships, switches, missing labels: S evaluations of log_joint, each with every site at one
+    state, whatever the number of sites. Several leaves of c take the product of their states. The gradient is that of
+    continuous latents, so any estimator and any bound goes with it. For a global c above a plate, enumerate twice:
+    the inner target of (z, c) is the outer's log_joint. For a chain use `sequences.hmm`.
+
+        def log_joint(z, c):                                    # c: [N]
+            return {"prior": log_prior(z), "x": log_weights[c] + norm.logpdf(x, z[c], 1.0)}     # (), [N]
+        target, posterior = enumerate(log_joint, 3, plate=(N,))
+        objective(key, target, q, num_samples=16);     posterior(z).sample_and_log_prob(seed=key)
+
+    Independence is yours to declare, by `plate` and `batch`, and is then read from log_joint's jaxpr: where the term
+    of one site may read another's state it is refused. If a term does read its own site alone through something that
+    cannot be followed, write it for one site and `jax.vmap` it, or declare `carries(independent_sites=True)(log_joint)`
+    (of vijax.types), which is taken on trust.
+
+    Args:
+        log_joint: (z, c) -> log p(x, z, c) in nats with a term for each site, [*batch, *plate], not summed over the
+            plate; or a dict of such factors, among which [*batch] are those of z alone, counted once.
+        states: a pytree like c: how many states a leaf has, 0 ... s-1 as integers; or their values [s, *event].
+        plate: shape of the sites that share z, summed over.
+        batch: shape of the batch of z, kept. Every leaf of c is [*batch, *plate, *event].
+
+    Returns:
+        Enumerated(log_joint, posterior): the collapsed target z -> log p(x, z), [*batch]; and z -> p(c | x, z), with
+        `log_probs` and the two methods of a distribution, to draw c afterwards. States of -inf get gradient 0; where
+        all are, the target is -inf with gradient 0.
+
+    Raises:
+        TypeError: where states, plate or batch are not whole numbers or arrays of values.
+        ValueError: for no states; for a minibatch's estimate; or (when called) where factors have other shapes, a
+            factor of z alone reads c, or sites cannot be told to be independent.
+
+    Reference: Obermeyer, Bingham, Jankowiak, Chiu, Pradhan, Rush, Goodman, Tensor variable elimination for plated
+        factor graphs, 2019, arXiv:1902.03210.
+    """
+    if attribute(log_joint, "linear_only"):
+        raise ValueError(
+            "enumerate needs the exact log joint, and this one is a minibatch estimate: enumerate its log-likelihood "
+            "with batch=(B,), and give that target to targets.minibatch."
+        )
+    for name, shape in (("plate", plate), ("batch", batch)):
+        if not isinstance(shape, tuple) or not all(isinstance(n, int) and not isinstance(n, bool) for n in shape):
+            raise TypeError(f"{name} must be a shape, a tuple of whole numbers such as ({shape!r},), got {shape!r}.")
+    given, tree = jax.tree.flatten(states)
+    if not given:
+        raise ValueError("states holds no leaf: give the number of states of c, or a pytree of them.")
+    sites, sizes = batch + plate, [_count(s) for s in given]
+
+    def rows(values: list[Array]) -> PyTree:
+        """Return all joint states of one site, at every site: leaves [S, *sites, *event]."""
+        each = np.indices(tuple(sizes)).reshape(len(sizes), -1)
+        at = [v[i].reshape(len(i), *(1,) * len(sites), *v.shape[1:]) for v, i in zip(values, each, strict=True)]
+        return [jnp.broadcast_to(a, (len(a), *sites, *a.shape[1 + len(sites) :])) for a in at]
+
+    def terms(z: PyTree) -> tuple[Array, list[Array], list[Array]]:
+        """Return site terms [S, *sites], the factors free of c, and the values of the states."""
+        values = [_values(s) for s in given]
+        stacked = rows(values)
+        closed, shapes = dataflow.trace(
+            lambda leaves: log_joint(z, jax.tree.unflatten(tree, leaves)), [a[0] for a in stacked]
+        )
+        declared = bool(attribute(log_joint, "independent_sites"))
+        once = _check(closed, shapes, len(given), batch, plate, declared=declared)
+        found = jax.vmap(lambda leaves: core.jaxpr_as_fun(closed)(*leaves))(stacked)
+        total = sum(f for f, free in zip(found, once, strict=True) if not free)
+        return jnp.asarray(total), [f[0] for f, free in zip(found, once, strict=True) if free], values
+
+    def collapsed(z: PyTree) -> Array:
+        each, free, _ = terms(z)
+        sums = log_mean_exp(each) + math.log(each.shape[0])
+        return sum(free, jnp.sum(sums, range(len(batch), sums.ndim)))
+
+    def posterior(z: PyTree) -> Sites:
+        each, _, values = terms(z)
+        log_probs = jnp.moveaxis(log_normalized(each), 0, -1)
+        return Sites(log_probs.reshape(*log_probs.shape[:-1], *sizes), values, tree, len(batch))
+
+    return Enumerated(collapsed, posterior)
+
+
+def _expand_left(x: Array, axes: int) -> Array:
+    """Give x so many leading axes of size 1."""
+    return jnp.reshape(x, (1,) * axes + x.shape)
+
+
+def _hot(row: Array, states: int) -> Array:
+    return row[..., None] == _expand_left(jnp.arange(states), row.ndim)
+
+
+def _count(leaf: Any) -> int:
+    if isinstance(leaf, bool) or not (isinstance(leaf, int) or (hasattr(leaf, "shape") and jnp.ndim(leaf))):
+        raise TypeError(f"states must be a whole number or an array of values [s, *event], got {leaf!r}.")
+    count = leaf if isinstance(leaf, int) else int(leaf.shape[0])
+    if count < 1:
+        raise ValueError(f"a latent must have at least one state, got {count}.")
+    return count
+
+
+def _values(leaf: Any) -> Array:
+    return jnp.arange(leaf) if isinstance(leaf, int) else jnp.asarray(leaf)
+
+
+def _check(
+    closed: core.ClosedJaxpr,
+    shapes: Any,
+    leaves: int,
+    batch: tuple[int, ...],
+    plate: tuple[int, ...],
+    *,
+    declared: bool,
+) -> list[bool]:
+    """Return which factors are free of c; refuse the wrong shapes, and sites not seen to be independent."""
+    sites = batch + plate
+    factors = shapes if isinstance(shapes, dict) else {"": shapes}
+    if len(factors) != len(jax.tree.leaves(shapes)) or not factors:
+        raise TypeError(f"log_joint(z, c) must return an array or a flat dict of arrays, got {shapes!r:.200}.")
+    several = [k for k, n in zip(range(len(sites)), sites, strict=True) if n > 1]  # a site alone is independent
+    flows = _sites.follow(closed, [tuple(several)] * leaves)
+    once = []
+    # A dict's leaves come sorted by name.
+    for name, axes in zip(sorted(factors), flows, strict=True):
+        what, factor = f"log_joint(z, c){[name] if name else ''}", factors[name]
+        if not jnp.issubdtype(factor.dtype, jnp.floating):
+            raise TypeError(f"{what} must be real floating, got {factor.dtype}.")
+        if factor.shape not in (sites, batch):
+            raise ValueError(
+                f"{what} has shape {factor.shape}; it must have a term for each site, {sites} (batch {batch}, plate "
+                f"{plate}), neither summed nor averaged over them, or be a factor of z alone, {batch}."
+            )
+        alone = factor.shape != sites
+        if alone and axes is not None:
+            raise ValueError(
+                f"{what} has shape {factor.shape}, as a factor of z alone, and reads c: return one term for each site, "
+                f"{sites}, and leave the sum over the plate to enumerate."
+            )
+        if not (alone or axes is None or declared):
+            _refuse_coupled(what, axes, several)
+        once.append(alone)
+    if all(once):
+        raise ValueError("log_joint(z, c) does not read c: it has no term for each site.")
+    return once
+
+
+def _refuse_coupled(what: str, axes: tuple[int | str, ...], several: list[int]) -> None:
+    for axis, found in zip(several, axes, strict=True):
+        if found != axis:
+            how = f"through '{found}'" if isinstance(found, str) else f"which it holds along axis {found}"
+            raise ValueError(
+                f"{what} mixes the sites along axis {axis} of c, {how}: a term that reads another site's state cannot "
+                "be summed site by site. For a chain use sequences.hmm; for a few coupled sites, one latent of all "
+                "their joint states. If each term does read its own site alone, write it for one site and jax.vmap it "
+                "over the sites, or declare it: types.carries(independent_sites=True)(log_joint)."
+            )
