@@ -20,5 +20,7 @@ __all__ = [
     "Draws", "Estimate", "Family", "Joint",
     "bounds", "checks", "dataflow", "diagnostics", "draws", "families", "gradients", "numerics", "sequences",
     "targets", "testing", "types",
+    "targets", "testing",
+    "types",
 ]  # fmt: skip
 __version__ = "0.1.0"
