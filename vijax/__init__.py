@@ -13,7 +13,7 @@ from vijax import (
     targets,
     testing,
     types,
-)
+)  # fmt: skip
 from vijax.types import Draws, Estimate, Family, Joint
 
 __all__ = [

@@ -47,7 +47,7 @@ def sequential(operator: Operator, first: PyTree, elements: PyTree) -> PyTree:
 
 
 def associative(operator: Operator, first: PyTree, elements: PyTree) -> PyTree:
-    """All partial results of a chain in a tree: about log₂ T steps one after another, for some 2 T products of elements.
+    """All partial results of a chain in a tree: about log₂ T steps one after another, some 2 T products of elements.
 
         rₜ = operator(first, e₁ ∘ ... ∘ eₜ),     ∘ the operator, associative
 

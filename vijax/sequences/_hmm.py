@@ -26,7 +26,7 @@ class Path(NamedTuple):
     log_back: Array
 
     def sample_and_log_prob(self, *, seed: Any, sample_shape: Any = (), fold: Fold = sequential) -> tuple[Array, Array]:
-        """Draw whole paths, [*sample_shape, *batch, T]; return them with log p(c | x). The fold does not change them."""
+        """Draw paths [*sample_shape, *batch, T], which no fold changes; return them with log p(c | x)."""
         shape = tuple(sample_shape) + self.log_last.shape[:-1]
         noise = jax.random.gumbel(seed, (*shape, self.log_back.shape[-3] + 1, self.log_last.shape[-1]))
         draw = self._batched(partial(_draw, fold))
