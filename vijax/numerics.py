@@ -98,12 +98,10 @@ def log_normalized(x: Float[Array, "k *batch"]) -> Float[Array, "k *batch"]:
     Returns:
         [k, *batch], whose exponentials sum to 1 over axis 0.
     """
-    total = log_mean_exp(x) + math.log(x.shape[0])
-    best = (x == jnp.max(x, 0)[None]).astype(x.dtype)
+    top, u = _shifted(x)
+    best = (x == top[None]).astype(x.dtype)
     shared = jnp.where(best > 0, -jnp.log(jnp.maximum(jnp.sum(best, 0), 1))[None], -jnp.inf)
-    infinite = jnp.isinf(total)
-    # The inner choice keeps inf - inf, and its derivative, out of the branch not taken.
-    return jnp.where(infinite[None], shared, x - jnp.where(infinite, 0.0, total)[None])
+    return jnp.where(jnp.isinf(top)[None], shared, u - jnp.log(_possible(jnp.sum(jnp.exp(u), 0)))[None])
 
 
 @jax.jit

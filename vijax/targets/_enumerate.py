@@ -195,7 +195,7 @@ def _check(
     """Return which factors are free of c; refuse the wrong shapes, and sites not seen to be independent."""
     sites = batch + plate
     factors = shapes if isinstance(shapes, dict) else {"": shapes}
-    if len(factors) != len(jax.tree.leaves(shapes)) or not factors:
+    if not factors or not all(isinstance(f, jax.ShapeDtypeStruct) for f in factors.values()):
         raise TypeError(f"log_joint(z, c) must return an array or a flat dict of arrays, got {shapes!r:.200}.")
     several = [k for k, n in zip(range(len(sites)), sites, strict=True) if n > 1]  # a site alone is independent
     flows = _sites.follow(closed, [tuple(several)] * leaves)
