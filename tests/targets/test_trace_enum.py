@@ -43,17 +43,14 @@ def our_mixture(p):
 
 
 def chain():
-    from numpyro.contrib.control_flow import scan
+    """Written out step by step: with `contrib.control_flow.scan` TraceEnum_ELBO gives another number, 30.88 for 15.13."""
+    from numpyro.contrib.funsor import markov
 
-    z = numpyro.sample("z", dist.Normal(jnp.zeros(3), 1.0).to_event(1))
+    z, c = numpyro.sample("z", dist.Normal(jnp.zeros(3), 1.0).to_event(1)), 0
     moves = STAY + numpyro.param("logits")
-
-    def step(c, x):
-        c = numpyro.sample("c", dist.Categorical(logits=moves[c]), infer={"enumerate": "parallel"})
-        numpyro.sample("x", dist.Normal(z[c], 0.7), obs=x)
-        return c, None
-
-    scan(step, 0, X)
+    for t in markov(range(len(X))):
+        c = numpyro.sample(f"c{t}", dist.Categorical(logits=moves[c]), infer={"enumerate": "parallel"})
+        numpyro.sample(f"x{t}", dist.Normal(z[c], 0.7), obs=X[t])
 
 
 def our_chain(p):
