@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy.special import logsumexp
 
+from vijax import numerics
 from vijax.numerics import (
     expand,
     leave_one_out_log_mean_exp,
@@ -96,3 +97,17 @@ def test_with_score():
     assert jax.grad(lambda v: with_score(v, jnp.float32(1.0)))(jnp.float32(2.0)) == 0.0
     both = jax.grad(lambda v: jnp.sum(jax.vmap(lambda s: with_score(v, s * v))(jnp.arange(3.0))))(jnp.float32(2.0))
     assert both == 3.0
+
+
+def test_log_normalized():
+    """SciPy's log-softmax, far rows included; where the sum is 0 or infinite the best share alike, with gradient 0."""
+    x = jnp.array(
+        [[0.3, -200.0, -jnp.inf, -jnp.inf, jnp.inf], [1.2, 0.0, 2.0, -jnp.inf, 0.0], [0.0, 3.0, 1.0, -jnp.inf, jnp.inf]]
+    )
+    found = np.asarray(numerics.log_normalized(x))
+    np.testing.assert_allclose(found[:, :3], jax.nn.log_softmax(x[:, :3], 0), rtol=1e-6)
+    np.testing.assert_allclose(found[:, 3], -np.log(3), rtol=1e-6)
+    np.testing.assert_allclose(found[:, 4], [-np.log(2), -np.inf, -np.log(2)], rtol=1e-6)
+    slopes = jax.jacrev(lambda x: jnp.exp(numerics.log_normalized(x)))(x)
+    assert np.all(np.isfinite(slopes))
+    np.testing.assert_array_equal(slopes[:, 3:], np.zeros((3, 2, 3, 5)))

@@ -12,6 +12,7 @@ from vijax.targets import _sites
 N, S = 5, 3
 X = jnp.linspace(-1.0, 1.0, N)
 TABLE = jnp.arange(N * S, dtype=jnp.float32).reshape(N, S) / 7
+SQUARE_N = jnp.arange(25.0).reshape(N, N) / 30
 V = jnp.array([0.3, -0.2, 0.9])
 MATRIX = jnp.arange(9, dtype=jnp.float32).reshape(3, 3) / 5 - 0.7
 
@@ -31,6 +32,18 @@ def apart(function, c, moved):
 
 def gauss(x, m):
     return norm.logpdf(x, m, 1.0)
+
+
+def printed(c):
+    jax.debug.callback(lambda c: None, c)
+    return V[c]
+
+
+def mutated(c):
+    """Carry the first site's state over in a mutable array, which no variable of the jaxpr tells of."""
+    box = jax.array_ref(jnp.zeros(N)) if hasattr(jax, "array_ref") else jax.new_ref(jnp.zeros(N))
+    box[...] = V[c]
+    return V[c] + jnp.sum(box[...])
 
 
 APART = {
@@ -65,11 +78,17 @@ APART = {
     "discrete densities": lambda c: jax.scipy.stats.poisson.logpmf(2, 1.0 + c) + gamma.logpdf(1.3, 1.0 + c),
     "switch by table": lambda c: jnp.stack([X, X**2, X - 1])[c, jnp.arange(N)],
     "concatenated features": lambda c: jnp.sum(jnp.concatenate([V[c][:, None], TABLE], 1) @ jnp.ones((4, 2)), -1),
+    "printed": printed,
     "convolution": lambda c: jnp.sum(
         jax.lax.conv_general_dilated(TABLE[:, None, :] * V[c][:, None, None], jnp.ones((2, 1, 2)), (1,), "SAME"), (1, 2)
     ),
 }
 COUPLED = {
+    "a reduction of one's own": lambda c: jax.lax.reduce(
+        V[c][:, None] * SQUARE_N, jnp.float32(1), lambda a, b: a + b + a * b, (0,)
+    ),
+    "a mutable array": mutated,
+    "windows": lambda c: jax.lax.reduce_window(V[c], 0.0, jax.lax.add, (2,), (1,), "SAME"),
     "chain": lambda c: MATRIX[jnp.roll(c, 1), c],
     "counts": lambda c: V[c] / (1.0 + jnp.sum(c == 0)),
     "normalised": lambda c: jax.nn.softmax(V[c]),

@@ -12,8 +12,8 @@ ELEMENTWISE = frozenset(
     convert_element_type copy copy_p cos cosh digamma div eq eq_to erf erf_inv erfc exp exp2 expm1 floor ge gt igamma
     igamma_grad_a igammac imag integer_pow is_finite le le_to lgamma log log1p logistic lt lt_to max min mul ne neg
     nextafter not or polygamma population_count pow random_gamma_grad real reduce_precision
-    regularized_incomplete_beta rem round rsqrt select_n shift_left shift_right_arithmetic shift_right_logical sign sin
-    sinh sqrt square stop_gradient sub tan tanh xor zeta""".split()
+    regularized_incomplete_beta rem round rsqrt select_n
+    sharding_constraint shift_left shift_right_arithmetic shift_right_logical sign sin sinh sqrt square stop_gradient sub tan tanh xor zeta""".split()
 )
 # The parameter that names the axes along which elements meet; the others stay, moved up where it removes axes.
 ALONG = {
@@ -27,6 +27,11 @@ AWAY = {
     "squeeze": "dimensions",
     **dict.fromkeys("argmax argmin reduce_and reduce_max reduce_min reduce_or reduce_prod reduce_sum".split(), "axes"),
 }
+# Their one inner jaxpr is applied to the operands as they are; that of a reduction, say, is not.
+CALLS = frozenset(
+    """checkpoint closed_call core_call core_closed_call custom_jvp_call custom_vjp_call custom_vjp_call_jaxpr jit pjit
+    remat remat2""".split()
+)
 LINEAR_ALGEBRA = frozenset("cholesky eigh lu qr svd triangular_solve".split())
 
 Axes = tuple[int | str, ...] | None
@@ -37,7 +42,23 @@ it whose body this is, or the name of the primitive that mixed its sites.
 
 def follow(closed: core.ClosedJaxpr, inputs: Sequence[Axes]) -> list[Axes]:
     """Follow site axes from the inputs of a jaxpr to its outputs; what it closes over is free of them."""
+    if (how := _hidden(closed.jaxpr)) is not None:
+        some: tuple[int | str, ...] = next((a for a in inputs if a is not None), ())
+        return [tuple(how for _ in some)] * len(closed.jaxpr.outvars)
     return _jaxpr(closed.jaxpr, inputs, 0)
+
+
+def _hidden(jaxpr: Any) -> str | None:
+    """Return the first primitive that keeps values where no variable tells: in a mutable array, or on the host."""
+    for eqn in jaxpr.eqns:
+        refs = any("Ref" in type(v.aval).__name__ for v in (*eqn.invars, *eqn.outvars))
+        if refs or eqn.primitive.name == "io_callback":
+            return str(eqn.primitive.name)
+        for value in eqn.params.values():
+            for inner in value if isinstance(value, (tuple, list)) else (value,):
+                if hasattr(opened := _open(inner), "eqns") and (how := _hidden(opened)) is not None:
+                    return how
+    return None
 
 
 def _jaxpr(jaxpr: Any, inputs: Sequence[Axes], depth: int) -> list[Axes]:
@@ -84,9 +105,11 @@ def _equation(eqn: Any, ins: list[Axes], depth: int) -> list[Axes]:
         return _while(params, ins, depth)
     if name == "scan":
         return _scan(eqn, ins, depth)
-    inner = next((_open(params[p]) for p in ("jaxpr", "call_jaxpr", "fun_jaxpr") if p in params), None)
-    if inner is not None and len(inner.invars) == len(ins) and len(inner.outvars) == n:
+    if name in CALLS:
+        inner = next(_open(params[p]) for p in ("jaxpr", "call_jaxpr", "fun_jaxpr") if p in params)
         return _jaxpr(inner, ins, depth)
+    if not eqn.outvars:  # a printed value
+        return []
     moved = []
     for i, axes in enumerate(ins):
         kept = {} if axes is None else _kept(name, params, eqn, i)
