@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.scipy.special import logsumexp
 
-from tests.sequences.chains import PATHS, S, T, brute, factors, folds, weights
+from tests.sequences.chains import FOLDS, PATHS, S, T, brute, factors, folds, weights
 from vijax.sequences import associative, hmm
 
 
