@@ -21,6 +21,7 @@ GROUND = {"types", "numerics"}
 MAY_IMPORT = {
     "types": set(),
     "numerics": set(),
+    "gaussians": GROUND,
     "dataflow": set(),
     "checks": GROUND | {"dataflow"},
     "pathways": GROUND | {"dataflow", "checks"},
@@ -28,7 +29,8 @@ MAY_IMPORT = {
     "gradients": GROUND | {"dataflow", "checks", "pathways", "draws"},
     "testing": GROUND | {"dataflow", "checks", "draws"},
     **dict.fromkeys(
-        ("bounds", "targets", "families", "sequences", "updates", "diagnostics"), GROUND | {"dataflow", "checks"}
+        ("bounds", "targets", "families", "sequences", "updates", "diagnostics"),
+        GROUND | {"dataflow", "checks", "gaussians"},
     ),
 }
 OPTIONAL = {"distrax", "flax", "optax", "tensorflow_probability", "numpyro", "orbax", "scipy", "arviz_stats"}

@@ -7,20 +7,33 @@ from vijax import (
     diagnostics,
     draws,
     families,
+    gaussians,
     gradients,
     numerics,
     sequences,
     targets,
     testing,
     types,
-)  # fmt: skip
+)
 from vijax.types import Draws, Estimate, Family, Joint
 
 __all__ = [
-    "Draws", "Estimate", "Family", "Joint",
-    "bounds", "checks", "dataflow", "diagnostics", "draws", "families", "gradients", "numerics", "sequences",
-    "targets", "testing", "types",
-    "targets", "testing",
+    "Draws",
+    "Estimate",
+    "Family",
+    "Joint",
+    "bounds",
+    "checks",
+    "dataflow",
+    "diagnostics",
+    "draws",
+    "families",
+    "gaussians",
+    "gradients",
+    "numerics",
+    "sequences",
+    "targets",
+    "testing",
     "types",
-]  # fmt: skip
+]
 __version__ = "0.1.0"

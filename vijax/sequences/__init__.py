@@ -1,4 +1,4 @@
-"""Chains of latents: linear-Gaussian state space models, integrated exactly."""
+"""Chains of latents, integrated exactly: linear-Gaussian state spaces and hidden Markov chains."""
 
 from vijax.sequences._filter import Filtered, kalman_filter, parallel_kalman_filter
 from vijax.sequences._fold import associative, sequential
