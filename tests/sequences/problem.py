@@ -1,6 +1,7 @@
 """Chains whose answers are known: the Nile, and small models as one dense normal over all states and observations."""
 
 import numpy as np
+import pytest
 
 import vijax as vj
 
@@ -153,6 +154,11 @@ CASES = {
     "one step, varying": (random_model(10, 1, 3, 2, varying=True), None),
     "one step, diffuse": (random_model(11, 1, 2, 2, diffuse=2), None),
 }
+
+
+# What every run tests, a second or more each; the rest is `make slow`.
+ALWAYS = {"varying, parts missing", "diffuse in part, late", "one step"}
+EVERY = [pytest.param(name, marks=() if name in ALWAYS else pytest.mark.slow) for name in CASES]
 
 
 def data(name):

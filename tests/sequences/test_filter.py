@@ -13,7 +13,7 @@ from vijax.sequences import Filtered
 
 FILTERS = {"sequential": vj.sequences.kalman_filter, "parallel": vj.sequences.parallel_kalman_filter}
 each = pytest.mark.parametrize("run", FILTERS.values(), ids=FILTERS)
-every = pytest.mark.parametrize("name", list(problem.CASES))
+every = pytest.mark.parametrize("name", problem.EVERY)
 
 
 # --- the Nile

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.scipy.special import logsumexp
 
-from tests.sequences.chains import FOLDS, PATHS, S, T, brute, factors, folds, weights
+from tests.sequences.chains import FOLDS, PATHS, S, T, brute, factors, weights
 from vijax.sequences import associative, hmm
 
 
@@ -42,7 +42,7 @@ def test_missing_observations(fold, key):
     np.testing.assert_allclose(slope[observed].sum(1), 1.0, rtol=1e-5)
 
 
-@folds
+@pytest.mark.parametrize("fold", [FOLDS[0], pytest.param(FOLDS[1], marks=pytest.mark.slow)])
 def test_impossible_moves_and_impossible_data(fold, key):
     """A left-to-right chain with -inf entries: brute force, gradients without nan, draws that never break the rule.
 

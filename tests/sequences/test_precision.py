@@ -45,7 +45,7 @@ VAGUE, DIFFUSE = tracking(1e-4, 1e-2, 1e6), tracking(1e-4, 1e-2, 0.0)._replace(d
         pytest.param("", VAGUE, id="sequential, vague"),
         pytest.param("", DIFFUSE, id="sequential, diffuse"),
         pytest.param("parallel_", VAGUE, id="parallel, vague", marks=pytest.mark.slow),
-        pytest.param("parallel_", DIFFUSE, id="parallel, diffuse"),
+        pytest.param("parallel_", DIFFUSE, id="parallel, diffuse", marks=pytest.mark.slow),
     ],
 )
 def test_single_precision(form, model):

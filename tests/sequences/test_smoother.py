@@ -12,7 +12,7 @@ SMOOTHERS = {"sequential": vj.sequences.kalman_smoother, "parallel": vj.sequence
 each = pytest.mark.parametrize("run", SMOOTHERS.values(), ids=SMOOTHERS)
 
 
-@pytest.mark.parametrize("name", list(problem.CASES))
+@pytest.mark.parametrize("name", problem.EVERY)
 @each
 def test_marginals_and_density_are_the_dense_normals(name, run, x64):
     """At any path log p(z | x) = log p(x, z) - log p(x): the candidate's identity, with no draws."""

@@ -9,7 +9,12 @@ import vijax as vj
 from tests.sequences import problem
 
 FILTERS = {"sequential": vj.sequences.kalman_filter, "parallel": vj.sequences.parallel_kalman_filter}
-each = pytest.mark.parametrize("run", FILTERS.values(), ids=FILTERS)
+# The parallel form compiles slowly, and is held to the other in every run.
+each = pytest.mark.parametrize(
+    "run",
+    [FILTERS["sequential"], pytest.param(FILTERS["parallel"], marks=pytest.mark.slow)],
+    ids=["sequential", "parallel"],
+)
 
 
 def test_the_maximum_is_where_it_was_published(x64):
@@ -66,7 +71,11 @@ def everything(f):
     return f.log_evidence + jnp.sum(jnp.sin(f.mean[late])) + jnp.sum(f.cov[late]) + jnp.sum(f.log_predictive[late]), f
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(np.float64, 1e-12), (np.float32, 2e-6)], ids=["x64", "float32"])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"),
+    [(np.float64, 1e-12), pytest.param(np.float32, 2e-6, marks=pytest.mark.slow)],
+    ids=["x64", "float32"],
+)
 def test_parallel_is_sequential(dtype, tolerance):
     """Value and gradient of all that is returned, relative to the largest entry of each array."""
     with jax.enable_x64(dtype == np.float64):
