@@ -76,7 +76,7 @@ def test_strictly_inside():
     ends = jnp.array([0, 2**32 - 1], jnp.uint32)
     for on, dtype in ((False, jnp.float32), (True, jnp.float64)):
         with jax.enable_x64(on):
-            u = _qmc._unit(ends)
+            u = _qmc.unit(ends)
             assert u.dtype == dtype
             assert 0 < u[0] < 1e-6
             assert 1 - 1e-6 < u[1] < 1

@@ -54,13 +54,19 @@ def test_regression(double):
         found = jax.jit(lambda z: (collapsed(z), jax.grad(collapsed)(z), jax.hessian(collapsed)(z)))(z)
         size = max(np.abs(leaf).max() for leaf in jax.tree.leaves(expected))
         jax.tree.map(lambda f, e: np.testing.assert_allclose(f, e, atol=close * size), found, expected)
+
+        @jax.jit
+        def at_a_draw(key):
+            b, log_b = conditional(z).sample_and_log_prob(seed=key)
+            return regression(z, b) - log_b, conditional(z).log_prob(b) - log_b
+
         for seed in range(3):
-            b, log_b = conditional(z).sample_and_log_prob(seed=jax.random.key(seed))
-            np.testing.assert_allclose(regression(z, b) - log_b, expected[0], rtol=close)
-            np.testing.assert_allclose(conditional(z).log_prob(b), log_b, rtol=close)
+            evidence, nothing = at_a_draw(jax.random.key(seed))
+            np.testing.assert_allclose(evidence, expected[0], rtol=close)
+            np.testing.assert_allclose(nothing, 0.0, atol=10 * close)
 
 
-def test_conditional_moments():
+def test_conditional_moments(loose_ranks):
     """The mean and covariance of p(w | x) are the textbook's, those of draws too."""
     prior = lambda w: jnp.sum(norm.logpdf(w, 0.0, 1.0))
     log_joint = lambda z, w: prior(w) + jnp.sum(norm.logpdf(jnp.float32(Y), jnp.float32(X) @ w, jnp.exp(z)))
@@ -90,17 +96,23 @@ def chain(z, b):
     return jnp.sum(norm.logpdf(b[0], 0.0, 1.0)) + jnp.sum(steps) + jnp.sum(seen)
 
 
-@pytest.mark.parametrize("steps", [1, 2, 3, 4, 17])
+@pytest.mark.parametrize(
+    "steps", [1, 2, 4, pytest.param(3, marks=pytest.mark.slow), pytest.param(17, marks=pytest.mark.slow)]
+)
 def test_a_chain_is_the_dense_answer(steps):
     like = jnp.zeros((steps, 2))
     both = [vj.targets.collapse_gaussian(chain, like, precision=p) for p in (gaussians.tridiagonal, gaussians.dense)]
     (thin, p), (full, q) = both
-    z = jnp.float32(0.3)
-    np.testing.assert_allclose(thin(z), full(z), rtol=2e-5)
-    np.testing.assert_allclose(jax.grad(thin)(z), jax.grad(full)(z), rtol=1e-4, atol=1e-4)
-    b, log_b = p(z).sample_and_log_prob(seed=jax.random.key(2))
-    np.testing.assert_allclose(log_b, q(z).log_prob(b), rtol=1e-4, atol=1e-4)
-    np.testing.assert_allclose(p(z).mean, q(z).mean, atol=1e-5)
+
+    @jax.jit
+    def every(z):
+        b, log_b = p(z).sample_and_log_prob(seed=jax.random.key(2))
+        seen = jax.value_and_grad(thin)(z), log_b, p(z).mean
+        return seen, (jax.value_and_grad(full)(z), q(z).log_prob(b), q(z).mean)
+
+    one, other = every(jnp.float32(0.3))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), one, other)
+    np.testing.assert_allclose(one[0][0], other[0][0], rtol=2e-5)
 
 
 def apart(z, b):
@@ -127,7 +139,7 @@ def test_independent_numbers():
 )
 def test_a_structure_that_is_not_there_is_nan(log_joint, like, claim):
     collapsed, _ = vj.targets.collapse_gaussian(log_joint, like, precision=claim)
-    assert jnp.isnan(collapsed(jnp.float32(0.1)))
+    assert jnp.isnan(jax.jit(collapsed)(jnp.float32(0.1)))
 
 
 def test_no_conditional_is_nan():
@@ -149,23 +161,23 @@ def test_batches_and_transformations():
     z = jnp.array([-0.5, 0.0, 0.4])
     whole, conditional = vj.targets.collapse_gaussian(batched, jnp.zeros((3, 4)))
     one, _ = vj.targets.collapse_gaussian(lambda z, b: batched(z[None], b[None])[0], jnp.zeros(4))
-    loop = jnp.stack([one(z[i]) for i in range(3)])
-    slope = jnp.stack([jax.grad(one)(z[i]) for i in range(3)])
-    np.testing.assert_allclose(whole(z), loop, rtol=1e-5)
-    np.testing.assert_allclose(jax.vmap(one)(z), loop, rtol=1e-5)
+    alone = jax.jit(jax.value_and_grad(one))
+    loop, slope = (jnp.stack(found) for found in zip(*[alone(z[i]) for i in range(3)], strict=True))
+    np.testing.assert_allclose(jax.jit(whole)(z), loop, rtol=1e-5)
+    np.testing.assert_allclose(jax.jit(jax.vmap(one))(z), loop, rtol=1e-5)
     for grad in (
         jax.grad(lambda z: whole(z).sum()),
-        jax.jit(jax.vmap(jax.grad(one))),
+        jax.vmap(jax.grad(one)),
         jax.grad(lambda z: jax.vmap(one)(z).sum()),
         lambda z: jax.jvp(whole, (z,), (jnp.ones(3),))[1],
     ):
-        np.testing.assert_allclose(grad(z), slope, rtol=1e-4, atol=1e-4)
-    b, log_b = conditional(z).sample_and_log_prob(seed=jax.random.key(0))
+        np.testing.assert_allclose(jax.jit(grad)(z), slope, rtol=1e-4, atol=1e-4)
+    b, log_b = jax.jit(lambda z: conditional(z).sample_and_log_prob(seed=jax.random.key(0)))(z)
     np.testing.assert_allclose(batched(z, b) - log_b, loop, rtol=1e-5)
 
 
 def test_fewer_latents_are_a_tighter_bound(key):
-    """The elbo and iwae of the collapsed target are above the full ones with the same q(z), and below log p."""
+    """The elbo of the collapsed target is above the full one with the same q(z), by six standard errors and more."""
     z_q = Gauss(jnp.zeros(2), jnp.full(2, -1.0), event=1)
     full = lambda z: regression({"log_s": z["z"][0], "log_t": z["z"][1]}, z["b"]) + prior(z["z"])
     prior = lambda z: jnp.sum(norm.logpdf(z, 0.0, 0.4))
@@ -174,12 +186,11 @@ def test_fewer_latents_are_a_tighter_bound(key):
     )
     w = Gauss(jnp.zeros(4), jnp.full(4, -1.5), event=1)
     q = {"z": z_q, "b": {"w": w, "c": Gauss(jnp.float32(0.0), jnp.float32(-1.5))}}
-    for bound in (vj.bounds.elbo, vj.bounds.iwae):
-        both = [
-            vj.gradients.reparam(bound)(key, f, q, num_samples=2000).value
-            for f, q in ((collapsed, z_q), (lambda z: full({"z": z["z"], "b": z["b"]}), q))
-        ]
-        assert both[0] > both[1]
+    both = [
+        vj.gradients.reparam(vj.bounds.elbo)(key, f, q, num_samples=20_000) for f, q in ((collapsed, z_q), (full, q))
+    ]
+    error = [e.draws.log_w.std() / 20_000**0.5 for e in both]
+    assert both[0].value - both[1].value > 6 * sum(error)
 
 
 # --- refusals
@@ -228,18 +239,21 @@ def test_other_refusals():
 def test_laplace_is_exact_where_the_other_is():
     z = of(Z, np.float32)
     both = [make(regression, of(LIKE, np.float32))[0] for make in (vj.targets.laplace, vj.targets.collapse_gaussian)]
-    np.testing.assert_allclose(both[0](z), both[1](z), rtol=1e-5)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3), *(jax.grad(f)(z) for f in both))
+    found = [jax.jit(jax.value_and_grad(f))(z) for f in both]
+    np.testing.assert_allclose(found[0][0], found[1][0], rtol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3), *(slope for _, slope in found))
 
 
 def test_laplace_of_a_gamma_is_stirlings(x64):
     """∫ e^{(a+1) b - e^b} db = Γ(a + 1) ≈ √(2π) (a+1)^(a+½) e^-(a+1): a closed form, with its derivative in a."""
     collapsed, conditional = vj.targets.laplace(lambda a, b: (a + 1) * b - jnp.exp(b), jnp.zeros(()))
     stirling = lambda a: 0.5 * jnp.log(2 * jnp.pi) + (a + 0.5) * jnp.log(a + 1) - (a + 1)
+    run, mode = jax.jit(jax.value_and_grad(collapsed)), jax.jit(lambda a: conditional(a).mean)
     for a in (0.5, 3.0, 40.0):
-        np.testing.assert_allclose(collapsed(a), stirling(a), rtol=1e-12)
-        np.testing.assert_allclose(jax.grad(collapsed)(a), jax.grad(stirling)(a), rtol=1e-9)
-        np.testing.assert_allclose(conditional(a).mean, np.log(a + 1), rtol=1e-12)
+        value, slope = run(a)
+        np.testing.assert_allclose(value, stirling(a), rtol=1e-12)
+        np.testing.assert_allclose(slope, jax.grad(stirling)(a), rtol=1e-9)
+        np.testing.assert_allclose(mode(a), np.log(a + 1), rtol=1e-12)
 
 
 def test_laplace_says_so_where_there_is_no_maximum():

@@ -36,7 +36,7 @@ def level(key: Key[Array, ""], probabilities: Float[Array, " m"], *, shape: tupl
     p = jnp.asarray(probabilities)
     if p.ndim != 1:
         raise ValueError(f"probabilities must be a vector [m], one for each level; got {p.shape}.")
-    if not isinstance(p, jax.core.Tracer) and not (np.all(np.asarray(p) >= 0) and np.sum(p) > 0):
+    if not isinstance(p, jax.core.Tracer) and not (np.all((known := np.asarray(p)) >= 0) and known.sum() > 0):
         raise ValueError(f"probabilities must not be negative, nor all 0; got {p}.")
     return Level(jax.random.categorical(key, jnp.log(p), shape=shape), p / jnp.sum(p))
 

@@ -79,7 +79,7 @@ def moving_average(*, decay: float) -> Baseline:
         shape = jnp.shape(state.total)
         if shape not in ((), log_w.shape[1:]):
             raise ValueError(f"this baseline has shape {shape}, and log_w {log_w.shape} a batch {log_w.shape[1:]}.")
-        if weights is not None and jnp.shape(weights) not in (log_w.shape[:1], log_w.shape):
+        if weights is not None and jnp.shape(weights)[:1] != log_w.shape[:1]:
             raise ValueError(f"weights must be [k] or [k, *batch] as log_w {log_w.shape}, got {jnp.shape(weights)}.")
         w = jnp.ones_like(log_w) if weights is None else jnp.broadcast_to(expand(weights, log_w), log_w.shape)
         # One draw of no mass would spoil the mean for good.

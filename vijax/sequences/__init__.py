@@ -7,12 +7,12 @@ from vijax.sequences._model import LinearGaussian
 from vijax.sequences._smoother import kalman_smoother, parallel_kalman_smoother
 
 __all__ = [
-    "associative",
     "Filtered",
+    "LinearGaussian",
+    "associative",
     "hmm",
     "kalman_filter",
     "kalman_smoother",
-    "LinearGaussian",
     "parallel_kalman_filter",
     "parallel_kalman_smoother",
     "sequential",

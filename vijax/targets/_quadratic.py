@@ -181,7 +181,7 @@ def _quadratic(f: _Function, v: Array) -> None:
     """Refuse a log_joint whose Hessian depends on b, or that reaches it through a jump: |b| has Hessian 0."""
     flows = [dataflow.analyse(dataflow.trace(g, v)[0], [LATENT], dataflow.Flow()) for g in (f.density, f.slope)]
     hessian = dataflow.analyse(dataflow.trace(f.product, v, v)[0], [LATENT, dataflow.Flow()], dataflow.Flow())
-    jumps = [how for flow in flows for found in flow if (how := found.broken_by("b"))]
+    jumps = sorted(how for flow in flows for found in flow for source, how in found.broken if source == "b")
     if jumps or any("b" in found.sources() for found in hessian):
         how = _culprit(dataflow.trace(f.density, v)[0]) or (jumps[0] if jumps else "mul")
         raise ValueError(
