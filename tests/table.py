@@ -69,7 +69,7 @@ def sumo(log_w):
 @vj.types.carries(leave_one_out=vj.types.attribute(vj.bounds.mlmc_iwae, "leave_one_out"))
 def mlmc_iwae(log_w):
     """Return MLMC at the last level, which uses every draw."""
-    m = log_w.shape[0].bit_length()
+    m = max(log_w.shape[0].bit_length(), 1)
     return vj.bounds.mlmc_iwae(log_w, level=vj.types.Level(jnp.asarray(m - 1), vj.draws.geometric(m)))
 
 

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("unchecked", "loose_ranks")
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
-@pytest.mark.parametrize("n", [4, 20_000])
+@pytest.mark.parametrize("n", [4, pytest.param(20_000, marks=pytest.mark.slow)])
 def test_states_are_read_as_what_they_are(dtype, n, key):
     """One-hot draws are not taken for Bernoullis in half precision, nor where there are so many that their sum hides it."""
     hot = distrax.OneHotCategorical(logits=jnp.zeros((n, 4), dtype), dtype=dtype)
@@ -128,6 +128,7 @@ def test_coupled_draws_under_bounds_of_independent_ones(key):
             G.reparam(bound, draw=vj.draws.antithetic)(key, lambda z: -jnp.sum(z**2), q, num_samples=4)
 
 
+@pytest.mark.slow
 def test_rebars_slopes_are_the_derivative_of_the_squared_gradient(key):
     """In the logits, by central differences with the same keys, of Bernoullis beside a categorical."""
     logits = {"b": jnp.array([[0.4, -0.7]]), "c": jnp.array([[0.3, -0.2, 0.6]])}
