@@ -239,8 +239,7 @@ def num_samples(row):
 # --- the cells
 
 CELLS: dict[tuple[str, str, str], dict[str, Any]] = {}  # (kind, estimator, bound) -> what was seen
-# What every run tests: all bounds of a coin under score, some of other kinds, one of the costlier; the rest is `make slow`.
-FULL = {("Bernoulli", "score")}
+# What every run tests, each cell a second or so, most of it XLA's; the rest is `make slow`.
 SOME = {"elbo", "iwae", "multi_iwae(2)", "own"}
 COSTLY = {"Gamma", "hierarchy, Gaussian", "hierarchy, mixed"}
 
@@ -249,15 +248,7 @@ def parts():
     """Yield every cell once: by kind and estimator, with a list of bounds."""
     for kind in KINDS:
         for name in ESTIMATORS:
-            few = (
-                table.BOUND.keys()
-                if (kind.name, name) in FULL
-                else {"elbo"}
-                if name in SPECIAL
-                else {"iwae"}
-                if kind.name in COSTLY
-                else SOME
-            )
+            few = {"elbo"} if name in SPECIAL else {"iwae"} if kind.name in COSTLY else SOME
             for rows, marks in (
                 ([row for row in table.BOUNDS if row.name in few], ()),
                 ([row for row in table.BOUNDS if row.name not in few], pytest.mark.slow),
