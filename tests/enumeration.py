@@ -155,7 +155,7 @@ def _sum_of(slope, numbers, counts, like, size=1 << 14):
     pad = -len(numbers) % min(size, len(numbers))
     numbers, counts = np.pad(numbers, (0, pad)), np.pad(counts, (0, pad))
     rows = (numbers.reshape(-1, min(size, len(numbers))), counts.reshape(-1, min(size, len(numbers))))
-    add = lambda total, row: (jax.tree.map(jnp.add, total, slope(*row)), None)  # noqa: E731
+    add = lambda total, row: (jax.tree.map(jnp.add, total, slope(*row)), None)
     return jax.lax.scan(add, jax.tree.map(jnp.zeros_like, like), jax.tree.map(jnp.asarray, rows))[0]
 
 
@@ -185,7 +185,7 @@ class Problem:
             mass = jnp.exp(weight[digits].sum(0))
             return jnp.sum(mass * counts.reshape(-1, *(1,) * (mass.ndim - 1)) * bound(log_w[digits]))
 
-        slope = lambda *row: jax.grad(total)(self.params, *row)  # noqa: E731
+        slope = lambda *row: jax.grad(total)(self.params, *row)
         return _sum_of(slope, *tuples(self.states, k, symmetric=symmetric), self.params)
 
     def mean(self, make, k, *, symmetric):
@@ -195,11 +195,11 @@ class Problem:
         def total(params, numbers, counts):
             def one(number):
                 key = jax.random.wrap_key_data(jnp.stack([number, jnp.zeros_like(number)]), impl=self.impl)
-                log_joint = lambda z: self.log_p(params["theta"], z)  # noqa: E731
+                log_joint = lambda z: self.log_p(params["theta"], z)
                 return make(params["theta"])(key, log_joint, self.build(params["q"]), num_samples=k).value
 
             mass = jnp.exp(weight[self._digits(numbers, k)].sum(0))
             return jnp.sum(mass * counts.reshape(-1, *(1,) * (mass.ndim - 1)) * jax.vmap(one)(numbers))
 
-        slope = lambda *row: jax.grad(total)(self.params, *row)  # noqa: E731
+        slope = lambda *row: jax.grad(total)(self.params, *row)
         return _sum_of(slope, *tuples(self.states, k, symmetric=symmetric), self.params)

@@ -80,6 +80,18 @@ def test_a_linear_bound_that_is_no_mean_has_its_own_gradient(key):
             G.disarm(bound)(key, lambda z: z.sum(-1), problem.Bits(jnp.zeros((1, 2))), num_samples=2)
 
 
+def test_a_mean_with_weights_keeps_them(key):
+    """Known or traced while tracing: the weighted mean of independent draws has the elbo's gradient, exactly in mean."""
+    weights = jnp.array([0.5, 0.1, 0.1, 0.2, 0.1])
+    by_vmap = lambda w: G.score(partial(ELBO, weights=w))
+    objectives = {"known": by_vmap(weights), "local": G.local_expectation(partial(ELBO, weights=weights))}
+    found = problem.value_and_grads(key, problem.HOT, objectives, 5, 20_000)
+    assert_mean(found, problem.truths(problem.HOT, objectives), detects=0.4)
+    bits = problem.Bits(jnp.zeros((1, 2)))
+    traced = jax.jit(lambda w: by_vmap(w)(key, lambda z: z.sum(-1), bits, num_samples=5).value)(weights)
+    np.testing.assert_allclose(traced, by_vmap(weights)(key, lambda z: z.sum(-1), bits, num_samples=5).value, rtol=1e-5)
+
+
 SCALAR = {
     "arm": (G.arm, {}),
     "disarm": (G.disarm, {}),

@@ -206,7 +206,7 @@ def test_a_vmap_over_what_builds_one_gives_a_batch(name, key):
     b, log_p = jax.vmap(lambda p: p.sample_and_log_prob(seed=key, sample_shape=()))(many)
     for i in range(2):
         found, log_one = given(z[i]).sample_and_log_prob(seed=key, sample_shape=())
-        jax.tree.map(lambda f, e: np.testing.assert_allclose(f, e[i], rtol=2e-5), found, b)  # noqa: B023
+        jax.tree.map(lambda f, e, i=i: np.testing.assert_allclose(f, e[i], rtol=2e-5), found, b)
         np.testing.assert_allclose(log_one, log_p[i], rtol=2e-5, atol=2e-5)
 
 

@@ -156,7 +156,7 @@ def test_a_global_latent_above_a_plate():
     target = enumerate_(lambda z, g: inner((z, g)), 2).log_joint
     paths = paths_of(3, (4,), [3])
     brute = lambda z: logsumexp(
-        jnp.stack([together(lambda z, c: whole(z, jnp.int32(g), c), z, paths) for g in (0, 1)])  # noqa: B023
+        jnp.stack([together(lambda z, c, g=g: whole(z, jnp.int32(g), c), z, paths) for g in (0, 1)])
     )
     z = jnp.float32(0.4)
     found, expected = (jax.jit(jax.value_and_grad(f))(z) for f in (target, brute))

@@ -142,6 +142,13 @@ def test_a_structure_that_is_not_there_is_nan(log_joint, like, claim):
     assert jnp.isnan(jax.jit(collapsed)(jnp.float32(0.1)))
 
 
+def test_members_that_depend_on_each_other_are_nan():
+    coupled, _ = vj.targets.collapse_gaussian(
+        lambda z, b: -0.5 * b[:, 0] ** 2 - 0.5 * (jnp.sum(b) - z) ** 2, jnp.zeros((3, 1))
+    )
+    assert jnp.all(jnp.isnan(jax.jit(coupled)(jnp.zeros(3))))
+
+
 def test_no_conditional_is_nan():
     improper, _ = vj.targets.collapse_gaussian(lambda z, b: z * jnp.sum(b**2), jnp.zeros(3))
     assert jnp.isnan(improper(jnp.float32(0.1)))

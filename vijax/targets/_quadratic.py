@@ -38,10 +38,11 @@ def collapse_gaussian(
 
     Costs d products of the Hessian with a vector (dense), one (`gaussians.diagonal`) or three for each number of a
     block (`gaussians.tridiagonal`), and stays as stable as a Cholesky factor; use float64 where Λ's condition number is
-    above 1e5. A structure that Λ does not have, and a Λ that is not positive definite, give nan.
+    above 1e5. A structure that Λ does not have, members of the batch that depend on each other's b, and a Λ that is not
+    positive definite, give nan.
 
     Args:
-        log_joint: (z, b) -> log p(x, z, b), [*batch] in nats. Members of the batch must not depend on each other's b.
+        log_joint: (z, b) -> log p(x, z, b), [*batch] in nats.
         like: a b for its structure, shapes and dtypes, leaves [*batch, ...]; chains [*batch, T, ...].
         precision: `gaussians.dense`, `diagonal` or `tridiagonal`, what zeros Λ has.
 
@@ -168,8 +169,8 @@ def _floats(like: PyTree) -> None:
 
 
 def _holds(f: _Function, precision: Precision, matrix: Any, v: Array) -> Array:
-    """Whether Λ has the zeros that `precision` says, seen on one direction in general position."""
-    if precision is dense:
+    """Whether Λ has the zeros that `precision` says, and none between members, seen in a direction at random."""
+    if precision is dense and not f.batch:
         return jnp.ones(f.batch, bool)
     e = jnp.cos(1.0 + jnp.arange(v.size, dtype=v.dtype)).reshape(v.shape)
     seen, said = f.product(v, e), precision.times(matrix, e)
