@@ -265,6 +265,10 @@ PUBLIC = {
         "split": "tests/targets/test_split.py",
         "tied": "tests/targets/test_tied.py",
     },
+    "fitting": {
+        "Maximum": "tests/fitting/test_maximize.py",
+        "maximize": "tests/fitting/test_maximize.py",
+    },
     "diagnostics": {
         "ess": "tests/diagnostics/test_weights.py",
         "khat": "tests/diagnostics/test_weights.py",

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import vijax as vj
+import vijax.fitting
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "vijax"
@@ -32,6 +33,7 @@ MAY_IMPORT = {
         ("bounds", "targets", "families", "sequences", "updates", "diagnostics"),
         GROUND | {"dataflow", "checks", "gaussians"},
     ),
+    "fitting": {"types"},  # the outer ring: it may come to import every room, and no room imports it
 }
 OPTIONAL = {"distrax", "flax", "optax", "tensorflow_probability", "numpyro", "orbax", "scipy", "arviz_stats"}
 
@@ -80,7 +82,8 @@ def test_the_rule_can_tell():
 def test_optional_libraries_are_imported_lazily_and_in_families_alone(path):
     for module, at_once in imports(path):
         top = module.split(".")[0]
-        rooms = {"families", "draws"} if top == "scipy" else {"families"}  # JAX itself depends on SciPy
+        # JAX itself depends on SciPy; an optimizer is what a fit is for.
+        rooms = {"scipy": {"families", "draws"}, "optax": {"fitting"}}.get(top, {"families"})
         assert top not in OPTIONAL or (room(path) in rooms and not at_once), f"{path} imports {module}"
 
 
@@ -92,7 +95,17 @@ def test_files_are_short_and_say_what_they_are_for(path):
 
 
 def public():
-    for name in ("bounds", "diagnostics", "draws", "families", "gradients", "sequences", "targets", "testing"):
+    for name in (
+        "bounds",
+        "diagnostics",
+        "draws",
+        "families",
+        "fitting",
+        "gradients",
+        "sequences",
+        "targets",
+        "testing",
+    ):
         folder = getattr(vj, name)
         for function in folder.__all__:
             if inspect.isfunction(inspect.unwrap(getattr(folder, function))):

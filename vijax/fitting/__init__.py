@@ -1,0 +1,5 @@
+"""The optional outer ring: whole fits. Nothing else in vijax imports it."""
+
+from vijax.fitting._maximize import Maximum, maximize
+
+__all__ = ["Maximum", "maximize"]
