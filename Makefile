@@ -2,8 +2,11 @@
 
 VENV ?= .venv
 BENCH ?= step
+WORKERS ?= 2
 UV ?= uv
 PY := $(VENV)/bin/python
+# File by file, for the tests of a file share compiled programs.
+SHARED := -n $(WORKERS) --dist loadfile
 export VENV
 
 .DEFAULT_GOAL := help
@@ -19,11 +22,11 @@ venv: ## make the virtual environment, and no more
 demo: venv ## train a variational autoencoder; DATA=folder reads the images there
 	"$(PY)" notebooks/vae.py $(if $(DATA),--data "$(DATA)")
 
-test: venv ## run the tests, but for the slow ones; ARGS="-k iwae" goes to pytest
-	"$(PY)" -m pytest -q $(ARGS)
+test: venv ## run the tests, but for the slow ones; ARGS="-k iwae" goes to pytest, WORKERS=0 to one process
+	"$(PY)" -m pytest -q $(SHARED) $(ARGS)
 
 slow: venv ## run the slow tests
-	"$(PY)" -m pytest -q -m slow $(ARGS)
+	"$(PY)" -m pytest -q -m slow $(SHARED) $(ARGS)
 
 bench: venv ## run the benchmark BENCH=step; ARGS=--quick for a short one
 	"$(PY)" -m benchmarks $(BENCH) $(ARGS)

@@ -25,7 +25,7 @@ def gradient(objective, build, params, key=None, log_joint=None, num_samples=2):
         target = log_joint or (lambda z: sum(jnp.sum(jnp.asarray(leaf, jnp.float32)) for leaf in jax.tree.leaves(z)))
         return objective(jax.random.key(0) if key is None else key, target, q, num_samples=num_samples).value.sum()
 
-    return jax.grad(value)(params)
+    return jax.jit(jax.grad(value))(params)
 
 
 # --- q whose draws do not carry the derivative; the leaf is named

@@ -12,6 +12,7 @@ import pytest
 import vijax as vj
 from tests import table
 from tests.bare import Coin, Gauss
+from tests.marks import some
 
 pytestmark = pytest.mark.usefixtures("unchecked")
 
@@ -141,7 +142,7 @@ def test_outer_broadcasts_name_the_place(make):
         estimate_outer(make, size)
 
 
-@every
+@pytest.mark.parametrize("make", some(EVERY, "dreg", "vimco", "auto"))
 @pytest.mark.usefixtures("loose_ranks")
 @pytest.mark.parametrize("chunk_size", [None, 1])
 def test_outer_broadcasts_are_refused_each_time(make, chunk_size):
@@ -229,6 +230,12 @@ def test_q_is_a_distribution(make):
         estimate(make, q=jnp.zeros(3))
     with pytest.raises(TypeError, match="non-empty"):
         estimate(make, q={})
+
+
+@pytest.mark.parametrize("make", [vj.gradients.reparam, vj.gradients.dreg])
+def test_a_draw_is_a_draw(make):
+    with pytest.raises(TypeError, match=r"draw must be a types.Draw, as draws.iid .*, got normal"):
+        make(vj.bounds.elbo, draw=jax.random.normal)(jax.random.key(0), good, Q, num_samples=2)
 
 
 # --- pairs that would be biased

@@ -70,6 +70,7 @@ def own_terms(log_joint: Any, estimator: str) -> None:
 
 def independent(bound: Any, draw: Any, estimator: str) -> None:
     """Refuse coupled draws, and strata, where the estimator's derivation needs independent draws from q."""
+    _is_draw(draw)
     if draw.independent:
         return
     if types.attribute(bound, "linear", default=False):
@@ -83,11 +84,17 @@ def independent(bound: Any, draw: Any, estimator: str) -> None:
 
 def uncoupled(bound: Any, draw: Any, estimator: str) -> None:
     """Refuse coupled draws under a bound whose own statement is about independent ones."""
+    _is_draw(draw)
     if types.attribute(bound, "independent", default=False) and not draw.independent:
         raise ValueError(
             f"{estimator}({describe(bound)}): what {describe(bound)} says holds for independent draws, and these are "
             "coupled; use draws.iid, or another of vijax.bounds."
         )
+
+
+def _is_draw(draw: Any) -> None:
+    if not isinstance(draw, types.Draw):
+        raise TypeError(f"draw must be a types.Draw, as draws.iid and draws.antithetic are, got {describe(draw)}.")
 
 
 def smooth(bound: Any, estimator: str) -> None:

@@ -10,6 +10,7 @@ from jax.scipy.stats import norm
 import vijax as vj
 from tests import oracles
 from tests.bare import Coin
+from tests.marks import some
 from tests.statistics import assert_mean, assert_variance_ratio
 from vijax.draws import stratified, weigh
 
@@ -77,7 +78,7 @@ def test_every_component_in_turn(key):
     assert not stratified.independent
 
 
-@pytest.mark.parametrize("build", [FAMILY.dist, strata], ids=["families.mixture", "distrax"])
+@pytest.mark.parametrize("build", some([FAMILY.dist, strata], "strata", name=lambda build: build.__name__))
 def test_unbiased(build, key, loose_ranks):
     """Values and gradients in logits, components and model, 2 draws. By chance 2e-10 a number; detects .08."""
     renyi = lambda log_w, *, weights=None: vj.bounds.renyi(log_w, alpha=0.5, weights=weights)  # noqa: E731

@@ -14,6 +14,7 @@ import vijax as vj
 from tests import oracles, table
 from tests.bare import Gauss
 from tests.bounds.test_formulas import FORMULAS
+from tests.marks import some
 
 K = 6
 # Every smooth bound; those that keep constants equal log p(x), and log_w is then constant for the others too.
@@ -153,7 +154,19 @@ def at_constant(name, evidence):
     return FORMULAS[name](np.broadcast_to(evidence, (K, *np.shape(evidence))), np.full((K, 1), 1 / K))
 
 
-@pytest.mark.parametrize("case", CASES, ids=describe)
+ALWAYS = (
+    "gaussian-plain-float64-8",
+    "gaussian-chunked-float32-8",
+    "gaussian-one look-float64-8",
+    "regression_full_rank-plain-float32-8",
+    "chain_of_two-one look-float32-8",
+    "regression_tri-plain-float64-2",
+    "gamma_poisson-plain-float32-2",
+    "beta_bernoulli-plain-float64-2",
+)
+
+
+@pytest.mark.parametrize("case", some(CASES, *ALWAYS, name=describe))
 def test_dreg_has_no_noise_at_the_posterior(case, key):
     """Value log p(x) and gradient 0, with no averaging: within 2e-5 in float32 and 1e-11 in float64."""
     model, names, chunk_size, double = case

@@ -10,6 +10,7 @@ from jax.scipy.stats import norm
 import vijax as vj
 from tests.bare import Gauss
 from tests.laws.problem import assert_close
+from tests.marks import some
 
 pytestmark = pytest.mark.usefixtures("loose_ranks")  # Flax adds biases by NumPy's promotion
 
@@ -45,7 +46,7 @@ def posterior(q):
     return Gauss(q["loc"], q["log_scale"], event=1)
 
 
-@pytest.mark.parametrize("chunk_size", [None, 3])
+@pytest.mark.parametrize("chunk_size", some([None, 3], "3"))
 @pytest.mark.parametrize("make", list(MAKERS))
 def test_dropout_differs_from_draw_to_draw(make, chunk_size, setting):
     """Masks are a function of (key, k) alone, and the gradient is that of a hand loop over the draws seen."""
@@ -93,7 +94,7 @@ def test_one_mask_for_all_draws_is_something_else(setting):
     assert max(jax.tree.leaves(differ)) > 1e-2
 
 
-@pytest.mark.parametrize("chunk_size", [None, 3, K])
+@pytest.mark.parametrize("chunk_size", some([None, 3, K], "3"))
 @pytest.mark.parametrize("make", list(MAKERS))
 def test_batch_statistics_come_back(make, chunk_size, setting):
     """has_aux: the statistics after each draw, stacked over 8, gradients stopped, equal to a hand loop's."""

@@ -240,15 +240,20 @@ def num_samples(row):
 
 CELLS: dict[tuple[str, str, str], dict[str, Any]] = {}  # (kind, estimator, bound) -> what was seen
 # What every run tests, each cell a second or so, most of it XLA's; the rest is `make slow`.
-SOME = {"elbo", "iwae", "multi_iwae(2)", "own"}
-COSTLY = {"Gamma", "hierarchy, Gaussian", "hierarchy, mixed"}
+DEAR = {
+    "Gamma": {"dreg"},
+    "hierarchy, Gaussian": {"gdreg"},
+    "hierarchy, mixed": {"auto"},
+    "categorical": {"vimco", "disarm"},
+}
 
 
 def parts():
     """Yield every cell once: by kind and estimator, with a list of bounds."""
     for kind in KINDS:
         for name in ESTIMATORS:
-            few = {"elbo"} if name in SPECIAL else {"iwae"} if kind.name in COSTLY else SOME
+            special = {"elbo"} if kind.name == "Bernoulli" or name in DEAR.get(kind.name, ()) else set()
+            few = special if name in SPECIAL else {"iwae"} if name in DEAR.get(kind.name, ESTIMATORS) else set()
             for rows, marks in (
                 ([row for row in table.BOUNDS if row.name in few], ()),
                 ([row for row in table.BOUNDS if row.name not in few], pytest.mark.slow),

@@ -42,7 +42,7 @@ VAGUE, DIFFUSE = tracking(1e-4, 1e-2, 1e6), tracking(1e-4, 1e-2, 0.0)._replace(d
 @pytest.mark.parametrize(
     ("form", "model"),
     [
-        pytest.param("", VAGUE, id="sequential, vague"),
+        pytest.param("", VAGUE, id="sequential, vague", marks=pytest.mark.slow),
         pytest.param("", DIFFUSE, id="sequential, diffuse"),
         pytest.param("parallel_", VAGUE, id="parallel, vague", marks=pytest.mark.slow),
         pytest.param("parallel_", DIFFUSE, id="parallel, diffuse", marks=pytest.mark.slow),

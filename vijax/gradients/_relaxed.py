@@ -108,7 +108,7 @@ def gumbel_rao(bound: Bound, *, temperature: ArrayLike, inner: int) -> Objective
         2021, arXiv:2010.04838.
     """
     tau = _temperature(temperature)
-    if isinstance(inner, bool) or not isinstance(inner, int) or inner < 1:
+    if isinstance(inner, bool) or not isinstance(inner, (int, np.integer)) or inner < 1:
         raise ValueError(f"inner must be a whole number of at least 1, got {inner!r}.")
 
     def point(key: Any, l: Array, g: Array) -> Array:

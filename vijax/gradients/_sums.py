@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Key
 
 from vijax import checks, draws
@@ -149,7 +150,7 @@ def _one_variable(q: Any, key: Any, top: int) -> tuple[States, Array]:
             "top_states sums over one categorical for each member of the batch, and q has several latents: use "
             "gradients.local_expectation, or one categorical over all their joint states."
         )
-    if isinstance(top, bool) or not isinstance(top, int) or not 1 <= top <= log_probs.shape[-1]:
+    if isinstance(top, bool) or not isinstance(top, (int, np.integer)) or not 1 <= top <= log_probs.shape[-1]:
         raise ValueError(f"states must be a whole number from 1 to q's {log_probs.shape[-1]}, got {top!r}.")
     return found, floored(log_probs)
 
