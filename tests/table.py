@@ -262,6 +262,7 @@ PUBLIC = {
         "keyed": "tests/laws/test_flax.py",
         "laplace": "tests/targets/test_quadratic.py",
         "minibatch": "tests/targets/test_minibatch.py",
+        "minorizers": "tests/targets/test_minorizers.py",
         "split": "tests/targets/test_split.py",
         "tied": "tests/targets/test_tied.py",
     },

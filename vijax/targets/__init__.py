@@ -1,6 +1,6 @@
 """Change the question: log_joint -> log_joint."""
 
-from vijax.targets import conjugate
+from vijax.targets import conjugate, minorizers
 from vijax.targets._collapse import collapse
 from vijax.targets._enumerate import enumerate
 from vijax.targets._keyed import keyed
@@ -18,6 +18,7 @@ __all__ = [
     "keyed",
     "laplace",
     "minibatch",
+    "minorizers",
     "split",
     "tied",
 ]
