@@ -254,6 +254,7 @@ PUBLIC = {
         "parallel_kalman_smoother": "tests/sequences/test_smoother.py",
     },
     "targets": {
+        "Minorized": "tests/targets/test_minorize.py",
         "collapse": "tests/targets/test_collapse.py",
         "collapse_gaussian": "tests/targets/test_quadratic.py",
         "conjugate": "tests/targets/test_conjugate.py",
@@ -262,6 +263,7 @@ PUBLIC = {
         "keyed": "tests/laws/test_flax.py",
         "laplace": "tests/targets/test_quadratic.py",
         "minibatch": "tests/targets/test_minibatch.py",
+        "minorize": "tests/targets/test_minorize.py",
         "minorizers": "tests/targets/test_minorizers.py",
         "split": "tests/targets/test_split.py",
         "tied": "tests/targets/test_tied.py",

@@ -5,11 +5,13 @@ from vijax.targets._collapse import collapse
 from vijax.targets._enumerate import enumerate
 from vijax.targets._keyed import keyed
 from vijax.targets._minibatch import minibatch
+from vijax.targets._minorize import Minorized, minorize
 from vijax.targets._quadratic import collapse_gaussian, laplace
 from vijax.targets._split import exact_entropy, split
 from vijax.targets._tied import tied
 
 __all__ = [
+    "Minorized",
     "collapse",
     "collapse_gaussian",
     "conjugate",
@@ -18,6 +20,7 @@ __all__ = [
     "keyed",
     "laplace",
     "minibatch",
+    "minorize",
     "minorizers",
     "split",
     "tied",
