@@ -260,6 +260,7 @@ PUBLIC = {
         "conjugate": "tests/targets/test_conjugate.py",
         "exact_entropy": "tests/targets/test_split.py",
         "enumerate": "tests/targets/test_enumerate.py",
+        "gauss_hermite": "tests/targets/test_gauss_hermite.py",
         "keyed": "tests/laws/test_flax.py",
         "laplace": "tests/targets/test_quadratic.py",
         "minibatch": "tests/targets/test_minibatch.py",

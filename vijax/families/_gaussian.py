@@ -46,6 +46,10 @@ class _Gaussian:
         e = jax.scipy.special.ndtri(jnp.clip(u, tiny, 1 - jnp.finfo(u.dtype).epsneg))
         return self._unravel(self._push(e.astype(self._dtype)))
 
+    def affine(self, e: Float[Array, " n"]) -> PyTree:
+        """Carry standard normal noise to a draw, loc + S e; `uniforms` is the noise's shape."""
+        return self._unravel(self._push(e))
+
     def sample_and_log_prob(self, *, seed: Any, sample_shape: Any = ()) -> tuple[PyTree, Array]:
         def one(e: Array) -> tuple[PyTree, Array]:
             z = self._push(e)

@@ -3,6 +3,7 @@
 from vijax.targets import conjugate, minorizers
 from vijax.targets._collapse import collapse
 from vijax.targets._enumerate import enumerate
+from vijax.targets._gauss_hermite import gauss_hermite
 from vijax.targets._keyed import keyed
 from vijax.targets._minibatch import minibatch
 from vijax.targets._minorize import Minorized, minorize
@@ -17,6 +18,7 @@ __all__ = [
     "conjugate",
     "enumerate",
     "exact_entropy",
+    "gauss_hermite",
     "keyed",
     "laplace",
     "minibatch",
