@@ -114,6 +114,39 @@ def test_unbiased_with_less_variance(key):
     assert_variance_ratio(q["dreg iid"], q["dreg antithetic"], at_least=1.4)
 
 
+def test_a_leaf_given_another(key):
+    """a ~ N(m, e²ˢ), b ~ N(r a, I) under log p = -½ a² - ½ |b - 1|²: E[log w] and its slopes in closed form.
+
+    By chance 2e-10 a number; detects .05. The value's variance, measured: sobol 18 times less, antithetic 3.
+    """
+    family = vj.families.mean_field()
+
+    def build(p):
+        first = family.dist({"loc": p["m"], "log_scale": p["s"]})
+        return {"a": first, "b": lambda z: family.dist({"loc": p["r"] * z["a"], "log_scale": jnp.zeros(2)})}
+
+    def exact(p):
+        second = p["m"] ** 2 + jnp.exp(2 * p["s"])
+        from_one = jnp.sum(p["r"] ** 2 * second - 2 * p["r"] * p["m"] + 2)
+        constant = 0.5 + p["s"] + 1 + 1.5 * jnp.log(2 * jnp.pi)
+        return -0.5 * (second + from_one) + constant
+
+    def value(p, key, draw):
+        log_joint = lambda z: -0.5 * z["a"] ** 2 - 0.5 * jnp.sum((z["b"] - 1) ** 2)
+        return vj.gradients.reparam(vj.bounds.elbo, draw=draw)(key, log_joint, build(p), num_samples=16).value
+
+    params = {"m": jnp.float32(0.4), "s": jnp.float32(-0.3), "r": jnp.array([0.5, -1.0])}
+    draws = {"iid": iid, "sobol": sobol, "antithetic": vj.draws.antithetic}
+    every = lambda key: {name: jax.value_and_grad(value)(params, key, draw) for name, draw in draws.items()}
+    found = jax.jit(jax.vmap(every))(jax.random.split(key, 20_000))
+    assert_mean(found, dict.fromkeys(found, jax.value_and_grad(exact)(params)), detects=0.05)
+    values = {name: value for name, (value, _) in found.items()}
+    assert_variance_ratio(values["iid"], values["sobol"], at_least=10.0)
+    assert_variance_ratio(values["iid"], values["antithetic"], at_least=2.0)
+    with pytest.raises(TypeError, match="of every leaf; Gauss lacks them"):
+        weigh(key, lambda z: 0.0, build(params) | {"c": Gauss(0.0, 0.0)}, num_samples=2, draw=sobol)
+
+
 def test_transforms(key):
     """chunks = whole, jit = plain, vmap over keys = one by one."""
     case = cases.MAKES[1]

@@ -8,6 +8,7 @@ from jaxtyping import Array
 
 from vijax.draws._iid import split
 from vijax.draws._qmc import unit
+from vijax.draws._transport import dimensions, transport
 from vijax.types import Draw, PyTree
 
 
@@ -19,14 +20,9 @@ def _seeds(key: Any, num_samples: int) -> PyTree:
 
 
 def _sample(seed: PyTree, q: Any) -> tuple[PyTree, Array]:
-    if not (hasattr(q, "transport") and hasattr(q, "uniforms")):
-        raise TypeError(
-            f"antithetic draws need q.uniforms (a shape) and q.transport(u), uniforms -> z; {type(q).__name__} lacks "
-            "them. The distributions of vijax.families have both."
-        )
     key, mirrored = seed
-    u = unit(jax.random.bits(key, q.uniforms, jnp.uint32))
-    z = q.transport(jnp.where(mirrored, 1 - u, u))
+    u = unit(jax.random.bits(key, (dimensions(q, "antithetic"),), jnp.uint32))
+    z = transport(q, jnp.where(mirrored, 1 - u, u))
     return z, q.log_prob(z)
 
 

@@ -1,6 +1,5 @@
 """Randomised quasi-Monte Carlo: draws that fill the space evenly, each of them still from q."""
 
-import math
 from functools import lru_cache
 from typing import Any
 
@@ -9,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from vijax.draws._transport import dimensions, transport
 from vijax.types import Draw, PyTree
 
 # Row i of the seeds holds the bits of i, as many as the last row needs: they pick out of the generating matrix, and
@@ -22,15 +22,10 @@ def _seeds(key: Any, num_samples: int) -> PyTree:
 
 
 def _sample(seed: PyTree, q: Any) -> tuple[PyTree, Array]:
-    if not (hasattr(q, "transport") and hasattr(q, "uniforms")):
-        raise TypeError(
-            f"sobol draws need q.uniforms (a shape) and q.transport(u), uniforms -> z; {type(q).__name__} lacks them. "
-            "The Gaussian distributions of vijax.families have both."
-        )
     key, bits = seed
-    columns = _generators(bits.shape[0], math.prod(q.uniforms))
+    columns = _generators(bits.shape[0], dimensions(q, "sobol"))
     point = jax.lax.reduce(bits[:, None] * columns, np.uint32(0), jax.lax.bitwise_xor, (0,))
-    z = q.transport(unit(_scramble(key, point)).reshape(q.uniforms))
+    z = transport(q, unit(_scramble(key, point)))
     return z, q.log_prob(z)
 
 
