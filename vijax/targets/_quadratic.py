@@ -68,10 +68,9 @@ def collapse_gaussian(
         _quadratic(f, v := jnp.zeros_like(f.join(like)))
         matrix = precision.probe(lambda e: f.product(v, e), v)
         root = precision.factor(matrix)
-        # From a fixed point near the mode one Newton step is exact, and so are all its derivatives in z.
-        near = v
-        for _ in range(2):
-            near = jax.lax.stop_gradient(near + precision.solve(root, f.slope(near)))
+        # Newton's step is exact, and so are all its derivatives in z, from any fixed point; from one near the mode, where a
+        # first step arrives, nothing large cancels.
+        near = jax.lax.stop_gradient(v + precision.solve(root, f.slope(v)))
         return f.integral(near, root, _holds(f, precision, matrix, v))
 
     return lambda z: found(z)[0], lambda z: found(z)[1]
