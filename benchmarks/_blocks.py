@@ -1,4 +1,4 @@
-"""Five models whose latents fall in two blocks, one of which has an exact integral, and a q over both near the posterior.
+"""Five models of two blocks of latents, one of which has an exact integral, and a q over both near the posterior.
 
 z is a vector whose q is one Gaussian: that of the collapsed target's mode and curvature, made WIDER times as wide. b is
 drawn independently of z, from the exact conditional at that mode, made wider too: so q(z) is the marginal of q(z, b).
@@ -133,11 +133,6 @@ def quadrature(collapsed: Callable[[Array], Array], q: dict[str, Array], points:
     volume = d * np.log(axis[1] - axis[0]) + float(jnp.sum(q["log_scale"]))
     # Where the precision is lost in the far tail, so is the mass.
     return float(logsumexp(np.where(np.isfinite(log_p), log_p, -np.inf))) + volume
-
-
-def draws_of(seed: int) -> tuple[np.random.Generator, Callable[..., Array]]:
-    rng = np.random.default_rng(seed)
-    return rng, lambda *a: jnp.asarray(np.concatenate(a), jnp.float32)
 
 
 def ridge() -> Model:

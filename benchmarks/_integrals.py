@@ -71,8 +71,9 @@ def regression(options: Options) -> Iterator[Row]:
     data = of(jnp.float32)
     sums = (data[0].T @ data[0], data[0].T @ data[1], data[1] @ data[1])
     functions: dict[str, tuple[Any, Any]] = {
-        OURS: (ours, data), HAND: (residual, data), SHORT: (short, data), READY: (ready, sums), CONTROL: (residual, data)
-    }  # fmt: skip
+        **{OURS: (ours, data), HAND: (residual, data), CONTROL: (residual, data)},
+        **{SHORT: (short, data), READY: (ready, sums)},
+    }
     with jax.enable_x64(True):
         truth = float(jax.jit(residual)(of(jnp.float64), jnp.asarray(Z, jnp.float64)))
     metric = f"ridge regression, {N} observations of {D} coefficients, value and gradient in (log s, log t)"

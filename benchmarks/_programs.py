@@ -1,4 +1,4 @@
-"""The models of `_blocks` as a NumPyro user writes them, with the same q: both blocks drawn, or the discrete one summed."""
+"""The models of `_blocks` as NumPyro's users write them, with the same q: both blocks drawn, or the discrete summed."""
 
 from collections.abc import Callable
 from typing import Any

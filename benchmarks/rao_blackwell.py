@@ -134,16 +134,10 @@ def gradients(kind: str, model: _blocks.Model, options: Options) -> Iterator[Row
     for name in found:
         yield timings.row(name, f"{model.name}: time of a step", FULL)
     for what, unit in (("flops", "FLOP"), ("bytes accessed", "B")):
+        metric = f"{model.name}: {what} of a step by XLA, loops' bodies once"
         for name in found:
             value, base = costs[name].get(what), costs[FULL].get(what)
-            yield row(
-                name,
-                f"{model.name}: {what} of a step by XLA, loops' bodies once",
-                value,
-                unit,
-                FULL,
-                ratio_of(value, base),
-            )
+            yield row(name, metric, value, unit, FULL, ratio_of(value, base))
 
 
 def run(options: Options) -> Iterator[Row]:

@@ -66,11 +66,12 @@ def collapse_gaussian(
     def found(z: PyTree) -> tuple[Array, Gaussian]:
         f = _Function(log_joint, z, like, precision)
         _quadratic(f, v := jnp.zeros_like(f.join(like)))
-        matrix = precision.probe(lambda e: f.product(v, e), v)
+        slope, curvature = jax.linearize(f.slope, v)  # whose primal part all directions share
+        matrix = precision.probe(lambda e: -curvature(e), v)
         root = precision.factor(matrix)
-        # Newton's step is exact, and so are all its derivatives in z, from any fixed point; from one near the mode, where a
-        # first step arrives, nothing large cancels.
-        near = jax.lax.stop_gradient(v + precision.solve(root, f.slope(v)))
+        # Newton's step is exact from any fixed point, and so are its derivatives in z. From one near the mode, where
+        # a first step arrives, nothing large cancels.
+        near = jax.lax.stop_gradient(v + precision.solve(root, slope))
         return f.integral(near, root, _holds(f, precision, matrix, v))
 
     return lambda z: found(z)[0], lambda z: found(z)[1]
