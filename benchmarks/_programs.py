@@ -24,7 +24,7 @@ def loss(kind: str, model: Model, *, summed: bool, particles: int) -> Callable[[
         elbo = infer.TraceEnum_ELBO(num_particles=particles, max_plate_nesting=1)
     else:
         elbo = infer.TraceGraph_ELBO(num_particles=particles)
-    how = {"infer": {"enumerate": "parallel"}} if summed else {}
+    how = lambda: {"infer": {"enumerate": "parallel"}} if summed else {}  # noqa: E731  # NumPyro writes into it
     program, of_block = globals()[kind](numpyro, dist, model, how)
 
     def guide() -> None:
@@ -74,7 +74,7 @@ def mixture(numpyro: Any, dist: Any, model: Model, how: Any) -> tuple[Program, C
     def program() -> None:
         z = numpyro.sample("z", dist.Normal(blocks.PRIOR, 1.0).to_event(1))
         with numpyro.plate("data", len(x)):
-            c = numpyro.sample("c", dist.Categorical(logits=jnp.stack([jnp.zeros(()), z[3]])), **how)
+            c = numpyro.sample("c", dist.Categorical(logits=jnp.stack([jnp.zeros(()), z[3]])), **how())
             numpyro.sample("x", dist.Normal(z[:2][c], jnp.exp(z[2])), obs=x)
 
     def draw(b: Any) -> None:
@@ -90,11 +90,11 @@ def _chain(
     """A chain written out step by step, as TraceEnum_ELBO and TraceGraph_ELBO both read it."""
 
     def walk() -> None:
-        markov = peer("numpyro.contrib.funsor").markov if how else lambda times: times
+        markov = peer("numpyro.contrib.funsor").markov if how() else lambda times: times
         c: Any = None
         for t in markov(range(steps)):
             logits = blocks.START if c is None else blocks.STAY[c]
-            c = numpyro.sample(f"c{t}", dist.Categorical(logits=logits), **how)
+            c = numpyro.sample(f"c{t}", dist.Categorical(logits=logits), **how())
             seen(t, c)
 
     def draw(b: Any) -> None:
