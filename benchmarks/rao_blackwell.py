@@ -4,6 +4,7 @@ The collapsed target's q(z) is the marginal of the full target's q(z, b), never 
 the models come the cost of `collapse_gaussian` beside the closed form by hand, and of Kalman filters by length.
 """
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -103,32 +104,26 @@ def gradients(kind: str, model: _blocks.Model, options: Options) -> Iterator[Row
         else:
             params = found[COLLAPSED if summed else FULL][1]
             found[name] = (lambda params, key, of=of: -of(params, key), params)
-    n = 400 if options.quick else 10_000
-    keys = jax.random.split(jax.random.key(1), n)
+    n = 400 if options.quick else 5_000
+    keys = list(jax.random.split(jax.random.key(1), n))
+    ready = lambda step, params: jax.jit(jax.value_and_grad(step)).lower(params, keys[0]).compile()  # noqa: E731
+    compiled = {name: ready(step, params) for name, (step, params) in found.items()}
     metric = f"{model.name}: variance of the gradient in q(z), summed, {DRAWS} draws"
-    variances: dict[str, float] = {}
-    for name, (step, params) in found.items():
-        slope = jax.grad(step)
-
-        def of_key(key: Array, slope: Any = slope, params: Any = params) -> Array:
-            return jax.flatten_util.ravel_pytree(slope(params, key)["z"])[0]
-
-        slopes = np.asarray(jax.jit(lambda ks, f=of_key: jax.lax.map(f, ks, batch_size=50))(keys), np.float64)
-        variances[name] = float(slopes.var(0, ddof=1).sum())
-        yield row(name, metric, variances[name], "nats²", FULL, ratio_of(variances[name], variances[FULL]), draws=n)
-        if name == FULL:
-            ours = slopes
-        else:  # the same model and the same q in every one of them; without b the bound is another, and so its slope
-            error = np.sqrt((slopes.var(0) + ours.var(0)) / n)
-            off = float(np.max(np.abs(slopes.mean(0) - ours.mean(0)) / error))
-            if name == GRAPH:
-                yield row(name, f"{metric}; its mean from ours, in standard errors", off, "se", bar=6.0)
-    calls: dict[str, Any] = {}
-    costs: dict[str, dict[str, float]] = {}
-    for name, (step, params) in [*found.items(), (CONTROL, found[FULL])]:
-        compiled = jax.jit(jax.value_and_grad(step)).lower(params, keys[0]).compile()
-        calls[name] = lambda compiled=compiled, params=params: compiled(params, keys[0])
-        costs[name] = _measure.cost(compiled)
+    moments: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    for name, (_, params) in found.items():
+        seen = [jax.tree.leaves(compiled[name](params, key)[1]["z"]) for key in keys]
+        slopes = np.stack([np.concatenate([np.ravel(leaf) for leaf in leaves]) for leaves in seen]).astype(np.float64)
+        moments[name] = slopes.mean(0), slopes.var(0, ddof=1)
+        value, base = (float(moments[of][1].sum()) for of in (name, FULL))
+        yield row(name, metric, value, "nats²", FULL, ratio_of(value, base), draws=n)
+    for theirs, ours in ((GRAPH, FULL), (ENUM, COLLAPSED)):  # the same model, the same q: the same gradient on average
+        if theirs in moments:
+            (mean, var), (other, spread) = moments[theirs], moments[ours]
+            off = float(np.max(np.abs(mean - other) / np.sqrt((var + spread) / n)))
+            yield row(theirs, f"{metric}; its mean from ours, in standard errors", off, "se", bar=6.0)
+    calls = {name: functools.partial(compiled[name], params, keys[0]) for name, (_, params) in found.items()}
+    calls[CONTROL] = calls[FULL]
+    costs = {name: _measure.cost(program) for name, program in compiled.items()}
     rounds = 5 if options.quick else 25
     timings = _measure.paired(calls, FULL, rounds, control=CONTROL, least=5e-3, warm=2)
     for name in found:
