@@ -298,10 +298,11 @@ np.testing.assert_allclose(rising, [-10.2655, -7.7655, -6.2655, -5.7655], atol=1
 np.testing.assert_allclose(falling, [-1.2655, -1.5155, -2.2655, -3.5155], atol=1e-4)
 
 # %% [markdown]
-# **"Rao-Blackwellization lowers the variance."** Of the weight, always, and with it the slack of every bound. Of the
-# *log*-weight, which is what the ELBO averages, not always. Let $\log w_1 = 2.4\, u$, $u \sim U(0, 1)$, be the weight
+# **"Rao-Blackwellization lowers the variance."** The slack of every bound, always. The variance of the weight, where
+# the $q$ that is integrated out reaches wherever the exact conditional does. That of the *log*-weight, which is what
+# the ELBO averages, not always. Let $\log w_1 = 2.4\, u$, $u \sim U(0, 1)$, be the weight
 # once $z_2$ is integrated out, and let $q(z_2 \mid z_1)$ be the exact conditional cut to a set of mass $1 / w_1$. Then
-# the weight of the pair is constant.
+# the weight of the pair is constant (and this $q$ reaches only a part: the weight's own variance rises too).
 
 # %%
 u = jax.random.uniform(jax.random.key(9), (100_000,))

@@ -18,8 +18,8 @@ def collapse(
         log p(x, z) = log p(x, z, b) - log p(b | x, z)   at any b (the candidate's identity)
 
     When part of the model is conjugate given the rest: the collapsed target has fewer latents and every bound of it
-    is at least as tight, its weights vary no more. (The variance of the *log*-weight need not fall.) Draw b
-    afterwards from `conditional(z)`.
+    is at least as tight. Its weights vary no more, if the q(b | z) that it saves reaches wherever p(b | x, z) does;
+    the variance of the *log*-weight may rise all the same. Draw b afterwards from `conditional(z)`.
 
     Args:
         log_joint: (z, b) -> log p(x, z, b), [*batch] in nats.
