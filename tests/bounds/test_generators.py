@@ -67,6 +67,7 @@ def every(l):
     return {name: one(f) for name, (f, _, _) in FORMS.items()}
 
 
+@pytest.mark.slow
 def test_against_tfp(x64, loose_ranks):
     found = every(jnp.asarray(L))
     for name, (_, theirs, _) in FORMS.items():

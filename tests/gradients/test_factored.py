@@ -151,6 +151,7 @@ def many(n):
     return variance
 
 
+@pytest.mark.slow
 def test_its_variance_does_not_grow_with_the_leaves(key):
     """Of twelve coins that know nothing of each other, a tenth of vimco's or less, and the same mean."""
     variance = many(12)

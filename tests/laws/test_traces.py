@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 from tests.laws import problem
+from tests.marks import some
 
 # Python calls of log_joint while a step is traced. dreg of a bound that is not linear looks twice unless chunked.
 CALLS = [
@@ -23,8 +24,21 @@ CALLS = [
 ]
 
 
-@pytest.mark.parametrize(("name", "chunk_size", "expected"), CALLS)
-def test_one_trace_and_none_on_the_second_call(name, chunk_size, expected, key, monkeypatch):
+@pytest.mark.parametrize(
+    "call",
+    some(
+        CALLS,
+        "reparam(iwae), 3",
+        "dreg(iwae), None",
+        "dreg(iwae), 3",
+        "dreg(own), None",
+        "vimco(iwae), None",
+        "auto(iwae), 3",
+        name="{0[0]}, {0[1]}".format,
+    ),
+)
+def test_one_trace_and_none_on_the_second_call(call, key, monkeypatch):
+    name, chunk_size, expected = call
     calls = []
     model = problem.log_joint
     monkeypatch.setattr(problem, "log_joint", lambda *args: calls.append(1) or model(*args))

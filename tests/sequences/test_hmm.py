@@ -22,6 +22,7 @@ def test_the_evidence_is_brute_force(fold, moving, key):
 
 
 @pytest.mark.parametrize("fold", [FOLDS[0], pytest.param(FOLDS[1], marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_derivatives_of_any_order(fold, x64, key):
     """Second derivatives, and the third along a line, in double precision."""
     arrays = factors(key, dtype=jnp.float64)

@@ -71,6 +71,7 @@ def test_impossible_moves_and_impossible_data(fold, key):
     assert np.all(np.isfinite(log_prob))
 
 
+@pytest.mark.slow
 def test_long_chains_in_single_precision():
     """2,000 steps, evidence about -3,600: both folds within 1e-6 of double precision, each marginal within 1e-4."""
 

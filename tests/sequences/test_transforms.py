@@ -46,6 +46,7 @@ def check_gradients(run, name):
 
 
 @each
+@pytest.mark.slow
 def test_gradients_are_those_of_the_dense_normal(run, x64):
     """In every array of the model, and in x, of which what is missing, nan, gets exactly 0."""
     check_gradients(run, "diffuse in part, late")
@@ -107,6 +108,7 @@ def test_vmap_is_a_loop(run):
 
 
 @each
+@pytest.mark.slow
 def test_nothing_observed(run, x64):
     """log p(nothing) is 0, and its gradient; where a diffuse direction is undetermined log p is inf, its gradient 0."""
     model, x, _ = problem.data("diffuse")

@@ -123,6 +123,7 @@ def test_derivatives_are_those_of_the_value(x64):
     assert abs(of_held[0] - slopes[0][1]) > 1e-3  # the control
 
 
+@pytest.mark.slow
 def test_a_batch_is_a_map():
     """Over data sets and variances: b [3, 2], x [3, N], and the same of one, mapped; in float32, with slopes."""
     signs = jnp.float32(np.stack([SIGN, -SIGN, RNG.choice([-1.0, 1.0], N)]))
@@ -152,6 +153,7 @@ def test_a_chain_of_states():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), *each(jnp.float32(-1.0)))
 
 
+@pytest.mark.slow
 def test_regression_with_outliers(x64, key):
     """Student-t errors of an unknown scale: below log p(x, z) at every z, and below the evidence by elbo and iwae."""
     spoiled = Y.copy()

@@ -11,6 +11,7 @@ from jax.scipy.stats import multivariate_normal, norm
 import vijax as vj
 from tests import oracles
 from tests.bare import Gauss
+from tests.marks import some
 from vijax import gaussians
 
 RNG = np.random.default_rng(0)
@@ -43,10 +44,11 @@ def of(tree, dtype):
     return jax.tree.map(lambda a: jnp.asarray(a, dtype), tree)
 
 
-@pytest.mark.parametrize("double", [False, True], ids=["float32", "float64"])
-def test_regression(double):
+@pytest.mark.parametrize("dtype", some([np.float32, np.float64], "float64", name=lambda dtype: dtype.__name__))
+def test_regression(dtype):
     """Value and both derivatives of the evidence; log p(x, z, b) - log p(b | x, z) is that evidence at any draw b."""
-    dtype, close = (np.float64, 1e-10) if double else (np.float32, 2e-5)
+    double = dtype == np.float64
+    close = 1e-10 if double else 2e-5
     expected = exactly(regression_evidence, {name: np.float64(value) for name, value in Z.items()})
     with jax.enable_x64(True) if double else nullcontext():
         collapsed, conditional = vj.targets.collapse_gaussian(regression, of(LIKE, dtype))
@@ -96,9 +98,7 @@ def chain(z, b):
     return jnp.sum(norm.logpdf(b[0], 0.0, 1.0)) + jnp.sum(steps) + jnp.sum(seen)
 
 
-@pytest.mark.parametrize(
-    "steps", [1, 2, 4, pytest.param(3, marks=pytest.mark.slow), pytest.param(17, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("steps", some([1, 2, 3, 4, 17], "1", "4"))
 def test_a_chain_is_the_dense_answer(steps):
     like = jnp.zeros((steps, 2))
     both = [vj.targets.collapse_gaussian(chain, like, precision=p) for p in (gaussians.tridiagonal, gaussians.dense)]
@@ -183,6 +183,7 @@ def test_batches_and_transformations():
     np.testing.assert_allclose(batched(z, b) - log_b, loop, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_fewer_latents_are_a_tighter_bound(key):
     """The elbo of the collapsed target is above the full one with the same q(z), by six standard errors and more."""
     z_q = Gauss(jnp.zeros(2), jnp.full(2, -1.0), event=1)

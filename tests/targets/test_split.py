@@ -321,6 +321,7 @@ def test_refusals(key):
 
 
 @pytest.mark.usefixtures("loose_ranks")
+@pytest.mark.slow
 def test_local_expectations_stay_exact(key):
     """Of one coin: at any key the gradient is that of the sum over both states, with no score of q left over."""
     likelihood, prior = lambda z: norm.logpdf(1.2, 0.7 * z, 0.8), distrax.Bernoulli(logits=-0.7)
