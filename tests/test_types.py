@@ -63,6 +63,7 @@ def test_nested_joints(key):
     np.testing.assert_allclose(q.log_prob(z), log_q, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_nested_joints_under_objectives(key):
     """A coin inside a nested dict: auto differentiates what has a path, and the whole is what a flat Joint gives."""
 

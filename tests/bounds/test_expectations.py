@@ -89,6 +89,7 @@ def jackknife_mean(k, order, s=S):
     return sum(share(j) * oracles.log_normal_power_mean(k - j, 1.0, LOG_Z, s) for j in range(order + 1))
 
 
+@pytest.mark.slow
 def test_the_bias_of_the_jackknife_falls_a_power_faster_with_each_order():
     """|bias| ∝ k^-(order + 1): from k = 32 to 64 by 2^(order + 1), within a fifth; order 0 is iwae's own 1/k."""
     for order in (0, 1, 2):

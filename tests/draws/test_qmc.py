@@ -147,6 +147,7 @@ def test_a_leaf_given_another(key):
         weigh(key, lambda z: 0.0, build(params) | {"c": Gauss(0.0, 0.0)}, num_samples=2, draw=sobol)
 
 
+@pytest.mark.slow
 def test_transforms(key):
     """chunks = whole, jit = plain, vmap over keys = one by one."""
     case = cases.MAKES[1]

@@ -168,6 +168,7 @@ def test_the_exact_posterior(key):
         jax.tree.map(lambda g: np.testing.assert_allclose(g, 0.0, atol=2e-6), grads)
 
 
+@pytest.mark.slow
 def test_transforms(key, loose_ranks):
     """A batch of three mixtures of distrax: chunks = whole, jit = plain, vmap over keys = one by one."""
     objective = vj.gradients.reparam(vj.bounds.iwae, draw=stratified)

@@ -77,6 +77,7 @@ def test_slopes_are_those_of_the_variance(key):
     np.testing.assert_allclose(slope, (high - low) / (2 * step), rtol=2e-2)
 
 
+@pytest.mark.slow
 def test_chunks_change_no_number(key):
     def run(chunk_size):
         def total(params):
@@ -131,6 +132,7 @@ def learned(objective, params, key, steps=1500):
     return jax.lax.scan(step, (params, optimiser.init(params)), jax.random.split(key, steps))[0][0]
 
 
+@pytest.mark.slow
 def test_relax_varies_less_than_rebar_and_that_less_than_reinforce(key):
     """At theta = 0, each control learned at that point.
 

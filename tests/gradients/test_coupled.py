@@ -7,6 +7,7 @@ import pytest
 
 import vijax as vj
 from tests.gradients import problem
+from tests.marks import some
 from tests.statistics import assert_mean, assert_variance_ratio
 from vijax.gradients import _coupled
 
@@ -51,7 +52,7 @@ def test_at_the_exact_posterior_the_gradient_is_zero_draw_by_draw(key):
     np.testing.assert_allclose(slope, 0.0, atol=2e-5)
 
 
-@pytest.mark.parametrize("case", [problem.BITS, problem.DICT], ids=lambda case: case.name)
+@pytest.mark.parametrize("case", some([problem.BITS, problem.DICT], "bits", name=lambda case: case.name))
 def test_chunks_and_single_keys_change_no_number(case, key):
     whole = problem.value_and_grads(key, case, OBJECTIVES, 6, 3)
     chunked = problem.value_and_grads(key, case, OBJECTIVES, 6, 3, chunk_size=4)
@@ -107,6 +108,7 @@ def distributions():
     return good, bad
 
 
+@pytest.mark.slow
 def test_who_is_believed(key, loose_ranks):
     """Distributions of three libraries, by their logits or probabilities; and those that have logits of another kind."""
     good, bad = distributions()
@@ -122,6 +124,7 @@ def test_who_is_believed(key, loose_ranks):
             run(q)
 
 
+@pytest.mark.slow
 def test_parameters_that_are_tracers(key, loose_ranks):
     """As in a training step: built inside jit, grad and vmap, from logits and from probabilities."""
     import distrax

@@ -163,6 +163,7 @@ def test_its_variance_does_not_grow_with_the_leaves(key):
 # --- what else objectives promise
 
 
+@pytest.mark.slow
 def test_chunks_batches_and_aux(key):
     x = jnp.array([0.3, -1.0, 2.0])
     q = lambda l: {"a": Coin(l), "b": Coin(-l)}

@@ -39,6 +39,7 @@ def test_several_latents(key, loose_ranks):
 JUMP = LINE._replace(log_p=lambda theta, z: norm.logpdf(z, theta, 1.0) - 2.0 * (z > 0.5))
 
 
+@pytest.mark.slow
 def test_a_model_that_jumps(key):
     """Where the path gives a wrong answer, which is the control: the same comparison refuses it."""
     objectives = {"measure": MAKE(ELBO), "score": vj.gradients.score(ELBO)}
@@ -63,6 +64,7 @@ def jump_truth(params):
     return jax.value_and_grad(total)(params)
 
 
+@pytest.mark.slow
 def test_dicts_chunks_and_double_precision(x64, key):
     params = jax.tree.map(lambda a: jnp.asarray(a, jnp.float64), LINE.params)
 

@@ -77,6 +77,7 @@ def test_no_other_estimator_says_so():
         assert bool(re.search(r"\bbiased", first)) == (name in table.BIASED), name
 
 
+@pytest.mark.slow
 def test_gumbel_rao_has_the_mean_of_straight_through_and_less_variance(key):
     objectives = {name: MAKE[name](ELBO) for name in ("straight_through", "gumbel_rao")}
     found = problem.value_and_grads(key, problem.HOT, objectives, 1, 40_000)

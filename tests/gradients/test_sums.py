@@ -48,6 +48,7 @@ def test_a_sum_that_forgets_the_mass_of_the_rest_fails(key, monkeypatch):
         )
 
 
+@pytest.mark.slow
 def test_with_nothing_left_to_draw_they_are_exact(key):
     """All states; and one latent's own sum, in the gradient of q."""
     objectives = {"top": TOP(ELBO, states=4), "local": LOCAL(ELBO)}
@@ -68,6 +69,7 @@ def test_weights_of_the_draws_sum_to_one_and_give_the_value(key):
     np.testing.assert_allclose(ELBO(seen.log_w, weights=seen.weights), value, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_variances_are_in_order(key):
     objectives = {
         "score": vj.gradients.score(ELBO, baseline=-1.0),
@@ -83,7 +85,8 @@ def test_variances_are_in_order(key):
     assert_variance_ratio(problem.of_q(found, "score"), problem.of_q(found, "local"), at_least=5.0)
 
 
-@pytest.mark.parametrize("chunk_size", some([2, 9], "2"))
+@pytest.mark.slow
+@pytest.mark.parametrize("chunk_size", [2, 9])
 def test_chunks_change_no_number(chunk_size, key):
     objectives = {"iwae": LOCAL(IWAE), "elbo": LOCAL(ELBO)}
     close = partial(np.testing.assert_allclose, rtol=2e-5, atol=2e-5)

@@ -65,6 +65,7 @@ def test_wake_is_not_the_gradient_of_the_bound_in_q(key):
             assert_mean({"q": found[name]["q"]}, {"q": wrong}, detects=0.04)
 
 
+@pytest.mark.slow
 def test_wake_tends_to_the_forward_divergence():
     """E of q's half over k draws, by enumeration: off -∇KL(p || q) by less with every draw."""
     posterior = jax.nn.softmax(jnp.stack([cases.DIE.log_p(cases.DIE.params["theta"], z) for z in range(3)]))

@@ -76,6 +76,7 @@ def test_dropout_differs_from_draw_to_draw(make, chunk_size, setting):
     assert len(np.unique(keys, axis=0)) == K
 
 
+@pytest.mark.slow
 def test_one_mask_for_all_draws_is_something_else(setting):
     """The control: with the key ignored the gradient is another."""
     x, q, key = setting

@@ -241,6 +241,8 @@ def num_samples(row):
 CELLS: dict[tuple[str, str, str], dict[str, Any]] = {}  # (kind, estimator, bound) -> what was seen
 # What every run tests, each cell a second or so, most of it XLA's; the rest is `make slow`.
 DEAR = {
+    "Gaussian": {"reparam", "dreg", "split", "measure_valued"},
+    "mixture": {"vimco"},
     "Gamma": {"dreg"},
     "hierarchy, Gaussian": {"gdreg"},
     "hierarchy, mixed": {"auto"},

@@ -72,17 +72,13 @@ def dirichlet(key, c):
     return jax.random.dirichlet(key, c)
 
 
-@pytest.mark.parametrize(
-    ("sample", "concentrations"),
-    [
-        (beta, [[0.2, 0.2], [0.02, 2.0], [0.5, 30.0]]),
-        (dirichlet, [[0.2, 0.2, 0.2], [0.5, 5.0, 50.0]]),
-    ],
-    ids=["beta", "dirichlet"],
-)
-def test_shares(sample, concentrations, key):
+RIGHT = [(beta, [[0.2, 0.2], [0.02, 2.0], [0.5, 30.0]]), (dirichlet, [[0.2, 0.2, 0.2], [0.5, 5.0, 50.0]])]
+
+
+@pytest.mark.parametrize("case", some(RIGHT, "beta", name=lambda case: case[0].__name__))
+def test_shares(case, key):
     """E x₀ and E x₀² where at least one concentration is .1 or more. Detects .5 of the truth."""
-    found = ratios(key, sample, SHARES, MOMENTS, concentrations)
+    found = ratios(key, case[0], SHARES, MOMENTS, case[1])
     assert_mean(found, ones(found), detects=0.5)
 
 

@@ -64,7 +64,7 @@ def test_vmap_and_grad_in_either_order(case, key):
         assert_close(found[f"grad(vmap), {what}"], total, err_msg=f"grad(vmap), {what}")
 
 
-@pytest.mark.parametrize("chunk_size", [None, 3])
+@pytest.mark.parametrize("chunk_size", some([None, 3], "None"))
 def test_without_jit_and_with_jit_inside(chunk_size, key):
     """Op by op, and under the vmap of a jitted function."""
     stacked, each = two(key)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import vijax as vj
+from tests.marks import some
 from tests.sequences import problem
 from vijax.sequences import Filtered
 
@@ -51,7 +52,7 @@ def test_the_nile_with_a_diffuse_start(run, x64):
     assert gaps[0] > 9 * gaps[1] > 81 * gaps[2] > 0
 
 
-@each
+@pytest.mark.parametrize("run", some(FILTERS.values(), "kalman_filter", name=lambda run: run.__name__))
 def test_the_nile_in_single_precision(run):
     model = problem.local_level(15099.0, 1469.1, mean=1000.0, variance=500.0**2, dtype=np.float32)
     assert run(model, problem.NILE.astype(int)).log_evidence.dtype == jnp.float32

@@ -10,6 +10,7 @@ from tests.sequences.chains import FOLDS, PATHS, S, T, brute, factors, weights
 from vijax.sequences import associative, hmm
 
 
+@pytest.mark.slow
 def test_a_batch_by_vmap(key):
     """What vmap makes of the posterior keeps its methods, axis by axis."""
     keys = jax.random.split(key, 4)

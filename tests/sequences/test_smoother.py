@@ -72,7 +72,7 @@ def test_marginals_stand_singular_steps(run, x64):
     np.testing.assert_allclose(covs, np.einsum("ikil->ikl", cov.reshape(5, 2, 5, 2)), atol=1e-10)
 
 
-@each
+@pytest.mark.parametrize("run", some(SMOOTHERS.values(), "kalman_smoother", name=lambda run: run.__name__))
 def test_undetermined_paths_are_nan(run):
     model, x, _ = problem.data("diffuse")
     q = run(model, x, mask=np.zeros(len(x), bool))
@@ -80,7 +80,7 @@ def test_undetermined_paths_are_nan(run):
     assert np.isnan(q.log_prob(np.zeros(x.shape, np.float32)))
 
 
-@each
+@pytest.mark.parametrize("run", some(SMOOTHERS.values(), "kalman_smoother", name=lambda run: run.__name__))
 def test_the_nile(run):
     """The level of 1871 and 1970, and its variance, given all years: in float32, to the published digits."""
     q = run(problem.local_level(15099.0, 1469.1, diffuse=True, dtype=np.float32), problem.NILE.astype(np.float32))
@@ -125,7 +125,7 @@ def test_it_is_the_q_at_which_every_bound_is_exact(name, key):
     assert np.abs(noisy(THETA + 0.5)).min() > 1e-3
 
 
-@each
+@pytest.mark.parametrize("run", some(SMOOTHERS.values(), "kalman_smoother", name=lambda run: run.__name__))
 def test_collapse_takes_it(run, key):
     """Whatever path is drawn, the collapsed target is the filter's evidence, and so is its gradient."""
     collapsed = vj.targets.collapse(

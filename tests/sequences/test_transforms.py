@@ -77,6 +77,7 @@ def everything(f):
     [(np.float64, 1e-12), pytest.param(np.float32, 2e-6, marks=pytest.mark.slow)],
     ids=["x64", "float32"],
 )
+@pytest.mark.slow
 def test_parallel_is_sequential(dtype, tolerance):
     """Value and gradient of all that is returned, relative to the largest entry of each array."""
     with jax.enable_x64(dtype == np.float64):

@@ -85,6 +85,7 @@ def test_it_is_brute_force(name):
     jax.tree.map(lambda f, e: np.testing.assert_allclose(f, e, rtol=1e-5, atol=1e-5), found, expected)
 
 
+@pytest.mark.slow
 def test_second_derivatives_and_double_precision(x64):
     params = jax.tree.map(lambda a: a.astype(jnp.float64), PARAMS)
     target = enumerate_(mixture, 3, plate=(4,)).log_joint

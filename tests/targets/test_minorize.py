@@ -101,6 +101,7 @@ def test_it_climbs_and_stays_below_the_evidence(name, x64):
     assert around[2] < around[1] - 1e-5
 
 
+@pytest.mark.slow
 def test_derivatives_are_those_of_the_value(x64):
     """In the prior's variance: after two steps by differences; held, `at` gives them where it has settled, alone."""
     make = lambda steps: minorize(minorizers.jaakkola_jordan, logistic, prior, jnp.zeros(2), steps=steps)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from jax.scipy.stats import gamma, norm
 
+from tests.marks import some
 from vijax import dataflow
 from vijax.targets import _sites
 
@@ -181,7 +182,7 @@ def program(rng):
     return run
 
 
-@pytest.mark.parametrize("part", [0, *[pytest.param(i, marks=pytest.mark.slow) for i in range(1, 5)]])
+@pytest.mark.parametrize("part", some(range(5), "0"))
 def test_no_program_is_granted_what_it_has_not(part):
     """Of 250 random programs none whose sites meet is granted independence, and four in five of those apart are."""
     rng = np.random.default_rng(part)

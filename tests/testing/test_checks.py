@@ -97,6 +97,7 @@ def log_weights(key):
     return jax.random.normal(key, (8, 2)) - 0.5
 
 
+@pytest.mark.slow
 def test_bounds_in_order(key):
     half = lambda log_w: vj.bounds.iwae(log_w[:4])
     rising = [vj.bounds.elbo, half, vj.bounds.iwae, 0.0]
@@ -143,7 +144,7 @@ def failures(key, deviation, d, detects=0.2):
     return np.asarray(trial.z.max(1) > d.limit), trial
 
 
-@pytest.mark.parametrize("one_sided", [False, True])
+@pytest.mark.parametrize("one_sided", some([False, True], "False"))
 @pytest.mark.parametrize("kind", some(["normal", "skewed", "few"], "few"))
 def test_false_failures_are_as_rare_as_promised(kind, one_sided, key):
     """At level .05 over five numbers: 20 of 400 expected; 2 or 45 would be chance less than once in a million."""
