@@ -65,9 +65,10 @@ def weights(model: _blocks.Model, options: Options) -> Iterator[Row]:
             yield _ordered(
                 "E w² of the collapsed less the full's", metric, np.exp(2 * collapsed) - np.exp(2 * full), ""
             )
-    mean = np.exp(collapsed)
-    off = abs(mean.mean() - 1) / (mean.std() / n**0.5)
-    yield row(COLLAPSED, f"{model.name}: mean of w / p(x), from 1 in standard errors", float(off), "se", bar=6.0)
+    for name, log_w in ((FULL, full), (COLLAPSED, collapsed)):  # the full one knows nothing of what was integrated
+        w = np.exp(log_w)
+        off = abs(w.mean() - 1) / (w.std() / n**0.5)
+        yield row(name, f"{model.name}: mean of w / p(x), from 1 in standard errors", float(off), "se", bar=6.0)
 
 
 def _ordered(name: str, metric: str, difference: np.ndarray, unit: str) -> Row:

@@ -16,7 +16,10 @@ JUMPS = frozenset(
 DECLARED = frozenset({"custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr", "custom_lin"})
 OPAQUE = frozenset({"pure_callback", "io_callback", "ffi_call"})
 # Operands from this position on only say where to read or write.
-INDICES = {"gather": 1, "dynamic_slice": 1, "dynamic_update_slice": 2}
+INDICES = {
+    **{"gather": 1, "dynamic_slice": 1, "dynamic_update_slice": 2},
+    **{"select_and_scatter_add": 1, "select_and_gather_add": 1},  # derivatives of a pool: its operand says where
+}
 
 
 class Flow(NamedTuple):
@@ -199,3 +202,16 @@ def _scan(eqn: Any, ins: list[Flow]) -> list[Flow]:
     consts, carry, xs = ins[:nc], ins[nc : nc + nk], ins[nc + nk :]
     carry = _fixpoint(lambda c: _jaxpr(body, own, [*consts, *c, *xs])[:nk], carry)
     return _jaxpr(body, own, [*consts, *carry, *xs])
+
+
+def hidden(jaxpr: Any) -> str | None:
+    """Return the first primitive that keeps values where no variable tells: in a mutable array, or on the host."""
+    for eqn in jaxpr.eqns:
+        refs = any("Ref" in type(v.aval).__name__ for v in (*eqn.invars, *eqn.outvars))
+        if refs or eqn.primitive.name == "io_callback":
+            return str(eqn.primitive.name)
+        for value in eqn.params.values():
+            for inner in value if isinstance(value, (tuple, list)) else (value,):
+                if hasattr(opened := getattr(inner, "jaxpr", inner), "eqns") and (how := hidden(opened)) is not None:
+                    return how
+    return None

@@ -23,6 +23,7 @@ class Precision(NamedTuple):
         kept: how many axes of each leaf after the batch stay axes of a vector; the rest is flattened.
         probe: (v -> Λ v, a vector for its shape) -> Λ, as kept.
         times: (Λ, v) -> Λ v.
+        own: Λ -> its diagonal, a vector.
         factor: Λ -> L, as kept; nan where Λ is not positive definite.
         half_log_det: L -> ½ log |Λ|, [*batch].
         pull: (L, v) -> Lᵀ v.
@@ -33,6 +34,7 @@ class Precision(NamedTuple):
     kept: int
     probe: Callable[[Callable[[Array], Array], Array], Any]
     times: Callable[[Any, Array], Array]
+    own: Callable[[Any], Array]
     factor: Callable[[Any], Any]
     half_log_det: Callable[[Any], Array]
     pull: Callable[[Any, Array], Array]
@@ -80,6 +82,7 @@ dense = Precision(
     kept=0,
     probe=_dense_probe,
     times=_matvec,
+    own=lambda a: jnp.diagonal(a, axis1=-2, axis2=-1),
     factor=jnp.linalg.cholesky,
     half_log_det=lambda root: jnp.sum(_logs(root), -1),
     pull=_transposed,
@@ -95,6 +98,7 @@ diagonal = Precision(
     kept=0,
     probe=lambda product, v: product(jnp.ones_like(v)),
     times=lambda a, v: a * v,
+    own=lambda a: a,
     factor=lambda a: jnp.sqrt(jnp.where(a > 0, a, jnp.nan)),
     half_log_det=lambda root: jnp.sum(jnp.log(root), -1),
     pull=lambda root, v: root * v,
@@ -174,6 +178,7 @@ tridiagonal = Precision(
     kept=1,
     probe=_chain_probe,
     times=_chain_times,
+    own=lambda a: jnp.diagonal(a[0], axis1=-2, axis2=-1),
     factor=lambda a: _chain_factor(*a),
     half_log_det=lambda root: jnp.sum(_logs(root[0]), (-2, -1)),
     pull=_chain_pull,
@@ -194,7 +199,9 @@ def cut(like: PyTree, batch: int, kept: int) -> tuple[Callable[[PyTree], Array],
     sizes = [math.prod(shape[lead:]) for shape in shapes]
 
     def join(z: PyTree) -> Array:
-        return jnp.concatenate([jnp.reshape(leaf, (*leaf.shape[:lead], -1)) for leaf in jax.tree.leaves(z)], -1)
+        return jnp.concatenate(
+            [jnp.reshape(leaf, (*leaf.shape[:lead], math.prod(leaf.shape[lead:]))) for leaf in jax.tree.leaves(z)], -1
+        )
 
     def split(v: Array) -> PyTree:
         ends = [sum(sizes[: i + 1]) for i in range(len(sizes))]

@@ -133,7 +133,7 @@ def support(log_prob: Any, leaves: dict[str, Path], estimator: str, given: Any =
         raise ValueError(
             f"{estimator} takes the mean of q's score for zero, which it is only while q's support is fixed; here "
             + (f"leaf '{uniform[0]}' is uniform on a set" if uniform else "log_prob is -inf on a set")
-            + " that depends on q's parameters. Use gradients.reparam, or a q of fixed support."
+            + " that depends on q's parameters. Use gradients.reparam or gradients.auto, or a q of fixed support."
         )
 
 

@@ -141,3 +141,14 @@ def test_dtypes_follow_like(name, key, x64):
         q = FAMILIES[name].dist(FAMILIES[name].init(key, jnp.zeros(3, dtype)))
         z, log_q = q.sample_and_log_prob(seed=key)
         assert (z.dtype, log_q.dtype) == (dtype, dtype)
+
+
+@pytest.mark.parametrize("name", ["mean_field", "full_rank"])
+def test_weak_numbers_draw_in_full_precision(name):
+    """jnp.array(0.4) has a weak dtype, which would yield to half precision."""
+    family = getattr(vj.families, name)()
+    by_hand = {"loc": jnp.array(0.4), "log_scale": jnp.array(-1.0), "lower": jnp.zeros(0)}
+    for params in (family.init(None, jnp.array(0.4)), family.init(None, 0.4), by_hand):
+        z, _ = family.dist(params).sample_and_log_prob(seed=jax.random.key(0), sample_shape=(2000,))
+        assert z.dtype == jnp.float32
+        assert len(np.unique(z)) > 1900

@@ -106,6 +106,17 @@ def test_one_step_and_one_state(key):
     np.testing.assert_allclose(alone.log_evidence, likelihood[:, 0].sum(), rtol=1e-5)
 
 
+def test_a_path_of_other_states_is_impossible():
+    """Not another path's density, by an index that is clamped or counted from the end."""
+    log_p = jnp.log(jnp.full((2, 2), 0.5))
+    p = hmm(log_p[0], log_p, jnp.zeros((3, 2))).posterior
+    np.testing.assert_allclose(p.log_prob(jnp.array([0, 1, 1])), 3 * np.log(0.5), rtol=1e-6)
+    for path in ([0, 1, 2], [-1, 1, 1]):
+        assert p.log_prob(jnp.array(path)) == -jnp.inf
+    with pytest.raises(TypeError, match="whole numbers"):
+        p.log_prob(jnp.array([0.0, 1.0, 1.0]))
+
+
 @pytest.mark.usefixtures("unchecked")
 def test_refusals(key):
     initial, transition, likelihood = factors(key)

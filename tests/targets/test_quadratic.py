@@ -142,6 +142,40 @@ def test_a_structure_that_is_not_there_is_nan(log_joint, like, claim):
     assert jnp.isnan(jax.jit(collapsed)(jnp.float32(0.1)))
 
 
+LARGE = {  # beside 1e4 what is not there is small
+    "diagonal": (
+        lambda z, b: -0.5 * jnp.sum(jnp.array([1e4, 2.0, 2.0]) * b**2) - jnp.tanh(z) * b[1] * b[2] + jnp.sum(b),
+        jnp.zeros(3),
+        gaussians.diagonal,
+    ),
+    "tridiagonal": (
+        lambda z, b: -5e3 * b[0, 0] ** 2 - jnp.sum(b**2) + 0.9 * b[1, 0] * b[5, 0] + z * jnp.sum(b),
+        jnp.zeros((6, 1)),
+        gaussians.tridiagonal,
+    ),
+    "members": (
+        lambda z, b: (
+            z * b.sum(1) - 5e3 * b[:, 0] ** 2 - b[:, 1] ** 2 - 0.5 * (b[0, 1] - b[1, 1]) ** 2 * jnp.array([1.0, 0, 0])
+        ),
+        jnp.zeros((3, 2)),
+        gaussians.dense,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_a_large_number_does_not_hide_it_and_nothing_finite_is_left(name):
+    log_joint, like, claim = LARGE[name]
+    collapsed, conditional = vj.targets.collapse_gaussian(log_joint, like, precision=claim)
+
+    @jax.jit
+    def seen(z):
+        p = conditional(z)
+        return jax.value_and_grad(lambda z: jnp.sum(collapsed(z)))(z), p.mean.sum(), p.log_prob(like).sum()
+
+    assert all(np.isnan(leaf) for leaf in jax.tree.leaves(seen(jnp.float32(0.3))))
+
+
 def test_members_that_depend_on_each_other_are_nan():
     coupled, _ = vj.targets.collapse_gaussian(
         lambda z, b: -0.5 * b[:, 0] ** 2 - 0.5 * (jnp.sum(b) - z) ** 2, jnp.zeros((3, 1))
@@ -214,6 +248,7 @@ def test_fewer_latents_are_a_tighter_bound(key):
         (lambda z, b: -b[0] * b[1] * b[2], "mul"),
         (lambda z, b: -jnp.sum(b**2) - jnp.sum(jnp.round(b)), "round"),
         (lambda z, b: -jnp.sum(z / (1 + b**2)), "div"),
+        (lambda z, b: -b @ b + z * jax.lax.reduce_window(b, -jnp.inf, jax.lax.max, (2,), (2,), "VALID").sum(), r"\w+"),
         (lambda z, b: -jnp.sum(b**2) + jax.lax.stop_gradient(b).sum(), "stop_gradient"),
         (lambda z, b: jax.lax.scan(lambda c, x: (jnp.sin(c) * x, None), z, b)[0], "sin|mul"),
     ],
@@ -232,7 +267,33 @@ def test_a_scan_over_quadratic_terms_passes():
     np.testing.assert_allclose(collapsed(jnp.float32(0.3)), expected, rtol=1e-5)
 
 
+def in_a_reference(z, b):
+    cell = jax.new_ref(jnp.zeros_like(b))
+    cell[...] = b
+    return -jnp.sum(b**2) + jnp.sum(jnp.sin(cell[...]))
+
+
+def test_factors_are_summed():
+    factors = lambda z, b: {"prior": norm.logpdf(b, z, 1.0), "seen": norm.logpdf(2.0, b, 1.0)}
+    collapsed, _ = vj.targets.collapse_gaussian(factors, 0.0)
+    np.testing.assert_allclose(jax.jit(collapsed)(jnp.float32(0.5)), norm.logpdf(1.5, 0.0, 2**0.5), rtol=1e-6)
+
+
 def test_other_refusals():
+    collapse, z = vj.targets.collapse_gaussian, jnp.float32(0.3)
+    with pytest.raises(
+        ValueError, match=r"shape \(1,\), with which every leaf .* like has \(3,\): sum over the data, w"
+    ):
+        collapse(lambda z, b: jnp.sum(-(b**2), keepdims=True), jnp.zeros(3))[0](z)
+    with pytest.raises(ValueError, match=r"shape \(5,\), .* like\['w'\] has \(3,\)"):
+        collapse(lambda z, b: -((jnp.ones((5, 3)) @ b["w"]) ** 2), {"w": jnp.zeros(3)})[0](z)
+    with pytest.raises(TypeError, match="must return floats"):
+        collapse(lambda z, b: None, jnp.zeros(3))[0](z)
+    with pytest.raises(TypeError, match="float32 or float64"):
+        collapse(lambda z, b: -jnp.sum(b**2), jnp.zeros(3, jnp.bfloat16))
+    if hasattr(jax, "new_ref"):
+        with pytest.raises(ValueError, match="where its Hessian cannot be followed"):
+            collapse(in_a_reference, jnp.zeros(3))[0](z)
     with pytest.raises(TypeError, match="pytree of float arrays"):
         vj.targets.collapse_gaussian(apart, jnp.zeros(3, int))
     part = vj.targets.minibatch(lambda z: z.sum(), lambda z: z, num_data=3)
@@ -266,3 +327,18 @@ def test_laplace_of_a_gamma_is_stirlings(x64):
 def test_laplace_says_so_where_there_is_no_maximum():
     collapsed, _ = vj.targets.laplace(lambda z, b: z * b, jnp.zeros(()))
     assert jnp.isnan(collapsed(jnp.float32(1.0)))
+
+
+def test_a_minibatch_of_two_arguments_is_refused():
+    part = vj.targets.minibatch(lambda z, b: -(b**2), lambda z, b: norm.logpdf(jnp.ones(3), b, jnp.exp(z)), num_data=9)
+    np.testing.assert_allclose(part(0.0, 0.0), 9 * norm.logpdf(1.0), rtol=1e-6)
+    with pytest.raises(ValueError, match="exact log joint"):
+        vj.targets.collapse_gaussian(part, 0.0)
+
+
+def test_second_derivatives_of_laplace(x64):
+    """Against central differences of its gradient, which move the mode."""
+    target, _ = vj.targets.laplace(lambda z, b: (jnp.exp(z) + 1) * b - jnp.exp(b), jnp.zeros(()))
+    slope = jax.jit(jax.grad(target))
+    second = jax.jit(jax.hessian(target))(0.3)
+    np.testing.assert_allclose(second, (slope(0.3 + 1e-5) - slope(0.3 - 1e-5)) / 2e-5, rtol=1e-6)

@@ -54,6 +54,8 @@ APART = {
     "one-hot": lambda c: jnp.sum(jax.nn.one_hot(c, S) * TABLE, -1),
     "one-hot matmul": lambda c: jnp.sum((jax.nn.one_hot(c, S) @ MATRIX) ** 2, -1),
     "einsum": lambda c: jnp.einsum("ns,st,nt->n", jax.nn.one_hot(c, S), MATRIX, TABLE),
+    "stack": lambda c: jnp.sum(jnp.stack([V[c], gauss(X, V[c])], axis=0), 0),
+    "tile and iterate": lambda c: sum(jnp.tile(V[c][None], (3, 1))),
     "vmap": lambda c: jax.vmap(lambda c, x: jax.nn.log_softmax(V * x)[c] + gauss(x, V[c]))(c, X),
     "vmapped slices": lambda c: jax.vmap(lambda c, row: jax.lax.dynamic_slice(row, (c,), (1,))[0])(c, TABLE),
     "vmapped update": lambda c: jax.vmap(lambda c, row: row.at[c].set(9.0)[0])(c, TABLE),

@@ -85,8 +85,15 @@ class _Gaussian:
         return self._log_density(ravel_pytree(z)[0])
 
 
+def _ravel(tree: PyTree) -> tuple[Array, Callable[[Array], PyTree]]:
+    """Return the leaves as one vector, and its inverse."""
+    vector, unravel = ravel_pytree(tree)
+    # A weak dtype, as jnp.array(0.1) has it, would yield to that of whatever noise is tried: half precision.
+    return jax.lax.convert_element_type(vector, vector.dtype), unravel
+
+
 def _start(like: PyTree) -> tuple[Array, PyTree]:
-    vector, _ = ravel_pytree(like)
+    vector, _ = _ravel(like)
     if vector.size == 0 or not jnp.issubdtype(vector.dtype, jnp.floating):
         raise TypeError(
             f"a Gaussian family needs floating latents of at least one element, got {jax.tree.map(jnp.shape, like)}."
@@ -96,7 +103,7 @@ def _start(like: PyTree) -> tuple[Array, PyTree]:
             raise TypeError(
                 f"a Gaussian family cannot hold a leaf of dtype {jnp.result_type(leaf)}; give it a discrete q."
             )
-    return vector, jax.tree.map(jnp.asarray, like)
+    return vector, jax.tree.map(lambda l: jax.lax.convert_element_type(l, jnp.result_type(l)), like)
 
 
 _LOG_2PI = math.log(2 * math.pi)
@@ -128,8 +135,8 @@ def mean_field(*, scale: float = 0.1) -> Family:
         return {"loc": like, "log_scale": jax.tree.map(lambda l: jnp.full_like(l, math.log(scale)), like)}
 
     def dist(params: PyTree) -> _Gaussian:
-        loc, unravel = ravel_pytree(params["loc"])
-        log_scale, _ = ravel_pytree(params["log_scale"])
+        loc, unravel = _ravel(params["loc"])
+        log_scale, _ = _ravel(params["log_scale"])
         density = lambda z: jnp.sum(-0.5 * jnp.square((z - loc) * jnp.exp(-log_scale)) - log_scale - 0.5 * _LOG_2PI)  # noqa: E731
         moments = lambda: Moments(  # noqa: E731
             loc,
@@ -175,8 +182,8 @@ def full_rank(*, scale: float = 0.1) -> Family:
         }
 
     def dist(params: PyTree) -> _Gaussian:
-        loc, unravel = ravel_pytree(params["loc"])
-        log_scale, _ = ravel_pytree(params["log_scale"])
+        loc, unravel = _ravel(params["loc"])
+        log_scale, _ = _ravel(params["log_scale"])
         unit = jnp.eye(loc.size, dtype=loc.dtype).at[jnp.tril_indices(loc.size, -1)].set(params["lower"])
         push = lambda e: loc + jnp.exp(log_scale) * (unit @ e)  # noqa: E731
 
@@ -233,8 +240,8 @@ def low_rank(*, rank: int, scale: float = 0.1) -> Family:
         }
 
     def dist(params: PyTree) -> _Gaussian:
-        loc, unravel = ravel_pytree(params["loc"])
-        log_scale, _ = ravel_pytree(params["log_scale"])
+        loc, unravel = _ravel(params["loc"])
+        log_scale, _ = _ravel(params["log_scale"])
         factor = params["factor"]
         # In units of the diagonal: covariance I + G Gᵀ, inverted through the small matrix I + Gᵀ G (Woodbury).
         g = factor * jnp.exp(-log_scale)[:, None]

@@ -61,14 +61,17 @@ def maximize(
     leaves = jax.tree.leaves(start)
     if not leaves or not all(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in leaves):
         raise TypeError(f"start must be a pytree of float arrays, got {jax.tree.map(jnp.result_type, start)}.")
-    if (found := jax.eval_shape(function, start)).shape != ():
-        raise TypeError(f"function must return a scalar, got shape {found.shape}; sum over the batch.")
+    if (shape := getattr(jax.eval_shape(function, start), "shape", None)) != ():
+        raise TypeError(f"function must return a scalar, got shape {shape}; sum over the batch.")
 
-    descend = lambda params: -function(params)  # noqa: E731
+    if len({leaf.dtype for leaf in leaves}) > 1:
+        raise TypeError(f"start must be of one dtype, got {jax.tree.map(jnp.result_type, start)}.")
+
+    descend = lambda params: -function(params).astype(leaves[0].dtype)  # noqa: E731
     optimizer = optax.lbfgs()
     value_and_grad = optax.value_and_grad_from_state(descend)
     steepest = lambda grad: jnp.max(jnp.stack([jnp.max(jnp.abs(g), initial=0.0) for g in jax.tree.leaves(grad)]))  # noqa: E731
-    close = 0.1 * jnp.finfo(found.dtype).eps ** 0.5
+    close = 0.1 * jnp.finfo(leaves[0].dtype).eps ** 0.5
 
     def going(carry: Any) -> Array:
         _, _, value, grad, count, stalled = carry

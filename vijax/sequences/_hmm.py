@@ -40,9 +40,13 @@ class Path(NamedTuple):
 
     def log_prob(self, c: Array, /) -> Array:
         """Return log p(c | x) of a path c [*batch, T], shape [*batch]."""
+        c = jnp.asarray(c)
+        if not jnp.issubdtype(c.dtype, jnp.integer):
+            raise TypeError(f"a path holds whole numbers, the states; got {c.dtype}.")
         if jnp.shape(c) != (expected := (*self.log_last.shape[:-1], self.log_back.shape[-3] + 1)):
             raise ValueError(f"a path has shape {expected}, [*batch, T]; got {jnp.shape(c)}.")
-        return jnp.asarray(self._batched(_log_prob)(self.log_last, self.log_back, c))
+        found = self._batched(_log_prob)(self.log_last, self.log_back, c)
+        return jnp.where(jnp.all((c >= 0) & (c < self.log_last.shape[-1]), -1), found, -jnp.inf)
 
     def log_marginals(self, *, fold: Fold = sequential) -> Array:
         """Return log p(cₜ = s | x), [*batch, T, S]: forward-backward."""

@@ -140,7 +140,7 @@ def enumerate(  # noqa: A001  # the name that the field gives it; one writes tar
         values = [_values(s) for s in given]
         stacked = rows(values)
         closed, shapes = dataflow.trace(
-            lambda leaves: log_joint(z, jax.tree.unflatten(tree, leaves)), [a[0] for a in stacked]
+            lambda leaves: _plain(log_joint(z, jax.tree.unflatten(tree, leaves))), [a[0] for a in stacked]
         )
         declared = bool(attribute(log_joint, "independent_sites"))
         once = _check(closed, shapes, len(given), batch, plate, declared=declared)
@@ -159,6 +159,10 @@ def enumerate(  # noqa: A001  # the name that the field gives it; one writes tar
         return Sites(log_probs.reshape(*log_probs.shape[:-1], *sizes), values, tree, len(batch))
 
     return Enumerated(collapsed, posterior)
+
+
+def _plain(out: Any) -> Any:
+    return dict(out) if isinstance(out, dict) else out  # JAX sorts the names of a dict, and of no other mapping
 
 
 def _expand_left(x: Array, axes: int) -> Array:
@@ -194,7 +198,7 @@ def _check(
 ) -> list[bool]:
     """Return which factors are free of c; refuse the wrong shapes, and sites not seen to be independent."""
     sites = batch + plate
-    factors = shapes if isinstance(shapes, dict) else {"": shapes}
+    factors = dict(shapes) if isinstance(shapes, dict) else {"": shapes}
     if not factors or not all(isinstance(f, jax.ShapeDtypeStruct) for f in factors.values()):
         raise TypeError(f"log_joint(z, c) must return an array or a flat dict of arrays, got {shapes!r:.200}.")
     several = [k for k, n in zip(range(len(sites)), sites, strict=True) if n > 1]  # a site alone is independent

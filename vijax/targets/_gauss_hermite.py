@@ -60,6 +60,8 @@ def gauss_hermite(
             f"which says how its draws are made of standard noise; got {type(q).__name__}."
         )
     points, weights = np.polynomial.hermite_e.hermegauss(nodes)
+    if not np.all(np.isfinite(weights)):
+        raise ValueError(f"nodes must be at most some 250, where their weights leave float64; got {nodes}.")
 
     @carries(linear_only=WHY.format("expected likelihood"))
     def target(z: PyTree) -> Array:
@@ -84,6 +86,8 @@ def gauss_hermite(
 
 def _linear(function: Callable[[Array], Array], e: Array) -> None:
     """Refuse a predictor whose derivative depends on z, or that reaches it through a jump: |z| has two derivatives."""
+    if (how := dataflow.hidden(dataflow.trace(function, e)[0].jaxpr)) is not None:
+        raise ValueError(f"predictor keeps z in '{how}', where it cannot be followed; write it without.")
     flows = dataflow.analyse(dataflow.trace(function, e)[0], [LATENT], dataflow.Flow())
     slope = lambda e, d: jax.jvp(function, (e,), (d,))[1]  # noqa: E731
     slopes = dataflow.analyse(dataflow.trace(slope, e, e)[0], [LATENT, dataflow.Flow()], dataflow.Flow())

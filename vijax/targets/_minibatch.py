@@ -37,8 +37,8 @@ def minibatch(
         raise TypeError(f"num_data must be the whole number of data N, got {num_data!r}.")
 
     @carries(linear_only="a minibatch estimates log p(x, z) without bias, but not its exponential")
-    def log_joint(z: PyTree) -> Any:
-        prior, terms = log_prior(z), log_likelihood(z)
+    def log_joint(*z: PyTree) -> Any:  # of several where a target of (z, b) is asked for
+        prior, terms = log_prior(*z), log_likelihood(*z)
         if jnp.ndim(terms) != jnp.ndim(prior) + 1 or jnp.shape(terms)[1:] != jnp.shape(prior):
             raise ValueError(
                 f"log_likelihood(z) must return one term for each datum, [B, *batch] with *batch = {jnp.shape(prior)} "

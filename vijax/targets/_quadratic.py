@@ -65,7 +65,7 @@ def collapse_gaussian(
 
     def found(z: PyTree) -> tuple[Array, Gaussian]:
         f = _Function(log_joint, z, like, precision)
-        _quadratic(f, v := jnp.zeros_like(f.join(like)))
+        _quadratic(f, v := jnp.zeros_like(f.join(f.like)))
         slope, curvature = jax.linearize(f.slope, v)  # whose primal part all directions share
         matrix = precision.probe(lambda e: -curvature(e), v)
         root = precision.factor(matrix)
@@ -120,16 +120,20 @@ def laplace(
             at = best.reshape(1, *best.shape, *(1,) * (v.ndim - best.ndim))
             return jnp.take_along_axis(jnp.concatenate([tried, v[None]]), at, 0)[0], None
 
-        start = f.join(jax.tree.map(jnp.asarray, like))
+        start = f.join(f.like)
         near = jax.lax.stop_gradient(jax.lax.scan(newton, start, None, length=steps)[0])
         root = precision.factor(jax.lax.stop_gradient(matrix_at(near)))
         g = f.slope(near)
-        # The mode moves with z as Newton's step does, and Λ with the mode.
-        mode = near + precision.solve(root, g)
-        left = precision.solve(root, jax.lax.stop_gradient(g))
-        close = jnp.finfo(start.dtype).eps ** 0.5 * (1 + jnp.max(jnp.abs(near), f.axes))
+        left = precision.solve(root, g)
+        # The mode moves with z as two of Newton's steps do, to second order, and Λ with the mode.
+        mode = near + left
+        mode = mode + precision.solve(root, f.slope(mode))
+        # In posterior standard deviations, or as near as floats of the mode's size can be.
+        eps = jnp.finfo(start.dtype).eps
+        far, size = (jnp.max(jnp.abs(a), f.axes, initial=0.0) for a in (left, near))
+        arrived = (jnp.sum(g * left, f.axes) <= eps**0.5) | (far <= 8 * eps * size)
         matrix = matrix_at(mode)
-        settled = (jnp.max(jnp.abs(left), f.axes) <= close) & _holds(f, precision, matrix, near)
+        settled = jax.lax.stop_gradient(arrived) & _holds(f, precision, matrix, near)
         return f.integral(near, precision.factor(matrix), settled, mode)
 
     return lambda z: found(z)[0], lambda z: found(z)[1]
@@ -139,10 +143,11 @@ class _Function:
     """log p(x, z, ·) as a function of one vector, and its derivatives."""
 
     def __init__(self, log_joint: Any, z: PyTree, like: PyTree, precision: Precision):
-        self.batch = jax.eval_shape(lambda: log_joint(z, like)).shape
+        self.like = like = jax.tree.map(jnp.asarray, like)
+        self.batch = _batch(jax.eval_shape(lambda: log_joint(z, like)), like)
         self.join, self.split = cut(like, len(self.batch), precision.kept)
         self.precision = precision
-        self.density = lambda v: log_joint(z, self.split(v))
+        self.density = lambda v: _total(log_joint(z, self.split(v)))
         self.slope = jax.grad(lambda v: jnp.sum(self.density(v)))
         shape = jax.eval_shape(self.join, like).shape
         self.axes = tuple(range(len(self.batch), len(shape)))
@@ -159,27 +164,58 @@ class _Function:
         value = value + 0.5 * jnp.sum(g * step, self.axes)
         value += 0.5 * self.size * jnp.log(2 * jnp.pi).astype(near.dtype) - self.precision.half_log_det(root)
         mean = self.split(near + step if mode is None else mode)
-        return jnp.where(valid, value, jnp.nan), Gaussian(mean, root, self.precision, len(self.batch))
+        sure = jnp.where(valid, 1.0, jnp.nan).astype(near.dtype)  # a factor: derivatives are nan with the value
+        mark = lambda a: a * sure.reshape(*sure.shape, *(1,) * (a.ndim - sure.ndim))  # noqa: E731
+        mean, root = jax.tree.map(mark, (mean, root))
+        return value * sure, Gaussian(mean, root, self.precision, len(self.batch))
+
+
+def _total(log_p: Any) -> Any:
+    return sum(log_p.values()) if isinstance(log_p, dict) else log_p
+
+
+def _batch(log_p: Any, like: PyTree) -> tuple[int, ...]:
+    """Return log_joint's batch shape, with which every leaf of b must begin."""
+    values = list(log_p.values()) if isinstance(log_p, dict) else [log_p]
+    shapes = {getattr(value, "shape", None) for value in values}
+    if len(shapes) != 1 or not all(jnp.issubdtype(getattr(value, "dtype", bool), jnp.floating) for value in values):
+        raise TypeError(f"log_joint(z, b) must return floats [*batch], or a dict of such factors; got {log_p!r}.")
+    batch: tuple[int, ...] = values[0].shape
+    for path, leaf in jax.tree.leaves_with_path(like):
+        if leaf.shape[: len(batch)] != batch or (batch and leaf.shape == ()):
+            raise ValueError(
+                f"log_joint(z, b) has shape {batch}, with which every leaf of b must begin, and like"
+                f"{jax.tree_util.keystr(path)} has {leaf.shape}: sum over the data, without keepdims; a batch of b has "
+                "its axes first."
+            )
+    return batch
 
 
 def _floats(like: PyTree) -> None:
     leaves = jax.tree.leaves(like)
     if not leaves or not all(jnp.issubdtype(jnp.result_type(leaf), jnp.floating) for leaf in leaves):
         raise TypeError(f"like must be a pytree of float arrays, shaped as b; got {like!r}.")
+    if any(jnp.finfo(jnp.result_type(leaf)).bits < 32 for leaf in leaves):
+        raise TypeError("like must be of float32 or float64: Cholesky factors have no half precision.")
 
 
 def _holds(f: _Function, precision: Precision, matrix: Any, v: Array) -> Array:
     """Whether Λ has the zeros that `precision` says, and none between members, seen in a direction at random."""
     if precision is dense and not f.batch:
         return jnp.ones(f.batch, bool)
-    e = jnp.cos(1.0 + jnp.arange(v.size, dtype=v.dtype)).reshape(v.shape)
-    seen, said = f.product(v, e), precision.times(matrix, e)
-    close = jnp.finfo(v.dtype).eps ** 0.5 * jnp.max(jnp.abs(seen), f.axes, keepdims=True)
+    # Of D^-½ Λ D^-½, whose diagonal is 1: one large number would hide the rest.
+    own = precision.own(matrix)
+    scale = jax.lax.rsqrt(jnp.where(own > 0, own, jnp.nan)).reshape(v.shape)
+    e = scale * jnp.cos(1.0 + jnp.arange(v.size, dtype=v.dtype)).reshape(v.shape)
+    seen, said = scale * f.product(v, e), scale * precision.times(matrix, e)
+    close = jnp.finfo(v.dtype).eps ** 0.5 * jnp.max(jnp.abs(seen), f.axes, keepdims=True, initial=0.0)
     return jax.lax.stop_gradient(jnp.all(jnp.abs(seen - said) <= close, f.axes))
 
 
 def _quadratic(f: _Function, v: Array) -> None:
     """Refuse a log_joint whose Hessian depends on b, or that reaches it through a jump: |b| has Hessian 0."""
+    if (how := dataflow.hidden(dataflow.trace(f.density, v)[0].jaxpr)) is not None:
+        raise ValueError(f"log_joint keeps b in '{how}', where its Hessian cannot be followed; write it without.")
     flows = [dataflow.analyse(dataflow.trace(g, v)[0], [LATENT], dataflow.Flow()) for g in (f.density, f.slope)]
     hessian = dataflow.analyse(dataflow.trace(f.product, v, v)[0], [LATENT, dataflow.Flow()], dataflow.Flow())
     jumps = sorted(how for flow in flows for found in flow for source, how in found.broken if source == "b")
@@ -188,7 +224,9 @@ def _quadratic(f: _Function, v: Array) -> None:
         raise ValueError(
             f"log_joint is not quadratic in b: '{how}' keeps b in its Hessian. Give `like` only those latents in which "
             "it is (scales, rates and whatever multiplies b stay in z), or rewrite it so (a Student-t is a Gaussian "
-            "with a Gamma scale in z; logistic terms have quadratic bounds); targets.laplace integrates approximately."
+            "with a Gamma scale in z; for logistic and other terms with quadratic bounds see targets.minorize); what "
+            "is integrated already, take together with b in one `like`; for a library's check of arguments, switch it "
+            "off (validate_args=False). targets.laplace integrates approximately."
         )
 
 

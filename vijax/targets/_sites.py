@@ -6,9 +6,12 @@ from typing import Any
 
 from jax.extend import core
 
+from vijax import dataflow
+
 # Each output element reads the same element of every operand of full rank, and no other.
 ELEMENTWISE = frozenset(
-    """abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e cbrt ceil clamp clz complex conj
+    """abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e bitcast_convert_type cbrt ceil
+    clamp clz complex conj
     convert_element_type copy copy_p cos cosh digamma div eq eq_to erf erf_inv erfc exp exp2 expm1 floor ge gt igamma
     igamma_grad_a igammac imag integer_pow is_finite le le_to lgamma log log1p logistic lt lt_to max min mul ne neg
     nextafter not or polygamma population_count pow random_gamma_grad real reduce_precision
@@ -25,6 +28,7 @@ ALONG = {
     **dict.fromkeys("cumlogsumexp cummax cummin cumprod cumsum".split(), "axis"),
 }
 AWAY = {
+    "unstack": "axis",
     "squeeze": "dimensions",
     **dict.fromkeys("argmax argmin reduce_and reduce_max reduce_min reduce_or reduce_prod reduce_sum".split(), "axes"),
 }
@@ -43,23 +47,10 @@ it whose body this is, or the name of the primitive that mixed its sites.
 
 def follow(closed: core.ClosedJaxpr, inputs: Sequence[Axes]) -> list[Axes]:
     """Follow site axes from the inputs of a jaxpr to its outputs; what it closes over is free of them."""
-    if (how := _hidden(closed.jaxpr)) is not None:
+    if (how := dataflow.hidden(closed.jaxpr)) is not None:
         some: tuple[int | str, ...] = next((a for a in inputs if a is not None), ())
         return [tuple(how for _ in some)] * len(closed.jaxpr.outvars)
     return _jaxpr(closed.jaxpr, inputs, 0)
-
-
-def _hidden(jaxpr: Any) -> str | None:
-    """Return the first primitive that keeps values where no variable tells: in a mutable array, or on the host."""
-    for eqn in jaxpr.eqns:
-        refs = any("Ref" in type(v.aval).__name__ for v in (*eqn.invars, *eqn.outvars))
-        if refs or eqn.primitive.name == "io_callback":
-            return str(eqn.primitive.name)
-        for value in eqn.params.values():
-            for inner in value if isinstance(value, (tuple, list)) else (value,):
-                if hasattr(opened := _open(inner), "eqns") and (how := _hidden(opened)) is not None:
-                    return how
-    return None
 
 
 def _jaxpr(jaxpr: Any, inputs: Sequence[Axes], depth: int) -> list[Axes]:
@@ -102,6 +93,8 @@ def _equation(eqn: Any, ins: list[Axes], depth: int) -> list[Axes]:
         which = _map(ins[0], lambda _: name)
         cases = [_jaxpr(_open(b), ins[1:], depth) for b in params["branches"]]
         return [_join([which, *outs], name) for outs in zip(*cases, strict=True)]
+    if name == "optimization_barrier":
+        return list(ins)
     if name == "while":
         return _while(params, ins, depth)
     if name == "scan":
@@ -131,6 +124,10 @@ def _kept(name: str, params: Any, eqn: Any, i: int) -> dict[int, int]:
         return {a: j for j, a in enumerate(stay)} if name in AWAY else {a: a for a in stay}
     if name == "broadcast_in_dim" and i == 0:
         return {a: b for a, b in enumerate(params["broadcast_dimensions"]) if shape[a] == out[b]}
+    if name == "stack":
+        return {a: a + (a >= params["axis"]) for a in same}
+    if name == "tile":
+        return {a: a for a in same if params["reps"][a] == 1}
     if name == "transpose":
         return {a: j for j, a in enumerate(params["permutation"])}
     if name == "reshape" and i == 0 and params.get("dimensions") is None:
