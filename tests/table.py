@@ -255,9 +255,11 @@ PUBLIC = {
     },
     "targets": {
         "Minorized": "tests/targets/test_minorize.py",
+        "Transformed": "tests/targets/test_transform.py",
         "collapse": "tests/targets/test_collapse.py",
         "collapse_gaussian": "tests/targets/test_quadratic.py",
         "conjugate": "tests/targets/test_conjugate.py",
+        "constraints": "tests/targets/test_transform.py",
         "exact_entropy": "tests/targets/test_split.py",
         "enumerate": "tests/targets/test_enumerate.py",
         "gauss_hermite": "tests/targets/test_gauss_hermite.py",
@@ -268,6 +270,7 @@ PUBLIC = {
         "minorizers": "tests/targets/test_minorizers.py",
         "split": "tests/targets/test_split.py",
         "tied": "tests/targets/test_tied.py",
+        "transform": "tests/targets/test_transform.py",
     },
     "fitting": {
         "Maximum": "tests/fitting/test_maximize.py",

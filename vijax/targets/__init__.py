@@ -1,6 +1,6 @@
 """Change the question: log_joint -> log_joint."""
 
-from vijax.targets import conjugate, minorizers
+from vijax.targets import conjugate, constraints, minorizers
 from vijax.targets._collapse import collapse
 from vijax.targets._enumerate import enumerate
 from vijax.targets._gauss_hermite import gauss_hermite
@@ -10,12 +10,15 @@ from vijax.targets._minorize import Minorized, minorize
 from vijax.targets._quadratic import collapse_gaussian, laplace
 from vijax.targets._split import exact_entropy, split
 from vijax.targets._tied import tied
+from vijax.targets._transform import Transformed, transform
 
 __all__ = [
     "Minorized",
+    "Transformed",
     "collapse",
     "collapse_gaussian",
     "conjugate",
+    "constraints",
     "enumerate",
     "exact_entropy",
     "gauss_hermite",
@@ -26,4 +29,5 @@ __all__ = [
     "minorizers",
     "split",
     "tied",
+    "transform",
 ]

@@ -1,0 +1,214 @@
+"""Free numbers in place of constrained latents, so that any q over ℝⁿ may answer."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from vijax.targets.constraints import Constraint, real
+from vijax.types import LogJoint, PyTree, attribute, carries
+
+
+class Transformed(NamedTuple):
+    """A target over free numbers y, and the way to the latents z and back.
+
+    Fields:
+        log_joint: y -> log p(x, z(y)) + log |det ∂z/∂y|, [*batch] in nats; or a dict of factors, with one more for
+            each constrained leaf.
+        constrain: y -> z, of one draw; of several by jax.vmap.
+        unconstrain: z -> y; what a family's `init` takes as `like`, from any z inside its constraints.
+    """
+
+    log_joint: LogJoint
+    constrain: Callable[[PyTree], PyTree]
+    unconstrain: Callable[[PyTree], PyTree]
+
+
+def transform(log_joint: LogJoint, constraints: PyTree) -> Transformed:
+    """Replace latents that are positive, bounded, ordered, ... by free numbers, for a q over all of ℝⁿ.
+
+        log p(x, y) = log p(x, z(y)) + log |det ∂z/∂y|,     whose integral over y is the same p(x)
+
+    When q is Gaussian (or any q without constraints) and the latents are not. The evidence is unchanged and so is every
+    log-weight, if q(y) is compared with q(z) = q(y) / |det ∂z/∂y|; only what the family can express differs.
+
+        target, constrain, unconstrain = transform(log_joint, {
+            "mu": None, "tau": constraints.positive,
+            "theta": lambda z: constraints.affine(z["mu"], z["tau"]),   # given those written before it
+        })
+        params = full_rank().init(key, unconstrain(start))
+        draws = reparam(elbo)(key, target, full_rank().dist(params), num_samples=K).draws
+        z = jax.vmap(constrain)(draws.z)
+
+    Noise, auxiliary output and minibatches (`keyed`, `minibatch`) stay what they are. What asks for q goes on after it, with
+    the q over y: `exact_entropy(target, q)`. Latents to be integrated out (`collapse`, `enumerate`, ...) are so before.
+
+    Args:
+        log_joint: z -> log p(x, z), [*batch] in nats, or a dict of factors; leaves of z are [*batch, *event], and the
+            Jacobian is summed over event axes: those that log_joint's value has not.
+        constraints: for each leaf of z one of `targets.constraints`, or None for a leaf that is free (or discrete); one
+            for a whole subtree counts for each of its leaves. In dicts, tuples and lists also callables of the leaves
+            before them, constrained, in the order written: earlier -> constraint, or a further container of them.
+
+    Returns:
+        Transformed: (log_joint, constrain, unconstrain).
+
+    Raises:
+        TypeError: for what is no constraint, and a target that holds terms of q in closed form; (when called) for
+            integers under a constraint.
+        ValueError: (when called) where constraints and latents have different leaves, a constraint does not fit its
+            leaf's shape, or a leaf does not begin with the batch axes of log_joint's value.
+
+    Reference: Kucukelbir, Tran, Ranganath, Gelman, Blei, Automatic differentiation variational inference, 2017,
+        arXiv:1603.00788; Stan reference manual, 2024, Constraint transforms.
+    """
+    if attribute(log_joint, "given_log_q"):
+        raise TypeError(
+            "transform needs the log joint itself, and this target holds terms of q in closed form: transform first, "
+            "then exact_entropy(transformed.log_joint, q)."
+        )
+    _refuse_others(constraints, ())
+    has_aux = attribute(log_joint, "has_aux", default=False)
+    marks = {name: attribute(log_joint, name) for name in ("keyed", "linear_only")}
+
+    def forward(y: PyTree) -> tuple[PyTree, dict[str, Array]]:
+        found: dict[str, Array] = {}
+
+        def visit(constraint: Constraint, leaf: Any, name: str) -> tuple[Array, Array]:
+            z, log_jacobian = constraint.forward(leaf)
+            found[name] = log_jacobian
+            return z, z
+
+        return _walk(visit, constraints, y, ())[1], found
+
+    def unconstrain(z: PyTree) -> PyTree:
+        return _walk(lambda constraint, leaf, _: (constraint.inverse(leaf), leaf), constraints, z, ())[0]
+
+    @carries(has_aux=has_aux, **marks)
+    def target(y: PyTree, **given: Any) -> Any:
+        z, log_jacobians = forward(y)
+        out = log_joint(z, **given)
+        if has_aux and not (isinstance(out, tuple) and len(out) == 2):
+            raise TypeError(f"a target with has_aux=True returns (log_p, aux), got {type(out).__name__}.")
+        log_p, aux = out if has_aux else (out, None)
+        factors = list(log_p.values()) if isinstance(log_p, dict) else [log_p]
+        if not factors or any(factor is None or isinstance(factor, (tuple, list)) for factor in factors):
+            return out  # which every objective refuses, and says why
+        batch = jnp.shape(factors[0])
+        sums = {name: _over_events(value, batch, name) for name, value in log_jacobians.items()}
+        if isinstance(log_p, dict):  # apart, so that each leaf's score hears only its own
+            log_p = dict(log_p)
+            for name, value in sums.items():
+                name = f"log-Jacobian of {name}"
+                log_p[name] = log_p[name] + value if name in log_p else value
+        else:
+            log_p = sum(sums.values(), jnp.asarray(log_p))
+        return (log_p, aux) if has_aux else log_p
+
+    return Transformed(target, lambda y: forward(y)[0], unconstrain)
+
+
+Visit = Callable[[Constraint, Array, str], tuple[Array, Array]]
+Path = tuple[Any, ...]
+
+
+def _walk(visit: Visit, constraints: PyTree, tree: PyTree, path: Path) -> tuple[PyTree, PyTree]:
+    """Visit the leaves in the order of the constraints; return what was made of them, and them constrained."""
+    if constraints is None or constraints is real:
+        return tree, tree
+    if isinstance(constraints, Constraint):
+        leaves, structure = jax.tree_util.tree_flatten_with_path(tree)
+        inner = lambda keys: (jax.tree_util.keystr(keys, simple=True, separator="."),) if keys else ()  # noqa: E731
+        pairs = [_visit(visit, constraints, leaf, _show((*path, *inner(keys)))) for keys, leaf in leaves]
+        made, constrained = zip(*pairs, strict=True) if pairs else ((), ())
+        return jax.tree.unflatten(structure, made), jax.tree.unflatten(structure, constrained)
+    _same_names(constraints, tree, path)
+    collected: tuple[dict[Any, Any], dict[Any, Any]] = ({}, {})
+    for name in _names(constraints):
+        part, here = constraints[name], (*path, name)
+        if callable(part):
+            part = _given(part, _collect(tree, collected[1]), here)
+            _refuse_others(part, here)
+        for into, value in zip(collected, _walk(visit, part, tree[name], here), strict=True):
+            into[name] = value
+    return _collect(tree, collected[0]), _collect(tree, collected[1])
+
+
+def _visit(visit: Visit, constraint: Constraint, leaf: Any, name: str) -> tuple[Array, Array]:
+    leaf = jnp.asarray(leaf, jnp.result_type(leaf))  # a Python number's own type is weak, and gives way to any other
+    if not jnp.issubdtype(leaf.dtype, jnp.floating):
+        raise TypeError(f"leaf '{name}' is {leaf.dtype}: a constraint is for floats; give a discrete leaf None.")
+    try:
+        return visit(constraint, leaf, name)
+    except ValueError as error:
+        raise ValueError(f"the constraint of leaf '{name}', {leaf.shape}: {error}") from error
+
+
+def _given(make: Callable[[PyTree], PyTree], earlier: PyTree, path: Path) -> PyTree:
+    try:
+        return make(earlier)
+    except (KeyError, IndexError) as error:
+        raise ValueError(
+            f"the constraint of leaf '{_show(path)}' asks for {error}, and the leaves before it are {_names(earlier)}: "
+            "write a leaf's constraint after those of the leaves that it reads."
+        ) from error
+
+
+def _over_events(log_jacobian: Array, batch: tuple[int, ...], name: str) -> Array:
+    if (shape := jnp.shape(log_jacobian))[: len(batch)] != batch:
+        raise ValueError(
+            f"log_joint(z) has shape {batch}, and leaf '{name}' has {shape} before the axes of its constraint: a leaf "
+            "must be [*batch, *event], *batch the shape of log_joint(z). Sum log_joint over event axes, or give the "
+            "leaf its batch axes first."
+        )
+    return jnp.sum(log_jacobian, tuple(range(len(batch), len(shape))))
+
+
+def _refuse_others(constraints: PyTree, path: Path) -> None:
+    """Refuse what is neither a constraint nor a container of them; a callable needs leaves before it."""
+    if constraints is None or isinstance(constraints, Constraint):
+        return
+    if not isinstance(constraints, (Mapping, tuple, list)):
+        why = ""
+        if callable(constraints):
+            why = ": a callable of earlier leaves belongs inside a dict, tuple or list; or does it lack its arguments?"
+        raise TypeError(
+            f"constraints at '{_show(path)}' must be one of targets.constraints, None, or a dict, tuple or list of "
+            f"them, got {constraints!r:.60}{why}"
+        )
+    for name in _names(constraints):
+        if isinstance(constraints[name], Constraint) or not callable(constraints[name]):
+            _refuse_others(constraints[name], (*path, name))
+
+
+def _same_names(constraints: PyTree, tree: PyTree, path: Path) -> None:
+    own, found = _names(constraints), _names(tree)
+    alike = isinstance(constraints, Mapping) == isinstance(tree, Mapping)
+    if found is None or not alike or len(own) != len(found) or set(own) != set(found):
+        shapes = jax.tree.map(jnp.shape, tree)
+        raise ValueError(
+            f"constraints and latents must have the same leaves at '{_show(path)}': constraints is a "
+            f"{type(constraints).__name__} of {own}, the latents have shapes {shapes}. Give each latent a constraint, "
+            "or None where it is free."
+        )
+
+
+def _names(tree: PyTree) -> Any:
+    if isinstance(tree, Mapping):
+        return list(tree)
+    return list(range(len(tree))) if isinstance(tree, (tuple, list)) else None
+
+
+def _collect(like: PyTree, leaves: Mapping[Any, Any]) -> PyTree:
+    """Put leaves in a container of the latents' kind; a tuple of all or of the first ones."""
+    if isinstance(like, Mapping):
+        return dict(leaves)
+    if hasattr(like, "_fields") and len(leaves) == len(like):
+        return type(like)(*leaves.values())
+    return list(leaves.values()) if isinstance(like, list) else tuple(leaves.values())
+
+
+def _show(path: Path) -> str:
+    return ".".join(map(str, path)) or "z"
