@@ -42,8 +42,8 @@ def transform(log_joint: LogJoint, constraints: PyTree) -> Transformed:
         draws = reparam(elbo)(key, target, full_rank().dist(params), num_samples=K).draws
         z = jax.vmap(constrain)(draws.z)
 
-    Noise, auxiliary output and minibatches (`keyed`, `minibatch`) stay what they are. What asks for q goes on after it, with
-    the q over y: `exact_entropy(target, q)`. Latents to be integrated out (`collapse`, `enumerate`, ...) are so before.
+    Noise, auxiliary output and minibatches (`keyed`, `minibatch`) stay what they are. Targets that ask for q are made of
+    this one, with the q over y: `exact_entropy(target, q)`. Latents are integrated out (`collapse`, ...) before it.
 
     Args:
         log_joint: z -> log p(x, z), [*batch] in nats, or a dict of factors; leaves of z are [*batch, *event], and the
