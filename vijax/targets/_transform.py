@@ -42,7 +42,7 @@ def transform(log_joint: LogJoint, constraints: PyTree) -> Transformed:
         draws = reparam(elbo)(key, target, full_rank().dist(params), num_samples=K).draws
         z = jax.vmap(constrain)(draws.z)
 
-    Noise, auxiliary output and minibatches (`keyed`, `minibatch`) stay what they are. Targets that ask for q are made of
+    Noise, auxiliary output and minibatches (`keyed`, `minibatch`) stay what they are. Targets that hold q are made of
     this one, with the q over y: `exact_entropy(target, q)`. Latents are integrated out (`collapse`, ...) before it.
 
     Args:
