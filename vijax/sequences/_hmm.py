@@ -99,7 +99,8 @@ def hmm(
         observed: [T], False where xₜ is missing: its log-likelihood then counts for nothing, nan included. (A gradient
             of the log-likelihood at a nan is yours to avoid: fill in any number.)
         fold: `sequential`, or `associative` for a tree of S × S log-space matrix products, T S³ in about log₂ T steps:
-            equal numbers.
+            equal numbers, but in float32 where states that cannot be reached explain the data far better than those
+            that can: some .02 nats are lost in 1,000 steps of 50 nats each.
 
     Returns:
         HMM(log_evidence, posterior): log p(x), (), and p(c | x): `sample_and_log_prob` (exact draws of the path),

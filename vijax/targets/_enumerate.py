@@ -99,7 +99,8 @@ def enumerate(  # noqa: A001  # the name that the field gives it; one writes tar
     Args:
         log_joint: (z, c) -> log p(x, z, c) in nats with a term for each site, [*batch, *plate], not summed over the
             plate; or a dict of such factors, among which [*batch] are those of z alone, counted once.
-        states: a pytree like c: how many states a leaf has, 0 ... s-1 as integers; or their values [s, *event].
+        states: a pytree like c: how many states a leaf has, 0 ... s-1 as integers; or their values [s, *event],
+            no two alike (the density of a draw would count only one of them).
         plate: shape of the sites that share z, summed over.
         batch: shape of the batch of z, kept. Every leaf of c is [*batch, *plate, *event].
 
