@@ -96,6 +96,7 @@ def test_khat_is_total(kind):
 
 
 @pytest.mark.parametrize("function", [ess, khat])
+@pytest.mark.slow
 def test_jit_vmap_and_batches(function):
     """Any batch shape, column by column; an empty batch is one; jit and vmap change nothing."""
     log_w = jnp.asarray(np.random.default_rng(0).normal(size=(200, 3, 2)), jnp.float32)

@@ -106,6 +106,7 @@ def test_pairs_are_even(key):
         weigh(key, lambda z: jnp.sum(z), q, num_samples=3, draw=antithetic)
 
 
+@pytest.mark.slow
 def test_chunked_is_a_map(key):
     """Values, aux and gradient of a map over rows, the remainder included; what it closes over is found."""
     weight, shift = jnp.array([1.0, 2.0]), jnp.arange(2)

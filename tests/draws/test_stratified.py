@@ -154,6 +154,7 @@ def test_wrong_estimators_fail(key):
             assert_mean({name: found[name][1]}, {name: truth(bound)[1]}, detects=0.08)
 
 
+@pytest.mark.slow
 def test_the_exact_posterior(key):
     """Where q is the posterior, dreg(elbo) has gradient 0 draw by draw, the logits' included."""
 

@@ -23,6 +23,7 @@ def log_density(z):
     return logsumexp(log_pi + norm.logpdf(np.asarray(z, np.float64)[..., None], LOC, SCALE), axis=-1)
 
 
+@pytest.mark.slow
 def test_over_a_pytree(key):
     """Starts with equal shares and components apart; log q is the weighted sum of the components' own densities."""
     params = FAMILY.init(key, LIKE)

@@ -197,6 +197,7 @@ def test_the_toy_converges_for_every_seed(key):
     assert np.all(np.asarray(p) < 0.25), p
 
 
+@pytest.mark.slow
 def test_double_precision_and_extreme_logits(x64, key):
     q = (problem.Bits(jnp.array([60.0, -60.0, 0.1])), problem.Choice(jnp.array([-jnp.inf, 0.3, 1e4, -1e4]), hot=True))
     log_joint = lambda z: jnp.sum(z[0]) - jnp.sum(z[1] ** 2)  # noqa: E731

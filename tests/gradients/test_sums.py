@@ -95,6 +95,7 @@ def test_chunks_change_no_number(chunk_size, key):
         jax.tree.map(close, problem.value_and_grads(key, case, make, 5, 2, chunk_size=chunk_size), whole)
 
 
+@pytest.mark.slow
 def test_impossible_states_stay_finite(key):
     logits = jnp.array([-jnp.inf, 0.3, 1e4, -1e4])
     log_joint = lambda z: jnp.where(z[2] > 0, -jnp.inf, z[1])  # noqa: E731

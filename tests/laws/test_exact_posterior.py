@@ -187,6 +187,7 @@ def test_every_bound_keeps_a_constant(row):
         np.testing.assert_allclose(row.function(jnp.broadcast_to(level[None], (k, 4))), level, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_diagnostics_at_the_posterior(key):
     """ESS is K; k-hat is -inf where weights are equal, and no alarm where they differ by rounding alone."""
     exact = gaussian(np.float32)

@@ -87,6 +87,7 @@ def kept(case):
 
 
 @pytest.mark.parametrize("case", some(HALVES, "bfloat16, latents alone", name=kept))
+@pytest.mark.slow
 def test_objectives_in_half_precision(case, key):
     """Latents and q in half precision, the model in the same or in float32: gradients near float32's, in q's dtype."""
     dtype, mixed = case

@@ -77,6 +77,7 @@ def test_one_pass_at_extreme_spreads(gradient, scale, key):
 
 
 @pytest.mark.parametrize("batch", some([(1,), (1, 1)], "(1,)"))
+@pytest.mark.slow
 def test_one_pass_under_vmap(batch, key):
     """Over members with parameters of their own, or shared: the gradient of each is its own, and of all the sum."""
     pairs = [inputs(batch, seed) for seed in range(3)]

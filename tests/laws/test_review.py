@@ -260,6 +260,7 @@ def test_chunks_do_not_stall_in_half_precision(n, key):
     np.testing.assert_allclose(np.float32(single), np.float32(whole), rtol=0.05)
 
 
+@pytest.mark.slow
 def test_infinite_weights_have_no_slope_in_one_pass(key):
     def slope(bound, spike, size):
         target = lambda z: jnp.where(z > 0, spike, -(z**2))  # noqa: E731

@@ -65,6 +65,7 @@ def test_vmap_and_grad_in_either_order(case, key):
 
 
 @pytest.mark.parametrize("chunk_size", some([None, 3], "None"))
+@pytest.mark.slow
 def test_without_jit_and_with_jit_inside(chunk_size, key):
     """Op by op, and under the vmap of a jitted function."""
     stacked, each = two(key)

@@ -33,6 +33,7 @@ def test_the_candidates_identity():
     np.testing.assert_allclose(draws.log_w, alone, rtol=2e-5)
 
 
+@pytest.mark.slow
 def test_dreg_of_iwae_on_a_mixture_is_the_truth(x64):
     """Mean over all noise of two draws, at 90 Gauss-Hermite nodes, against derivatives of the mixture written plainly.
 

@@ -192,6 +192,7 @@ def test_components_are_told_apart_by_like(x64):
     np.testing.assert_array_equal(apart[1][:, 1] > 0.5, TWO > TWO[np.argsort(np.abs(apart[1][:, 1] - 0.5))[:2]].mean())
 
 
+@pytest.mark.slow
 def test_several_kinds_of_terms(x64):
     """Labels and heavy-tailed measurements of one b; the same as collapsing both lower bounds by hand."""
     both = minorizers.each(minorizers.jaakkola_jordan, minorizers.student_t(2.0))

@@ -185,6 +185,7 @@ def program(rng):
 
 
 @pytest.mark.parametrize("part", some(range(5), "0"))
+@pytest.mark.slow
 def test_no_program_is_granted_what_it_has_not(part):
     """Of 250 random programs none whose sites meet is granted independence, and four in five of those apart are."""
     rng = np.random.default_rng(part)

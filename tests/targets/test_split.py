@@ -261,6 +261,7 @@ def test_a_family_in_split(key):
 
 
 @pytest.mark.usefixtures("loose_ranks")
+@pytest.mark.slow
 def test_pairs_of_distrax(key):
     q = {"a": distrax.Normal(jnp.array([0.3, 0.1]), 0.5), "b": distrax.Bernoulli(logits=jnp.array([0.2, -0.4]))}
     p = {"a": distrax.Normal(jnp.zeros(2), 1.0), "b": distrax.Bernoulli(logits=jnp.zeros(2))}
