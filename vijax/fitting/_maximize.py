@@ -47,10 +47,10 @@ def maximize(
 
     Returns:
         Maximum, whose `params` are the best seen. A step that no line search can better, or a value that is not
-        finite, ends the climb; see its `slope` for whether it arrived.
+        finite, ends the climb; see its `value` and `slope` for whether it arrived.
 
     Raises:
-        TypeError: for a function whose value is no scalar, or a start that holds no floats.
+        TypeError: for a function whose value is no scalar, or a start that is not made of floats of one dtype.
 
     Reference: Liu, Nocedal, On the limited memory BFGS method for large scale optimization, 1989; Challis, Barber,
         Gaussian Kullback-Leibler approximate inference, 2013 (the concave case).
@@ -63,11 +63,10 @@ def maximize(
         raise TypeError(f"start must be a pytree of float arrays, got {jax.tree.map(jnp.result_type, start)}.")
     if (shape := getattr(jax.eval_shape(function, start), "shape", None)) != ():
         raise TypeError(f"function must return a scalar, got shape {shape}; sum over the batch.")
-
     if len({leaf.dtype for leaf in leaves}) > 1:
         raise TypeError(f"start must be of one dtype, got {jax.tree.map(jnp.result_type, start)}.")
 
-    descend = lambda params: -function(params).astype(leaves[0].dtype)  # noqa: E731
+    descend = lambda params: -jnp.asarray(function(params), leaves[0].dtype)  # noqa: E731
     optimizer = optax.lbfgs()
     value_and_grad = optax.value_and_grad_from_state(descend)
     steepest = lambda grad: jnp.max(jnp.stack([jnp.max(jnp.abs(g), initial=0.0) for g in jax.tree.leaves(grad)]))  # noqa: E731

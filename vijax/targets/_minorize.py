@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from vijax.gaussians import Gaussian, Precision, dense
-from vijax.targets._quadratic import _floats, collapse_gaussian
+from vijax.targets._quadratic import _floats, _total, collapse_gaussian
 from vijax.targets.minorizers import Minorizer
 from vijax.types import LogJoint, PyTree, attribute
 
@@ -42,8 +42,9 @@ def minorize(
 
     where x = predictor(z, b). For logistic and softmax regressions, Student-t errors and mixtures with Gaussian
     coefficients, scores or states. Below log p(x, z) at every z, so that `elbo` and `iwae` of it with q(z) stay lower
-    bounds; looser than a Gaussian q(b) fitted to the exact terms (`targets.gauss_hermite`), and without parameters of q
-    to fit. With nothing else latent, z = () and the collapsed target is itself the answer:
+    bounds (`cubo` and `eubo` of it bound nothing); looser than a Gaussian q(b) fitted to the exact terms
+    (`targets.gauss_hermite`), and without parameters of q to fit. With nothing
+    else latent, z = () and the collapsed target is itself the answer:
 
         found = minorize(minorizers.jaakkola_jordan, lambda z, w: sign * (x @ w), log_prior, jnp.zeros(3), steps=50)
         found.collapsed(()),     found.conditional(()).mean
@@ -63,7 +64,7 @@ def minorize(
     Args:
         minorizer: of `targets.minorizers`, or your own; `minorizers.each` for terms of several kinds.
         predictor: (z, b) -> x, leaves [*batch, ...], linear in b (quadratic will do for `minorizers.mixture`).
-        rest: (z, b) -> [*batch] in nats, quadratic in b: priors, and likelihoods that need no bound.
+        rest: (z, b) -> [*batch] in nats, or a dict of factors, quadratic in b: priors, likelihoods that need no bound.
         like: a b for its structure, shapes and dtypes, leaves [*batch, ...], at which the first `at` is taken; for
             mixtures it must tell the components apart.
         steps: of the fixed point.
@@ -94,7 +95,7 @@ def minorize(
 
     def below(at: PyTree, tilt: PyTree) -> tuple[LogJoint, Callable[[PyTree], Gaussian]]:
         def log_joint(z: PyTree, b: PyTree) -> Array:
-            x, total = predictor(z, b), jnp.asarray(rest(z, b))
+            x, total = predictor(z, b), jnp.asarray(_total(rest(z, b)))
             terms = minorizer.lower(x, at)
             if tilt is not None:
                 terms = (terms, jax.tree.map(jnp.multiply, tilt, minorizer.statistics(x)))
