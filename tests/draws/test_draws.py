@@ -82,6 +82,7 @@ def test_antithetic_draws_need_transport(q, key):
         weigh(key, lambda z: jnp.zeros(2), q, num_samples=2, draw=antithetic)
 
 
+@pytest.mark.slow
 def test_antithetic_pairs(key):
     """Rows 2i and 2i + 1 mirror each other about the mean, pairs differ, and each draw alone is q's own."""
     q = vj.families.full_rank().dist(

@@ -48,6 +48,7 @@ class Clipped(problem.Bits):
         return problem.Bits(jnp.clip(self.logits, -3.0, 3.0)).log_prob(z)
 
 
+@pytest.mark.slow
 def test_what_is_clipped_or_truncated_is_seen(key):
     with pytest.raises(ValueError, match="not that of its logits"):
         G.disarm(ELBO)(key, lambda z: z.sum(-1), Clipped(jnp.array([5.0, -5.0])), num_samples=2)
@@ -104,6 +105,7 @@ SCALAR = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", some(SCALAR, "disarm", "gumbel_softmax"))
 def test_one_bit_alone_and_by_vmap(name, key):
     """A Bernoulli of batch shape () is one member of a batch, as under a vmap over data."""

@@ -26,6 +26,7 @@ def test_a_batch_by_vmap(key):
         np.testing.assert_allclose(jax.vmap(alone[i].posterior.log_prob)(c[:, i]), log_prob[:, i], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fold", [FOLDS[1], pytest.param(FOLDS[0], marks=pytest.mark.slow)])
 def test_missing_observations(fold, key):
     """A step that is not observed counts for nothing, nan included, and is summed out: brute force without its term."""

@@ -219,6 +219,7 @@ def test_second_derivatives(x64):
     np.testing.assert_allclose(hessian(collapsed), hessian(exact), atol=1e-9)
 
 
+@pytest.mark.slow
 def test_extremes(key):
     """A concentration of .001 draws zeros in single precision, and few data say nothing: neither makes the target nan."""
     few = conjugate.beta_bernoulli(1e-3, 1e-3, successes=0.0, failures=0.0)

@@ -164,6 +164,7 @@ def test_a_global_latent_above_a_plate():
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_impossible_states():
     """A -inf state counts for nothing, with gradient 0; where all are, -inf, gradient 0, and a uniform posterior."""
 

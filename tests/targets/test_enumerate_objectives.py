@@ -21,6 +21,7 @@ def mixture(p, c):
     return {"prior": jnp.sum(norm.logpdf(p["z"])), "x": log_weights[c] + norm.logpdf(X, p["z"][c], 0.7)}
 
 
+@pytest.mark.slow
 def test_the_candidates_identity():
     """collapse by the posterior is enumerate; and q(z) p(c | x, z) on the whole target has enumerate's log-weights."""
     target, posterior = enumerate_(mixture, 3, plate=(4,))

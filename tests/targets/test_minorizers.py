@@ -201,6 +201,7 @@ def test_each_is_side_by_side():
         np.testing.assert_array_equal(found, m.lower(x_m, at_m))
 
 
+@pytest.mark.slow
 def test_labels_are_traced_or_refused():
     x = jnp.float32(points((C,))[0])
     for make in (minorizers.bohning_softmax, minorizers.bouchard, minorizers.one_vs_each):
