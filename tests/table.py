@@ -279,6 +279,7 @@ PUBLIC = {
     "diagnostics": {
         "ess": "tests/diagnostics/test_weights.py",
         "khat": "tests/diagnostics/test_weights.py",
+        "psis": "tests/diagnostics/test_weights.py",
     },
     "testing": {
         "Moments": "tests/testing/test_moments.py",

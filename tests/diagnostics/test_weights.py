@@ -1,4 +1,4 @@
-"""Effective sample size and Pareto k-hat: against definitions and arviz-stats, and total where arviz-stats is not."""
+"""Effective sample size, Pareto k-hat and smoothing: against definitions and arviz-stats, and total where arviz-stats is not."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from arviz_stats.base import array_stats
 
-from vijax.diagnostics import ess, khat
+from vijax.diagnostics import ess, khat, psis
 
 INF = np.inf
 TAILS = {
@@ -28,6 +28,12 @@ def test_khat_is_that_of_arviz_stats(k, x64):
     rng = np.random.default_rng(k)
     log_w = np.stack([make(rng, k) for make in TAILS.values()], -1)
     np.testing.assert_allclose(khat(jnp.asarray(log_w)), reference(log_w), atol=1e-6)
+    smooth = np.stack([array_stats.psislw(-column)[0] for column in log_w.T], -1)
+    found = psis(jnp.asarray(log_w))
+    np.testing.assert_allclose(found, smooth, atol=1e-6)
+    np.testing.assert_allclose(np.exp(found).sum(0), 1.0, rtol=1e-12)
+    # The control: the raw weights are others, in the tail.
+    assert np.abs(log_w - jax.nn.logsumexp(log_w, 0)[None] - smooth).max() > 1e-2
 
 
 def test_khat_in_float32():
@@ -93,6 +99,41 @@ def test_khat_is_total(kind):
             np.testing.assert_allclose(
                 khat(jnp.asarray(log_w)), array_stats.psislw(-np.maximum(log_w, -1e3))[1], atol=1e-6
             )
+
+
+@pytest.mark.parametrize("kind", list(totals()))
+def test_psis_is_total(kind):
+    """Weights that sum to one whatever comes, nan where nan came; the impossible stay so, unless all of them are."""
+    log_w = totals()[kind][0]
+    found = np.asarray(psis(jnp.asarray(log_w, jnp.float32)))
+    if "nan" in kind:
+        assert np.isnan(found).all()
+        return
+    np.testing.assert_allclose(np.exp(found).sum(), 1.0, rtol=1e-5)
+    if kind != "all impossible":
+        assert (found[log_w == -INF] == -INF).all()
+    if kind in ("constant", "all impossible"):
+        np.testing.assert_allclose(found, -np.log(100), rtol=1e-6)
+    if kind == "infinite weight":
+        assert found[5] == 0.0
+    if kind == "few draws":
+        np.testing.assert_allclose(found, jax.nn.log_softmax(jnp.asarray(log_w, jnp.float32)), atol=1e-5)
+
+
+def test_psis_in_float32_and_out_of_order():
+    log_w = np.random.default_rng(0).normal(size=(1000, 2)) * np.array([1.0, 3.0])
+    smooth = np.stack([array_stats.psislw(-column)[0] for column in log_w.T], -1)
+    found = jax.jit(psis)(jnp.asarray(log_w + 100.0, jnp.float32))
+    np.testing.assert_allclose(found, smooth, atol=2e-3)
+    np.testing.assert_allclose(psis(jnp.asarray(log_w[::-1], jnp.float32))[::-1], smooth, atol=2e-3)
+
+
+def test_smoothing_lowers_the_error():
+    """The variance of a normal by a narrower proposal, k-hat .49: 200 times over, .39 of the mean square error."""
+    z = 0.7 * np.random.default_rng(0).normal(size=(2000, 200))
+    log_w = jnp.asarray(-0.5 * z**2 + 0.5 * (z / 0.7) ** 2, jnp.float32)
+    error = lambda log_w: np.mean((np.sum(np.exp(log_w) * z**2, 0) - 1) ** 2)  # noqa: E731
+    assert error(np.asarray(psis(log_w))) < 0.6 * error(np.asarray(jax.nn.log_softmax(log_w, 0)))
 
 
 @pytest.mark.parametrize("function", [ess, khat])

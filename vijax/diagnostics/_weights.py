@@ -1,10 +1,13 @@
 """What the log-weights say of themselves: how many draws count, and how heavy the tail is."""
 
+from collections.abc import Callable
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from vijax.numerics import normalized_weights
+from vijax.numerics import log_normalized, normalized_weights
 
 
 def ess(log_w: Float[Array, "k *batch"]) -> Float[Array, "*batch"]:
@@ -50,35 +53,94 @@ def khat(log_w: Float[Array, "k *batch"]) -> Float[Array, "*batch"]:
     Reference: Vehtari, Simpson, Gelman, Yao, Gabry, Pareto smoothed importance sampling, 2024, arXiv:1507.02646; Zhang,
         Stephens, A new and efficient estimation method for the generalized Pareto distribution, 2009.
     """
+    tail = _tail(log_w)
+    if tail < 5:
+        return jnp.where(jnp.any(jnp.isnan(log_w), 0), jnp.nan, jnp.full(log_w.shape[1:], jnp.inf, log_w.dtype))
+    return _columns(_shape, log_w, tail).reshape(log_w.shape[1:])
+
+
+def psis(log_w: Float[Array, "k *batch"]) -> Float[Array, "k *batch"]:
+    """Pareto-smoothed log-weights, normalised: the largest weights give way to quantiles of the tail fitted to them.
+
+        w₍ₜ₎ ← min(u + F⁻¹((t - ½)/T; k̂, σ), max w),   t = 1 ... T the largest,     Σₖ exp(psisₖ) = 1
+
+    For moments corrected by importance, and for resampling: Σₖ exp(psisₖ) f(zₖ) varies less than with the raw weights,
+    at a small bias, as long as `khat` is below .7. Total and jittable, as `khat` is: a tail without a fit (constant,
+    infinite, or of fewer than 25 draws) keeps its raw weights, an impossible draw stays impossible, a +inf weight takes
+    all, draws that are all impossible share alike, and nan gives nan.
+
+    Args:
+        log_w: log-weights in nats, [k, *batch].
+
+    Returns:
+        [k, *batch], whose exponentials sum to 1 over axis 0, in the order of log_w. Gradients of it mean nothing.
+
+    Raises:
+        ValueError: for k = 0.
+
+    Reference: Vehtari, Simpson, Gelman, Yao, Gabry, Pareto smoothed importance sampling, 2024, arXiv:1507.02646.
+    """
+    tail = _tail(log_w)
+    if tail < 5:
+        return jnp.where(jnp.any(jnp.isnan(log_w), 0)[None], jnp.nan, log_normalized(log_w))
+    return jnp.moveaxis(_columns(_smooth, log_w, tail), 0, -1).reshape(log_w.shape)
+
+
+def _tail(log_w: Array) -> int:
+    """Return how many of the largest draws are the tail."""
     k = log_w.shape[0] if log_w.ndim else 0
     if k == 0:
         raise ValueError(f"log_w must have shape [k, *batch] with k >= 1, got {log_w.shape}.")
-    tail = int(3 * k**0.5) if k > 225 else k // 5
-    if tail < 5:
-        return jnp.where(jnp.any(jnp.isnan(log_w), 0), jnp.nan, jnp.full(log_w.shape[1:], jnp.inf, log_w.dtype))
-    columns = jnp.moveaxis(log_w, 0, -1).reshape(-1, k)
-    fits = jax.vmap(lambda column: _khat(column, tail))(columns)
-    return fits.reshape(log_w.shape[1:])
+    return int(3 * k**0.5) if k > 225 else k // 5
 
 
-def _khat(log_w: Array, tail: int) -> Array:
+@partial(jax.jit, static_argnums=(0, 2))  # op by op, the fit would compile some sixty programs for each new shape
+def _columns(function: Callable[[Array, int], Array], log_w: Array, tail: int) -> Array:
+    """Apply a function of one column to each member of the batch, [*batch] flattened and leading."""
+    columns = jnp.moveaxis(log_w, 0, -1).reshape(-1, log_w.shape[0])
+    return jax.vmap(lambda column: function(column, tail))(columns)
+
+
+def _shape(log_w: Array, tail: int) -> Array:
+    return _fit(log_w, tail)[0]
+
+
+def _fit(log_w: Array, tail: int) -> tuple[Array, Array, Array, Array]:
+    """Fit the tail: its shape; its scale, in units of the largest weight; the logs of it and the one below; where."""
     top = jnp.max(log_w)
     # Only the tail and the value below it matter, and top_k is far cheaper than sorting everything.
-    largest = jax.lax.top_k(jnp.where(jnp.isfinite(top), log_w - top, 0.0), tail + 1)[0][::-1]
+    largest, where = jax.lax.top_k(jnp.where(jnp.isfinite(top), log_w - top, 0.0), tail + 1)
+    largest, where = largest[::-1], where[::-1]
     exceedance = jnp.exp(largest[1:]) - jnp.exp(largest[0])
     # A spread that rounding alone would make is none: at the exact posterior the last digits are no Pareto tail.
     rounding = 64 * jnp.finfo(log_w.dtype).eps * jnp.maximum(1.0, jnp.abs(top))
     spread = exceedance[-1] - exceedance[0] > rounding
-    fit = _generalized_pareto_shape(jnp.where(spread, exceedance, jnp.linspace(0.5, 1.0, tail, dtype=log_w.dtype)))
-    fit = jnp.where(spread, fit, -jnp.inf)
+    shape, scale = _generalized_pareto(jnp.where(spread, exceedance, jnp.linspace(0.5, 1.0, tail, dtype=log_w.dtype)))
+    shape = jnp.where(spread, shape, -jnp.inf)
     # Weights that differ and yet underflow beside the largest: a tail heavier than this precision can hold.
     low = int(tail / 4 + 0.5) - 1
-    fit = jnp.where(spread & (exceedance[low] == 0) & (largest[1 + low] > largest[0]), jnp.inf, fit)
-    return jnp.where(jnp.any(jnp.isnan(log_w)), jnp.nan, jnp.where(jnp.isfinite(top), fit, jnp.inf))
+    shape = jnp.where(spread & (exceedance[low] == 0) & (largest[1 + low] > largest[0]), jnp.inf, shape)
+    shape = jnp.where(jnp.any(jnp.isnan(log_w)), jnp.nan, jnp.where(jnp.isfinite(top), shape, jnp.inf))
+    return shape, scale, largest, where
 
 
-def _generalized_pareto_shape(x: Float[Array, " n"]) -> Float[Array, ""]:
-    """Fit the shape to ascending x >= 0 by the profile posterior mean of Zhang and Stephens."""
+def _smooth(log_w: Array, tail: int) -> Array:
+    shape, scale, largest, where = _fit(log_w, tail)
+    p = (jnp.arange(tail, dtype=log_w.dtype) + 0.5) / tail
+    exponential = -jnp.log1p(-p)  # the quantile at shape 0
+    bent = jnp.abs(shape) > jnp.finfo(log_w.dtype).eps
+    safe = jnp.where(bent & jnp.isfinite(shape), shape, 1.0)
+    quantile = scale * jnp.where(bent, jnp.expm1(safe * exponential) / safe, exponential)
+    smooth = jnp.minimum(jnp.log(jnp.exp(largest[0]) + quantile), 0.0)
+    smooth = jnp.where(largest[1:] == -jnp.inf, -jnp.inf, smooth)
+    fitted = jnp.isfinite(shape) & (scale > 0)
+    raw = jnp.where(jnp.isfinite(jnp.max(log_w)), log_w - jnp.max(log_w), log_w)
+    smoothed = raw.at[where[1:]].set(jnp.where(fitted, smooth, raw[where[1:]]))
+    return jnp.where(jnp.any(jnp.isnan(log_w)), jnp.nan, log_normalized(smoothed))
+
+
+def _generalized_pareto(x: Float[Array, " n"]) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Fit (shape, scale) to ascending x >= 0 by the profile posterior mean of Zhang and Stephens; the prior on shape."""
     n = x.shape[0]
     grid = 30 + int(n**0.5)
     # Ties can put the lower quartile at 0; the smallest positive number keeps the grid finite.
@@ -90,4 +152,5 @@ def _generalized_pareto_shape(x: Float[Array, " n"]) -> Float[Array, ""]:
     negligible = weight < 10 * jnp.finfo(x.dtype).eps
     weight = jnp.where(negligible, 0.0, weight)
     b_mean = jnp.sum(jnp.where(negligible, 0.0, b) * weight) / jnp.sum(weight)
-    return (n * jnp.mean(jnp.log1p(-b_mean * x)) + 10 * 0.5) / (n + 10)
+    found = jnp.mean(jnp.log1p(-b_mean * x))
+    return (n * found + 10 * 0.5) / (n + 10), -found / b_mean
