@@ -274,7 +274,13 @@ PUBLIC = {
     },
     "fitting": {
         "Maximum": "tests/fitting/test_maximize.py",
+        "Path": "tests/fitting/test_pathfinder.py",
+        "Paths": "tests/fitting/test_pathfinder.py",
+        "QuasiNewton": "tests/fitting/test_pathfinder.py",
         "maximize": "tests/fitting/test_maximize.py",
+        "multi_pathfinder": "tests/fitting/test_pathfinder.py",
+        "pathfinder": "tests/fitting/test_pathfinder.py",
+        "scatter": "tests/fitting/test_pathfinder.py",
     },
     "diagnostics": {
         "ess": "tests/diagnostics/test_weights.py",

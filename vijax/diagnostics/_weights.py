@@ -140,7 +140,7 @@ def _smooth(log_w: Array, tail: int) -> Array:
 
 
 def _generalized_pareto(x: Float[Array, " n"]) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Fit (shape, scale) to ascending x >= 0 by the profile posterior mean of Zhang and Stephens; the prior on shape."""
+    """Fit (shape, scale) to ascending x >= 0 by the profile posterior mean of Zhang and Stephens."""
     n = x.shape[0]
     grid = 30 + int(n**0.5)
     # Ties can put the lower quartile at 0; the smallest positive number keeps the grid finite.
