@@ -156,8 +156,8 @@ def test_refusals(key, unchecked):
         pathfinder(key, target, jnp.zeros(3), num_samples=2, steps=1.5)
     with pytest.raises(ValueError, match="without noise"):
         pathfinder(key, vj.targets.keyed(lambda key, z: target(z)), jnp.zeros(3), num_samples=2)
+    noisy = vj.targets.minibatch(target, lambda z: norm.logpdf(jnp.zeros(4), z[0]), num_data=8)
     with pytest.raises(ValueError, match="give it all the data"):
-        noisy = vj.targets.minibatch(target, lambda z: norm.logpdf(jnp.zeros(4), z[0]), num_data=8)
         pathfinder(key, noisy, jnp.zeros(3), num_samples=2)
     with pytest.raises(ValueError, match="leading axis \\[paths\\]"):
         multi_pathfinder(key, target, jnp.zeros(()), num_samples=2)

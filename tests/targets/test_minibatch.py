@@ -1,5 +1,7 @@
 """minibatch: N/B on the likelihood alone, unbiased over minibatches for the elbo, and the refusals that follow."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -76,3 +78,22 @@ def test_refusals():
 def test_num_data_is_a_whole_number(unchecked):
     with pytest.raises(TypeError, match="whole number"):
         target(DATA, num_data=12.5)
+
+
+def test_the_factor_cannot_be_applied_twice():
+    """Nested, wherever the inner one hides; one after another is fine, and so is a call after one that failed."""
+    z = jnp.float32(0.4)
+    inner = target(DATA[:6])
+    likelihood = lambda z: norm.logpdf(DATA[:6], z, 1.0)  # noqa: E731
+    for prior, terms, name in (
+        (inner, likelihood, "log_prior is itself"),
+        (partial(inner), likelihood, "log_prior is itself"),
+        (norm.logpdf, inner, "log_likelihood is itself"),
+    ):
+        with pytest.raises(ValueError, match=name):
+            vj.targets.minibatch(prior, terms, num_data=12)
+    hidden = vj.targets.minibatch(norm.logpdf, lambda z: inner(z) * jnp.ones(6), num_data=12)
+    for call in (hidden, jax.jit(hidden), vj.targets.transform(hidden, None).log_joint):
+        with pytest.raises(ValueError, match="applied twice"):
+            call(z)
+    np.testing.assert_allclose(inner(z), norm.logpdf(z) + 2 * likelihood(z).sum(), rtol=1e-6)

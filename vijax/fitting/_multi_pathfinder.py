@@ -145,7 +145,7 @@ def scatter(key: Key[Array, ""], like: PyTree, *, paths: int, spread: float = 2.
 
 
 def _systematic(key: Any, weights: Float[Array, " n"], num_samples: int) -> Int[Array, " k"]:
-    """Return k indices by weights that sum to one: each as often as k times its weight, up or down to a whole number."""
+    """Return k indices by weights that sum to one: each as often as k times its weight, rounded up or down."""
     ends = jnp.cumsum(weights)
     points = (jnp.arange(num_samples) + jax.random.uniform(key, (), weights.dtype)) / num_samples
     return jnp.clip(jnp.searchsorted(ends, points * ends[-1], side="right"), 0, weights.shape[0] - 1)

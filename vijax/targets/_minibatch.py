@@ -1,12 +1,19 @@
 """Global latents seen through a minibatch of the data."""
 
 from collections.abc import Callable
+from contextvars import ContextVar
 from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from vijax.types import LogJoint, PyTree, carries
+from vijax.types import LogJoint, PyTree, attribute, carries
+
+_inside: ContextVar[bool] = ContextVar("inside a minibatch's own functions", default=False)
+TWICE = (
+    "{0} is itself a targets.minibatch, and N/B would be applied twice. Give minibatch the plain log prior and one term "
+    "for each datum; the factor N/B is its own work."
+)
 
 
 def minibatch(
@@ -16,8 +23,16 @@ def minibatch(
 
         log p(z) + N/B Σ_{n in batch} log p(xₙ | z)
 
-    The factor N/B belongs to the likelihood alone and is applied here, once. Its expectation over batches is the full
-    log joint, so only bounds linear in log_w stay unbiased: an objective of iwae, renyi or cubo refuses this target.
+    The factor N/B belongs to the likelihood alone and is applied here, once: N is stated here, and B is the number of
+    terms. A minibatch within a minibatch is refused. Its expectation over batches is the full log joint, so only bounds
+    linear in log_w stay unbiased: an objective of iwae, renyi or cubo refuses this target. With indices from
+    `fitting.minibatches`, which knows N and B but scales nothing:
+
+        batches = fitting.minibatches(num_data=N, batch_size=B)
+        def step(state, _):
+            rows, cursor = batches.next(state.cursor)
+            target = minibatch(log_prior, lambda z: log_likelihood(z, data[rows]), num_data=N)
+            ... reparam(elbo)(key, target, q, num_samples=K) ...
 
     Args:
         log_prior: z -> [*batch] in nats.
@@ -29,16 +44,27 @@ def minibatch(
 
     Raises:
         TypeError: where num_data is not a whole number.
-        ValueError: (when called) where the likelihood's terms are not [B, *batch], or B exceeds N.
+        ValueError: for a prior or likelihood that is a minibatch already, also (when called) inside a function; (when
+            called) where the likelihood's terms are not [B, *batch], or B exceeds N.
 
     Reference: Hoffman, Blei, Wang, Paisley, Stochastic variational inference, 2013, arXiv:1206.7051.
     """
     if isinstance(num_data, bool) or not hasattr(num_data, "__index__"):
         raise TypeError(f"num_data must be the whole number of data N, got {num_data!r}.")
 
-    @carries(linear_only="a minibatch estimates log p(x, z) without bias, but not its exponential")
+    for name, part in (("log_prior", log_prior), ("log_likelihood", log_likelihood)):
+        if attribute(part, "scales_data"):
+            raise ValueError(TWICE.format(name))
+
+    @carries(scales_data=True, linear_only="a minibatch estimates log p(x, z) without bias, but not its exponential")
     def log_joint(*z: PyTree) -> Any:  # of several where a target of (z, b) is asked for
-        prior, terms = log_prior(*z), log_likelihood(*z)
+        if _inside.get():
+            raise ValueError(TWICE.format("a function that log_prior or log_likelihood calls"))
+        token = _inside.set(True)
+        try:
+            prior, terms = log_prior(*z), log_likelihood(*z)
+        finally:
+            _inside.reset(token)
         if jnp.ndim(terms) != jnp.ndim(prior) + 1 or jnp.shape(terms)[1:] != jnp.shape(prior):
             raise ValueError(
                 f"log_likelihood(z) must return one term for each datum, [B, *batch] with *batch = {jnp.shape(prior)} "
