@@ -256,6 +256,7 @@ PUBLIC = {
     "targets": {
         "Minorized": "tests/targets/test_minorize.py",
         "Transformed": "tests/targets/test_transform.py",
+        "adapters": "tests/targets/test_adapters.py",
         "collapse": "tests/targets/test_collapse.py",
         "collapse_gaussian": "tests/targets/test_quadratic.py",
         "conjugate": "tests/targets/test_conjugate.py",

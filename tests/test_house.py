@@ -83,8 +83,8 @@ def test_the_rule_can_tell():
 def test_optional_libraries_are_imported_lazily_and_in_families_alone(path):
     for module, at_once in imports(path):
         top = module.split(".")[0]
-        # JAX itself depends on SciPy; an optimizer is what a fit is for.
-        rooms = {"scipy": {"families", "draws"}, "optax": {"fitting"}}.get(top, {"families"})
+        # JAX itself depends on SciPy; an optimizer is what a fit is for, and a model of NumPyro's what an adapter is for.
+        rooms = {"scipy": {"families", "draws"}, "optax": {"fitting"}, "numpyro": {"targets"}}.get(top, {"families"})
         assert top not in OPTIONAL or (room(path) in rooms and not at_once), f"{path} imports {module}"
 
 

@@ -1,6 +1,6 @@
 """Change the question: log_joint -> log_joint."""
 
-from vijax.targets import conjugate, constraints, minorizers
+from vijax.targets import adapters, conjugate, constraints, minorizers
 from vijax.targets._collapse import collapse
 from vijax.targets._enumerate import enumerate
 from vijax.targets._gauss_hermite import gauss_hermite
@@ -15,6 +15,7 @@ from vijax.targets._transform import Transformed, transform
 __all__ = [
     "Minorized",
     "Transformed",
+    "adapters",
     "collapse",
     "collapse_gaussian",
     "conjugate",

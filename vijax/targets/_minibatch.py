@@ -11,8 +11,8 @@ from vijax.types import LogJoint, PyTree, attribute, carries
 
 _inside: ContextVar[bool] = ContextVar("inside a minibatch's own functions", default=False)
 TWICE = (
-    "{0} is itself a targets.minibatch, and N/B would be applied twice. Give minibatch the plain log prior and one term "
-    "for each datum; the factor N/B is its own work."
+    "{0} is itself a targets.minibatch, and N/B would be applied twice. Give minibatch the plain log prior, and one "
+    "term for each datum; the factor N/B is its own work."
 )
 
 

@@ -1,0 +1,221 @@
+"""Adapters: the peers' own log-densities at random points, exact evidence of conjugate models, and what is refused."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import optax
+import pytest
+from jax.scipy.stats import gamma, norm, poisson
+from numpyro.infer.util import initialize_model, log_density
+from tensorflow_probability.substrates import jax as tfp
+
+import vijax as vj
+from tests import oracles
+from vijax.targets import adapters
+
+tfd = tfp.distributions
+DESIGN = np.array([[1.0, -1.0], [1.0, 0.5], [1.0, 2.0]], np.float32)
+Y = np.array([0.3, 0.9, 2.4], np.float32)
+COUNTS = np.array([3.0, 1.0, 4.0], np.float32)
+pytestmark = pytest.mark.usefixtures("loose_ranks")
+
+
+def fitted_evidence(target, like):
+    """Climb to a full-rank Gaussian, whose gradient has no noise left there; the ELBO is the evidence, draw by draw."""
+    family, optimizer = vj.families.full_rank(scale=0.5), optax.adam(optax.cosine_decay_schedule(0.1, 1000))
+    objective = vj.gradients.dreg(vj.bounds.elbo)
+
+    @jax.jit
+    def run(key, params):
+        def step(carry, key):
+            params, state = carry
+            loss = lambda p: -objective(key, target, family.dist(p), num_samples=4).value  # noqa: E731
+            updates, state = optimizer.update(jax.grad(loss)(params), state)
+            return (optax.apply_updates(params, updates), state), None
+
+        (params, _), _ = jax.lax.scan(step, (params, optimizer.init(params)), jax.random.split(key, 1000))
+        return vj.draws.weigh(key, target, family.dist(params), num_samples=50).log_w
+
+    return run(jax.random.key(0), family.init(jax.random.key(1), like))
+
+
+def regression(design, y=None):
+    w = numpyro.sample("w", dist.Normal(0, 1).expand([2]).to_event(1))
+    with numpyro.plate("data", len(design)):
+        numpyro.sample("y", dist.Normal(design @ w, 0.5), obs=y)
+
+
+def regression_tfp():
+    return tfd.JointDistributionNamedAutoBatched(
+        {
+            "w": tfd.Sample(tfd.Normal(0.0, 1.0), 2),
+            "y": lambda w: tfd.Independent(tfd.Normal(DESIGN @ w, 0.5), 1),
+        }
+    )
+
+
+def regression_logdensity(w):
+    return jnp.sum(norm.logpdf(w)) + jnp.sum(norm.logpdf(Y, DESIGN @ w, 0.5))
+
+
+def conjugate():
+    return {
+        "numpyro": lambda: adapters.from_numpyro(regression, DESIGN, y=Y),
+        "tfp": lambda: adapters.from_tfp(regression_tfp(), {"y": Y}),
+        "logdensity": lambda: adapters.from_logdensity(regression_logdensity, jnp.zeros(2)),
+    }
+
+
+@pytest.mark.parametrize("name", list(conjugate()))
+def test_a_conjugate_fit_reaches_the_exact_evidence(name):
+    """Every draw to 2e-2 and their mean to 2e-3. The control: from the start it is nats away."""
+    target, start = conjugate()[name]()
+    exact = oracles.regression_evidence(DESIGN, Y, 0.5)
+    log_w = fitted_evidence(target.log_joint, start)
+    np.testing.assert_allclose(log_w, exact, atol=2e-2)
+    np.testing.assert_allclose(log_w.mean(), exact, atol=2e-3)
+    assert abs(target.log_joint(start) - exact) > 1
+
+
+# --- constraints that depend on other sites, plates, and the peers' own numbers
+
+
+def hierarchy(counts=None):
+    rate = numpyro.sample("rate", dist.Gamma(2.0, 1.0))
+    high = numpyro.sample("high", dist.Uniform(rate, rate + 5.0))
+    mix = numpyro.sample("mix", dist.Dirichlet(jnp.ones(3)))
+    with numpyro.plate("data", 3):
+        effect = numpyro.sample("effect", dist.Normal(mix[0], 1.0))
+        numpyro.deterministic("shown", 2 * effect)
+        numpyro.sample("counts", dist.Poisson(rate + high + jnp.exp(effect)), obs=counts)
+
+
+def points(start, n=4):
+    leaves, tree = jax.tree.flatten(start)
+    keys = jax.random.split(jax.random.key(3), len(leaves))
+    drawn = [jax.random.normal(key, (n, *leaf.shape)) for key, leaf in zip(keys, leaves, strict=True)]
+    return jax.tree.unflatten(tree, drawn)
+
+
+def test_numpyro_agrees_with_its_own_potential():
+    """And with log p(x, z) at the constrained point plus a Jacobian by forward differentiation."""
+    target, start = adapters.from_numpyro(hierarchy, counts=COUNTS)
+    assert {name: leaf.shape for name, leaf in start.items()} == {"rate": (), "high": (), "mix": (2,), "effect": (3,)}
+    info = initialize_model(jax.random.key(0), hierarchy, model_kwargs={"counts": COUNTS})
+    ys = points(start)
+    found = jax.jit(jax.vmap(target.log_joint))(ys)
+    np.testing.assert_allclose(found, -jax.jit(jax.vmap(info.potential_fn))(ys), rtol=1e-5)
+
+    def by_hand(y):
+        z = target.constrain(y)
+        free = lambda y: jnp.concatenate(
+            [jnp.ravel(v[:-1] if k == "mix" else v) for k, v in target.constrain(y).items()]
+        )  # noqa: E731
+        flat, unravel = jax.flatten_util.ravel_pytree(y)
+        jacobian = jax.jacfwd(lambda v: free(unravel(v)))(flat)
+        return log_density(hierarchy, (), {"counts": COUNTS}, z)[0] + jnp.linalg.slogdet(jacobian)[1]
+
+    np.testing.assert_allclose(found, jax.jit(jax.vmap(by_hand))(ys), rtol=1e-4)
+    back = jax.vmap(lambda y: target.unconstrain(target.constrain(y)))(ys)
+    jax.tree.map(lambda b, y: np.testing.assert_allclose(b, y, atol=1e-3), back, ys)
+    assert "shown" not in target.constrain(start)
+
+
+def joint_tfp():
+    return tfd.JointDistributionSequentialAutoBatched(
+        [
+            tfd.Gamma(2.0, 1.0),
+            lambda rate: tfd.Uniform(rate, rate + 5.0),
+            lambda high, rate: tfd.Sample(tfd.Normal(high, 1.0), 3),
+            lambda effect: tfd.Independent(tfd.Poisson(jnp.exp(effect)), 1),
+        ]
+    )
+
+
+def test_tfp_agrees_with_its_own_densities():
+    joint = joint_tfp()
+    target, start = adapters.from_tfp(joint, [None, None, None, COUNTS])
+    assert [leaf.shape for leaf in jax.tree.leaves(start)] == [(), (), (3,)]
+    ys = points(start)
+
+    def by_hand(y):
+        rate, high, effect = target.constrain(y)
+        jacobian = jax.jacfwd(lambda y: jnp.stack(target.constrain(y)[:2]))
+        columns = jnp.stack(jax.tree.leaves(jacobian(y))[:2], 1)
+        return joint.log_prob([rate, high, effect, COUNTS]) + jnp.linalg.slogdet(columns)[1]
+
+    found = jax.jit(jax.vmap(target.log_joint))(ys)
+    np.testing.assert_allclose(found, jax.jit(jax.vmap(by_hand))(ys), rtol=1e-4)
+    rate = jax.vmap(target.constrain)(ys)[0]
+    assert (rate > 0).all()
+
+
+def test_a_positive_latent_integrates_to_its_evidence():
+    """Gamma-Poisson through both, by quadrature over the free number; and not where the Jacobian is left out."""
+
+    def model(x=None):
+        rate = numpyro.sample("rate", dist.Gamma(2.0, 1.5))
+        numpyro.sample("x", dist.Poisson(rate), obs=x)
+
+    joint = tfd.JointDistributionNamedAutoBatched({"rate": tfd.Gamma(2.0, 1.5), "x": lambda rate: tfd.Poisson(rate)})
+    grid, volumes = oracles.interval(-12.0, 12.0, 2001)
+    exact = oracles.gamma_poisson_evidence(2.0, 1.5, 3.0)
+    for target, start in (adapters.from_numpyro(model, x=3.0), adapters.from_tfp(joint, {"x": 3.0})):
+        tree = jax.tree.structure(start)
+        log_p = jax.vmap(lambda y, t=target, s=tree: t.log_joint(jax.tree.unflatten(s, [y])))(
+            jnp.asarray(grid, jnp.float32)
+        )
+        np.testing.assert_allclose(np.log(np.sum(np.exp(log_p) * volumes)), exact, atol=1e-4)
+    without = gamma.logpdf(np.exp(grid), 2.0, scale=1 / 1.5) + poisson.logpmf(3, np.exp(grid))
+    assert abs(np.log(np.sum(np.exp(without) * volumes)) - exact) > 0.1
+
+
+def test_refusals(unchecked):
+    def discrete():
+        numpyro.sample("which", dist.Bernoulli(0.3))
+
+    def parametrised():
+        numpyro.sample("z", dist.Normal(numpyro.param("loc", 0.0), 1.0))
+
+    def subsampled():
+        loc = numpyro.sample("loc", dist.Normal(0, 1))
+        with numpyro.plate("rows", 10, subsample_size=3) as rows:
+            numpyro.sample("x", dist.Normal(loc, 1), obs=jnp.zeros(10)[rows])
+
+    def observed():
+        numpyro.sample("x", dist.Normal(0, 1), obs=0.0)
+
+    for model, match in (
+        (discrete, "'which' is a discrete latent"),
+        (parametrised, "'loc' is a param"),
+        (subsampled, "'rows' subsamples 3 of 10"),
+        (observed, "no latent site"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            adapters.from_numpyro(model)
+    named = tfd.JointDistributionNamedAutoBatched
+    with pytest.raises(ValueError, match="'which' is int32"):
+        adapters.from_tfp(
+            named({"which": tfd.Bernoulli(0.3), "x": lambda which: tfd.Normal(1.0 * which, 1.0)}), {"x": 1.0}
+        )
+    with pytest.raises(ValueError, match="continuous latents alone"):
+        adapters.from_tfp(named({"n": tfd.Poisson(3.0), "x": lambda n: tfd.Normal(n, 1.0)}), {"x": 1.0})
+    batched = tfd.JointDistributionNamed({"z": tfd.Normal(jnp.zeros(2), 1.0), "x": lambda z: tfd.Normal(z, 1.0)})
+    target, start = adapters.from_tfp(batched, {"x": jnp.ones(2)})
+    with pytest.raises(ValueError, match="batch shape \\(2,\\)"):
+        target.log_joint(start)
+    with pytest.raises(TypeError, match="JointDistribution"):
+        adapters.from_tfp(tfd.Normal(0.0, 1.0), {})
+    with pytest.raises(TypeError, match="takes floats"):
+        adapters.from_logdensity(lambda z: 0.0, {"n": jnp.arange(2)})
+    with pytest.raises(ValueError, match="one number for one position, got \\(2,\\)"):
+        adapters.from_logdensity(lambda z: z, jnp.zeros(2))
+
+
+def test_a_jitted_step_may_take_the_data():
+    """The model is adapted inside; as with closed-over data."""
+    value = jax.jit(lambda y, w: adapters.from_numpyro(regression, DESIGN, y=y)[0].log_joint({"w": w}))
+    w = jnp.array([0.3, -0.2])
+    np.testing.assert_allclose(value(Y, w), regression_logdensity(w), rtol=1e-5)

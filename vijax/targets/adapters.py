@@ -1,0 +1,166 @@
+"""Targets from models of other libraries: NumPyro, TFP's joint distributions, and BlackJAX's log-densities."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from vijax.checks import named_leaves
+from vijax.targets._transform import Transformed
+from vijax.types import PyTree
+
+
+def from_numpyro(model: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[Transformed, PyTree]:
+    """Turn a NumPyro model and its data into a target over free numbers, and zeros to start from.
+
+        log_joint(y) = -potential_energy(y) = log p(x, z(y)) + log |det ∂z/∂y|,   z: {site: value}
+
+    Free numbers, Jacobians and the order of sites are NumPyro's own (`potential_energy`, `constrain_fn`,
+    `unconstrain_fn`); the start is its `init_to_feasible`. Deterministic sites are not latents: map them over draws
+    with numpyro.infer.Predictive(model, posterior_samples=jax.vmap(constrain)(draws.z)).
+
+    Args:
+        model: with observed sites by `obs=`, or under numpyro.handlers.condition. Its latents must be continuous.
+        args: of the model; so that they may be arguments of a jitted step, call this inside it.
+        kwargs: of the model.
+
+    Returns:
+        (Transformed, start): the start is {site: zeros}.
+
+    Raises:
+        ValueError: for discrete latent sites, subsampled plates, and `param` sites, each named; and no latent at all.
+
+    Reference: Phan, Pradhan, Jankowiak, Composable effects for flexible and accelerated probabilistic programming in
+        NumPyro, 2019, arXiv:1912.11554.
+    """
+    import numpyro
+    from numpyro.infer import util
+
+    feasible = numpyro.handlers.substitute(
+        numpyro.handlers.seed(model, jax.random.key(0)), substitute_fn=numpyro.infer.init_to_feasible
+    )
+    sites = numpyro.handlers.trace(feasible).get_trace(*args, **kwargs)
+    latents = {}
+    for name, site in sites.items():
+        if site["type"] == "param":
+            raise ValueError(
+                f"site '{name}' is a param, which no posterior covers: give it a prior by numpyro.sample, or fix it by "
+                "numpyro.handlers.substitute."
+            )
+        if site["type"] == "plate" and site["args"] and site["args"][0] != site["value"].shape[0]:
+            raise ValueError(
+                f"plate '{name}' subsamples {site['value'].shape[0]} of {site['args'][0]}: give it all the data, and "
+                "write minibatches with targets.minibatch."
+            )
+        if site["type"] != "sample" or site["is_observed"]:
+            continue
+        if site["fn"].support.is_discrete:
+            raise ValueError(
+                f"site '{name}' is a discrete latent ({type(site['fn']).__name__}), which free numbers cannot hold: "
+                "sum it out in the model (a mixture distribution), or write log p(x, z) and use targets.enumerate."
+            )
+        latents[name] = site["value"]
+    if not latents:
+        raise ValueError("the model has no latent site: every numpyro.sample is observed.")
+    # A site without a value in `position` would be drawn anew; the seed only serves models that draw what they observe.
+    seeded = numpyro.handlers.seed(model, jax.random.key(0))
+
+    def unconstrain(z: PyTree) -> PyTree:
+        return util.unconstrain_fn(seeded, args, kwargs, {name: jnp.asarray(z[name]) for name in latents})
+
+    target = Transformed(
+        lambda y: -util.potential_energy(seeded, args, kwargs, y),
+        lambda y: util.constrain_fn(seeded, args, kwargs, y),
+        unconstrain,
+    )
+    return target, jax.tree.map(jnp.zeros_like, unconstrain(latents))
+
+
+def from_tfp(joint: Any, observed: Any) -> tuple[Transformed, PyTree]:
+    """Turn a TFP (JAX substrate) JointDistribution and what is observed into a target over free numbers, and zeros.
+
+        log_joint(y) = log p(x, z(y)) + log |det ∂z/∂y|,   z(y): the default event-space bijectors
+
+    What is observed is pinned (`experimental_pin`), and the rest of the model goes through the bijectors TFP chooses
+    for it (`experimental_default_event_space_bijector`).
+
+    Args:
+        joint: a JointDistribution whose log_prob is one number, as the AutoBatched ones' is.
+        observed: {name: value}, or for a model without names a list with None where a part is latent.
+
+    Returns:
+        (Transformed, start): latents in the container TFP gives them, a named tuple or a list; the start is zeros.
+
+    Raises:
+        ValueError: for discrete latents, named, and for a log-density with a batch shape.
+        TypeError: for what is no joint distribution.
+
+    Reference: Piponi, Moore, Dillon, Joint distributions for TensorFlow Probability, 2020, arXiv:2001.11819.
+    """
+    if not hasattr(joint, "experimental_pin"):
+        raise TypeError(f"from_tfp needs a JointDistribution of TFP, got {type(joint).__name__}.")
+    pinned = joint.experimental_pin(**observed) if isinstance(observed, Mapping) else joint.experimental_pin(*observed)
+    like = jax.eval_shape(lambda: pinned.sample_unpinned(seed=jax.random.key(0)))
+    for name, leaf in named_leaves(like):
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            raise ValueError(_discrete(name, leaf.dtype))
+    try:
+        bijector = pinned.experimental_default_event_space_bijector()
+        start = jax.eval_shape(bijector.inverse, like)
+    except (AttributeError, NotImplementedError, TypeError) as error:  # TFP's Poisson counts in floats
+        raise ValueError(_discrete("one of the latents", "a distribution without an event-space bijector")) from error
+
+    def log_joint(y: PyTree) -> Array:
+        log_p = pinned.unnormalized_log_prob(bijector.forward(y))
+        if jnp.shape(log_p) != ():
+            raise ValueError(
+                f"the joint log-density has batch shape {jnp.shape(log_p)}, expected (): use a "
+                "JointDistribution...AutoBatched, or wrap parts in tfd.Independent."
+            )
+        return log_p + bijector.forward_log_det_jacobian(y)
+
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), start)
+    return Transformed(log_joint, bijector.forward, bijector.inverse), zeros
+
+
+def _discrete(name: str, found: Any) -> str:
+    return (
+        f"'{name}' is {found}: free numbers hold continuous latents alone. Sum discrete ones out in the model "
+        "(a MixtureSameFamily), or write log p(x, z) and use targets.enumerate."
+    )
+
+
+def from_logdensity(logdensity_fn: Callable[[PyTree], Array], like: PyTree) -> tuple[Transformed, PyTree]:
+    """Take a log-density as BlackJAX has it: of one position, a pytree of free numbers.
+
+        log_joint(y) = logdensity_fn(y),   z = y
+
+    It is a target as it stands; this looks at its shape once, and gives it the fields of the other adapters. Latents
+    with constraints: `targets.transform(log_density_of_z, constraints)` instead.
+
+    Args:
+        logdensity_fn: position -> (), in nats, unnormalised.
+        like: a position, which is also the start.
+
+    Returns:
+        (Transformed, start): constrain and unconstrain change nothing.
+
+    Raises:
+        TypeError: for a position with leaves that are not floats.
+        ValueError: for a log-density that is no scalar.
+
+    Reference: Cabezas, Corenflos, Lao, Louf, BlackJAX: composable Bayesian inference in JAX, 2024, arXiv:2402.10797.
+    """
+    start = jax.tree.map(jnp.asarray, like)
+    for name, leaf in named_leaves(start):
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            raise TypeError(
+                f"leaf '{name}' of the position is {leaf.dtype}; a log-density of free numbers takes floats."
+            )
+    found = jax.eval_shape(logdensity_fn, start)
+    if getattr(found, "shape", None) != ():
+        shapes = jax.tree.map(jnp.shape, found)
+        raise ValueError(f"logdensity_fn must return one number for one position, got {shapes}; sum over the data.")
+    return Transformed(logdensity_fn, lambda y: y, lambda z: z), start
