@@ -22,8 +22,8 @@ class Response(NamedTuple):
     """What the top of a fixed-draw fit says of a quantity g(z), a pytree ravelled to [m].
 
     Fields:
-        mean: of g under q, over the fixed draws, like g; it varies far less with them than params["loc"] does, since the
-            optimum makes up for where they lie.
+        mean: of g under q, over the fixed draws, like g; it varies far less with them than params["loc"] does, as
+            the optimum makes up for where they lie.
         sd: the linear-response standard deviation, like g: the root of `covariance`'s diagonal.
         covariance: [m, m].
         error: how far `mean` may be off because the draws are few, like g: its standard error over keys. It does not
