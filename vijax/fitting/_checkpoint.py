@@ -1,0 +1,230 @@
+"""Checkpoints: one pytree a step through orbax, every byte under a digest, the newest that verifies is restored."""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vijax.checks import named_leaves
+from vijax.types import PyTree
+
+MANIFEST = "manifest.json"
+SAVING = ".saving"  # a step that is being written; it gets its name when it is whole
+
+
+REMOVING = ".removing"
+BROKEN = (OSError, ValueError, KeyError, TypeError, AttributeError)  # what reading a damaged manifest may raise
+
+
+class Checkpoints(NamedTuple):
+    """Where and how often a fit is saved.
+
+    Fields:
+        path: a folder for this fit alone; one that holds checkpoints is resumed from.
+        every: how many steps from one to the next.
+        keep: how many of the newest stay.
+    """
+
+    path: str | os.PathLike[str]
+    every: int
+    keep: int = 3
+
+
+class Restored(NamedTuple):
+    """What was found.
+
+    Fields:
+        step: of the checkpoint, None where the folder holds none.
+        tree: what was saved, on the devices of `like`; `like` itself where the folder holds none.
+        skipped: steps that were newer and did not verify, each with the reason.
+    """
+
+    step: int | None
+    tree: PyTree
+    skipped: tuple[tuple[int, str], ...] = ()
+
+
+def save(path: str | os.PathLike[str], step: int, tree: PyTree, *, keep: int = 3) -> None:
+    """Save a pytree as one checkpoint: whole under its name, or not there at all.
+
+        path/step/{tree, manifest.json},     manifest: sha256 of every file of tree
+
+    Written to a hidden folder by orbax, digested, and renamed, which is atomic: a process killed at any moment leaves
+    the earlier checkpoints as they were. Typed keys are kept with their implementation. Arrays must be addressable from
+    this process.
+
+    Args:
+        path: the folder of one fit.
+        step: of the checkpoint; one of that step is replaced.
+        tree: a pytree of arrays.
+        keep: how many of the newest up to this step stay, at least 1.
+
+    Returns:
+        None, when all is on disk.
+
+    Raises:
+        ValueError: for keep < 1.
+
+    Reference: none.
+    """
+    if keep < 1:
+        raise ValueError(f"keep must be at least 1, got {keep}: the checkpoint would delete itself.")
+    import orbax.checkpoint as ocp
+
+    folder = Path(path).absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    _finish(folder)
+    saving = folder / SAVING
+    shutil.rmtree(saving, ignore_errors=True)  # left by a process that was killed
+    saving.mkdir()
+    arrays = {f"{i:05d}": _plain(leaf) for i, leaf in enumerate(jax.tree.leaves(tree))}
+    with ocp.StandardCheckpointer() as checkpointer:  # zero-size arrays it cannot write, and there is nothing to write
+        checkpointer.save(
+            saving / "tree", {name: a for name, a in arrays.items() if a.size} | {"step": np.asarray(step)}
+        )
+    manifest = {"step": step, "leaves": _description(tree), "files": _digests(saving)}
+    (saving / MANIFEST).write_text(json.dumps({"sha256": _digest(manifest), **manifest}, indent=1))
+    if (folder / str(step)).exists():  # a step that did not verify, from a fit that had come further
+        _remove(folder, step)
+    saving.rename(folder / str(step))
+    for old in [s for s in _steps(folder) if s <= step][:-keep]:
+        _remove(folder, old)
+
+
+def restore(path: str | os.PathLike[str], like: PyTree) -> Restored:
+    """Restore the newest checkpoint whose every byte is as it was saved.
+
+        sha256(file) = manifest(file) for every file, newest step first
+
+    Digests are compared before orbax reads anything, and each attempt stands alone: a flipped byte, a file cut short or
+    an emptied folder costs that step and no other. What is skipped is warned of. Nothing is ever deleted here.
+
+    Args:
+        path: the folder of one fit.
+        like: a pytree of the structure, shapes and dtypes that were saved, on the devices wanted.
+
+    Returns:
+        Restored(step, tree, skipped); step is None where the folder holds no checkpoint at all.
+
+    Raises:
+        RuntimeError: where there are checkpoints and none verifies: a fit never starts again in silence.
+        ValueError: for a checkpoint that is sound and of another structure, naming the leaf.
+
+    Reference: none.
+    """
+    folder = Path(path).absolute()
+    _finish(folder)
+    skipped: list[tuple[int, str]] = []
+    for step in reversed(_steps(folder)):
+        try:
+            manifest = _verified(folder / str(step), step)
+        except BROKEN as why:
+            skipped.append((step, f"{type(why).__name__}: {why}"))
+            warnings.warn(f"checkpoint {step} in {folder} does not verify and is skipped: {why}", stacklevel=2)
+            continue
+        _fits(manifest["leaves"], _description(like), folder / str(step))
+        return Restored(step, _read(folder / str(step) / "tree", like), tuple(skipped))
+    if skipped:
+        reasons = "; ".join(f"{step}: {why}" for step, why in skipped)
+        raise RuntimeError(
+            f"no checkpoint in {folder} verifies ({reasons}). To begin anew, move that folder away or name another."
+        )
+    return Restored(None, like)
+
+
+def _steps(folder: Path) -> list[int]:
+    names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
+    return sorted(int(name) for name in names if re.fullmatch(r"\d+", name))
+
+
+def _remove(folder: Path, step: int) -> None:
+    shutil.rmtree(folder / REMOVING, ignore_errors=True)
+    (folder / str(step)).rename(folder / REMOVING)  # at once, so that no half of it is ever taken for a checkpoint
+    shutil.rmtree(folder / REMOVING)
+
+
+def _finish(folder: Path) -> None:
+    """Give a checkpoint its name that is whole but for that: its writer was killed while it made room."""
+    try:
+        step = int(json.loads((folder / SAVING / MANIFEST).read_bytes())["step"])
+        _verified(folder / SAVING, step)
+        (folder / SAVING).rename(folder / str(step))
+    except BROKEN:
+        return
+
+
+def _digest(manifest: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    files = sorted(f for f in folder.rglob("*") if f.is_file() and f != folder / MANIFEST)
+    found = {}
+    for file in files:
+        with file.open("rb") as stream:
+            found[file.relative_to(folder).as_posix()] = hashlib.file_digest(stream, "sha256").hexdigest()
+    return found
+
+
+def _verified(folder: Path, step: int) -> dict[str, Any]:
+    """Return the manifest of a checkpoint; an error where any byte of it, or of any file, is not as it was."""
+    manifest = json.loads((folder / MANIFEST).read_bytes())
+    if manifest.pop("sha256") != _digest(manifest):
+        raise ValueError(f"{MANIFEST} was altered")
+    if manifest["step"] != step:
+        raise ValueError(f"it is the checkpoint of step {manifest['step']}")
+    found = _digests(folder)
+    for name in sorted(set(found) | set(manifest["files"])):
+        if found.get(name) != manifest["files"].get(name):
+            was, now = name in manifest["files"], name in found
+            raise ValueError(f"{name} {'was altered' if was and now else 'is missing' if was else 'does not belong'}")
+    return dict(manifest)
+
+
+def _is_key(leaf: Any) -> bool:
+    return jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key)
+
+
+def _plain(leaf: Any) -> np.ndarray:
+    return np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
+
+
+def _description(tree: PyTree) -> list[list[Any]]:
+    return [[name, str(jnp.result_type(leaf)), list(jnp.shape(leaf))] for name, leaf in named_leaves(tree)]
+
+
+def _fits(saved: list[list[Any]], wanted: list[list[Any]], folder: Path) -> None:
+    for there, here in zip(saved, wanted, strict=False):
+        if there != here:
+            raise ValueError(
+                f"{folder} holds another fit: its leaf '{there[0]}' is {there[1]}{there[2]}, where '{here[0]}' is "
+                f"{here[1]}{here[2]} now. Name another folder."
+            )
+    if len(saved) != len(wanted):
+        raise ValueError(f"{folder} holds another fit, of {len(saved)} arrays, not {len(wanted)}. Name another folder.")
+
+
+def _read(folder: Path, like: PyTree) -> PyTree:
+    import orbax.checkpoint as ocp
+
+    leaves, structure = jax.tree.flatten(like)
+    names = [f"{i:05d}" for i in range(len(leaves))]
+    plain = {name: _plain(leaf) for name, leaf in zip(names, leaves, strict=True)}
+    with ocp.StandardCheckpointer() as checkpointer:
+        found = checkpointer.restore(folder, {n: a for n, a in plain.items() if a.size} | {"step": np.asarray(0)})
+
+    def place(name: str, leaf: Any) -> Any:
+        array = found[name] if plain[name].size else plain[name]
+        if _is_key(leaf):
+            array = jax.random.wrap_key_data(jnp.asarray(array), impl=jax.random.key_impl(leaf))
+        return jax.device_put(array, leaf.sharding) if isinstance(leaf, jax.Array) else jnp.asarray(array)
+
+    return jax.tree.unflatten(structure, [place(n, leaf) for n, leaf in zip(names, leaves, strict=True)])

@@ -1,0 +1,102 @@
+"""What is told of a fit while it runs: a bar on the screen, a file of one JSON line after another."""
+
+import json
+import math
+import os
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+Line = dict[str, Any]
+"""step, steps, bound, ess, khat, rhat, error, steps_per_second, seconds, stopped; numbers or None."""
+Write = Callable[[Line], None]
+Report = AbstractContextManager[Write] | Write
+
+
+@contextmanager
+def bar(*, every: float = 0.1) -> Iterator[Write]:
+    """Show a live bar: steps, the bound, its draws' effective sample size and k-hat, steps per second.
+
+        step / steps,    mean bound of the last steps,    1 / Σ w̃²,    k̂ of pooled last draws
+
+    It is updated from the host between chunks of steps, so the device never waits for it. Needs tqdm.
+
+    Args:
+        every: the fewest seconds from one drawing to the next.
+
+    Returns:
+        A context manager that yields line -> None, for `fit(..., reports=[bar()])`.
+
+    Raises:
+        ImportError: where tqdm is not installed.
+
+    Reference: none.
+    """
+    from tqdm import tqdm
+
+    progress: Any = None
+
+    def write(line: Line) -> None:
+        nonlocal progress
+        if progress is None:
+            progress = tqdm(total=line["steps"], initial=line["first"], unit="step", mininterval=every)
+        shown = [f"{name} {line[name]:.4g}" for name in ("bound", "ess", "khat", "rhat") if line[name] is not None]
+        progress.set_postfix_str(", ".join(shown), refresh=False)
+        progress.update(line["step"] - progress.n)
+
+    try:
+        yield write
+    finally:
+        if progress is not None:
+            progress.close()
+
+
+@contextmanager
+def jsonl(path: str | os.PathLike[str]) -> Iterator[Write]:
+    """Append one line of JSON to a file after each chunk of steps; whole lines survive a kill.
+
+        {"step": 2000, "steps": 20000, "bound": -12.3, "ess": 8.1, "khat": 0.31, ...}
+
+    Each line is one write to the end of the file. A half line that an earlier kill left is cut off first. After a resumed
+    fit some steps stand there twice: the later line counts. Numbers that JSON has no word for are null.
+
+    Args:
+        path: of the file; its folder is made.
+
+    Returns:
+        A context manager that yields line -> None, for `fit(..., reports=[jsonl("fit.jsonl")])`.
+
+    Reference: none.
+    """
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    file = os.open(target, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+    try:
+        _mend(file)
+
+        def write(line: Line) -> None:
+            plain = {name: _plain(value) for name, value in line.items()}
+            os.write(file, (json.dumps(plain, allow_nan=False) + "\n").encode())
+
+        yield write
+    finally:
+        os.close(file)
+
+
+def _plain(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _mend(file: int) -> None:
+    """Cut off what follows the last end of a line, unless it is a line that lacks no more than its end."""
+    size = os.fstat(file).st_size
+    tail = os.pread(file, min(size, 1 << 20), max(size - (1 << 20), 0))
+    rest = tail[tail.rfind(b"\n") + 1 :]
+    if not rest:
+        return
+    try:
+        json.loads(rest)
+        os.write(file, b"\n")
+    except ValueError:
+        os.ftruncate(file, size - len(rest))
