@@ -202,14 +202,14 @@ def _description(tree: PyTree) -> list[list[Any]]:
 
 
 def _fits(saved: list[list[Any]], wanted: list[list[Any]], folder: Path) -> None:
-    for there, here in zip(saved, wanted, strict=False):
+    if len(saved) != len(wanted):
+        raise ValueError(f"{folder} holds another fit, of {len(saved)} arrays, not {len(wanted)}. Name another folder.")
+    for there, here in zip(saved, wanted, strict=True):
         if there != here:
             raise ValueError(
                 f"{folder} holds another fit: its leaf '{there[0]}' is {there[1]}{there[2]}, where '{here[0]}' is "
                 f"{here[1]}{here[2]} now. Name another folder."
             )
-    if len(saved) != len(wanted):
-        raise ValueError(f"{folder} holds another fit, of {len(saved)} arrays, not {len(wanted)}. Name another folder.")
 
 
 def _read(folder: Path, like: PyTree) -> PyTree:

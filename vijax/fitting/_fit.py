@@ -81,7 +81,8 @@ def fit(
         stateᵢ₊₁, seenᵢ = step(fold_in(key, i), stateᵢ),     average = mean of watch(stateᵢ) over the tail
 
     The step stays yours: a rule of `fitting.ascent` (`rule.step`, `rule.init(params)`), one of `vijax.updates`
-    (`lambda key, state: rule.step(key, log_joint, state)`, with `watch=rule.params`), or your own. It runs in chunks; what the host does between them changes no bit of the result, nor does where they are cut, nor a resume.
+    (`lambda key, state: rule.step(key, log_joint, state)`, with `watch=rule.params`), or your own. It runs in chunks;
+    what the host does between them changes no bit of the result, nor does where they are cut, nor a resume.
 
     Where a number of the state, or the bound, is no longer finite, the fit stops with the state before that step and a
     warning that says which step and key, and what in it came first: a draw, log q, log p, the bound, a leaf of the
@@ -147,53 +148,46 @@ def _judge(stop: Callable[[Tail], Verdict]) -> Callable[[Iterates], Verdict]:
 
 def _drive(run: _Run, step: Callable[..., Any], loop: Loop, writers: list[Write]) -> tuple[Loop, str, NotFinite | None]:
     """Run chunk after chunk; all that happens here is on the host."""
-    at = first = saved = int(loop.step)
-    verdict, stopped = _judged(run, loop, at), ""
+    at = first = saved = told = int(loop.step)
     if at >= run.steps:
         return loop, f"all {run.steps} steps were made before", None
-    length, seconds, total, told, began = THIN, 0.0, 0.0, at, time.perf_counter()
-    trouble: NotFinite | None = None
-    while not stopped:
-        until = _boundary(run, at, length)
-        clock = time.perf_counter()
-        try:
+    loop = _joined(run, loop, at)
+    length, seconds, total, began = THIN, 0.0, 0.0, time.perf_counter()
+    verdict, trouble = _judged(run, loop, at), None
+    stopped = _verdict(verdict, at)
+    try:
+        while not stopped:
+            until, clock = _boundary(run, at, length), time.perf_counter()
             after, chunk = run.program.run(loop, np.int32(until))
             spoilt, found = jax.device_get((chunk.bad, chunk.total))
-        except KeyboardInterrupt:
-            stopped = f"interrupted after step {at}"
-            warnings.warn(f"the fit was {stopped}; its result is that of the steps before", stacklevel=3)
-            break
-        if spoilt:
-            loop, trouble = _trouble.find(step, run.program, loop, until)
-            at = trouble.step
-            stopped = f"not finite in step {at}: {trouble.where}"
-            warnings.warn(f"the fit stopped, {stopped}. Its state is that before the step", stacklevel=3)
-            break
-        spent = time.perf_counter() - clock
-        length = _length(until - at, spent, compiled=at > first)
-        loop, at = after, until
-        seconds, total = seconds + spent, total + float(np.mean(found))
-        if at % THIN == 0 and _iterates.full(at // THIN):
-            loop = run.program.join(loop)
-        verdict = _judged(run, loop, at, verdict)
-        if verdict is not None and verdict.done:
-            stopped = (
-                f"stationary at step {at}: R-hat {verdict.rhat:.3f}, standard error {verdict.error:.3g} units, "
-                f"{verdict.ess:.0f} effective iterates"
-            )
-        elif at >= run.steps:
-            stopped = f"all {run.steps} steps were made"
-        if stopped or (run.log_every and at % run.log_every == 0) or (not run.log_every and seconds >= SECONDS / 2):
-            line = _line(run, loop, at, first, total / (at - told), (at - told) / seconds, verdict)
-            line |= {"seconds": time.perf_counter() - began, "stopped": stopped or None}
-            for write in writers:
-                write(line)
-            seconds, total, told = 0.0, 0.0, at
-        if run.checkpoints is not None and not stopped and at % run.checkpoints.every == 0:
-            _save(run, loop, at)
-            saved = at
+            if spoilt:
+                loop, trouble = _trouble.find(step, run.program, loop, until)
+                at = trouble.step
+                stopped = f"not finite in step {at}: {trouble.where}"
+                break
+            spent = time.perf_counter() - clock
+            length = _length(until - at, spent, compiled=at > first)
+            loop, at = _joined(run, after, until), until
+            seconds, total = seconds + spent, total + float(np.mean(found))
+            verdict = _judged(run, loop, at, verdict)
+            stopped = _verdict(verdict, at) or (f"all {run.steps} steps were made" if at >= run.steps else "")
+            now = at % run.log_every == 0 if run.log_every else seconds >= SECONDS / 2
+            if writers and (now or stopped):
+                line = _line(run, loop, first, total / (at - told), (at - told) / seconds, verdict)
+                line |= {"seconds": time.perf_counter() - began, "stopped": stopped or None}
+                for write in writers:
+                    write(line)
+                seconds, total, told = 0.0, 0.0, at
+            if run.checkpoints is not None and at % run.checkpoints.every == 0:
+                _checkpoint.save(run.checkpoints.path, at, loop, keep=run.checkpoints.keep)
+                saved = at
+    except KeyboardInterrupt:
+        at = int(loop.step)
+        stopped = f"interrupted after step {at}"
+    if trouble or stopped.startswith("interrupted"):
+        warnings.warn(f"the fit stopped early, {stopped}; its result is that of the steps before", stacklevel=3)
     if run.checkpoints is not None and saved != at:
-        _save(run, loop, at)
+        _checkpoint.save(run.checkpoints.path, at, loop, keep=run.checkpoints.keep)
     return loop, stopped, trouble
 
 
@@ -216,6 +210,21 @@ def _length(steps: int, seconds: float, *, compiled: bool) -> int:
     return max(THIN, int(min(fitting, 8 * steps)) // THIN * THIN)
 
 
+def _joined(run: _Run, loop: Loop, at: int) -> Loop:
+    """Make room for more iterates where there is none; after an interruption this may be due still."""
+    full = at % THIN == 0 and _iterates.full(at // THIN) and int(loop.iterates.size) * _iterates.BLOCKS == at // THIN
+    return run.program.join(loop) if full else loop
+
+
+def _verdict(verdict: Verdict | None, at: int) -> str:
+    if verdict is None or not verdict.done:
+        return ""
+    return (
+        f"stationary at step {at}: R-hat {verdict.rhat:.3f}, standard error {verdict.error:.3g} units, "
+        f"{verdict.ess:.0f} effective iterates"
+    )
+
+
 def _judged(run: _Run, loop: Loop, at: int, before: Verdict | None = None) -> Verdict | None:
     if run.judge is None or at % THIN or not _iterates.due(at // THIN):
         return before
@@ -228,13 +237,11 @@ def _watched(tail: Tail) -> Tail:
     return Tail(parts[0], parts[1], parts[2], parts[3], tail.worst, tail.number)
 
 
-def _line(
-    run: _Run, loop: Loop, at: int, first: int, bound: float, pace: float, verdict: Verdict | None
-) -> _reports.Line:
+def _line(run: _Run, loop: Loop, first: int, bound: float, pace: float, verdict: Verdict | None) -> _reports.Line:
     ess, khat = (float(f) for f in jax.device_get(run.program.look(loop)))
     known = lambda number: None if math.isnan(number) else number  # noqa: E731
     return {
-        "step": at,
+        "step": int(loop.step),
         "steps": run.steps,
         "first": first,
         "bound": bound,
@@ -244,11 +251,6 @@ def _line(
         "error": None if verdict is None else float(verdict.error),
         "steps_per_second": pace,
     }
-
-
-def _save(run: _Run, loop: Loop, at: int) -> None:
-    if run.checkpoints is not None:
-        _checkpoint.save(run.checkpoints.path, at, loop, keep=run.checkpoints.keep)
 
 
 def _result(run: _Run, watch: Callable[[PyTree], PyTree], loop: Loop, stopped: str, trouble: NotFinite | None) -> Fit:

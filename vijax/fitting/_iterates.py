@@ -36,7 +36,7 @@ class Tail(NamedTuple):
         error: its Monte Carlo standard error, by means of batches: autocorrelation is in it.
         ess: how many independent iterates would give that error.
         rhat: of the two halves of the tail, 1 where they agree.
-        worst: the largest of rhat, ().
+        worst: the largest of rhat, and at least 1, ().
         number: how many iterates it holds, ().
     """
 
@@ -139,12 +139,17 @@ def _weights(like: Array, first: Array, last: Array) -> Array:
     return jnp.where((rows >= first) & (rows < last), 1.0, 0.0).astype(like.dtype).reshape(-1, *(1,) * (like.ndim - 1))
 
 
+def _rounding(centre: Array) -> Array:
+    """Return the variance that rounding alone gives a number that stands still."""
+    return jnp.square(16 * jnp.finfo(centre.dtype).eps * jnp.abs(centre))
+
+
 def _within(mean: Array, square: Array, size: Array, first: Array, last: Array) -> tuple[Array, Array]:
     """Mean and variance of the iterates of blocks first to last."""
     weight = _weights(mean, first, last)
     blocks = jnp.maximum(last - first, 1).astype(mean.dtype)
     centre = jnp.sum(jnp.where(weight > 0, mean, 0.0), 0) / blocks
-    spread = jnp.sum(jnp.where(weight > 0, square + size * jnp.square(mean - centre), 0.0), 0)
+    spread = jnp.sum(jnp.where(weight > 0, square + size * jnp.square(mean - centre[None]), 0.0), 0)
     return centre, spread / jnp.maximum(blocks * size - 1, 1)
 
 
@@ -155,9 +160,10 @@ def _rhat(iterates: Iterates, blocks: Array, length: Array) -> PyTree:
         early = _within(mean, square, iterates.size, blocks - length, blocks - length // 2)
         late = _within(mean, square, iterates.size, blocks - length // 2, blocks)
         within, between = 0.5 * (early[1] + late[1]), 0.5 * jnp.square(early[0] - late[0])
-        still = jnp.where(between == 0, 1.0, jnp.inf)  # numbers that do not move agree with themselves
-        moving = jnp.sqrt((n - 1) / n + between / jnp.where(within > 0, within, 1.0))
-        return jnp.where(within > 0, moving, jnp.where(jnp.isnan(within), jnp.nan, still))
+        least = _rounding(early[0])
+        still = jnp.where(between <= least, 1.0, jnp.inf)  # numbers that do not move agree with themselves
+        moving = jnp.sqrt((n - 1) / n + between / jnp.where(within > least, within, 1.0))
+        return jnp.where(within > least, moving, jnp.where(jnp.isnan(within), jnp.nan, still))
 
     return jax.tree.map(of, iterates.mean, iterates.square)
 
@@ -168,7 +174,7 @@ def _average(mean: Array, square: Array, size: Array, blocks: Array, length: Arr
     centre, variance = _within(mean, square, size, first, blocks)
 
     def squared_error(means: Array, weight: Array, batches: Array) -> Array:
-        spread = jnp.sum(weight * jnp.square(means - centre), 0)
+        spread = jnp.sum(weight * jnp.square(means - centre[None]), 0)
         few = jnp.asarray(jnp.where(batches < 2, jnp.inf, 0.0), mean.dtype)  # one batch tells nothing of the error
         return spread / jnp.maximum(batches * (batches - 1), 1).astype(mean.dtype) + few
 
@@ -179,5 +185,6 @@ def _average(mean: Array, square: Array, size: Array, blocks: Array, length: Arr
     double = squared_error(pairs, begins * _weights(mean, first, blocks - 1), length // 2)
     error = jnp.maximum(single, double)
     count = (length * size).astype(mean.dtype)
-    ess = jnp.where(error > 0, variance / jnp.where(error > 0, error, 1.0), count)
+    moves = error > _rounding(centre)
+    ess = jnp.where(moves, variance / jnp.where(moves, error, 1.0), jnp.where(jnp.isnan(error), jnp.nan, count))
     return centre, jnp.sqrt(error), jnp.minimum(ess, count)

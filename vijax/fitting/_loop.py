@@ -84,7 +84,7 @@ def program(step: Callable[..., Any], watch: Callable[[PyTree], PyTree]) -> Prog
             whole = i % THIN == 0
             x = {"bound": pending / THIN, "params": watch(state)}
             iterates = _iterates.add(at.iterates, x, whole)
-            last = at.log_w.at[(i // THIN) % len(at.log_w)].set(log_w)
+            last = at.log_w.at[(i - 1) // THIN % len(at.log_w)].set(log_w)
             left = jnp.where(whole, 0.0, pending)
             return Loop(at.key, i, state, iterates, left, last), total + (pending - at.pending)
 
@@ -96,7 +96,7 @@ def program(step: Callable[..., Any], watch: Callable[[PyTree], PyTree]) -> Prog
         rows, k = loop.log_w.shape[:2] if loop.log_w.ndim > 1 else (1, 0)
         if k == 0:
             return jnp.float32(jnp.nan), jnp.float32(jnp.nan)
-        newest = loop.log_w[(loop.step // THIN - (loop.step % THIN == 0)) % rows]
+        newest = loop.log_w[(loop.step - 1) // THIN % rows]
         ess = jnp.mean(diagnostics.ess(newest))
         # Members of a batch, or restarts, are no draws of one weight.
         return ess, diagnostics.khat(loop.log_w.reshape(-1)) if loop.log_w.ndim == 2 else jnp.full_like(ess, jnp.nan)

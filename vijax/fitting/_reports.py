@@ -58,8 +58,8 @@ def jsonl(path: str | os.PathLike[str]) -> Iterator[Write]:
 
         {"step": 2000, "steps": 20000, "bound": -12.3, "ess": 8.1, "khat": 0.31, ...}
 
-    Each line is one write to the end of the file. A half line that an earlier kill left is cut off first. After a resumed
-    fit some steps stand there twice: the later line counts. Numbers that JSON has no word for are null.
+    Each line is one write to the end of the file. A half line that an earlier kill left is cut off first. After a
+    resumed fit some steps stand there twice: the later line counts. Numbers that JSON has no word for are null.
 
     Args:
         path: of the file; its folder is made.
