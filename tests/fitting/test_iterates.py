@@ -20,7 +20,7 @@ def remember(xs):
     return jax.lax.scan(one, _iterates.empty(jax.tree.map(lambda l: l[0], xs)), xs)[0]
 
 
-tail_of = jax.jit(_iterates.tail)
+tail_of = _iterates.tail
 
 
 def autoregressive(rho, n, seed=0, d=3):

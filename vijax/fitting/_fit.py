@@ -17,7 +17,7 @@ from jaxtyping import Array, Key
 from vijax import checks
 from vijax.fitting import _checkpoint, _iterates, _loop, _reports, _stopping, _trouble
 from vijax.fitting._checkpoint import Checkpoints
-from vijax.fitting._iterates import Iterates, Tail
+from vijax.fitting._iterates import Tail
 from vijax.fitting._loop import THIN, Loop
 from vijax.fitting._reports import Report, Write
 from vijax.fitting._stopping import Verdict
@@ -138,12 +138,9 @@ class _Run(NamedTuple):
     checkpoints: Checkpoints | None
 
 
-_tail = jax.jit(_iterates.tail)
-
-
 @lru_cache(maxsize=16)
-def _judge(stop: Callable[[Tail], Verdict]) -> Callable[[Iterates], Verdict]:
-    return jax.jit(lambda iterates: stop(_watched(_iterates.tail(iterates))))
+def _judge(stop: Callable[[Tail], Verdict]) -> Callable[[Tail], Verdict]:
+    return jax.jit(lambda tail: stop(tail))
 
 
 def _drive(run: _Run, step: Callable[..., Any], loop: Loop, writers: list[Write]) -> tuple[Loop, str, NotFinite | None]:
@@ -228,7 +225,7 @@ def _verdict(verdict: Verdict | None, at: int) -> str:
 def _judged(run: _Run, loop: Loop, at: int, before: Verdict | None = None) -> Verdict | None:
     if run.judge is None or at % THIN or not _iterates.due(at // THIN):
         return before
-    return jax.device_get(run.judge(loop.iterates))
+    return jax.device_get(run.judge(_watched(_iterates.tail(loop.iterates))))
 
 
 def _watched(tail: Tail) -> Tail:
@@ -254,7 +251,7 @@ def _line(run: _Run, loop: Loop, first: int, bound: float, pace: float, verdict:
 
 
 def _result(run: _Run, watch: Callable[[PyTree], PyTree], loop: Loop, stopped: str, trouble: NotFinite | None) -> Fit:
-    tail = _tail(loop.iterates)
+    tail = jax.tree.map(jnp.asarray, _iterates.tail(loop.iterates))
     bound, error = tail.average["bound"], tail.error["bound"]
     watched = _watched(tail)
     if int(loop.iterates.number) == 0:

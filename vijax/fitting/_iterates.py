@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Int
 
 from vijax.types import PyTree
@@ -44,8 +45,8 @@ class Tail(NamedTuple):
     error: PyTree
     ess: PyTree
     rhat: PyTree
-    worst: Array
-    number: Int[Array, ""]
+    worst: Any
+    number: Any
 
 
 def empty(like: PyTree) -> Iterates:
@@ -106,85 +107,78 @@ def next_due(count: int, *, judged: bool) -> int:
 
 
 def tail(iterates: Iterates) -> Tail:
-    """Return the tail whose two halves agree best, out of five: from a quarter of the whole to 95 % of it."""
-    blocks = jnp.minimum(iterates.number // iterates.size, BLOCKS)
-    shortest = jnp.maximum(blocks // 4, 2)
-    shares = jnp.arange(WINDOWS) / (WINDOWS - 1)
-    lengths = shortest + (shares * jnp.maximum(0.95 * blocks - shortest, 0)).astype(jnp.int32)
-    lengths = jnp.minimum(2 * (lengths // 2), jnp.maximum(blocks, 1))
+    """Return the tail whose two halves agree best, out of five: from a quarter of the whole to 95 % of it.
 
-    def largest(length: Array) -> Array:
-        return _largest(_rhat(iterates, blocks, length))
+    On the host and in float64: it is asked for rarely, and there is nothing to compile.
+    """
+    kept = jax.device_get(iterates)
+    leaves, structure = jax.tree.flatten(kept.mean)
+    mean, square = (
+        np.concatenate([np.reshape(l, (BLOCKS, -1)).astype(np.float64) for l in jax.tree.leaves(t)], 1)
+        for t in (kept.mean, kept.square)
+    )
+    blocks = min(int(kept.number // kept.size), BLOCKS)
+    mean, square, size = mean[:blocks], square[:blocks], int(kept.size)
+    eps = np.concatenate([np.full(l[0].size, jnp.finfo(l.dtype).eps) for l in leaves])
+    rounding = np.square(16 * eps * np.abs(mean[-1] if blocks else 0.0))  # variance of a number that stands still
+    shortest = max(blocks // 4, 2)
+    shares = np.linspace(0, 1, WINDOWS)
+    lengths = (shortest + shares * max(0.95 * blocks - shortest, 0)).astype(int) // 2 * 2
+    with np.errstate(all="ignore"):
+        found = [_rhat(mean[-length:], square[-length:], size, rounding) for length in lengths]
+        worst = [np.inf if np.isnan(r).any() else np.max(r, initial=1.0) for r in found]
+        chosen = int(np.argmin(worst))
+        rows = mean[-lengths[chosen] :], square[-lengths[chosen] :]
+        results = (*_average(*rows, size, rounding), found[chosen])
 
-    worst = jax.vmap(largest)(lengths)
-    chosen = lengths[jnp.argmin(jnp.where(jnp.isnan(worst), jnp.inf, worst))]
-    found = jax.tree.map(lambda m, s: _average(m, s, iterates.size, blocks, chosen), iterates.mean, iterates.square)
-    outer, inner = jax.tree.structure(iterates.mean), jax.tree.structure((0, 0, 0))
-    average, error, ess = jax.tree.transpose(outer, inner, found)
-    rhat = _rhat(iterates, blocks, chosen)
-    return Tail(average, error, ess, rhat, _largest(rhat), chosen * iterates.size)
+    def like(vector: np.ndarray) -> PyTree:
+        parts = np.split(vector, np.cumsum([l[0].size for l in leaves])[:-1])
+        back = [part.reshape(l.shape[1:]).astype(l.dtype) for part, l in zip(parts, leaves, strict=True)]
+        return jax.tree.unflatten(structure, back)
+
+    average, error, ess, rhat = map(like, results)
+    return Tail(average, error, ess, rhat, np.float32(worst[chosen]), np.int32(len(rows[0]) * size))
 
 
 def _float(leaf: Any) -> Any:
     return jnp.promote_types(jnp.result_type(leaf), jnp.float32)
 
 
-def _largest(tree: PyTree) -> Array:
-    leaves = [jnp.max(l, initial=1.0).astype(jnp.float32) for l in jax.tree.leaves(tree)]
-    return jnp.max(jnp.stack(leaves))
+def _moments(mean: np.ndarray, square: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and variance of the iterates of some blocks."""
+    centre = mean.mean(0)
+    spread = (square + size * np.square(mean - centre)).sum(0)
+    return centre, spread / max(len(mean) * size - 1, 1)
 
 
-def _weights(like: Array, first: Array, last: Array) -> Array:
-    rows = jnp.arange(BLOCKS)
-    return jnp.where((rows >= first) & (rows < last), 1.0, 0.0).astype(like.dtype).reshape(-1, *(1,) * (like.ndim - 1))
+def _rhat(mean: np.ndarray, square: np.ndarray, size: int, rounding: np.ndarray) -> np.ndarray:
+    half = len(mean) // 2
+    if half == 0:
+        return np.full(mean.shape[1], np.inf)
+    early, late = _moments(mean[:half], square[:half], size), _moments(mean[half:], square[half:], size)
+    within, between = 0.5 * (early[1] + late[1]), 0.5 * np.square(early[0] - late[0])
+    still = np.where(between <= rounding, 1.0, np.inf)  # numbers that do not move agree with themselves
+    moving = np.sqrt(1 - 1 / max(half * size, 2) + between / within)
+    return np.where(within > rounding, moving, np.where(np.isnan(within), np.nan, still))
 
 
-def _rounding(centre: Array) -> Array:
-    """Return the variance that rounding alone gives a number that stands still."""
-    return jnp.square(16 * jnp.finfo(centre.dtype).eps * jnp.abs(centre))
+def _average(
+    mean: np.ndarray, square: np.ndarray, size: int, rounding: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mean, its standard error and the effective number of iterates of some blocks."""
+    if len(mean) == 0:
+        return np.zeros(mean.shape[1]), np.full(mean.shape[1], np.inf), np.zeros(mean.shape[1])
+    centre, variance = _moments(mean, square, size)
 
-
-def _within(mean: Array, square: Array, size: Array, first: Array, last: Array) -> tuple[Array, Array]:
-    """Mean and variance of the iterates of blocks first to last."""
-    weight = _weights(mean, first, last)
-    blocks = jnp.maximum(last - first, 1).astype(mean.dtype)
-    centre = jnp.sum(jnp.where(weight > 0, mean, 0.0), 0) / blocks
-    spread = jnp.sum(jnp.where(weight > 0, square + size * jnp.square(mean - centre[None]), 0.0), 0)
-    return centre, spread / jnp.maximum(blocks * size - 1, 1)
-
-
-def _rhat(iterates: Iterates, blocks: Array, length: Array) -> PyTree:
-    n = jnp.maximum(length // 2 * iterates.size, 2)
-
-    def of(mean: Array, square: Array) -> Array:
-        early = _within(mean, square, iterates.size, blocks - length, blocks - length // 2)
-        late = _within(mean, square, iterates.size, blocks - length // 2, blocks)
-        within, between = 0.5 * (early[1] + late[1]), 0.5 * jnp.square(early[0] - late[0])
-        least = _rounding(early[0])
-        still = jnp.where(between <= least, 1.0, jnp.inf)  # numbers that do not move agree with themselves
-        moving = jnp.sqrt((n - 1) / n + between / jnp.where(within > least, within, 1.0))
-        return jnp.where(within > least, moving, jnp.where(jnp.isnan(within), jnp.nan, still))
-
-    return jax.tree.map(of, iterates.mean, iterates.square)
-
-
-def _average(mean: Array, square: Array, size: Array, blocks: Array, length: Array) -> tuple[Array, Array, Array]:
-    """Mean, its standard error and the effective number of iterates, of the last `length` blocks."""
-    first = blocks - length
-    centre, variance = _within(mean, square, size, first, blocks)
-
-    def squared_error(means: Array, weight: Array, batches: Array) -> Array:
-        spread = jnp.sum(weight * jnp.square(means - centre[None]), 0)
-        few = jnp.asarray(jnp.where(batches < 2, jnp.inf, 0.0), mean.dtype)  # one batch tells nothing of the error
-        return spread / jnp.maximum(batches * (batches - 1), 1).astype(mean.dtype) + few
+    def squared_error(batches: np.ndarray) -> np.ndarray:
+        n = len(batches)
+        if n < 2:  # one batch tells nothing of the error
+            return np.full(mean.shape[1], np.inf)
+        return np.square(batches - centre).sum(0) / (n * (n - 1))
 
     # Batches of one block and of two: the longer hear more of the autocorrelation, and the larger error is believed.
-    single = squared_error(mean, _weights(mean, first, blocks), length)
-    pairs = 0.5 * (mean + jnp.roll(mean, -1, 0))
-    begins = (jnp.arange(BLOCKS) % 2 == first % 2).astype(mean.dtype).reshape(-1, *(1,) * (mean.ndim - 1))
-    double = squared_error(pairs, begins * _weights(mean, first, blocks - 1), length // 2)
-    error = jnp.maximum(single, double)
-    count = (length * size).astype(mean.dtype)
-    moves = error > _rounding(centre)
-    ess = jnp.where(moves, variance / jnp.where(moves, error, 1.0), jnp.where(jnp.isnan(error), jnp.nan, count))
-    return centre, jnp.sqrt(error), jnp.minimum(ess, count)
+    pairs = mean[: len(mean) // 2 * 2].reshape(-1, 2, mean.shape[1]).mean(1)
+    error = np.maximum(squared_error(mean), squared_error(pairs) if len(pairs) > 1 else 0.0)
+    count = len(mean) * size
+    ess = np.where(error > rounding, variance / error, np.where(np.isnan(error), np.nan, count))
+    return centre, np.sqrt(error), np.minimum(ess, count)
