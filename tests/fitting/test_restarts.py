@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from vijax.fitting import Many, Restarts, ascent, fit, restarts, scale_units, stationary
+from vijax.fitting import Many, Restarts, ascent, restarts, scale_units, stationary
 from vijax.types import Draws, Estimate
 
 
@@ -104,4 +104,3 @@ def test_what_is_refused(key):
     with pytest.raises(ValueError, match="make them with jax.vmap"):
         restarts(key, rule.step, rule.init({"loc": 0.0, "log_scale": 0.0}), steps=10)
     assert scale_units({"loc": 0.0, "log_scale": 0.0})["loc"] == 1
-    assert fit
