@@ -63,8 +63,8 @@ def ascent(estimate: Callable[..., Any], optimizer: Any) -> Ascent:
     baseline that learns, it takes as a third argument and returns beside its Estimate:
 
         def estimate(key, params, memory):
-            cursor, x = batches.next(memory["cursor"])
-            value, seen = score(elbo, baseline=b.value(memory["baseline"]))(key, log_joint(x), q(params), num_samples=1)
+            rows, cursor = batches.next(memory["cursor"])
+            value, seen = score(elbo, baseline=b.value(memory["baseline"]))(key, target(rows), q(params), num_samples=1)
             return Estimate(value, seen), {"cursor": cursor, "baseline": b.update(memory["baseline"], seen.log_w)}
 
     Args:
