@@ -36,7 +36,18 @@ MAY_IMPORT = {
     # The outer ring: it may come to import every room, and no room imports it.
     "fitting": GROUND | {"checks", "diagnostics", "draws", "bounds", "gradients"},
 }
-OPTIONAL = {"distrax", "flax", "optax", "tensorflow_probability", "numpyro", "orbax", "scipy", "arviz_stats", "tqdm"}
+OPTIONAL = {
+    "arviz_base",
+    "arviz_stats",
+    "distrax",
+    "flax",
+    "numpyro",
+    "optax",
+    "orbax",
+    "scipy",
+    "tensorflow_probability",
+    "tqdm",
+}
 
 
 def room(path):
@@ -84,8 +95,9 @@ def test_optional_libraries_are_imported_lazily_and_in_families_alone(path):
     for module, at_once in imports(path):
         top = module.split(".")[0]
         # JAX itself depends on SciPy; an optimizer is what a fit is for, and a model of NumPyro's what an adapter is for.
-        outer = dict.fromkeys(("optax", "orbax", "tqdm"), {"fitting"})
-        rooms = ({"scipy": {"families", "draws"}, "numpyro": {"targets"}} | outer).get(top, {"families"})
+        rooms = dict.fromkeys(("optax", "orbax", "tqdm"), {"fitting"})
+        rooms |= {"scipy": {"families", "draws"}, "numpyro": {"targets"}, "arviz_base": {"diagnostics"}}
+        rooms = rooms.get(top, {"families"})
         assert top not in OPTIONAL or (room(path) in rooms and not at_once), f"{path} imports {module}"
 
 

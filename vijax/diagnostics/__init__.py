@@ -1,5 +1,33 @@
-"""Whether it worked: numbers read off the draws."""
+"""Whether it worked: numbers read off the draws, and a verdict."""
 
+from vijax.diagnostics._arviz import to_arviz
+from vijax.diagnostics._calibration import Calibration, vsbc
+from vijax.diagnostics._chains import rhat
+from vijax.diagnostics._evidence import Measured, Sandwich, evidence, sandwich
+from vijax.diagnostics._latents import marginal_khat
+from vijax.diagnostics._moments import Corrected, moments
+from vijax.diagnostics._predictive import predictive
+from vijax.diagnostics._summary import Summary, summarize
+from vijax.diagnostics._verdict import verdict
 from vijax.diagnostics._weights import ess, khat, psis
 
-__all__ = ["ess", "khat", "psis"]
+__all__ = [
+    "Calibration",
+    "Corrected",
+    "Measured",
+    "Sandwich",
+    "Summary",
+    "ess",
+    "evidence",
+    "khat",
+    "marginal_khat",
+    "moments",
+    "predictive",
+    "psis",
+    "rhat",
+    "sandwich",
+    "summarize",
+    "to_arviz",
+    "verdict",
+    "vsbc",
+]

@@ -1,0 +1,80 @@
+"""ArviZ's DataTree of draws: groups, chains, names; its own tables and plots take it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vijax.diagnostics import rhat, to_arviz
+from vijax.types import Draws
+
+pytest.importorskip("arviz_base")
+RUNS, K = 3, 50
+
+
+@pytest.fixture
+def draws():
+    rng = np.random.default_rng(0)
+    z = {"mu": rng.normal(size=(RUNS, K)), "deep": {"log_tau": rng.normal(size=(RUNS, K, 4))}}
+    return jax.tree.map(jnp.asarray, Draws(z, rng.normal(size=(RUNS, K)), rng.normal(size=(RUNS, K))))
+
+
+def test_groups(draws):
+    """Restarts are chains; latents carry their names, through `constrain` too; every draw has log p and log q."""
+    tree = to_arviz(
+        draws,
+        constrain=lambda z: {"mu": z["mu"], "tau": jnp.exp(z["deep"]["log_tau"])},
+        observed=jnp.arange(4.0),
+        predictive={"x": draws.z["deep"]["log_tau"]},
+        log_likelihood=draws.z["deep"]["log_tau"],
+        coords={"school": list("abcd")},
+        dims={"tau": ["school"]},
+    )
+    assert set(tree.children) == {
+        "posterior",
+        "unconstrained_posterior",
+        "sample_stats",
+        "observed_data",
+        "posterior_predictive",
+        "log_likelihood",
+    }
+    assert dict(tree["posterior"].sizes) == {"chain": RUNS, "draw": K, "school": 4}
+    np.testing.assert_array_equal(tree["posterior"]["tau"], np.exp(draws.z["deep"]["log_tau"]))
+    np.testing.assert_array_equal(tree["unconstrained_posterior"]["deep.log_tau"], draws.z["deep"]["log_tau"])
+    for name, value in (("log_p", draws.log_p), ("log_q", draws.log_q), ("log_w", draws.log_w)):
+        np.testing.assert_array_equal(tree["sample_stats"][name], value)
+    assert tree["observed_data"]["x"].shape == (4,)
+    assert tree["posterior_predictive"]["x"].shape == (RUNS, K, 4)
+
+
+def test_one_run(draws):
+    """One run is one chain; a bare array is z; predictive draws may lack the chain's axis as the draws do."""
+    z, log_p, log_q, _, _ = jax.tree.map(lambda a: a[0], draws)
+    tree = to_arviz(Draws(z["mu"], log_p, log_q), predictive=z["deep"]["log_tau"])
+    assert tree["posterior"]["z"].shape == (1, K)
+    assert tree["posterior_predictive"]["x"].shape == (1, K, 4)
+    with pytest.raises(ValueError, match=r"posterior_predictive must begin with \[runs, k\] = \(3, 50\)"):
+        to_arviz(draws, predictive=jnp.zeros((K, 2)))
+
+
+@pytest.mark.slow
+def test_tables_of_arviz(draws):
+    stats = pytest.importorskip("arviz_stats")
+    tree = to_arviz(draws, log_likelihood=-(draws.z["deep"]["log_tau"] ** 2))
+    table = stats.summary(tree)
+    assert list(table.index)[0] == "mu" or "mu" in table.index
+    np.testing.assert_allclose(stats.rhat(tree)["mu"], rhat(draws.z["mu"]), atol=1e-4)
+    loo = stats.loo_approximate_posterior(tree, tree["sample_stats"]["log_p"], tree["sample_stats"]["log_q"])
+    assert np.isfinite(loo.elpd)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_plots_of_arviz(draws):
+    plots = pytest.importorskip("arviz_plots")
+    matplotlib = pytest.importorskip("matplotlib")
+    matplotlib.use("Agg")
+    tree = to_arviz(draws, observed=jnp.arange(4.0), predictive=draws.z["deep"]["log_tau"])
+    for name in ("plot_dist", "plot_forest", "plot_trace", "plot_pair", "plot_rank", "plot_ppc_dist"):
+        assert getattr(plots, name)(tree, backend="matplotlib") is not None, name
+    matplotlib.pyplot.close("all")

@@ -1,0 +1,120 @@
+"""The verdict's rule, and the table: what it holds, how it prints, and what it says of fits whose truth is known."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vijax.diagnostics import ess, evidence, khat, marginal_khat, moments, rhat, summarize, verdict
+from vijax.types import Draws, Estimate
+
+normal = jax.scipy.stats.norm.logpdf
+INF, NAN = jnp.inf, jnp.nan
+
+
+def test_the_rule():
+    """0 where most draws count, 1 while the tail allows corrections, 2 beyond, where restarts disagree, and at nan."""
+    khats = jnp.array([0.3, 0.9, 0.6, 0.69, 0.71, -INF, INF, NAN, 0.3])
+    count = jnp.array([980.0, 980.0, 500.0, 500.0, 500.0, 1000.0, 1.0, 980.0, NAN])
+    np.testing.assert_array_equal(verdict(khats, 4 * count, num_samples=4000), [0, 0, 1, 1, 2, 0, 2, 2, 1])
+    np.testing.assert_array_equal(verdict(khats, count, num_samples=1000), [0, 0, 1, 2, 2, 0, 2, 2, 1])
+    agreement = jnp.array([1.0, 1.04, 1.06, NAN, INF])
+    judged = verdict(jnp.full(5, 0.3), jnp.full(5, 4000.0), num_samples=4000, rhat=agreement)
+    np.testing.assert_array_equal(judged, [0, 0, 2, 2, 2])
+    assert verdict(jnp.array(-INF), jnp.array(20.0), num_samples=20) == 1  # too few to call q right
+    assert verdict(jnp.array(0.1), jnp.array(5.0), num_samples=10) == 2
+    with pytest.raises(ValueError, match="num_samples"):
+        verdict(jnp.array(0.1), jnp.array(5.0), num_samples=0)
+
+
+def fit(key, runs, scale=(1.0, 1.0), apart=0.0):
+    """Restarts of q = N(0, 1) in {"a": (), "b": (2,)}; the posterior is N(0, scale²) in each of b, nats above by 2."""
+    z = {"a": jax.random.normal(key, (runs, 2000)), "b": jax.random.normal(jax.random.fold_in(key, 1), (runs, 2000, 2))}
+    log_q = normal(z["a"]) + jnp.sum(normal(z["b"]), -1)
+    log_p = normal(z["a"]) + jnp.sum(normal(z["b"], 0.0, jnp.array(scale)[None, None]), -1) + 2.0
+    moved = jnp.where(jnp.arange(runs)[:, None] == 0, apart, 0.0)
+    return Draws({"a": z["a"] + moved, "b": z["b"]}, log_p, log_q)
+
+
+def test_a_right_fit(key):
+    draws = fit(key, 3)
+    s = summarize(draws)
+    assert s.verdict == 0
+    assert s.names == ("a", "b[0]", "b[1]")
+    np.testing.assert_allclose([*s.elbo, *s.log_evidence], [2.0, 0.0, 2.0, 0.0], atol=1e-4)
+    np.testing.assert_allclose(s.ess, 2000, rtol=1e-5)
+    np.testing.assert_allclose(s.rhat[0], rhat(draws.z["a"]), rtol=1e-6)
+    assert "q may be believed" in str(s)
+
+
+def test_the_numbers_are_those_of_the_parts(key):
+    """Of one run, through `constrain`, with strata's weights within: what the functions give one at a time."""
+    draws = jax.tree.map(lambda a: a[0], fit(key, 1, (1.3, 1.0)))
+    weights = jnp.arange(2000.0) / jnp.arange(2000.0).sum()
+    s = summarize(Estimate(jnp.zeros(()), draws._replace(weights=weights)), constrain=lambda z: {"c": jnp.exp(z["b"])})
+    log_w = draws.log_w + jnp.log(2000 * weights)
+    c = jnp.exp(draws.z["b"])
+    assert s.names == ("c[0]", "c[1]")
+    assert s.rhat is None
+    corrected = moments(c, log_w)
+    np.testing.assert_allclose(s.mean, c.mean(0), rtol=1e-5)
+    np.testing.assert_allclose(s.sd, c.std(0, ddof=1), rtol=1e-5)
+    for found, expected in [
+        (s.corrected_mean, corrected.mean),
+        (s.corrected_sd, corrected.sd),
+        (s.error, corrected.mean_error),
+        (s.marginal_khat, marginal_khat(c, log_w)),
+        (jnp.stack(s.log_evidence), jnp.stack(evidence(log_w))),
+        (s.ess, ess(log_w)),
+        (s.khat, khat(log_w)),
+    ]:
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_wrong_fit_is_named(key):
+    s = summarize(fit(key, 1, (1.0, 3.0)))
+    assert s.verdict == 2
+    assert "believe neither q nor its correction: k-hat is too large, that of b[1] first" in str(s)
+    middling = summarize(fit(key, 1, (1.0, 1.4)))
+    assert middling.verdict == 1
+    assert "believe the corrected moments" in str(middling)
+
+
+def test_restarts_that_disagree_are_named(key):
+    s = summarize(fit(key, 2, apart=1.0))
+    assert s.khat < 0.5  # each alone would pass
+    assert s.verdict == 2
+    assert "restarts disagree (R-hat" in str(s)
+    assert "of a)" in str(s)
+
+
+def test_print(key, capsys):
+    """Columns end where their heads do, thirty rows are enough, HTML is escaped, and nothing prints by itself."""
+    draws = jax.tree.map(lambda a: a[0], fit(key, 1, (1.3, 1.0)))
+    z = {"<wide>": jnp.repeat(draws.z["a"][:, None], 40, 1) * jnp.logspace(-4, 6, 40)[None]}
+    s = summarize(draws._replace(z=z))
+    text, html = str(s), s._repr_html_()
+    assert capsys.readouterr().out == ""
+    lines = text.split("\n")
+    assert len({len(line) for line in lines[:31]}) == 1
+    assert lines[0].split() == ["mean", "sd", "corrected", "mean", "sd", "error", "k-hat"]
+    assert lines[30].startswith("<wide>[29]")
+    assert lines[31] == "... and 10 more; the fields of this summary hold all 40."
+    assert "nats" in text
+    assert lines[-1].startswith("Verdict: ")
+    assert html.count("<tr>") == 31
+    assert "&lt;wide&gt;[0]" in html
+    assert "<wide>" not in html
+
+
+def test_print_what_is_not_finite(key):
+    draws = fit(key, 2)
+    for log_p in (draws.log_p * NAN, jnp.full_like(draws.log_p, -INF)):
+        assert "believe neither" in str(summarize(draws._replace(log_p=log_p)))
+
+
+def test_refusals():
+    with pytest.raises(ValueError, match="chunk_size"):
+        summarize(Draws(None, jnp.zeros(30), jnp.zeros(30)))
+    with pytest.raises(ValueError, match="one at a time"):
+        summarize(Draws(jnp.zeros((30, 2, 3)), jnp.zeros((30, 2, 3)), jnp.zeros((30, 2, 3))))

@@ -1,0 +1,89 @@
+"""Moments of the posterior from draws of q: corrected by their weights, each with its Monte Carlo error."""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from vijax.checks import named_leaves
+from vijax.numerics import expand, normalized_weights
+from vijax.types import PyTree
+
+
+class Corrected(NamedTuple):
+    """Means and standard deviations, each field a pytree like one draw, [*batch, *event] in the latents' units.
+
+    Fields:
+        mean: of the posterior.
+        sd: of the posterior.
+        mean_error: Monte Carlo standard error of `mean`.
+        sd_error: Monte Carlo standard error of `sd`.
+    """
+
+    mean: PyTree
+    sd: PyTree
+    mean_error: PyTree
+    sd_error: PyTree
+
+
+def moments(z: PyTree, log_w: Float[Array, "k *batch"]) -> Corrected:
+    """Mean and standard deviation of every latent under the posterior, from weighted draws of q, with their errors.
+
+        m = Σₖ w̃ₖ zₖ,   v = c Σₖ w̃ₖ (zₖ - m)²,   se(m)² = c Σₖ w̃ₖ² (zₖ - m)²,   se(v)² = c Σₖ w̃ₖ² ((zₖ - m)² - v)²
+        w̃ = softmax(log w),   c = 1 / (1 - Σₖ w̃ₖ²),   se(√v) = se(v) / 2√v
+
+    What q gets wrong and the weights can mend. Errors are those of the delta method for independent draws: believe
+    them where `khat` is below .7, and not above. At equal weights mean, sd (with k - 1) and errors are the plain ones
+    of q, so `moments(z, zeros)` says what q itself says. Total: a draw of weight 0 counts for nothing, whatever is in
+    it; where one draw has all the weight, sd and errors are +inf; where all are impossible the mean is nan as well.
+
+    Args:
+        z: draws, a pytree of [k, *batch, *event]; integers and booleans count as numbers.
+        log_w: log-weights in nats, [k, *batch]; for strata (`Draws.weights`) log_w + log(k weights).
+
+    Returns:
+        Corrected, four pytrees like one draw.
+
+    Raises:
+        ValueError: for leaves that do not begin with log_w's shape, and for k = 0.
+
+    Reference: Owen, Monte Carlo theory, methods and examples, 2013, section 9.2.
+    """
+    agree(z, log_w)
+    found = jax.tree.map(partial(_corrected, log_w), z)
+    return Corrected(*jax.tree.transpose(jax.tree.structure(z), None, found))
+
+
+@jax.jit
+def _corrected(log_w: Array, leaf: Array) -> list[Array]:
+    w = normalized_weights(log_w)
+    squares = jnp.sum(jnp.square(w), 0)
+    # Within rounding of 1 there is one draw, and no spread is known.
+    unknown = (1 - squares <= 8 * jnp.finfo(w.dtype).eps) | (squares == 0)
+    spare = jnp.where(unknown, 1.0, 1 - squares)
+    leaf = jnp.asarray(leaf, jnp.promote_types(jnp.result_type(leaf), w.dtype))
+    w, (c, unknown, none) = expand(w, leaf), (expand(a, leaf[0]) for a in (1 / spare, unknown, squares == 0))
+
+    mean = jnp.sum(w * jnp.where(w > 0, leaf, 0.0), 0)
+    off = jnp.where(w > 0, leaf - mean[None], 0.0)
+    v = jnp.sum(w * off**2, 0)
+    sd = jnp.sqrt(c * v)
+    mean_error = jnp.sqrt(c * jnp.sum((w * off) ** 2, 0))
+    v_error = jnp.sqrt(c * jnp.sum(jnp.square(w * (c[None] * off**2 - (c * v)[None])), 0))
+    sd_error = jnp.where(v > 0, v_error / (2 * jnp.where(v > 0, sd, 1.0)), 0.0)
+    known = [jnp.where(unknown, jnp.inf, a) for a in (sd, mean_error, sd_error)]
+    return [jnp.where(none, jnp.nan, mean), *known]
+
+
+def agree(z: PyTree, log_w: Array) -> None:
+    """Refuse draws whose leaves do not begin with the axes of their log-weights."""
+    for name, leaf in named_leaves(z):
+        if log_w.ndim == 0 or jnp.shape(leaf)[: log_w.ndim] != log_w.shape:
+            raise ValueError(
+                f"each leaf of z must begin with log_w's shape {log_w.shape} ([k, *batch], k first); leaf '{name}' is "
+                f"{jnp.shape(leaf)}. Draws made with chunk_size keep no z: draw again with draws.weigh."
+            )
+    if not jax.tree.leaves(z):
+        raise ValueError("z holds no draws; those made with chunk_size keep none: draw again with draws.weigh.")
