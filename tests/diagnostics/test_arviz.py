@@ -39,7 +39,7 @@ def test_groups(draws):
         "log_likelihood",
     }
     assert dict(tree["posterior"].sizes) == {"chain": RUNS, "draw": K, "school": 4}
-    np.testing.assert_array_equal(tree["posterior"]["tau"], np.exp(draws.z["deep"]["log_tau"]))
+    np.testing.assert_allclose(tree["posterior"]["tau"], np.exp(draws.z["deep"]["log_tau"]), rtol=1e-5)
     np.testing.assert_array_equal(tree["unconstrained_posterior"]["deep.log_tau"], draws.z["deep"]["log_tau"])
     for name, value in (("log_p", draws.log_p), ("log_q", draws.log_q), ("log_w", draws.log_w)):
         np.testing.assert_array_equal(tree["sample_stats"][name], value)
@@ -58,13 +58,15 @@ def test_one_run(draws):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("default")
 def test_tables_of_arviz(draws):
     stats = pytest.importorskip("arviz_stats")
     tree = to_arviz(draws, log_likelihood=-(draws.z["deep"]["log_tau"] ** 2))
     table = stats.summary(tree)
-    assert list(table.index)[0] == "mu" or "mu" in table.index
+    assert "mu" in table.index
     np.testing.assert_allclose(stats.rhat(tree)["mu"], rhat(draws.z["mu"]), atol=1e-4)
-    loo = stats.loo_approximate_posterior(tree, tree["sample_stats"]["log_p"], tree["sample_stats"]["log_q"])
+    with pytest.warns(UserWarning, match="Estimated shape parameter"):  # these draws are noise
+        loo = stats.loo_approximate_posterior(tree, tree["sample_stats"]["log_p"], tree["sample_stats"]["log_q"])
     assert np.isfinite(loo.elpd)
 
 

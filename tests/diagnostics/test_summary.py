@@ -37,7 +37,7 @@ def fit(key, runs, scale=(1.0, 1.0), apart=0.0):
 
 
 def test_a_right_fit(key):
-    draws = fit(key, 3)
+    draws = fit(key, 2)
     s = summarize(draws)
     assert s.verdict == 0
     assert s.names == ("a", "b[0]", "b[1]")
