@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.statistics import assert_mean
-from vijax.diagnostics import predictive, vsbc
+from vijax.diagnostics import Calibration, predictive, vsbc
 from vijax.diagnostics._calibration import _symmetry, _uniformity
 
 # theta ~ N(0, 1) in three scalars, x | theta ~ N(theta, SIGMA²); the posterior is N(x, SIGMA²) / (1 + SIGMA²).
@@ -46,6 +46,7 @@ def test_vsbc(key):
     stacked = {name: jnp.array([kind[name] for kind in kinds]) for name in RIGHT}
     look = jax.jit(jax.vmap(lambda kind: vsbc(key, prior, simulate, fitted(**kind), replications=400)))
     found = look(stacked)
+    assert isinstance(found, Calibration)
     assert found.probabilities["b"].shape == (4, 400, 2)
     assert jax.tree.map(jnp.shape, found.symmetry) == {"a": (4,), "b": (4, 2)}
     assert found.p_value[0] > FALSE_ALARMS

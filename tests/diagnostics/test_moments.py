@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.statistics import assert_mean
-from vijax.diagnostics import evidence, moments, sandwich
+from vijax.diagnostics import Corrected, Measured, Sandwich, evidence, moments, sandwich
 
 # q = N(0, 1) and p = c N(M, S²): narrower, so that weights and their squares have moments.
 LOG_C, M, S = -3.0, 0.4, 0.8
@@ -78,6 +78,8 @@ def test_trees_and_batches():
     z = {"a": rng.normal(size=(50, 3, 2)), "b": rng.integers(0, 4, size=(50, 3))}
     z, log_w = jax.tree.map(jnp.asarray, z), jnp.asarray(rng.normal(size=(50, 3)), jnp.float32)
     found, measured = jax.jit(lambda z, w: (moments(z, w), evidence(w)))(z, log_w)
+    assert isinstance(found, Corrected)
+    assert isinstance(measured, Measured)
     assert found.mean["a"].shape == (3, 2)
     assert found.sd_error["b"].shape == (3,)
     alone = moments(jax.tree.map(lambda leaf: leaf[:, 1], z), log_w[:, 1])
@@ -100,6 +102,7 @@ def test_impossible_draws():
     np.testing.assert_array_equal(evidence(none), [-jnp.inf, jnp.inf])
     np.testing.assert_array_equal(evidence(jnp.zeros(1)), [0.0, jnp.inf])
     one = sandwich(none, jnp.array([2.0]))
+    assert isinstance(one, Sandwich)
     np.testing.assert_array_equal(
         jnp.stack([jnp.stack(part) for part in one[:4]])[:, 0], [-jnp.inf, -jnp.inf, 2.0, 2.0]
     )

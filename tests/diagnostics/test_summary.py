@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vijax.diagnostics import ess, evidence, khat, marginal_khat, moments, rhat, summarize, verdict
+from vijax.diagnostics import Summary, ess, evidence, khat, marginal_khat, moments, rhat, summarize, verdict
 from vijax.types import Draws, Estimate
 
 normal = jax.scipy.stats.norm.logpdf
@@ -39,6 +39,7 @@ def fit(key, runs, scale=(1.0, 1.0), apart=0.0):
 def test_a_right_fit(key):
     draws = fit(key, 2)
     s = summarize(draws)
+    assert isinstance(s, Summary)
     assert s.verdict == 0
     assert s.names == ("a", "b[0]", "b[1]")
     np.testing.assert_allclose([*s.elbo, *s.log_evidence], [2.0, 0.0, 2.0, 0.0], atol=1e-4)

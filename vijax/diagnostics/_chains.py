@@ -15,8 +15,9 @@ def rhat(draws: PyTree) -> PyTree:
         R̂ = (1 + (B / W - 1) / n)^½,   B / n, W: variance between and within halves of runs of n draws, of normal scores
         of the ranks of x, and of |x - median|; the larger of the two
 
-    For restarts of a fit: the same number of draws from each run's q. It hears runs that differ in place or in spread,
-    down to a tenth of a standard deviation, and no fault that they all share: read it beside `khat`. For iterates of a
+    For restarts of a fit: the same number of draws from each run's q. It hears runs that differ in place or in spread
+    (two runs a quarter of a standard deviation apart give 1.01, half of one 1.05), and no fault that they all share:
+    read it beside `khat`. For iterates of a
     stochastic optimiser, and chains, whose halves must agree as well. Jittable; ranks are found by sorting, n log n.
 
     Args:

@@ -23,8 +23,8 @@ class Sandwich(NamedTuple):
         iwae: log mean w of q's draws; in expectation below log p(x), and closest to it.
         harmonic: -log mean 1/w of the posterior's draws; in expectation above log p(x), and closest to it.
         eubo: mean log w of the posterior's draws; in expectation above log p(x).
-        cubo: ½ log mean w² of q's draws; above log p(x) in the limit of many draws, at any number of them a bound of
-            nothing: where it lies below `iwae`'s neighbour `harmonic`, that is no contradiction.
+        cubo: ½ log mean w² of q's draws; above log p(x) in the limit of many draws, and at any number of them a bound
+            of nothing, so no part of the order.
     """
 
     elbo: Measured

@@ -27,8 +27,8 @@ def verdict(
 
     No mean under q is off by more than (S / ESS - 1)^½ standard deviations of q: .2 at .96 S (Cauchy-Schwarz on w - 1),
     however heavy a tail that weighs nothing. S draws give a corrected moment whose error falls about as it should up
-    to that k̂ (.67 at S = 1,000, .7 from 2,155 on; nothing passes with 10). Restarts that differ by a third of a
-    standard deviation in any latent (R̂ of 1.05) answer for none of them. A nan is a 2. All of these look where q
+    to that k̂ (.67 at S = 1,000, .7 from 2,155 on; nothing passes with 10). Two restarts half a standard
+    deviation apart in any latent (R̂ of 1.05) answer for neither. A nan is a 2. All of these look where q
     draws, and are silent about a mode that no draw and no restart has seen.
 
     Args:
