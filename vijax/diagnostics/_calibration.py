@@ -57,8 +57,8 @@ def vsbc(
         prior: key -> θ₀, a pytree.
         simulate: (key, θ₀) -> x.
         fit: (key, x) -> draws of q, a pytree like θ₀ with a leading axis L; a whole fit, traced once under vmap.
-        replications: how many; of one latent, 300 hear a bias of a third of a posterior sd, or a sd of .7 of the right one, in
-            99 of 100 cases at p < .01.
+        replications: how many; of one latent, 300 hear a bias of a third of a posterior sd, or a sd of .7 of the right
+            one, in 99 of 100 cases at p < .01.
         batch_size: how many fits at a time; all by default. Keys do not depend on it.
 
     Returns:
