@@ -14,6 +14,7 @@ from vijax import (
     targets,
     testing,
     types,
+    updates,
 )
 from vijax.types import Draws, Estimate, Family, Joint
 
@@ -35,5 +36,6 @@ __all__ = [
     "targets",
     "testing",
     "types",
+    "updates",
 ]
 __version__ = "0.1.0"

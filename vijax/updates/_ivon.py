@@ -1,0 +1,167 @@
+"""IVON: a diagonal Gaussian over the weights of a network, at the price of Adam, as an Optax transformation."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from vijax import checks
+from vijax.types import PyTree
+from vijax.updates._gaussian import Rate
+
+
+class IvonState(NamedTuple):
+    """Where IVON is; the mean of its Gaussian is the params themselves.
+
+    Fields:
+        momentum: like params, the running mean of gradients.
+        hessian: like params, h: the running diagonal of the mean loss's Hessian.
+        count: steps made, ().
+        num_data: N, ().
+        weight_decay: δ, ().
+    """
+
+    momentum: PyTree
+    hessian: PyTree
+    count: Int[Array, ""]
+    num_data: Float[Array, ""]
+    weight_decay: Float[Array, ""]
+
+
+def ivon(
+    learning_rate: Rate,
+    *,
+    num_data: int,
+    weight_decay: float,
+    initial_hessian: float = 1.0,
+    beta1: float = 0.9,
+    beta2: float = 0.99999,
+    clip_radius: float = float("inf"),
+) -> Any:
+    """Improved variational online Newton: natural gradients of a diagonal Gaussian over params, as an Optax optimizer.
+
+        ĥ = E[∇l(w) (w - m)] / σ²,   σ² = 1 / (N (h + δ)),   h ← β₂ h + (1 - β₂) ĥ + ½ (1 - β₂)² (h - ĥ)² / (h + δ)
+        g ← β₁ g + (1 - β₁) E[∇l(w)],   m ← m - α (g / (1 - β₁ᵗ) + δ m) / (h + δ)
+
+    Here l is the MEAN negative log-likelihood of a datum (in nats; the mean over a minibatch estimates it, and no N/B
+    belongs to it, since N comes in by σ² alone) and the prior of every weight is N(0, 1/(N δ)): weight decay is prior
+    precision over N, and is not to be put into the loss too. The fixed point is the mean-field optimum, with variance
+    1/(N (h + δ)). For networks, where `natural_gradient` is too dear; the Hessian comes from gradients at perturbed
+    weights (Stein's identity), and the last term of h keeps h + δ positive.
+
+        weights = perturb(key, params, state, num_samples=1)                  # leaves [k, ...]
+        grads = jax.vmap(jax.grad(loss))(weights)                             # of one draw, or [k, ...] alike
+        updates, state = optimizer.update(grads, state, params, weights=weights)
+
+    A step whose gradients are not finite changes nothing but the count.
+
+    Args:
+        learning_rate: α, of Newton's scale (.1 to 1 where the Hessian is right), or a function of the count of steps.
+        num_data: N, the number of data behind the mean; or N over a temperature.
+        weight_decay: δ > 0.
+        initial_hessian: h at the start; larger is more careful.
+        beta1: memory of the momentum.
+        beta2: memory of the Hessian; noisy estimates want 1 - 1e-5, the default, and short runs less.
+        clip_radius: the largest size of (g + δ m) / (h + δ) in any element.
+
+    Returns:
+        optax.GradientTransformationExtraArgs, of which `update` takes `weights` besides; updates have the dtypes of
+        params, momentum and Hessian are kept in float32 at least.
+
+    Raises:
+        ValueError: for num_data < 1, weight_decay <= 0 (an improper prior: σ² would have no bound), or an
+            initial_hessian below 0; (update) without params or weights.
+
+    Reference: Shen et al., Variational learning is effective for large deep networks, 2024, arXiv:2402.17641; Lin,
+        Schmidt, Khan, Handling the positive-definite constraint in the Bayesian learning rule, 2020, arXiv:2002.10060.
+    """
+    import optax
+
+    for name, value, fine in (
+        ("num_data", num_data, num_data >= 1),
+        ("weight_decay", weight_decay, weight_decay > 0),
+        ("initial_hessian", initial_hessian, initial_hessian >= 0),
+    ):
+        if not fine:
+            raise ValueError(f"{name} must be {'at least 1' if name == 'num_data' else 'positive'}, got {value}.")
+
+    def init(params: PyTree) -> IvonState:
+        full = lambda value: jax.tree.map(lambda p: jnp.full(jnp.shape(p), value, _wide(p)), params)  # noqa: E731
+        numbers = (jnp.asarray(n, jnp.float32) for n in (num_data, weight_decay))
+        return IvonState(full(0.0), full(initial_hessian), jnp.int32(0), *numbers)
+
+    def update(
+        grads: PyTree, state: IvonState, params: PyTree = None, *, weights: PyTree = None, **_: Any
+    ) -> tuple[PyTree, IvonState]:
+        if params is None or weights is None:
+            raise ValueError(
+                "update(grads, state, params, weights=weights) needs params, the mean, and weights, what "
+                "`perturb(key, params, state)` drew and grads were taken at."
+            )
+        rate = learning_rate(state.count) if callable(learning_rate) else learning_rate
+        count = state.count + 1
+
+        def leaf(g: Array, w: Array, p: Array, momentum: Array, h: Array) -> tuple[Array, Array, Array]:
+            if jnp.shape(g) != jnp.shape(w) or not jnp.ndim(g) or jnp.shape(g)[1:] != jnp.shape(p):
+                raise ValueError(
+                    f"grads and weights must be [k, *{jnp.shape(p)}], as `perturb` draws them and "
+                    f"jax.vmap(jax.grad(loss)) answers; got {jnp.shape(g)} and {jnp.shape(w)}."
+                )
+            g, w, p = (jnp.asarray(x, h.dtype) for x in (g, w, p))
+            n, decay = state.num_data.astype(h.dtype), state.weight_decay.astype(h.dtype)
+            stein = jnp.mean(g * (w - p[None]), 0) * (n * (h + decay))
+            momentum = beta1 * momentum + (1 - beta1) * jnp.mean(g, 0)
+            step = (momentum / (1 - beta1 ** count.astype(h.dtype)) + decay * p) / (h + decay)
+            change = (1 - beta2) * (stein - h)
+            h = h + change + 0.5 * jnp.square(change) / (h + decay)
+            return -rate * jnp.clip(step, -clip_radius, clip_radius), momentum, h
+
+        made = jax.tree.map(leaf, grads, weights, params, state.momentum, state.hessian)
+        steps, momentum, hessian = jax.tree.transpose(jax.tree.structure(params), jax.tree.structure((0, 0, 0)), made)
+        finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves((steps, momentum, hessian))]))
+        keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)  # noqa: E731
+        steps = jax.tree.map(lambda s, p: jnp.where(finite, s, 0).astype(jnp.result_type(p)), steps, params)
+        momentum, hessian = keep(momentum, state.momentum), keep(hessian, state.hessian)
+        return steps, state._replace(momentum=momentum, hessian=hessian, count=count)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def perturb(key: Any, params: PyTree, state: IvonState, *, num_samples: int = 1) -> PyTree:
+    """Draw weights from IVON's Gaussian: to take gradients at while training, and to predict with afterwards.
+
+        w ~ N(m, 1 / (N (h + δ)))
+
+    Args:
+        key: a typed key, consumed.
+        params: the mean m, a pytree of floats.
+        state: of `ivon`; where it is one link of an `optax.chain`, that link's.
+        num_samples: k.
+
+    Returns:
+        Like params, leaves [k, ...] in the dtypes of params.
+
+    Raises:
+        TypeError: for a raw key, or a state that is not IVON's.
+
+    Reference: Shen et al., Variational learning is effective for large deep networks, 2024, arXiv:2402.17641.
+    """
+    checks.key(key)
+    checks.num_samples(num_samples)
+    if not isinstance(state, IvonState):
+        raise TypeError(f"state must be an IvonState, got {type(state).__name__}; of an optax.chain, pass IVON's link.")
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.tree.unflatten(tree, list(jax.random.split(key, len(leaves))))
+
+    def draw(key: Any, p: Array, h: Array) -> Array:
+        scale = jax.lax.rsqrt(state.num_data * (h + state.weight_decay)).astype(h.dtype)
+        noise = jax.random.normal(key, (num_samples, *jnp.shape(p)), h.dtype)
+        return (jnp.asarray(p, h.dtype)[None] + scale[None] * noise).astype(jnp.result_type(p))
+
+    return jax.tree.map(draw, keys, params, state.hessian)
+
+
+def _wide(p: Any) -> Any:
+    # Half precision would never see 1 - beta2.
+    return jnp.promote_types(jnp.result_type(p), jnp.float32)
