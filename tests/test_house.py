@@ -156,7 +156,7 @@ def test_importing_vijax_imports_nothing_optional():
     """Nor does it start a device, which would fix JAX's settings under the user's hands."""
     code = (
         "import sys, vijax\n"
-        f"print(sorted({OPTIONAL!r} & set(sys.modules)))\n"
+        f"print(sorted({set(OPTIONAL)!r} & set(sys.modules)))\n"
         "from jax._src import xla_bridge\n"
         "print(xla_bridge.backends_are_initialized())\n"
     )

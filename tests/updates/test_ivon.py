@@ -68,8 +68,8 @@ def test_the_fixed_point_is_the_mean_field_optimum(x64, key):
     other, _ = jax.jit(lambda keys: jax.lax.scan(step, other, keys))(jax.random.split(key, 200))
     np.testing.assert_allclose(variance(state), other.root**2, rtol=1e-6)
     np.testing.assert_allclose(join(params), join(other.loc), atol=1e-6)
-    # The control: a prior that is N times too weak ends elsewhere.
-    _, wrong = fit(ivon(0.3, num_data=N, weight_decay=DECAY / N, beta2=0.9), lambda _, p, s: crossed(p, s), 600, key)
+    # The control: a prior that is N times too strong ends elsewhere.
+    _, wrong = fit(ivon(0.3, num_data=N, weight_decay=DECAY * N, beta2=0.9), lambda _, p, s: crossed(p, s), 600, key)
     assert abs(variance(wrong) * np.diag(PRECISION) - 1).max() > 1e-2
 
 
@@ -116,7 +116,7 @@ def test_dtypes_and_shapes_are_kept_and_chains_work(key):
     assert alike(updates) == alike(params) == alike(optax.apply_updates(params, updates))
     assert {leaf.dtype for leaf in jax.tree.leaves(state[0].hessian)} == {jnp.dtype("float32")}
     assert isinstance(state[0], IvonState)
-    assert state[0].count == 1
+    assert state[0].steps == 1
 
 
 def test_gradients_that_are_not_finite_change_nothing(key):
@@ -128,12 +128,12 @@ def test_gradients_that_are_not_finite_change_nothing(key):
     assert all(jnp.all(leaf == 0) for leaf in jax.tree.leaves(updates))
     jax.tree.map(np.testing.assert_array_equal, (after.momentum, after.hessian), (state.momentum, state.hessian))
     # A wildly negative curvature leaves h + δ positive; the control, without the square, would not.
-    grads = jax.tree.map(lambda w, p: -1e3 * (w - p), weights, START)
+    grads = jax.tree.map(lambda w, p: -1e3 * (w - p[None]), weights, START)
     _, after = ivon(0.1, num_data=10, weight_decay=0.1, beta2=0.5).update(grads, state, START, weights=weights)
     assert all(jnp.all(leaf + 0.1 > 0) for leaf in jax.tree.leaves(after.hessian))
 
 
-def test_what_is_refused(key):
+def test_what_is_refused(unchecked, key):
     for wrong, message in (
         ({"num_data": 0, "weight_decay": 1.0}, "num_data must be at least 1, got 0"),
         ({"num_data": 5, "weight_decay": 0.0}, "weight_decay must be positive, got 0.0"),

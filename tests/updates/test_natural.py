@@ -60,7 +60,7 @@ def test_a_gaussian_target_is_reached_in_one_step(x64, key):
     z, log_q = q.sample_and_log_prob(seed=key, sample_shape=(8,))
     assert jnp.ptp(jax.vmap(gaussian)(z) - log_q) < 1e-10
     # Mean-field: the mean, and the variances 1 / diag of the precision, after the mean has been found around itself.
-    state, _ = run(updates.natural_gradient(num_samples=2, learning_rate=1.0), gaussian, start(mean_field), key, 600)
+    state, _ = run(updates.natural_gradient(num_samples=2, learning_rate=0.5), gaussian, start(mean_field), key, 600)
     np.testing.assert_allclose(vector(state.loc), MEAN, atol=1e-8)
     np.testing.assert_allclose(state.root**-2, np.diag(PRECISION), rtol=1e-10)
     # The control: half the rate does not arrive.
@@ -253,6 +253,8 @@ def test_seeds_by_vmap_are_seeds_one_by_one(key):
     alone = jax.jit(one)(keys[1])
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a[1], b, rtol=2e-3, atol=2e-4), many, alone)
     state, estimate = alone
+    assert isinstance(update, updates.Update)
+    assert isinstance(updates.stein, updates.Curvature)
     assert (estimate.draws.log_p.shape, estimate.draws.z.shape) == ((8,), (8, 2))
     np.testing.assert_allclose(estimate.value, estimate.draws.log_w.mean(), rtol=1e-5)
     q = full.dist(update.params(update.init(full.init(keys[1], jnp.zeros(2)))))

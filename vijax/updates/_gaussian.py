@@ -35,13 +35,13 @@ class GaussianState(NamedTuple):
     Fields:
         loc: like z.
         root: L, lower triangular [d, d]; or the standard deviations [d], where q is mean-field.
-        count: how many steps were made, ().
+        steps: how many were made, ().
         taken: what share of the last step was taken, (): 0 where q stayed as it was.
     """
 
     loc: PyTree
     root: Array
-    count: Int[Array, ""]
+    steps: Int[Array, ""]
     taken: Float[Array, ""]
 
 
@@ -144,7 +144,7 @@ def moved(state: GaussianState, change: Array, root: Array) -> GaussianState:
 
 def rate_at(rate: Rate, state: GaussianState) -> Array:
     """Return the learning rate of this step."""
-    return jnp.asarray(rate(state.count) if callable(rate) else rate, state.taken.dtype)
+    return jnp.asarray(rate(state.steps) if callable(rate) else rate, state.taken.dtype)
 
 
 def sound(state: GaussianState) -> Array:
@@ -180,12 +180,12 @@ def advance(state: GaussianState, sight: Sight, move: Callable[[Array], Gaussian
         new = move(one * 0.5 ** (tried + 1))
         return new, tried + 1, worse(new)
 
-    before = sight.log_p(state, sight.fresh) if halvings else None
+    before = sight.log_p(state, sight.fresh) if halvings else jnp.zeros(())
     first = move(one)
     new, tried, bad = jax.lax.while_loop(going, shorter, (first, jnp.int32(0), worse(first)))
     share = jnp.where(bad, 0.0, 0.5**tried).astype(one.dtype)
     new = jax.tree.map(lambda here, there: jnp.where(bad, here, there), state, new)
-    return new._replace(count=state.count + 1, taken=share)
+    return new._replace(steps=state.steps + 1, taken=share)
 
 
 def admit(num_samples: int, halvings: int, *, paired: bool) -> None:

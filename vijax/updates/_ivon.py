@@ -17,14 +17,14 @@ class IvonState(NamedTuple):
     Fields:
         momentum: like params, the running mean of gradients.
         hessian: like params, h: the running diagonal of the mean loss's Hessian.
-        count: steps made, ().
+        steps: how many were made, ().
         num_data: N, ().
         weight_decay: δ, ().
     """
 
     momentum: PyTree
     hessian: PyTree
-    count: Int[Array, ""]
+    steps: Int[Array, ""]
     num_data: Float[Array, ""]
     weight_decay: Float[Array, ""]
 
@@ -54,7 +54,7 @@ def ivon(
         grads = jax.vmap(jax.grad(loss))(weights)                             # of one draw, or [k, ...] alike
         updates, state = optimizer.update(grads, state, params, weights=weights)
 
-    A step whose gradients are not finite changes nothing but the count.
+    A step whose gradients are not finite changes nothing but the count of steps.
 
     Args:
         learning_rate: α, of Newton's scale (.1 to 1 where the Hessian is right), or a function of the count of steps.
@@ -99,8 +99,8 @@ def ivon(
                 "update(grads, state, params, weights=weights) needs params, the mean, and weights, what "
                 "`perturb(key, params, state)` drew and grads were taken at."
             )
-        rate = learning_rate(state.count) if callable(learning_rate) else learning_rate
-        count = state.count + 1
+        rate = learning_rate(state.steps) if callable(learning_rate) else learning_rate
+        count = state.steps + 1
 
         def leaf(g: Array, w: Array, p: Array, momentum: Array, h: Array) -> tuple[Array, Array, Array]:
             if jnp.shape(g) != jnp.shape(w) or not jnp.ndim(g) or jnp.shape(g)[1:] != jnp.shape(p):
@@ -123,7 +123,7 @@ def ivon(
         keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)  # noqa: E731
         steps = jax.tree.map(lambda s, p: jnp.where(finite, s, 0).astype(jnp.result_type(p)), steps, params)
         momentum, hessian = keep(momentum, state.momentum), keep(hessian, state.hessian)
-        return steps, state._replace(momentum=momentum, hessian=hessian, count=count)
+        return steps, state._replace(momentum=momentum, hessian=hessian, steps=count)
 
     return optax.GradientTransformationExtraArgs(init, update)
 

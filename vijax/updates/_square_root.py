@@ -26,7 +26,7 @@ def square_root_natural_gradient(
     Φ takes the lower triangle with half the diagonal. The same direction as `natural_gradient` to first order in ρ, in
     other coordinates: positive by form, since a diagonal 1 - x is taken as 1 / (1 + x), and cheaper by an
     eigendecomposition. Near the optimum ρ = 1 converges quadratically. Far from it `natural_gradient` travels faster:
-    here the mean moves by the old covariance and not by the target's curvature, and a step is shortened to ρ ‖I - W‖ <= 1.
+    here the mean moves by the old covariance and not by the target's curvature, and steps are shortened to ρ ‖I - W‖ <= 1.
 
     Args:
         num_samples: draws for a step, even.
