@@ -21,7 +21,8 @@ def batch_and_match(*, num_samples: int, learning_rate: Rate | None = None, halv
     roots and never squared: one singular value decomposition of a [d, B + 1] matrix solves the equation, in O(d² B)
     where B < d beside the O(d³) of the triangle, and single precision loses no definiteness. For smooth targets of up
     to some hundreds of latents; unlike the ELBO's the divergence is large where the tails of q meet heavy ones of p,
-    and `halvings` > 0 watches the ELBO while it falls.
+    and `halvings` > 0 keeps the ELBO from falling.
+    Start it near the target: from far outside, where scores are large beside the start's spread, it collapses.
 
     Args:
         num_samples: the batch B, from 2; more is both steadier and, since λ grows with it, faster.

@@ -7,7 +7,7 @@ from jaxtyping import Array
 
 from vijax.types import Estimate, LogJoint
 from vijax.updates import _gaussian
-from vijax.updates._curvature import Curvature, Local, hessian
+from vijax.updates._curvature import Curvature, Local, stein
 from vijax.updates._gaussian import GaussianState, Rate, Update
 from vijax.updates._natural import settling
 
@@ -16,7 +16,7 @@ def square_root_natural_gradient(
     *,
     num_samples: int,
     learning_rate: Rate = settling,
-    curvature: Curvature = hessian,
+    curvature: Curvature = stein,
     halvings: int = 20,
 ) -> Update:
     """Natural-gradient ascent of the ELBO in the Cholesky factor C of the covariance: no matrix is ever inverted.
@@ -26,12 +26,12 @@ def square_root_natural_gradient(
     Φ takes the lower triangle with half the diagonal. The same direction as `natural_gradient` to first order in ρ, in
     other coordinates: positive by form, since a diagonal 1 - x is taken as 1 / (1 + x), and cheaper by an
     eigendecomposition. Near the optimum ρ = 1 converges quadratically. Far from it `natural_gradient` travels faster:
-    here the mean moves by the old covariance and not by the target's curvature, and steps are shortened to ρ ‖I - W‖ <= 1.
+    here the mean moves by the old covariance and not by the target's curvature, and steps are cut to ρ ‖I - W‖ <= 1.
 
     Args:
         num_samples: draws for a step, even.
         learning_rate: ρ in (0, 1], or a function of the count of steps.
-        curvature: `hessian` or `stein`.
+        curvature: `stein` or `hessian`.
         halvings: how often a step may be halved until fresh draws see the ELBO not fall; 0 takes steps as they come,
             unless they end in nan.
 
