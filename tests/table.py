@@ -236,11 +236,18 @@ PUBLIC = {
     },
     "families": {
         "adapt": "tests/families/test_adapt.py",
+        "Given": "tests/families/test_structured.py",
         "full_rank": "tests/families/test_gaussian.py",
+        "given": "tests/families/test_structured.py",
+        "inverse_autoregressive": "tests/families/test_flow.py",
+        "laplace": "tests/families/test_laplace.py",
         "low_rank": "tests/families/test_gaussian.py",
         "mean_field": "tests/families/test_gaussian.py",
         "mixture": "tests/families/test_mixture.py",
+        "spline_coupling": "tests/families/test_flow.py",
         "strata": "tests/families/test_mixture.py",
+        "structured": "tests/families/test_structured.py",
+        "student_t": "tests/families/test_student.py",
     },
     "sequences": {
         "associative": "tests/sequences/test_fold.py",

@@ -1,7 +1,26 @@
 """What may answer: params -> q, over any pytree of latents."""
 
 from vijax.families._adapt import adapt
+from vijax.families._autoregressive import inverse_autoregressive
 from vijax.families._gaussian import full_rank, low_rank, mean_field
+from vijax.families._laplace import laplace
 from vijax.families._mixture import mixture, strata
+from vijax.families._spline import spline_coupling
+from vijax.families._structured import Given, given, structured
+from vijax.families._student import student_t
 
-__all__ = ["adapt", "full_rank", "low_rank", "mean_field", "mixture", "strata"]
+__all__ = [
+    "Given",
+    "adapt",
+    "full_rank",
+    "given",
+    "inverse_autoregressive",
+    "laplace",
+    "low_rank",
+    "mean_field",
+    "mixture",
+    "spline_coupling",
+    "strata",
+    "structured",
+    "student_t",
+]

@@ -1,0 +1,114 @@
+"""Normal noise bent by a flow, then carried to the latents by a Gaussian family: what every flow here is made of."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Float
+
+from vijax.types import Family, PyTree
+
+Map = Callable[[Array], tuple[Array, Array]]
+
+
+class _Flow:
+    """z = loc + S T(e) with e standard normal; batch shape ().
+
+    Args:
+        gaussian: a member of a Gaussian family, for `affine` and `log_prob`: loc + S e.
+        forward: e -> (T(e), log |det ∂T/∂e|).
+        inverse: x -> (e, log |det ∂T/∂e|) with T(e) = x.
+        dtype: of the noise.
+    """
+
+    def __init__(self, gaussian: Any, forward: Map, inverse: Map, dtype: Any):
+        self._gaussian, self._forward, self._inverse, self._dtype = gaussian, forward, inverse, dtype
+        self.uniforms = gaussian.uniforms
+
+    def transport(self, u: Float[Array, " d"]) -> PyTree:
+        """Carry uniforms to a draw, smoothly in the parameters."""
+        u = u.astype(jnp.promote_types(self._dtype, jnp.float32))
+        tiny = jnp.finfo(u.dtype).tiny
+        e = jax.scipy.special.ndtri(jnp.clip(u, tiny, 1 - jnp.finfo(u.dtype).epsneg))
+        return self._gaussian.affine(self._forward(e.astype(self._dtype))[0])
+
+    def sample_and_log_prob(self, *, seed: Any, sample_shape: Any = ()) -> tuple[PyTree, Array]:
+        def one(e: Array) -> tuple[PyTree, Array]:
+            x, log_det = self._forward(e)
+            return self._gaussian.affine(x), self._density(e, log_det)
+
+        for _ in sample_shape:
+            one = jax.vmap(one)
+        return one(jax.random.normal(seed, (*sample_shape, *self.uniforms), self._dtype))
+
+    def log_prob(self, z: PyTree, /) -> Array:
+        return self._density(*self._inverse(whiten(self._gaussian, z, self._dtype)))
+
+    def _density(self, e: Array, log_det: Array) -> Array:
+        loc = self._gaussian.affine(jnp.zeros(self.uniforms, self._dtype))
+        return self._gaussian.log_prob(loc) - 0.5 * jnp.sum(jnp.square(e)) - log_det
+
+
+def whiten(gaussian: Any, z: PyTree, dtype: Any) -> Float[Array, " n"]:
+    """Return Sᵀ Σ⁻¹ (z - loc), which is the noise e that `affine` carries to z where S is square.
+
+    Both factors are derivatives, Σ⁻¹ (z - loc) = -∇ log N(z) and Sᵀ that of `affine`, so that a family costs here what
+    its own density does: nothing is inverted that it does not invert.
+    """
+    jax.eval_shape(gaussian.log_prob, z)  # which refuses a z that is no draw of the family
+    drawn, pull = jax.vjp(gaussian.affine, jnp.zeros(gaussian.uniforms, dtype))
+    z = jax.tree.map(lambda leaf, like: jnp.asarray(leaf, like.dtype), z, drawn)
+    (e,) = pull(jax.grad(lambda z: -gaussian.log_prob(z))(z))
+    return e
+
+
+def size(base: Family, params: PyTree, flow: str) -> int:
+    """Return how many latents a Gaussian base has; refuse one that no flow can be inverted through."""
+    gaussian = base.dist(params)
+    if not (hasattr(gaussian, "affine") and hasattr(gaussian, "uniforms")):
+        raise TypeError(
+            f"base of {flow} must be a Gaussian family whose members offer affine(e), such as families.full_rank(); "
+            f"this one makes a {type(gaussian).__name__}."
+        )
+    drawn = jax.eval_shape(lambda: ravel_pytree(gaussian.affine(jnp.zeros(gaussian.uniforms)))[0])
+    if gaussian.uniforms != drawn.shape:
+        raise ValueError(
+            f"base of {flow} must have as many numbers of noise as latents, got {gaussian.uniforms[0]} for "
+            f"{drawn.size}: low_rank has more. Use full_rank, or mean_field for many latents."
+        )
+    return int(drawn.size)
+
+
+def over(
+    base: Family, flow: str, init: Callable[[Any, int, Any], PyTree], maps: Callable[..., tuple[Map, Map]]
+) -> Family:
+    """Return the family of a base's affine maps after a flow.
+
+    Args:
+        base: a Gaussian family.
+        flow: name of the flow, for errors.
+        init: (key, d, dtype) -> parameters of its layers.
+        maps: (those parameters, d) -> (forward, inverse).
+    """
+
+    def start(key: Any, like: PyTree) -> PyTree:
+        of_base, of_layers = jax.random.split(key)
+        params = base.init(of_base, like)
+        dtype = jnp.result_type(*jax.tree.leaves(params))
+        return {"base": params, "layers": init(of_layers, size(base, params, flow), dtype)}
+
+    def dist(params: PyTree) -> _Flow:
+        d = size(base, params["base"], flow)
+        dtype = jnp.result_type(*jax.tree.leaves(params))
+        return _Flow(base.dist(params["base"]), *maps(params["layers"], d), dtype)
+
+    return Family(start, dist)
+
+
+def positive(**counts: int) -> None:
+    """Refuse counts below 1."""
+    for name, count in counts.items():
+        if count < 1:
+            raise ValueError(f"{name} must be at least 1, got {count}.")

@@ -1,0 +1,134 @@
+"""Families for the leaves of a dict, each possibly given earlier ones."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+
+from vijax.families import _networks as networks
+from vijax.types import Family, Joint, PyTree
+
+
+class Given(NamedTuple):
+    """A family whose parameters move with earlier leaves; a part of `structured`, made by `given`."""
+
+    names: tuple[str, ...]
+    family: Family
+    hidden: tuple[int, ...]
+
+
+def given(names: str | Sequence[str], family: Family, *, hidden: Sequence[int] = ()) -> Given:
+    """Conditional for a part of `structured`: a family whose parameters are shifted by earlier leaves.
+
+        q(z | a) = family(φ + A a + network(a)),   a: the earlier leaves as one vector
+
+    All of φ moves, spreads and correlations as well as locations, so that a Gaussian's spread may depend on a scale
+    above it. A and the network's last layer start at zero: it starts as the family alone. Latents far from order one
+    make A hard to learn: standardise, or `targets.transform`.
+
+    Args:
+        names: the earlier leaf or leaves.
+        family: any Family, of the leaf that comes later.
+        hidden: widths of the network's tanh layers; () is the affine map alone.
+
+    Returns:
+        Given, a part of `structured`; params {"family": φ, "affine": A, "network": [layers]}.
+
+    Raises:
+        TypeError: for what is no Family.
+        ValueError: for no names, and widths below 1.
+
+    Reference: Ranganath, Tran, Blei, Hierarchical variational models, 2016, arXiv:1511.02386 (the structure);
+        Ambrogioni et al., Automatic structured variational inference, 2021, arXiv:2002.00643.
+    """
+    if not isinstance(family, Family):
+        raise TypeError(f"family must be a Family, such as families.mean_field(), got {family!r:.60}.")
+    names = (names,) if isinstance(names, str) else tuple(names)
+    if not names:
+        raise ValueError("names must name at least one earlier leaf; a part without any is its family alone.")
+    return Given(names, family, networks.widths(hidden))
+
+
+def structured(parts: Mapping[str, Family | Given]) -> Family:
+    """Family over a dict of latents, drawn in the order written: each part alone, or given earlier parts.
+
+        q(z) = Π_name q(z_name | z_earlier)
+
+    For hierarchies, where groups depend on what is above them, and whenever the leaves want families of their own. q is
+    a `types.Joint`, so that estimators that work leaf by leaf (`auto`, `factored`, `gdreg`) see the leaves. Gaussian
+    parts with affine conditionals (`given(names, mean_field())`) hold every Gaussian whose precision, within a part, is
+    diagonal: all correlations between parts that are given to each other.
+
+        family = structured({
+            "tau": mean_field(),
+            "theta": given("tau", mean_field(), hidden=(16,)),
+        })
+
+    Args:
+        parts: name -> a Family, of that leaf or subtree, or `given(names, family)`.
+
+    Returns:
+        Family: `init(key, like)` with `like` a dict of these names; params {name: params of the part}; `dist(params)`
+        is a Joint of the parts' batch shape ().
+
+    Raises:
+        TypeError: for what is neither a Family nor a `given`.
+        ValueError: for no parts, a name that is not of an earlier part, (init) a `like` of other names.
+
+    Reference: Hoffman, Blei, Structured stochastic variational inference, 2015, arXiv:1404.4114; Ambrogioni et al.,
+        Automatic structured variational inference, 2021, arXiv:2002.00643.
+    """
+    parts = dict(parts)
+    if not parts:
+        raise ValueError("parts must have at least one name -> Family.")
+    earlier: list[str] = []
+    for name, part in parts.items():
+        if not isinstance(part, (Family, Given)):
+            raise TypeError(f"part '{name}' must be a Family or families.given(names, family), got {part!r:.60}.")
+        if isinstance(part, Given) and (late := [n for n in part.names if n not in earlier]):
+            raise ValueError(
+                f"part '{name}' is given {late}, and the parts before it are {earlier}: write a part after those that "
+                "it is given."
+            )
+        earlier.append(name)
+
+    def init(key: Any, like: PyTree) -> PyTree:
+        if not isinstance(like, Mapping) or set(like) != set(parts):
+            found = list(like) if isinstance(like, Mapping) else f"a {type(like).__name__}"
+            raise ValueError(f"like must be a dict with the names of the parts, {list(parts)}, got {found}.")
+        keys = jax.random.split(key, len(parts))
+        return {n: _start(k, part, like, n) for k, (n, part) in zip(keys, parts.items(), strict=True)}
+
+    def dist(params: PyTree) -> Joint:
+        return Joint({name: _conditional(part, params[name]) for name, part in parts.items()})
+
+    return Family(init, dist)
+
+
+def _start(key: Any, part: Family | Given, like: PyTree, name: str) -> PyTree:
+    if isinstance(part, Family):
+        return part.init(key, like[name])
+    of_family, of_network = jax.random.split(key)
+    params = part.family.init(of_family, like[name])
+    vector, _ = ravel_pytree(params)
+    inputs = sum(jnp.size(leaf) for n in part.names for leaf in jax.tree.leaves(like[n]))
+    sizes = (inputs, *part.hidden, vector.size)
+    network = networks.init(of_network, sizes, vector.dtype) if part.hidden else []
+    return {"family": params, "affine": jnp.zeros((inputs, vector.size), vector.dtype), "network": network}
+
+
+def _conditional(part: Family | Given, params: PyTree) -> Any:
+    if isinstance(part, Family):
+        return part.dist(params)
+
+    def conditional(earlier: PyTree) -> Any:
+        vector, unravel = ravel_pytree(params["family"])
+        x = ravel_pytree({n: earlier[n] for n in part.names})[0].astype(vector.dtype)
+        shift = x @ params["affine"]
+        if part.hidden:
+            shift = shift + networks.apply(params["network"], x)
+        return part.family.dist(unravel(vector + shift))
+
+    return conditional
