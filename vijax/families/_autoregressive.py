@@ -25,7 +25,7 @@ def inverse_autoregressive(*, layers: int = 2, hidden: Sequence[int] = (32, 32),
 
     For posteriors that no Gaussian fits, under `reparam`, `score` and whatever else draws and weighs its own draws: one
     pass through a masked network (MADE) for each layer. log q(z) of a z from elsewhere solves for x one number after
-    another, d passes for each layer, forward and backward: that is the price of `dreg` and `draws.stratified`, for which
+    another, d passes for each layer, forward and backward: that is the price of `dreg` and `draws.stratified`, where
     `spline_coupling` is the cheaper flow. Every other layer runs through the latents backwards.
 
     Args:

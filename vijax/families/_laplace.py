@@ -106,13 +106,18 @@ def _climb(
             lambda n: (n < tries) & ~better(0.5**n), lambda n: n + 1, jnp.zeros((), start.dtype)
         )
         found = halvings < tries
+        # A step far too long may be uphill and yet overshoot: halve it on while that is better.
+        along = lambda n: density(x + 0.5**n * direction)  # noqa: E731
+        halvings = jax.lax.while_loop(
+            lambda n: found & (n < _TRIES) & (along(n + 1) > along(n) + noise), lambda n: n + 1, halvings
+        )
         x = jnp.where(found, x + 0.5**halvings * direction, x)
         return x, look(x), count + 1, found
 
     first = look(start)
     sure = jnp.isfinite(first[0]) & jnp.all(jnp.isfinite(first[1])) & jnp.all(jnp.isfinite(first[2]))
     mode, (_, _, root), _, _ = jax.lax.while_loop(going, step, (start, first, jnp.int32(0), sure))
-    return mode, root
+    return mode, jnp.where(sure, root, jnp.nan)
 
 
 def _root(precision: Float[Array, "d d"]) -> Float[Array, "d d"]:

@@ -41,8 +41,8 @@ def autoregressive_masks(positions: np.ndarray, hidden: Sequence[int], outputs: 
         outputs: how many outputs there are for each input; they come in rounds, [outputs * d].
     """
     d = positions.size
-    # A unit of degree n hears positions 1 to n. Degrees are spread over 1 to d - 1, however narrow the layer; where d is
-    # 1 they are 0, and hear nothing.
+    # A unit of degree n hears positions 1 to n. Degrees are spread over 1 to d - 1, however narrow the layer; where
+    # d is 1 they are 0, and hear nothing.
     degrees = [positions, *(np.minimum(1, d - 1) + np.arange(h) * (d - 1) // h for h in hidden)]
     masks = [into[None, :] >= out[:, None] for out, into in zip(degrees[:-1], degrees[1:], strict=True)]
     return [*masks, np.tile(positions, outputs)[None, :] > degrees[-1][:, None]]

@@ -69,12 +69,13 @@ def spline_coupling(
 
     For posteriors that no Gaussian fits, curved, skewed or heavy in one tail: it contains its base and starts as it.
     Sampling and log q(z) of a given z cost the same, one pass through each layer; `inverse_autoregressive` bends each
-    latent given all those before it, and is slow in the latter. Fit it by `reparam(elbo)`: the slope of a spline's log
-    q(z) jumps at every knot, and `dreg(elbo)`, unbiased all the same, follows that slope: from the start to 1,000 steps of
-    Adam on a banana it lost 1 nat and more where `reparam(elbo)` came within .1 of log Z. Outside
-    ±interval a spline is linear with a slope of its own, so that the tails stay Gaussian. Every other
-    layer moves the other half, and every two the halves are dealt anew: after 2 log₂ d layers, or a few more, every
-    latent has met every other. Needs distrax.
+    latent given all those before it, and is slow in the latter. Outside ±interval a spline is linear with a slope of
+    its own, so that the tails stay Gaussian. Every other layer moves the other half, and every two the halves are dealt
+    anew: after 2 log₂ d layers, or a few more, every latent has met every other. Needs distrax.
+
+    Fit it by `reparam(elbo)`. The slope of a spline's log q(z) jumps at every knot, and `dreg(elbo)`, unbiased all the
+    same, follows that slope: after 1,000 steps of Adam on a banana it was 1 nat and more below log Z, and
+    `reparam(elbo)` .1.
 
     Args:
         layers: how many halves to move.
