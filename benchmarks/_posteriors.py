@@ -172,7 +172,7 @@ def gp_root(data: Data) -> Callable[[Latents], Array]:
     x = jnp.asarray(data["x"], float)
 
     def f(z: Latents) -> Array:
-        cov = z["alpha"] ** 2 * jnp.exp(-0.5 * ((x[:, None] - x) / z["rho"]) ** 2)
+        cov = z["alpha"] ** 2 * jnp.exp(-0.5 * ((x[:, None] - x[None]) / z["rho"]) ** 2)
         return jnp.linalg.cholesky(cov + 1e-10 * jnp.eye(len(x))) @ z["f_tilde"]
 
     return f
