@@ -248,7 +248,8 @@ for name, (draws, target, s) in fits.items():
     )
 print(f"{'the grid':32}{'':9}{log_evidence:9.3f}")
 
-# Where a verdict says that something may be believed, it may; and the two centred fits may not.
+# Where a verdict says that something may be believed, it may; and the two centred fits may not. (The last is off by
+# many sd before it is weighted: under a t over log tau, the mean of tau is infinite.)
 for name, (draws, target, s) in fits.items():
     assert s.elbo.value < log_evidence + 4 * s.elbo.error
     if s.verdict < 2:  # something may be believed: the weights at least
