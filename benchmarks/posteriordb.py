@@ -28,7 +28,7 @@ from benchmarks._report import Options, Row, failed, missing, row
 
 DRAWS = 2**14
 QUICK = ("eight_schools-eight_schools_noncentered", "kidiq-kidscore_momiq")
-LOOKS = 40
+LOOKS = 24
 NOISE = 0.01  # sd: of the draws on both sides
 NEAR = (_fits.OURS[_fits.FULL_RANK], _fits.OURS[_fits.FLOW])
 
