@@ -125,7 +125,7 @@ def natural(kind: str, family: vj.Family, log_density: LogDensity, y: Array) -> 
 
 
 def projected(log_density: LogDensity, y: Array) -> Fit:
-    """The mean-field Gaussian nearest to the full-rank one that natural gradients find, and natural gradients of its own.
+    """The mean-field Gaussian nearest to the full-rank one of natural gradients, and natural gradients of its own.
 
     Its own from a far start are Jacobi's iteration, which strong correlations keep from arriving.
     """
