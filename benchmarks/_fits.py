@@ -121,7 +121,8 @@ def update(kind: str, rule: Any, family: vj.Family, log_density: LogDensity, y: 
 
 
 def natural(kind: str, family: vj.Family, log_density: LogDensity, y: Array) -> Fit:
-    return update(kind, vj.updates.natural_gradient(num_samples=NATURAL_DRAWS), family, log_density, y, 300)
+    rule = vj.updates.natural_gradient(num_samples=NATURAL_DRAWS, learning_rate=patient)
+    return update(kind, rule, family, log_density, y, 1000)
 
 
 def projected(log_density: LogDensity, y: Array) -> Fit:
@@ -129,10 +130,13 @@ def projected(log_density: LogDensity, y: Array) -> Fit:
 
     Its own from a far start are Jacobi's iteration, which strong correlations keep from arriving.
     """
-    family, rule = vj.families.mean_field(), vj.updates.natural_gradient(num_samples=NATURAL_DRAWS, learning_rate=late)
+    family, rule = (
+        vj.families.mean_field(),
+        vj.updates.natural_gradient(num_samples=NATURAL_DRAWS, learning_rate=lambda t: 0.3 * patient(t)),
+    )
     full, own = (
         natural(FULL_RANK, vj.families.full_rank(), log_density, y),
-        update(MEAN_FIELD, rule, family, log_density, y, 200),
+        update(MEAN_FIELD, rule, family, log_density, y, 1000),
     )
 
     def start(key: Array) -> Any:
@@ -145,9 +149,9 @@ def projected(log_density: LogDensity, y: Array) -> Fit:
     return own._replace(start=start)
 
 
-def late(count: Array) -> Array:
-    """A learning rate for a start that is nearly there: it averages from the first step on."""
-    return 3 / (count + 10)
+def patient(count: Array) -> Array:
+    """A learning rate that arrives and averages as `updates.settling`, but slowly: a funnel is walked, not jumped."""
+    return 100 / jnp.maximum(100, count + 80)
 
 
 def match(log_density: LogDensity, y: Array) -> Fit:
