@@ -22,7 +22,7 @@ def main() -> None:
     parser.add_argument("name", choices=names)
     parser.add_argument("--quick", action="store_true", help="few rounds and settings: to see that it runs")
     parser.add_argument("--json", type=Path, metavar="PATH", help="where to write the rows")
-    parser.add_argument("--data", type=Path, metavar="DIR", help="folder with binarized_mnist/; else synthetic images")
+    parser.add_argument("--data", type=Path, metavar="DIR", help="folder with binarized_mnist/ or posteriordb/")
     args = parser.parse_args()
 
     start, table = time.time(), Table()
