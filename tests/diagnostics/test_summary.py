@@ -18,6 +18,8 @@ def test_the_rule():
     count = jnp.array([980.0, 980.0, 500.0, 500.0, 500.0, 1000.0, 1.0, 980.0, NAN])
     np.testing.assert_array_equal(verdict(khats, 4 * count, num_samples=4000), [0, 0, 1, 1, 2, 0, 2, 2, 1])
     np.testing.assert_array_equal(verdict(khats, count, num_samples=1000), [0, 0, 1, 2, 2, 0, 2, 2, 1])
+    heavy = jnp.full(3, 0.9)  # a tail that weighs little is no reason to believe nothing
+    np.testing.assert_array_equal(verdict(heavy, jnp.array([961.0, 910.0, 890.0]), num_samples=1000), [0, 1, 2])
     agreement = jnp.array([1.0, 1.04, 1.06, NAN, INF])
     judged = verdict(jnp.full(5, 0.3), jnp.full(5, 4000.0), num_samples=4000, rhat=agreement)
     np.testing.assert_array_equal(judged, [0, 0, 2, 2, 2])
