@@ -39,15 +39,12 @@ class Fit(NamedTuple):
     settings: tuple[tuple[float, int], ...]
 
 
-STOCHASTIC = tuple((rate, steps) for steps in (2_000, 20_000) for rate in (0.1, 0.01))
-OURS = {
-    MEAN_FIELD: "vijax mean-field, natural gradient",
-    FULL_RANK: "vijax full-rank, natural gradient",
-    FLOW: "vijax spline_coupling, reparam(elbo)",
-    PATH: "vijax pathfinder",
-}
+GAUSSIAN = tuple((rate, steps) for steps in (2_000, 20_000) for rate in (0.1, 0.01))
+FLOWING = tuple((rate, steps) for steps in (2_000, 20_000) for rate in (0.01, 0.001))
+SHARED = (MEAN_FIELD, FULL_RANK, FLOW, PATH)  # with the peers
+RICH = (FULL_RANK, FLOW)
 ONCE = ((0.0, 1),)
-NATURAL_DRAWS = 64
+NATURAL_DRAWS, FEW = 64, 16
 
 
 def adam(rate: Array, total: Array) -> optax.GradientTransformation:
@@ -78,6 +75,7 @@ def stochastic(
     y: Array,
     estimator: Callable[..., Any] = vj.gradients.dreg,
     num_samples: int = 8,
+    settings: tuple[tuple[float, int], ...] = GAUSSIAN,
 ) -> Fit:
     """Sticking the landing, `dreg(elbo)`, with Adam; or another estimator of the ELBO."""
     objective = estimator(vj.bounds.elbo)
@@ -99,7 +97,7 @@ def stochastic(
 
         return loop(step, state, steps)
 
-    return Fit(kind, start, advance, family_draw(family, lambda s: s[1]), STOCHASTIC)
+    return Fit(kind, start, advance, family_draw(family, lambda s: s[1]), settings)
 
 
 def update(kind: str, rule: Any, family: vj.Family, log_density: LogDensity, y: Array, steps: int) -> Fit:
@@ -120,28 +118,23 @@ def update(kind: str, rule: Any, family: vj.Family, log_density: LogDensity, y: 
     return Fit(kind, start, advance, family_draw(family, lambda s: rule.params(s[1])), ((0.0, steps),))
 
 
-def natural(kind: str, family: vj.Family, log_density: LogDensity, y: Array) -> Fit:
-    rule = vj.updates.natural_gradient(num_samples=NATURAL_DRAWS, learning_rate=patient)
+def natural(kind: str, family: vj.Family, log_density: LogDensity, y: Array, num_samples: int = NATURAL_DRAWS) -> Fit:
+    rule = vj.updates.natural_gradient(num_samples=num_samples, learning_rate=patient)
     return update(kind, rule, family, log_density, y, 1000)
 
 
-def projected(log_density: LogDensity, y: Array) -> Fit:
+def projected(log_density: LogDensity, y: Array, num_samples: int = NATURAL_DRAWS, steps: int = 30) -> Fit:
     """The mean-field Gaussian nearest to the full-rank one of natural gradients, and natural gradients of its own.
 
     Its own from a far start are Jacobi's iteration, which strong correlations keep from arriving.
     """
-    family, rule = (
-        vj.families.mean_field(),
-        vj.updates.natural_gradient(num_samples=NATURAL_DRAWS, learning_rate=lambda t: 0.3 * patient(t)),
-    )
-    full, own = (
-        natural(FULL_RANK, vj.families.full_rank(), log_density, y),
-        update(MEAN_FIELD, rule, family, log_density, y, 1000),
-    )
+    rule = vj.updates.natural_gradient(num_samples=num_samples, learning_rate=lambda t: 0.3 * patient(t))
+    full = natural(FULL_RANK, vj.families.full_rank(), log_density, y, num_samples)
+    own = update(MEAN_FIELD, rule, vj.families.mean_field(), log_density, y, 1000)
 
     def start(key: Array) -> Any:
         of_full, key = jax.random.split(key)
-        _, found = full.advance(full.start(of_full), jnp.asarray(30), jnp.zeros(()), jnp.ones(()))
+        _, found = full.advance(full.start(of_full), jnp.asarray(steps), jnp.zeros(()), jnp.ones(()))
         key, state = own.start(key)
         precision = jnp.sum(jnp.square(jnp.linalg.inv(found.root)), 0)  # the diagonal of Λ
         return key, state._replace(loc=found.loc, root=precision**-0.5)
@@ -165,7 +158,7 @@ def flow(log_density: LogDensity, y: Array) -> Fit:
     family = vj.families.spline_coupling(base=base)
     gaussian, bent = (
         natural(FULL_RANK, base, log_density, y),
-        stochastic(FLOW, family, log_density, y, vj.gradients.reparam),
+        stochastic(FLOW, family, log_density, y, vj.gradients.reparam, settings=FLOWING),
     )
     rule = vj.updates.natural_gradient(num_samples=NATURAL_DRAWS)
 
@@ -220,7 +213,8 @@ def numpyro(kind: str, guide_name: str, log_density: LogDensity, y: Array, parti
         )
         return z, q.log_prob(z, intermediates) if intermediates is not None else q.log_prob(z)
 
-    return Fit(kind, lambda key: first._replace(rng_key=key), advance, draw, STOCHASTIC)
+    settings = FLOWING if kind == FLOW else GAUSSIAN
+    return Fit(kind, lambda key: first._replace(rng_key=key), advance, draw, settings)
 
 
 # --- BlackJAX
@@ -253,7 +247,7 @@ def blackjax(kind: str, name: str, log_density: LogDensity, y: Array, num_sample
             log_q = jax.vmap(module.generate_fullrank_logdensity(inner.mu, inner.chol_params))(z)
         return z + y, log_q
 
-    return Fit(kind, start, advance, draw, STOCHASTIC)
+    return Fit(kind, start, advance, draw, GAUSSIAN)
 
 
 def blackjax_pathfinder(log_density: LogDensity, y: Array) -> Fit:
@@ -269,10 +263,14 @@ def contenders(log_density: LogDensity, y: Array) -> dict[str, Callable[[], Fit]
     partial, families = functools.partial, vj.families
     return {
         "vijax mean-field, natural gradient": partial(projected, log_density, y),
+        "vijax mean-field, natural gradient, 16 draws": partial(projected, log_density, y, FEW),
         "vijax mean-field, dreg(elbo)": partial(stochastic, MEAN_FIELD, families.mean_field(), log_density, y),
         "numpyro AutoNormal": partial(numpyro, MEAN_FIELD, "AutoNormal", log_density, y),
         "blackjax meanfield_vi": partial(blackjax, MEAN_FIELD, "meanfield_vi", log_density, y),
         "vijax full-rank, natural gradient": partial(natural, FULL_RANK, families.full_rank(), log_density, y),
+        "vijax full-rank, natural gradient, 16 draws": partial(
+            natural, FULL_RANK, families.full_rank(), log_density, y, FEW
+        ),
         "vijax full-rank, dreg(elbo)": partial(stochastic, FULL_RANK, families.full_rank(), log_density, y),
         "numpyro AutoMultivariateNormal": partial(numpyro, FULL_RANK, "AutoMultivariateNormal", log_density, y),
         "blackjax fullrank_vi": partial(blackjax, FULL_RANK, "fullrank_vi", log_density, y),

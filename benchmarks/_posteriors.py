@@ -51,6 +51,7 @@ class Model(NamedTuple):
 
 
 POSITIVE = vj.targets.constraints.positive
+MIXTURE = "low_dim_gauss_mix-low_dim_gauss_mix"
 CAUCHY = math.log(2)  # what half of a symmetric prior leaves out
 
 
@@ -265,7 +266,7 @@ MODELS: dict[str, Model] = {
         lambda data: {"alpha": None, "beta": None, "sigma": POSITIVE},
         _fixed(alpha=0.0, beta=0.0, sigma=1.0),
     ),
-    "low_dim_gauss_mix-low_dim_gauss_mix": Model(
+    MIXTURE: Model(
         mixture,
         lambda data: {
             "mu": vj.targets.constraints.ordered,
@@ -300,3 +301,17 @@ def load(folder: Path, name: str) -> Posterior:
     target = vj.targets.transform(model.log_joint(data), model.constraints(data))
     start = target.unconstrain(model.start(data))
     return Posterior(name, target, start, model.report(data), read_draws(folder / name / "draws.json.zip"))
+
+
+def unordered(folder: Path) -> Posterior:
+    """Return the mixture's posterior without the order of its means: two modes, which differ by their labels alone."""
+    ordered = load(folder, MIXTURE)
+    data = json.loads((folder / MIXTURE / "data.json").read_text())
+    target = vj.targets.transform(
+        mixture(data), {"mu": None, "sigma": POSITIVE, "theta": vj.targets.constraints.interval(0.0, 1.0)}
+    )
+    seen = ordered.reference
+    other = {"mu": seen["mu"][:, ::-1], "sigma": seen["sigma"][:, ::-1], "theta": 1 - seen["theta"]}
+    both = {name: np.concatenate([seen[name], other[name]]) for name in other}
+    start = target.unconstrain(ordered.target.constrain(ordered.start))
+    return Posterior(f"{MIXTURE} without its order", target, start, lambda z: z, both)
