@@ -119,7 +119,7 @@ def update(kind: str, rule: Any, family: vj.Family, log_density: LogDensity, y: 
 
 
 def natural(kind: str, family: vj.Family, log_density: LogDensity, y: Array, num_samples: int = NATURAL_DRAWS) -> Fit:
-    rule = vj.updates.natural_gradient(num_samples=num_samples, learning_rate=patient)
+    rule = vj.updates.natural_gradient(num_samples=num_samples)
     return update(kind, rule, family, log_density, y, 1000)
 
 
@@ -128,7 +128,7 @@ def projected(log_density: LogDensity, y: Array, num_samples: int = NATURAL_DRAW
 
     Its own from a far start are Jacobi's iteration, which strong correlations keep from arriving.
     """
-    rule = vj.updates.natural_gradient(num_samples=num_samples, learning_rate=lambda t: 0.3 * patient(t))
+    rule = vj.updates.natural_gradient(num_samples=num_samples, learning_rate=lambda t: 0.3 * vj.updates.settling(t))
     full = natural(FULL_RANK, vj.families.full_rank(), log_density, y, num_samples)
     own = update(MEAN_FIELD, rule, vj.families.mean_field(), log_density, y, 1000)
 
@@ -140,11 +140,6 @@ def projected(log_density: LogDensity, y: Array, num_samples: int = NATURAL_DRAW
         return key, state._replace(loc=found.loc, root=precision**-0.5)
 
     return own._replace(start=start)
-
-
-def patient(count: Array) -> Array:
-    """A learning rate that arrives and averages as `updates.settling`, but slowly: a funnel is walked, not jumped."""
-    return 100 / jnp.maximum(100, count + 80)
 
 
 def match(log_density: LogDensity, y: Array) -> Fit:

@@ -58,12 +58,14 @@ def quadratic(w: Array, rate: Array) -> Array:
 
 
 def settling(count: Array) -> Array:
-    """The default learning rate: 1 for twenty steps, which travel, then 10/(t - 10), which average.
+    """The default learning rate: 1 for twenty steps, which travel, then 30/(t + 10), which average.
 
-        ρₜ = 10 / max(10, t - 10)
+        ρₜ = 30 / max(30, t + 10)
 
-    Steps of length 1 arrive but keep the noise of one step's draws; ρ ~ 1/t averages over the steps since. Where the
-    target changes (minibatches of a model that still learns) use a constant instead.
+    Steps of length 1 arrive but keep the noise of one step's draws; ρ ~ 1/t averages over the steps since. It falls
+    slowly, so that a funnel is walked to its end: 10/(t - 10) stops .3 nats short in eight schools, centred, after
+    1,000 steps, and gains nothing elsewhere. Where the target changes (minibatches of a model that still learns) use a
+    constant instead.
 
     Args:
         count: how many steps were made, ().
@@ -73,7 +75,7 @@ def settling(count: Array) -> Array:
 
     Reference: Robbins, Monro, A stochastic approximation method, 1951.
     """
-    return 10 / jnp.maximum(10, count - 10)
+    return 30 / jnp.maximum(30, count + 10)
 
 
 def natural_gradient(
