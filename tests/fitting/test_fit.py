@@ -74,6 +74,8 @@ def test_it_is_the_plain_loop(key):
         lambda s: jax.lax.scan(lambda s, i: (RULE.step(jax.random.fold_in(key, i), s)[0], None), s, jnp.arange(100))
     )(STATE)
     found = run(key, 100)
+    assert found.log_w.shape == (13, 8)  # no row that no step has written
+    assert np.all(found.log_w != 0)
     jax.tree.map(lambda f, e: np.testing.assert_allclose(f, e, rtol=1e-4, atol=1e-5), found.state, by_hand)
 
 

@@ -36,7 +36,7 @@ class Fit(NamedTuple):
         tail: that average with its standard error, effective number of iterates and R-hat.
         bound: the mean bound over that tail, in nats.
         bound_error: its standard error.
-        log_w: log-weights of the last draws, [rows, k, *batch], every eighth step's.
+        log_w: log-weights of the last draws, [rows, k, *batch], every eighth step's, in no order.
         steps: how many were made.
         stopped: why it stopped, a sentence.
         trouble: what was not finite, None where nothing was.
@@ -257,7 +257,8 @@ def _result(run: _Run, watch: Callable[[PyTree], PyTree], loop: Loop, stopped: s
     if int(loop.iterates.number) == 0:
         watched = watched._replace(average=watch(loop.state))
         bound = loop.pending / jnp.maximum(loop.step, 1).astype(loop.pending.dtype)
-    return Fit(loop.state, watched.average, watched, bound, error, loop.log_w, int(loop.step), stopped, trouble)
+    log_w = loop.log_w[: _loop.rows_seen(loop.step)]
+    return Fit(loop.state, watched.average, watched, bound, error, log_w, int(loop.step), stopped, trouble)
 
 
 def _reporters(reports: Sequence[Report] | None) -> Sequence[Report]:

@@ -16,6 +16,7 @@ from vijax.types import PyTree
 
 THIN = 8  # steps from one remembered iterate to the next; neighbours are nearly alike
 POOL = 1024  # draws whose k-hat is shown
+FEW = 100  # draws that have no k-hat worth showing
 
 
 class Loop(NamedTuple):
@@ -98,8 +99,12 @@ def program(step: Callable[..., Any], watch: Callable[[PyTree], PyTree]) -> Prog
             return jnp.float32(jnp.nan), jnp.float32(jnp.nan)
         newest = loop.log_w[(loop.step - 1) // THIN % rows]
         ess = jnp.mean(diagnostics.ess(newest))
-        # Members of a batch, or restarts, are no draws of one weight.
-        return ess, diagnostics.khat(loop.log_w.reshape(-1)) if loop.log_w.ndim == 2 else jnp.full_like(ess, jnp.nan)
+        if loop.log_w.ndim > 2:  # members of a batch, or restarts, are no draws of one weight
+            return ess, jnp.full_like(ess, jnp.nan)
+        # Early on rows are empty yet: those that are not stand for them, again and again.
+        seen = jnp.clip(rows_seen(loop.step), 1, rows)
+        khat = diagnostics.khat(loop.log_w[jnp.arange(rows) % seen].reshape(-1))
+        return ess, jnp.where(seen * k < FEW, jnp.nan, khat)
 
     def join(loop: Loop) -> Loop:
         return loop._replace(iterates=_iterates.join(loop.iterates))
@@ -128,6 +133,11 @@ def _start(step: Callable[..., Any], watch: Callable[[PyTree], PyTree], key: Any
     last = jnp.zeros((rows, *log_w.shape), log_w.dtype)
     iterates = _iterates.empty({"bound": value, "params": watched})
     return Loop(strong(key), jnp.int32(0), state, iterates, pending, last)
+
+
+def rows_seen(step: Any) -> Any:
+    """Return how many rows of log-weights so many steps have written, or more: there may be fewer rows than that."""
+    return (step + THIN - 1) // THIN
 
 
 def spoilt(after: PyTree, before: PyTree) -> Array:
