@@ -64,6 +64,20 @@ def test_khat_does_not_see_a_shift_or_an_order():
     np.testing.assert_allclose(khat(jnp.asarray(log_w[::-1])), khat(jnp.asarray(log_w)), atol=1e-5)
 
 
+@pytest.mark.parametrize("shift", [-2e5, -1e7, 3e6])
+def test_khat_does_not_praise_what_a_large_constant_rounds(shift):
+    """A sum of many terms rounds its log-weights to a tenth of a nat or so; a tail of many nats it does not hide."""
+    log_w = np.random.default_rng(0).normal(size=4000) * max(3.0, 1e-6 * abs(shift))
+    assert khat(jnp.asarray(log_w + shift, jnp.float32)) > 0.7
+
+
+def test_khat_of_rounding_is_none():
+    """An exact q in 1,000 dimensions: log p and log q agree to their last digits only, which are no tail."""
+    rounding = np.round(2 * np.random.default_rng(0).normal(size=2000)) * 2.0**-14
+    assert khat(jnp.asarray(rounding, jnp.float32)) == -INF
+    assert khat(jnp.asarray(100 * rounding, jnp.float32)) > -INF  # the control
+
+
 def totals():
     rng = np.random.default_rng(0)
     ordinary = rng.normal(size=100)

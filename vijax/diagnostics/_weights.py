@@ -112,9 +112,10 @@ def _fit(log_w: Array, tail: int) -> tuple[Array, Array, Array, Array]:
     largest, where = jax.lax.top_k(jnp.where(jnp.isfinite(top), log_w - top, 0.0), tail + 1)
     largest, where = largest[::-1], where[::-1]
     exceedance = jnp.exp(largest[1:]) - jnp.exp(largest[0])
-    # A spread that rounding alone would make is none: at the exact posterior the last digits are no Pareto tail.
-    rounding = 64 * jnp.finfo(log_w.dtype).eps * jnp.maximum(1.0, jnp.abs(top))
-    spread = exceedance[-1] - exceedance[0] > rounding
+    # A spread that rounding alone would make is none: at the exact posterior the last digits are no Pareto tail. Those
+    # of log p and log q are coarser than their difference shows; but nothing above a tenth of a nat is rounding.
+    eps = jnp.finfo(log_w.dtype).eps
+    spread = -largest[1] > jnp.minimum(jnp.maximum(10 * eps**0.5, 64 * eps * jnp.abs(top)), 0.1)
     shape, scale = _generalized_pareto(jnp.where(spread, exceedance, jnp.linspace(0.5, 1.0, tail, dtype=log_w.dtype)))
     shape = jnp.where(spread, shape, -jnp.inf)
     # Weights that differ and yet underflow beside the largest: a tail heavier than this precision can hold.
