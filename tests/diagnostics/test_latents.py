@@ -41,6 +41,17 @@ def test_a_mean_field_of_correlated_gaussians(correlation, key):
     np.testing.assert_allclose(shifted, found, atol=5e-3)
 
 
+def test_few_values_have_no_tail(key):
+    """Coins, and categories of which one counts ten times another: weights bounded by what was seen many times."""
+    z = {"coin": jax.random.bernoulli(key, 0.3, (1000,)), "kind": jax.random.randint(key, (1000,), 0, 3)}
+    log_w = jnp.where(z["kind"] == 1, 0.0, 2.3) + 0.3 * jax.random.normal(jax.random.fold_in(key, 1), (1000,))
+    joint, found = look(z, log_w)
+    assert joint < 0.5
+    assert found == {"coin": -jnp.inf, "kind": -jnp.inf}
+    assert look(jax.random.normal(key, (1000,)).astype(jnp.bfloat16), log_w.astype(jnp.bfloat16))[1] < 0.5
+    assert np.isnan(look(z, log_w.at[3].set(jnp.nan))[1]["coin"])
+
+
 def test_total_and_batched(key):
     """Constant weights are praised; impossible draws take no part; what has no answer is as bad as `khat` says."""
     z = jax.random.normal(key, (400, 2))

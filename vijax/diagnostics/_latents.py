@@ -11,6 +11,8 @@ from vijax.diagnostics._moments import agree
 from vijax.diagnostics._weights import khat
 from vijax.types import PyTree
 
+FEW = 10  # values: a polynomial through so few says nothing of what lies beyond them
+
 
 def marginal_khat(z: PyTree, log_w: Float[Array, "k *batch"]) -> PyTree:
     """Pareto k-hat of every latent's own marginal: which of them q gets wrong, where `khat` says that it is wrong.
@@ -25,7 +27,8 @@ def marginal_khat(z: PyTree, log_w: Float[Array, "k *batch"]) -> PyTree:
     and log-normal weights around them (half their variance is then the mean square above), and there it is
     1 - sd_q² / sd_p²: .5 is a spread of .7 of the right one, .7 of .55. A monotone map of a latent changes nothing. A
     latent that is wrong alone is flagged alone; under `mean_field` all those that are correlated are. A joint fault
-    without marginal ones is for `khat` to find.
+    without marginal ones is for `khat` to find. A latent of ten values or fewer has
+    no tail, and gives -inf.
 
     Args:
         z: draws, a pytree of [k, *batch, *event], k at least 25; some thousands for a noise below .1.
@@ -43,10 +46,10 @@ def marginal_khat(z: PyTree, log_w: Float[Array, "k *batch"]) -> PyTree:
     """
     agree(z, log_w)
     k, columns = log_w.shape[0], log_w.size // max(log_w.shape[0], 1)
-    weights = jnp.moveaxis(log_w, 0, -1).reshape(columns, k)
+    weights = jnp.moveaxis(log_w, 0, -1).reshape(columns, k).astype(jnp.promote_types(log_w.dtype, jnp.float32))
 
     def leaf(x: Array) -> Array:
-        x = jnp.asarray(x, jnp.promote_types(jnp.result_type(x), log_w.dtype))
+        x = jnp.asarray(x, jnp.promote_types(jnp.promote_types(jnp.result_type(x), log_w.dtype), jnp.float32))
         each = jnp.moveaxis(x.reshape(k, columns, -1), 0, -1)  # [columns, event, k]
         ratio, index = _log_ratio(each, weights)
         return jnp.maximum(index, khat(jnp.moveaxis(ratio, -1, 0))).reshape(x.shape[1:])
@@ -72,5 +75,6 @@ def _log_ratio(x: Array, log_w: Array) -> tuple[Array, Array]:
     found = mean + fit(jnp.square(jnp.maximum(centred - basis @ mean, 0.0)))
     # What is no number, and what has no tail, `khat` knows how to answer from such weights.
     odd = jnp.isnan(jnp.sum(x)) | ~jnp.isfinite(top)
-    ratio = jnp.where(odd, jnp.where(jnp.isnan(jnp.sum(x)), jnp.nan, top), basis @ found)
-    return ratio, jnp.where(odd, -jnp.inf, 2 * found[2])
+    tailless = jnp.sum(jnp.diff(jnp.sort(x)) > 0) < FEW
+    ratio = jnp.where(odd, jnp.where(jnp.isnan(jnp.sum(x)), jnp.nan, top), jnp.where(tailless, 0.0, basis @ found))
+    return ratio, jnp.where(odd | tailless, -jnp.inf, 2 * found[2])
