@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from vijax.diagnostics import rhat, to_arviz
-from vijax.types import Draws
+from vijax.types import Draws, Estimate
 
 pytest.importorskip("arviz_base")
 RUNS, K = 3, 50
@@ -55,6 +55,15 @@ def test_one_run(draws):
     assert tree["posterior_predictive"]["x"].shape == (1, K, 4)
     with pytest.raises(ValueError, match=r"posterior_predictive must begin with \[runs, k\] = \(3, 50\)"):
         to_arviz(draws, predictive=jnp.zeros((K, 2)))
+
+
+def test_what_arviz_cannot_hold(draws):
+    """Names of its own are refused; bfloat16 is widened; an Estimate is taken for its draws."""
+    z, log_p, log_q, _, _ = jax.tree.map(lambda a: a[0], draws)
+    with pytest.raises(ValueError, match="the name 'draw' for itself"):
+        to_arviz(Draws({"draw": z["mu"]}, log_p, log_q))
+    half = Estimate(log_p, Draws({"mu": z["mu"].astype(jnp.bfloat16)}, log_p, log_q))
+    assert to_arviz(half)["posterior"]["mu"].dtype == np.float32
 
 
 @pytest.mark.slow

@@ -112,8 +112,16 @@ def test_print(key, capsys):
 
 def test_print_what_is_not_finite(key):
     draws = fit(key, 2)
-    for log_p in (draws.log_p * NAN, jnp.full_like(draws.log_p, -INF)):
-        assert "believe neither" in str(summarize(draws._replace(log_p=log_p)))
+    for log_p, why in ((draws.log_p * NAN, "nan among"), (jnp.full_like(draws.log_p, -INF), "k-hat is too large")):
+        assert f"believe neither q nor its correction: {why}" in str(
+            summarize(jax.tree.map(lambda a: a[0], draws._replace(log_p=log_p)))
+        ).replace("there are ", "")
+
+
+def test_too_few_draws_have_no_verdict(key):
+    """It is not k-hat that is too large, and no richer family that would help."""
+    few = jax.tree.map(lambda a: a[0, :20], fit(key, 1))
+    assert "Verdict: none from 20 draws" in str(summarize(few))
 
 
 def test_refusals():
@@ -121,3 +129,5 @@ def test_refusals():
         summarize(Draws(None, jnp.zeros(30), jnp.zeros(30)))
     with pytest.raises(ValueError, match="one at a time"):
         summarize(Draws(jnp.zeros((30, 2, 3)), jnp.zeros((30, 2, 3)), jnp.zeros((30, 2, 3))))
+    with pytest.raises(ValueError, match="would be 30 restarts of 2 draws"):
+        summarize(Draws(jnp.zeros((30, 2)), jnp.zeros((30, 2)), jnp.zeros((30, 2))))

@@ -10,11 +10,11 @@ from jaxtyping import Array
 
 from vijax.checks import named_leaves
 from vijax.diagnostics._moments import agree
-from vijax.types import Draws, PyTree
+from vijax.types import Draws, Estimate, PyTree
 
 
 def to_arviz(
-    draws: Draws,
+    draws: Draws | Estimate,
     *,
     constrain: Callable[[PyTree], PyTree] | None = None,
     observed: PyTree = None,
@@ -32,7 +32,7 @@ def to_arviz(
     posterior group is q's, not corrected by the weights.
 
     Args:
-        draws: with log_w [k], or [runs, k] of restarts as jax.vmap makes them.
+        draws: or the Estimate of an objective, with log_w [k], or [runs, k] of restarts as jax.vmap makes them.
         constrain: one draw of z -> latents, such as `Transformed.constrain`; the posterior group then holds the
             latents, and unconstrained_posterior the free numbers.
         observed: the data, a pytree of arrays.
@@ -46,7 +46,8 @@ def to_arviz(
 
     Raises:
         ImportError: without arviz-base: pip install "vijax-toolkit[diagnostics]".
-        ValueError: for draws without z, or of a batch of posteriors, and leaves that are not of as many draws.
+        ValueError: for draws without z, or of a batch of posteriors (more runs than draws), leaves that are not of as
+            many draws, and latents that are named `chain` or `draw`.
 
     Reference: Kumar, Carroll, Hartikainen, Martin, ArviZ a unified library for exploratory analysis of Bayesian models
         in Python, 2019.
@@ -71,14 +72,21 @@ def to_arviz(
     return arviz_base.from_dict(data, coords=coords, dims=dims, attrs={"/": {"inference_library": "vijax"}})
 
 
-def as_runs(draws: Draws) -> Draws:
+def as_runs(draws: Draws | Estimate) -> Draws:
     """Return draws with a leading axis of restarts, of one where there was none."""
+    draws = draws.draws if isinstance(draws, Estimate) else draws
     if draws.z is None:
         raise ValueError("these draws keep no z, as those made with chunk_size: draw again with draws.weigh.")
     if jnp.ndim(draws.log_q) not in (1, 2):
         raise ValueError(
             f"log_w must be [k] of one posterior, or [runs, k] of restarts, got {jnp.shape(draws.log_q)}; for a "
             "batch of posteriors take them one at a time: jax.tree.map(lambda a: a[:, i], draws)."
+        )
+    shape = jnp.shape(draws.log_q)
+    if len(shape) == 2 and shape[0] > shape[1]:
+        raise ValueError(
+            f"log_w {shape} would be {shape[0]} restarts of {shape[1]} draws, for restarts come first: [runs, k]. If "
+            "this is a batch of posteriors, [k, batch], take them one at a time: jax.tree.map(lambda a: a[:, i], draws)."
         )
     agree(draws.z, draws.log_q)
     draws = draws._replace(aux=None)
@@ -109,5 +117,13 @@ def _like(tree: PyTree, log_w: Array, what: str) -> PyTree:
 def _arrays(tree: PyTree, alone: str) -> dict[str, np.ndarray]:
     """Return the leaves by name; `alone` is that of a bare array."""
     if jax.tree_util.all_leaves([tree]):
-        return {alone: np.asarray(tree)}
-    return {name: np.asarray(leaf) for name, leaf in named_leaves(tree)}
+        return {alone: _array(tree)}
+    found = {name: _array(leaf) for name, leaf in named_leaves(tree)}
+    if taken := {"chain", "draw"} & set(found):
+        raise ValueError(f"ArviZ keeps the name '{min(taken)}' for itself: give that leaf another, as constrain may.")
+    return found
+
+
+def _array(leaf: Any) -> np.ndarray:
+    """Return what NumPy knows how to handle: half precision of the kind that it does not is widened."""
+    return np.asarray(leaf, np.float32 if jnp.result_type(leaf) == jnp.bfloat16 else None)

@@ -20,6 +20,7 @@ from vijax.diagnostics._weights import ess, khat
 from vijax.types import Draws, Estimate, PyTree
 
 ROWS = 30
+LEAST = 25  # draws, for a k-hat
 
 
 class Summary(NamedTuple):
@@ -91,7 +92,7 @@ def summarize(draws: Draws | Estimate, *, constrain: Callable[[PyTree], PyTree] 
     Reference: Vehtari, Simpson, Gelman, Yao, Gabry, Pareto smoothed importance sampling, 2024, arXiv:1507.02646; Yao,
         Vehtari, Simpson, Gelman, Yes, but did it work? Evaluating variational inference, 2018, arXiv:1802.02538.
     """
-    draws = as_runs(draws.draws if isinstance(draws, Estimate) else draws)
+    draws = as_runs(draws)
     z = draws.z if constrain is None else jax.vmap(jax.vmap(constrain))(draws.z)
     names = _elements(jax.tree.map(lambda leaf: leaf[0, 0], z))
     return _numbers(z, log_weights(draws))._replace(names=names, num_samples=draws.log_q.shape[1])
@@ -179,6 +180,10 @@ def _sentence(s: Summary) -> str:
             f"Verdict: believe neither q nor its correction: restarts disagree (R-hat {s.rhat[worst]:.2f} of "
             f"{s.names[worst]})."
         )
+    if s.num_samples < LEAST:
+        return f"Verdict: none from {s.num_samples} draws: k-hat needs {LEAST}, and some thousands to be steady."
+    if np.isnan(s.khat):
+        return "Verdict: believe neither q nor its correction: there are nan among the log-weights."
     worst = int(np.argmax(np.nan_to_num(np.asarray(s.marginal_khat), nan=np.inf)))
     where = f"that of {s.names[worst]} first" if s.marginal_khat[worst] > 0.5 else "though of no latent alone"
     return (
