@@ -90,7 +90,7 @@ def pathfinder(
 
     search = optax.scale_by_zoom_linesearch(max_linesearch_steps=20, initial_guess_strategy="one")
     value_and_grad = optax.value_and_grad_from_state(descend)
-    close = 0.1 * jnp.finfo(position.dtype).eps ** 0.5
+    close = jnp.finfo(position.dtype).eps
 
     def elbo_of(q: QuasiNewton) -> Array:
         z = jax.vmap(q.affine)(noise)
@@ -98,9 +98,11 @@ def pathfinder(
         return jnp.where(jnp.isnan(found) | (found == jnp.inf), -jnp.inf, found)
 
     def going(carry: Any) -> Array:
-        _, _, value, grad, *_, count, stalled = carry
-        enough = close * jnp.maximum(1.0, jnp.abs(value))
-        return (count < steps) & (jnp.max(jnp.abs(grad), initial=0.0) > enough) & ~stalled
+        # What a quasi-Newton step would gain, whatever the units of z are. Of the first, which knows no scale, nothing.
+        _, _, value, grad, _, toward, *_, count, stalled = carry
+        gain = -jnp.sum(grad * toward)
+        enough = jnp.where(count == 0, 0.0, close * jnp.maximum(1.0, jnp.abs(value)))
+        return (count < steps) & (gain > enough) & ~stalled
 
     def step(carry: Any) -> Any:
         x, state, value, grad, seen, toward, q, elbos, count, _ = carry
