@@ -63,6 +63,21 @@ def test_what_is_saved_comes_back(saved, tmp_path):
     same(nothing.tree, tree(5))
 
 
+def test_wide_numbers_and_steps_that_are_arrays(tmp_path):
+    """NumPy's 64 bits stay 64 without x64; a step that no restore would find is refused, and so is a file."""
+    wide = {"rows": np.array([2**40]), "third": np.float64(1 / 3), "count": 5}
+    save(tmp_path, jnp.int32(7), wide)
+    found = restore(tmp_path, wide)
+    assert found.step == 7
+    assert found.tree == wide
+    assert found.tree["rows"].dtype == np.int64
+    with pytest.raises(ValueError, match="step must be at least 0"):
+        save(tmp_path, -1, wide)
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError):
+        restore(tmp_path / "file", wide)
+
+
 def flip(file, place):
     data = bytearray(file.read_bytes())
     data[int(place * (len(data) - 1))] ^= 0x10

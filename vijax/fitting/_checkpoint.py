@@ -2,12 +2,13 @@
 
 import hashlib
 import json
+import operator
 import os
 import re
 import shutil
 import warnings
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, SupportsIndex
 
 import jax
 import jax.numpy as jnp
@@ -43,7 +44,8 @@ class Restored(NamedTuple):
 
     Fields:
         step: of the checkpoint, None where the folder holds none.
-        tree: what was saved, on the devices of `like`; `like` itself where the folder holds none.
+        tree: what was saved, on the devices of `like` (NumPy's arrays and Python's numbers come back as NumPy's);
+            `like` itself where the folder holds none.
         skipped: steps that were newer and did not verify, each with the reason.
     """
 
@@ -52,7 +54,7 @@ class Restored(NamedTuple):
     skipped: tuple[tuple[int, str], ...] = ()
 
 
-def save(path: str | os.PathLike[str], step: int, tree: PyTree, *, keep: int = 3) -> None:
+def save(path: str | os.PathLike[str], step: SupportsIndex, tree: PyTree, *, keep: int = 3) -> None:
     """Save a pytree as one checkpoint: whole under its name, or not there at all.
 
         path/step/{tree, manifest.json},     manifest: sha256 of every file of tree
@@ -63,7 +65,7 @@ def save(path: str | os.PathLike[str], step: int, tree: PyTree, *, keep: int = 3
 
     Args:
         path: the folder of one fit.
-        step: of the checkpoint; one of that step is replaced.
+        step: of the checkpoint, a whole number from 0 on; one of that step is replaced.
         tree: a pytree of arrays.
         keep: how many of the newest up to this step stay, at least 1.
 
@@ -71,10 +73,12 @@ def save(path: str | os.PathLike[str], step: int, tree: PyTree, *, keep: int = 3
         None, when all is on disk.
 
     Raises:
-        ValueError: for keep < 1.
+        TypeError: for a step that is not a whole number.
+        ValueError: for keep < 1, or step < 0.
 
     Reference: none.
     """
+    step = _whole(step)
     if keep < 1:
         raise ValueError(f"keep must be at least 1, got {keep}: the checkpoint would delete itself.")
     import orbax.checkpoint as ocp
@@ -140,8 +144,18 @@ def restore(path: str | os.PathLike[str], like: PyTree) -> Restored:
     return Restored(None, like)
 
 
+def _whole(step: SupportsIndex) -> int:
+    try:
+        number = operator.index(step)
+    except TypeError as why:
+        raise TypeError(f"step must be a whole number, the name of its checkpoint; got {step!r}.") from why
+    if number < 0:
+        raise ValueError(f"step must be at least 0, got {number}: it would never be found again.")
+    return number
+
+
 def _steps(folder: Path) -> list[int]:
-    names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
+    names = [entry.name for entry in folder.iterdir()] if folder.exists() else []  # an error where it is a file
     return sorted(int(name) for name in names if re.fullmatch(r"\d+", name))
 
 
@@ -198,7 +212,9 @@ def _plain(leaf: Any) -> np.ndarray:
 
 
 def _description(tree: PyTree) -> list[list[Any]]:
-    return [[name, str(jnp.result_type(leaf)), list(jnp.shape(leaf))] for name, leaf in named_leaves(tree)]
+    # NumPy's own arrays keep their 64 bits, whatever JAX would make of them.
+    dtype = lambda leaf: leaf.dtype if hasattr(leaf, "dtype") else np.asarray(leaf).dtype  # noqa: E731
+    return [[name, str(dtype(leaf)), list(jnp.shape(leaf))] for name, leaf in named_leaves(tree)]
 
 
 def _fits(saved: list[list[Any]], wanted: list[list[Any]], folder: Path) -> None:
@@ -225,6 +241,6 @@ def _read(folder: Path, like: PyTree) -> PyTree:
         array = found[name] if plain[name].size else plain[name]
         if _is_key(leaf):
             array = jax.random.wrap_key_data(jnp.asarray(array), impl=jax.random.key_impl(leaf))
-        return jax.device_put(array, leaf.sharding) if isinstance(leaf, jax.Array) else jnp.asarray(array)
+        return jax.device_put(array, leaf.sharding) if isinstance(leaf, jax.Array) else np.asarray(array)
 
     return jax.tree.unflatten(structure, [place(n, leaf) for n, leaf in zip(names, leaves, strict=True)])
