@@ -79,6 +79,14 @@ def test_the_bar_shows_bound_sample_size_and_khat(key, monkeypatch):
         assert word in shown
 
 
+def test_a_bar_serves_one_fit(key):
+    again = bar()
+    run = lambda: fit(key, step, jnp.int32(0), steps=8, watch=lambda s: (), reports=[again])
+    run()
+    with pytest.raises(ValueError, match=r"make another, fitting.bar\(\)"):
+        run()
+
+
 def test_without_tqdm_the_bar_says_so_and_a_fit_goes_on(key, monkeypatch):
     real = builtins.__import__
 

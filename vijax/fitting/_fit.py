@@ -114,6 +114,8 @@ def fit(
         2022, arXiv:2203.15945; Polyak, Juditsky, Acceleration of stochastic approximation by averaging, 1992.
     """
     checks.key(key)
+    if not isinstance(checkpoints, Checkpoints | None):
+        raise TypeError(f"checkpoints must be fitting.Checkpoints(path, every=steps), got {checkpoints!r}.")
     _counts(steps=steps, log_every=log_every, every=checkpoints and checkpoints.every)
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((key, state))):
         raise TypeError("fit runs on the host, between compiled chunks; under jit or vmap use lax.scan over the step.")
@@ -262,13 +264,21 @@ def _result(run: _Run, watch: Callable[[PyTree], PyTree], loop: Loop, stopped: s
 
 
 def _reporters(reports: Sequence[Report] | None) -> Sequence[Report]:
+    if isinstance(reports, str) or callable(reports) or isinstance(reports, AbstractContextManager):
+        raise TypeError(
+            f"reports must be a sequence, [fitting.bar(), fitting.jsonl(path)] or () for silence; got {reports!r}."
+        )
     if reports is not None:
         return reports
     return [_reports.bar()] if find_spec("tqdm") else []
 
 
 def _open(stack: ExitStack, report: Report) -> Write:
-    return stack.enter_context(report) if isinstance(report, AbstractContextManager) else report
+    if not isinstance(report, AbstractContextManager):
+        return report
+    if hasattr(report, "gen") and not hasattr(report, "args"):  # a generator's, entered before
+        raise ValueError("a report serves one fit, and this one has: make another, fitting.bar().")
+    return stack.enter_context(report)
 
 
 def _counts(**named: Any) -> None:
