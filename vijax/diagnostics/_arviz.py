@@ -86,7 +86,7 @@ def as_runs(draws: Draws | Estimate) -> Draws:
     if len(shape) == 2 and shape[0] > shape[1]:
         raise ValueError(
             f"log_w {shape} would be {shape[0]} restarts of {shape[1]} draws, for restarts come first: [runs, k]. If "
-            "this is a batch of posteriors, [k, batch], take them one at a time: jax.tree.map(lambda a: a[:, i], draws)."
+            "these are of a batch of posteriors, [k, batch], take one of it: jax.tree.map(lambda a: a[:, i], draws)."
         )
     agree(draws.z, draws.log_q)
     draws = draws._replace(aux=None)
