@@ -2,7 +2,7 @@
 # # A posterior, and whether to believe it
 #
 # A statistician has a log density and eight numbers, and wants what any sampler would give: means, spreads, the
-# evidence. Variational inference gives them in milliseconds, and gives them just as readily when they are wrong. So
+# evidence. Variational inference gives them in seconds, and gives them just as readily when they are wrong. So
 # the second half of the work is the verdict, and it has to come from the fit itself, for the truth is not at hand.
 #
 # Here it is, for once. The eight schools are the smallest real posterior on which a Gaussian fails, and one integral
@@ -113,8 +113,8 @@ for name, (mean, error) in published.items():
 # ## A first fit
 #
 # `transform` replaces $\tau$ by a free number. The family is the one everyone begins with, ten independent Gaussians;
-# natural gradients climb its ELBO; `fit` repeats the step, shows a bar, averages, and stops by a rule of its own: the
-# windows of its iterates agree, and the average is known well enough.
+# natural gradients climb its ELBO; `fit` repeats the step, shows a bar, averages, and stops when its steps are spent,
+# or before by a rule of its own: both halves of the last iterates agree, and their average is known well enough.
 
 # %%
 start = {"mu": jnp.zeros(()), "tau": jnp.ones(()), "theta": jnp.zeros(8)}
@@ -329,8 +329,8 @@ check.savefig(out / "posterior_predictive.png", dpi=160)
 # %% [markdown]
 # ## What to take home
 #
-# - A fit without a verdict is a rumour. $\hat k$ and the effective sample size come from the draws that the fit makes
-#   anyway, and cost nothing.
+# - A fit without a verdict is a rumour. $\hat k$ and the effective sample size take some thousand draws of $q$ and
+#   their densities, which cost little beside the fit.
 # - The verdict was never wrong here, if once too severe: it told off a flow that was off by a twentieth. But it looks
 #   only where $q$ draws; a mode that no draw and no restart has seen is silent.
 # - The cures, in the order in which to try them: integrate what can be integrated; change the coordinates, by a
