@@ -123,6 +123,8 @@ def test_refusals(key, unchecked):
         vsbc(key, prior, simulate, fitted(), replications=5)
     with pytest.raises(TypeError, match="Python int"):
         vsbc(key, prior, simulate, fitted(), replications=20.0)
+    with pytest.raises(ValueError, match="batch_size must be at least 1"):
+        vsbc(key, prior, simulate, fitted(), replications=20, batch_size=0)
     with pytest.raises(TypeError, match=r"jax\.random\.key"):
         predictive(0, lambda key, z: z, jnp.zeros(3))
     with pytest.raises(ValueError, match="leaf 'b'"):

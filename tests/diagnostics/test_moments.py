@@ -42,6 +42,14 @@ def test_corrected_and_honest(key):
         assert_mean({"mean": plain.mean, "sd": plain.sd}, {"mean": np.float64(M), "sd": np.float64(S)}, detects=0.02)
 
 
+@pytest.mark.parametrize("unit", [1e-12, 1e12])
+def test_units_do_not_matter(unit, key):
+    """In float32, whose range the fourth powers of such numbers leave."""
+    z = jax.random.normal(key, (500,))
+    for found, expected in zip(moments(unit * z, log_weight(z)), moments(z, log_weight(z)), strict=True):
+        np.testing.assert_allclose(found, unit * expected, rtol=1e-4)
+
+
 def test_sandwich(key):
     """Outer bounds have their closed form; the order holds; without posterior draws there is no upper bound."""
     found = many(jax.random.split(key, 4000))[2]

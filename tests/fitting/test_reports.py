@@ -79,12 +79,17 @@ def test_the_bar_shows_bound_sample_size_and_khat(key, monkeypatch):
         assert word in shown
 
 
-def test_a_bar_serves_one_fit(key):
+def test_a_bar_serves_one_fit(key, unchecked):
     again = bar()
-    run = lambda: fit(key, step, jnp.int32(0), steps=8, watch=lambda s: (), reports=[again])
-    run()
+    run = lambda reports, **more: fit(key, step, jnp.int32(0), steps=8, watch=lambda s: (), reports=reports, **more)
+    run([again])
     with pytest.raises(ValueError, match=r"make another, fitting.bar\(\)"):
-        run()
+        run([again])
+    for alone in (bar(), "fit.jsonl"):
+        with pytest.raises(TypeError, match="reports must be a sequence"):
+            run(alone)
+    with pytest.raises(TypeError, match="checkpoints must be fitting.Checkpoints"):
+        run((), checkpoints="folder")
 
 
 def test_without_tqdm_the_bar_says_so_and_a_fit_goes_on(key, monkeypatch):

@@ -66,7 +66,8 @@ def vsbc(
 
     Raises:
         TypeError: for a raw key, or replications that is not a Python int.
-        ValueError: for fewer than 10 replications, or draws that are not like θ₀ with one leading axis.
+        ValueError: for fewer than 10 replications, a batch_size below 1, or draws that are not like θ₀ with one leading
+            axis.
 
     Reference: Yao, Vehtari, Simpson, Gelman, Yes, but did it work? Evaluating variational inference, 2018,
         arXiv:1802.02538; Talts, Betancourt, Simpson, Vehtari, Gelman, Validating Bayesian inference algorithms with
@@ -78,6 +79,8 @@ def vsbc(
         raise TypeError(f"replications must be a Python int, fixed when the function is traced; got {replications!r}.")
     if replications < 10:
         raise ValueError(f"replications must be at least 10, got {replications}; 300 are a good start.")
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, or None for all at a time; got {batch_size}.")
 
     def one(key: Any) -> PyTree:
         of_prior, of_data, of_fit, of_ties = jax.random.split(key, 4)

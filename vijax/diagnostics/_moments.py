@@ -66,14 +66,19 @@ def _corrected(log_w: Array, leaf: Array) -> list[Array]:
     leaf = jnp.asarray(leaf, jnp.promote_types(jnp.result_type(leaf), w.dtype))
     w, (c, unknown, none) = expand(w, leaf), (expand(a, leaf[0]) for a in (1 / spare, unknown, squares == 0))
 
-    mean = jnp.sum(w * jnp.where(w > 0, leaf, 0.0), 0)
-    off = jnp.where(w > 0, leaf - mean[None], 0.0)
+    rough = jnp.sum(w * jnp.where(w > 0, leaf, 0.0), 0)
+    off = jnp.where(w > 0, leaf - rough[None], 0.0)
+    more = jnp.sum(w * off, 0)
+    mean, off = rough + more, jnp.where(w > 0, off - more[None], 0.0)
+    unit = jnp.max(jnp.abs(off), 0, initial=0.0)  # the fourth powers of small latents underflow, of large ones overflow
+    unit = jnp.where((unit > 0) & jnp.isfinite(unit), unit, 1.0)
+    off = off / unit[None]
     v = jnp.sum(w * off**2, 0)
     sd = jnp.sqrt(c * v)
     mean_error = jnp.sqrt(c * jnp.sum((w * off) ** 2, 0))
     v_error = jnp.sqrt(c * jnp.sum(jnp.square(w * (c[None] * off**2 - (c * v)[None])), 0))
     sd_error = jnp.where(v > 0, v_error / (2 * jnp.where(v > 0, sd, 1.0)), 0.0)
-    known = [jnp.where(unknown, jnp.inf, a) for a in (sd, mean_error, sd_error)]
+    known = [jnp.where(unknown, jnp.inf, unit * a) for a in (sd, mean_error, sd_error)]
     return [jnp.where(none, jnp.nan, mean), *known]
 
 
