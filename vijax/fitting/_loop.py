@@ -157,7 +157,7 @@ def bound_and_weights(seen: Any) -> tuple[Array, Array]:
     draws = getattr(seen, "draws", None)
     if not hasattr(value, "dtype") or not jnp.issubdtype(value.dtype, jnp.floating):
         raise TypeError(
-            "step must return (state, seen), seen an Estimate or the bound alone, a float array; got "
+            "step must return (state, seen), seen an Estimate or the bound alone, got "
             f"{getattr(value, 'dtype', type(seen).__name__)}."
         )
     log_w = jnp.zeros(0, value.dtype) if draws is None else draws.log_p - draws.log_q
