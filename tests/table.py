@@ -200,6 +200,7 @@ PUBLIC = {
     | {
         "arm": "tests/gradients/test_coupled.py",
         "disarm": "tests/gradients/test_coupled.py",
+        "each": "tests/gradients/test_each.py",
         "factored": "tests/gradients/test_factored.py",
         "fixed": "tests/gradients/test_wake.py",
         "gdreg": "tests/gradients/test_hierarchical.py",

@@ -4,6 +4,7 @@ from vijax.gradients._auto import auto
 from vijax.gradients._baselines import learned, moving_average, squared_scores
 from vijax.gradients._control import rebar, relax
 from vijax.gradients._coupled import arm, disarm
+from vijax.gradients._each import each
 from vijax.gradients._factored import factored
 from vijax.gradients._hierarchical import gdreg
 from vijax.gradients._measure import measure_valued
@@ -17,6 +18,7 @@ __all__ = [
     "arm",
     "auto",
     "disarm",
+    "each",
     "dreg",
     "factored",
     "fixed",

@@ -1,0 +1,149 @@
+"""Per-latent choice by hand: every leaf of q under the objective that is named for it."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Key
+
+from vijax import checks
+from vijax.numerics import with_score
+from vijax.types import Distribution, Draws, Estimate, Joint, LogJoint, Objective, PyTree, attribute, carries, lift
+
+
+def each(objectives: Mapping[str, Objective] | tuple[Objective, ...] | list[Objective]) -> Objective:
+    """Gradient of one bound whose leaves of q have an estimator each, unbiased where theirs are.
+
+        ∇φᵢ = objectiveᵢ's, for the target zᵢ -> log p(x, zᵢ, z₋ᵢ) - log q₋ᵢ(z₋ᵢ), another z₋ᵢ ~ q₋ᵢ at every draw
+
+        each({"z": dreg(iwae), "switch": vimco(iwae)})
+        each({"z": dreg(elbo), "bits": disarm(elbo), "kind": local_expectation(elbo)})
+
+    When `auto`, which takes a path where there is one and leaves one out elsewhere, is not the choice you want: to
+    pair the special estimators of discrete leaves with each other and with paths. The model is evaluated for every
+    leaf anew, so for two kinds of leaves `auto` is cheaper. All objectives must be of one bound, for what they climb
+    in turns is then one function.
+
+    Args:
+        objectives: one for each leaf of q, in a container with q's names; the value, and the gradient of the model's
+            parameters, are the first one's.
+
+    Returns:
+        An Objective: (key, log_joint, q, *, num_samples, chunk_size=None) -> Estimate, value [*batch] in nats. q is a
+        dict, tuple or `types.Joint` of independent distributions. num_samples is handed to every objective. First
+        derivatives alone mean something. log_joint must not couple members of the batch.
+
+    Raises:
+        TypeError: (when called) for a q of one distribution, or an objective that carries a state.
+        ValueError: (when called) for leaves without an objective, and for leaves given earlier ones, naming `auto`;
+            whatever the objectives refuse.
+
+    Reference: Schulman, Heess, Weber, Abbeel, Gradient estimation using stochastic computation graphs, 2015,
+        arXiv:1506.05254.
+    """
+
+    def objective(
+        key: Key[Array, ""], log_joint: LogJoint, q: Any, *, num_samples: int, chunk_size: int | None = None
+    ) -> Estimate:
+        checks.key(key)
+        checks.own_terms(log_joint, "gradients.each")
+        q = _independent(lift(q), objectives)
+        names = q.names()
+        found = []
+        for name, own in zip(names, q.keys(key), strict=True):
+            target = _given_others(log_joint, q, name, learns=name == names[0], kept=chunk_size is None)
+            found.append(
+                objectives[name](own, target, q.conditionals[name], num_samples=num_samples, chunk_size=chunk_size)
+            )
+            if not isinstance(found[-1], Estimate):
+                raise TypeError(
+                    f"the objective of {name!r} returned {type(found[-1]).__name__}, not an Estimate: one that carries "
+                    "a state cannot be one of several; bind its state, or use gradients.disarm or vimco."
+                )
+        first, along = found[0], sum(estimate.value for estimate in found)
+        return Estimate(with_score(first.value, along), _together(q, first.draws))
+
+    return objective
+
+
+def _independent(q: Any, objectives: Any) -> Joint:
+    """Return q, a Joint of distributions none of which is given another, with an objective for each."""
+    if not isinstance(q, Joint) or len(q.conditionals) < 2:
+        raise TypeError(
+            f"gradients.each takes a q of several leaves, a dict, tuple or Joint, got {type(q).__name__} of one: use "
+            "its objective itself."
+        )
+    own = list(objectives) if isinstance(objectives, Mapping) else list(range(len(objectives)))
+    if sorted(map(str, own)) != sorted(map(str, q.names())):
+        raise ValueError(f"objectives are for the leaves {own}, and q has {q.names()}: name one for each leaf of q.")
+    for name in q.names():
+        part = q.conditionals[name]
+        if callable(part) and not isinstance(part, Distribution) and not hasattr(part, "log_prob"):
+            raise ValueError(
+                f"leaf {name!r} of q is given earlier leaves, whose draws differ from draw to draw: gradients.each "
+                "takes independent leaves; use gradients.auto or factored."
+            )
+    return q
+
+
+def _given_others(log_joint: LogJoint, q: Joint, name: Any, *, learns: bool, kept: bool) -> LogJoint:
+    """Return the target of one leaf: the others are drawn at every draw, and count as the model's own noise."""
+    others = [other for other in q.names() if other != name]
+    rest = Joint([q.conditionals[other] for other in others])
+    has_aux, keyed = (attribute(log_joint, mark, default=False) for mark in ("has_aux", "keyed"))
+
+    @carries(keyed=True, has_aux=True, linear_only=attribute(log_joint, "linear_only"))
+    def target(z: PyTree, *, key: Any) -> tuple[Array, PyTree]:
+        of_model, of_others = jax.random.split(key)
+        drawn, log_q = jax.lax.stop_gradient(rest.sample_and_log_prob(seed=of_others))
+        leaves = dict(zip(others, drawn, strict=True))
+
+        def log_p(z: PyTree) -> tuple[Array, PyTree]:
+            full = q.collect({n: z if n == name else leaves[n] for n in q.names()})
+            out = log_joint(full, **({"key": of_model} if keyed else {}))
+            found, aux = out if has_aux else (out, None)
+            for label, factor in found.items() if isinstance(found, dict) else [("", found)]:
+                what = f"log_joint(z)[{label!r}]" if label else "log_joint(z)"
+                checks.log_densities(factor, log_q, full, (what, "q.log_prob(z)"))
+            return jnp.asarray(sum(found.values()) if isinstance(found, dict) else found), aux
+
+        value, aux = log_p(z) if learns else _by_draws_alone(log_p, z)
+        return value - log_q, (leaves if kept else None, log_q, aux)
+
+    return target
+
+
+def _by_draws_alone(log_p: Callable[[PyTree], tuple[Array, PyTree]], z: PyTree) -> tuple[Array, PyTree]:
+    """Return log p with its derivative by z and none by the model's parameters, which learn from the first leaf."""
+    leaves, tree = jax.tree.flatten(z)
+    free = [i for i, leaf in enumerate(leaves) if jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)]
+
+    def total(moving: list[Array]) -> tuple[Array, tuple[Array, PyTree]]:
+        at = dict(zip(free, moving, strict=True))
+        value, aux = log_p(jax.tree.unflatten(tree, [at.get(i, leaf) for i, leaf in enumerate(leaves)]))
+        return jnp.sum(value), (value, aux)
+
+    moving = [leaves[i] for i in free]
+    slopes, (value, aux) = jax.grad(total, has_aux=True)([jax.lax.stop_gradient(leaf) for leaf in moving])
+    return _along(jax.lax.stop_gradient(value), jax.lax.stop_gradient(slopes), moving), aux
+
+
+@jax.custom_jvp
+def _along(value: Array, slopes: list[Array], z: list[Array]) -> Array:
+    return value
+
+
+@_along.defjvp
+def _along_jvp(primals: Any, tangents: Any) -> Any:
+    value, slopes, _ = primals
+    moved = [s * t for s, t in zip(slopes, tangents[2], strict=True)]
+    change: Any = sum(jnp.sum(m, tuple(range(value.ndim, m.ndim))) for m in moved)
+    return value, jnp.broadcast_to(change, value.shape).astype(value.dtype)
+
+
+def _together(q: Joint, draws: Draws) -> Draws:
+    """Return the first leaf's draws with the others beside it; chunks keep no draws."""
+    others, log_q, aux = draws.aux
+    z = None if others is None else q.collect({name: others.get(name, draws.z) for name in q.names()})
+    return draws._replace(z=z, log_p=draws.log_p + log_q, log_q=draws.log_q + log_q, aux=aux)
