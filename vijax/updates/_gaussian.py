@@ -173,17 +173,17 @@ def advance(state: GaussianState, sight: Sight, move: Callable[[Array], Gaussian
 
     def going(carry: Any) -> Array:
         _, tried, bad = carry
-        return bad & (tried < halvings)
+        return bad & (tried <= halvings)
 
     def shorter(carry: Any) -> Any:
         _, tried, _ = carry
-        new = move(one * 0.5 ** (tried + 1))
+        new = move(one * 0.5**tried)
         return new, tried + 1, worse(new)
 
     before = sight.log_p(state, sight.fresh) if halvings else jnp.zeros(())
-    first = move(one)
-    new, tried, bad = jax.lax.while_loop(going, shorter, (first, jnp.int32(0), worse(first)))
-    share = jnp.where(bad, 0.0, 0.5**tried).astype(one.dtype)
+    # The first step is the loop's too: the model is compiled once for all of them.
+    new, tried, bad = jax.lax.while_loop(going, shorter, (state, jnp.int32(0), jnp.array(True)))
+    share = jnp.where(bad, 0.0, 0.5 ** (tried - 1)).astype(one.dtype)
     new = jax.tree.map(lambda here, there: jnp.where(bad, here, there), state, new)
     return new._replace(steps=state.steps + 1, taken=share)
 
