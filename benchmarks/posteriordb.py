@@ -33,7 +33,7 @@ LOOKS = 24
 FAR = 1e3  # sd
 NOISE = 0.01  # sd: of the draws on both sides
 RISE = 0.05  # nats: an ELBO that rose by more with ten times the steps has not arrived
-MOST, PATIENCE = 200_000, 120.0  # steps, and seconds of a fit
+MOST, PATIENCE = 200_000, 30.0  # steps, and seconds of a fit
 
 
 class Look(NamedTuple):
