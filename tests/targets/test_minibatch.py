@@ -93,7 +93,10 @@ def test_the_factor_cannot_be_applied_twice():
         with pytest.raises(ValueError, match=name):
             vj.targets.minibatch(prior, terms, num_data=12)
     hidden = vj.targets.minibatch(norm.logpdf, lambda z: inner(z) * jnp.ones(6), num_data=12)
-    for call in (hidden, jax.jit(hidden), vj.targets.transform(hidden, None).log_joint):
+    jitted = jax.jit(inner)
+    jitted(z)  # its trace is cached, which must not hide it
+    cached = vj.targets.minibatch(norm.logpdf, lambda z: jitted(z) * jnp.ones(6), num_data=12)
+    for call in (hidden, jax.jit(hidden), vj.targets.transform(hidden, None).log_joint, cached, jax.jit(cached)):
         with pytest.raises(ValueError, match="applied twice"):
             call(z)
     np.testing.assert_allclose(inner(z), norm.logpdf(z) + 2 * likelihood(z).sum(), rtol=1e-6)

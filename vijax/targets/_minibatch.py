@@ -1,15 +1,16 @@
 """Global latents seen through a minibatch of the data."""
 
 from collections.abc import Callable
-from contextvars import ContextVar
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
 from vijax.types import LogJoint, PyTree, attribute, carries
 
-_inside: ContextVar[bool] = ContextVar("inside a minibatch's own functions", default=False)
+# Whether inside a minibatch's own functions. JAX's caches heed it: a jitted minibatch is traced, and refused, anew.
+_inside = jax.make_user_context()
 TWICE = (
     "{0} is itself a targets.minibatch, and N/B would be applied twice. Give minibatch the plain log prior, and one "
     "term for each datum; the factor N/B is its own work."
@@ -58,13 +59,10 @@ def minibatch(
 
     @carries(scales_data=True, linear_only="a minibatch estimates log p(x, z) without bias, but not its exponential")
     def log_joint(*z: PyTree) -> Any:  # of several where a target of (z, b) is asked for
-        if _inside.get():
+        if _inside.value:
             raise ValueError(TWICE.format("a function that log_prior or log_likelihood calls"))
-        token = _inside.set(True)
-        try:
+        with _inside("minibatch"):
             prior, terms = log_prior(*z), log_likelihood(*z)
-        finally:
-            _inside.reset(token)
         if jnp.ndim(terms) != jnp.ndim(prior) + 1 or jnp.shape(terms)[1:] != jnp.shape(prior):
             raise ValueError(
                 f"log_likelihood(z) must return one term for each datum, [B, *batch] with *batch = {jnp.shape(prior)} "
