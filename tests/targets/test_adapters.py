@@ -195,6 +195,11 @@ def test_refusals(unchecked):
     ):
         with pytest.raises(ValueError, match=match):
             adapters.from_numpyro(model)
+    target, start = adapters.from_numpyro(lambda: [numpyro.sample(name, dist.Normal(0, 1)) for name in "ab"])
+    for call in (target.log_joint, target.constrain):
+        for wrong in ({"a": start["a"]}, {**start, "c": start["a"]}):
+            with pytest.raises(ValueError, match=r"latent sites, \['a', 'b'\], got \['a'"):
+                call(wrong)
     named = tfd.JointDistributionNamedAutoBatched
     with pytest.raises(ValueError, match="'which' is int32"):
         adapters.from_tfp(

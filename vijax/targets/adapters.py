@@ -30,7 +30,8 @@ def from_numpyro(model: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[
         (Transformed, start): the start is {site: zeros}.
 
     Raises:
-        ValueError: for discrete latent sites, subsampled plates, and `param` sites, each named; and no latent at all.
+        ValueError: for discrete latent sites, subsampled plates, and `param` sites, each named; and no latent at all;
+            (when called) for a dict of other sites, of which NumPyro would draw those that are missing.
 
     Reference: Phan, Pradhan, Jankowiak, Composable effects for flexible and accelerated probabilistic programming in
         NumPyro, 2019, arXiv:1912.11554.
@@ -67,12 +68,18 @@ def from_numpyro(model: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[
     # A site without a value in `position` would be drawn anew; the seed only serves models that draw what they observe.
     seeded = numpyro.handlers.seed(model, jax.random.key(0))
 
+    def named(y: PyTree) -> PyTree:
+        if not isinstance(y, Mapping) or set(y) != set(latents):
+            found = sorted(y) if isinstance(y, Mapping) else f"a {type(y).__name__}"
+            raise ValueError(f"y must be a dict of the model's latent sites, {sorted(latents)}, got {found}.")
+        return y
+
     def unconstrain(z: PyTree) -> PyTree:
         return util.unconstrain_fn(seeded, args, kwargs, {name: jnp.asarray(z[name]) for name in latents})
 
     target = Transformed(
-        lambda y: -util.potential_energy(seeded, args, kwargs, y),
-        lambda y: util.constrain_fn(seeded, args, kwargs, y),
+        lambda y: -util.potential_energy(seeded, args, kwargs, named(y)),
+        lambda y: util.constrain_fn(seeded, args, kwargs, named(y)),
         unconstrain,
     )
     return target, jax.tree.map(jnp.zeros_like, unconstrain(latents))
