@@ -105,9 +105,21 @@ def test_seeds_by_vmap_are_seeds_one_by_one(key):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a[1], b, rtol=2e-3, atol=2e-4), many, alone)
 
 
+def test_a_traced_rate(key):
+    state = updates.batch_and_match(num_samples=8).init(full.init(key, jnp.zeros(2)))
+    found = [
+        step(lambda r: updates.batch_and_match(num_samples=8, learning_rate=r).step(key, logistic, state)[0])(16.0)
+        for step in (lambda f: f, jax.jit)
+    ]
+    np.testing.assert_allclose(found[0].loc, found[1].loc, rtol=1e-4)
+
+
 def test_what_is_refused(unchecked, key):
     with pytest.raises(ValueError, match="num_samples must be at least 2, got 1"):
         updates.batch_and_match(num_samples=1)
+    for rate in (0.0, -1.0):
+        with pytest.raises(ValueError, match="learning_rate must be a number positive"):
+            updates.batch_and_match(num_samples=2, learning_rate=rate)
     update = updates.batch_and_match(num_samples=2)
     with pytest.raises(TypeError, match="needs params of families.full_rank"):
         update.init(vj.families.mean_field().init(key, jnp.zeros(2)))

@@ -288,12 +288,20 @@ def test_minibatches_and_schedules(x64, key):
 def test_what_is_refused(unchecked, key):
     with pytest.raises(ValueError, match="num_samples must be even, got 3"):
         natural(num_samples=3)
+    for update in (natural, updates.square_root_natural_gradient):
+        for rate in (0.0, -1.0, 3.0):
+            with pytest.raises(ValueError, match=r"learning_rate must be a number in \(0, 1\]"):
+                update(num_samples=2, learning_rate=rate)
     with pytest.raises(ValueError, match="halvings must be a whole number of at least 0, got -1"):
         updates.square_root_natural_gradient(num_samples=2, halvings=-1)
     update = natural(num_samples=2)
     low = vj.families.low_rank(rank=1).init(key, jnp.zeros(2))
     with pytest.raises(TypeError, match=r"params must be those of families.mean_field .*got \['factor'"):
         update.init(dict(sorted(low.items())))
+    with pytest.raises(TypeError, match="float32 or float64, got bfloat16"):
+        update.init(full.init(key, jnp.zeros(2, jnp.bfloat16)))
+    with pytest.raises(TypeError, match=r"natural_gradient's init\(params\) returned, got a dict"):
+        update.step(key, logistic, full.init(key, jnp.zeros(2)))
     state = update.init(full.init(key, jnp.zeros(2)))
     with pytest.raises(TypeError, match="key must be a typed key"):
         update.step(0, logistic, state)

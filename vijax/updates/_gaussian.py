@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 from vijax import checks, draws
 from vijax.types import Draws, Estimate, LogJoint, PyTree
 
-Rate = float | Callable[[Array], Array]
+Rate = float | Array | Callable[[Array], Array]
 """A learning rate: a number, or a schedule from the count of steps."""
 
 
@@ -56,6 +56,8 @@ def init(params: PyTree) -> GaussianState:
     loc, _ = ravel_pytree(params["loc"])
     root = jnp.exp(ravel_pytree(params["log_scale"])[0]).astype(loc.dtype)
     if "lower" in params:
+        if jnp.finfo(loc.dtype).bits < 32:
+            raise TypeError(f"a full-rank q is updated in float32 or float64, got {loc.dtype}: it factorises matrices.")
         unit = jnp.eye(loc.size, dtype=loc.dtype).at[jnp.tril_indices(loc.size, -1)].set(params["lower"])
         root = root[:, None] * unit
     strong = jax.tree.map(lambda l: jax.lax.convert_element_type(l, jnp.result_type(l)), params["loc"])
@@ -108,6 +110,8 @@ def see(key: Any, log_joint: LogJoint, state: GaussianState, num_samples: int, *
     """Draw the noise, in mirrored pairs if asked, and say how the target is seen through it."""
     checks.key(key)
     checks.own_terms(log_joint, f"updates.{who}")
+    if not isinstance(state, GaussianState):
+        raise TypeError(f"state must be what {who}'s init(params) returned, got a {type(state).__name__}.")
     loc, unravel = ravel_pytree(state.loc)
     key_noise, key_fresh, key_model = jax.random.split(key, 3)
     model = draws.plan(key_model, log_joint, draws.iid, num_samples).model
@@ -188,8 +192,12 @@ def advance(state: GaussianState, sight: Sight, move: Callable[[Array], Gaussian
     return new._replace(steps=state.steps + 1, taken=share)
 
 
-def admit(num_samples: int, halvings: int, *, paired: bool) -> None:
+def admit(num_samples: int, halvings: int, rate: Any, *, paired: bool, most: float = 1.0) -> None:
     """Refuse arguments that no step could use."""
+    # A traced rate, and what a schedule says, are seen only while running.
+    if not (callable(rate) or isinstance(rate, jax.core.Tracer) or (jnp.ndim(rate) == 0 and 0 < rate <= most)):
+        where = f"in (0, {most:g}]" if most < float("inf") else "positive"
+        raise ValueError(f"learning_rate must be a number {where}, or a function of the count of steps, got {rate}.")
     checks.num_samples(num_samples)
     if paired and num_samples % 2:
         raise ValueError(f"draws come in mirrored pairs: num_samples must be even, got {num_samples}.")

@@ -36,14 +36,15 @@ def batch_and_match(*, num_samples: int, learning_rate: Rate | None = None, halv
         ELBO in nats of the state that came in, and `params(state)`.
 
     Raises:
-        ValueError: for num_samples < 2, a negative number of halvings; (step) for a minibatch, whose noise would be
-            matched as if it were the target's.
-        TypeError: (init) for params of another family.
+        ValueError: for num_samples < 2, a learning_rate that is not positive, a negative number of halvings; (step) for
+            a minibatch, whose noise would be matched as if it were the target's.
+        TypeError: (init) for params of another family, or in half precision.
 
     Reference: Cai, Modi, Pillaud-Vivien, Margossian, Gower, Blei, Saul, Batch and match: black-box variational
         inference with a score-based divergence, 2024, arXiv:2402.14758.
     """
-    _gaussian.admit(num_samples, halvings, paired=False)
+    rule = 1.0 if learning_rate is None else learning_rate
+    _gaussian.admit(num_samples, halvings, rule, paired=False, most=float("inf"))
     if num_samples < 2:
         raise ValueError(f"num_samples must be at least 2, got {num_samples}: a batch of one has no spread to match.")
 
@@ -58,7 +59,8 @@ def batch_and_match(*, num_samples: int, learning_rate: Rate | None = None, halv
             raise ValueError(f"{why}, and scores are matched in square: use natural_gradient, or all of the data.")
         sight = _gaussian.see(key, log_joint, state, num_samples, paired=False, who="batch_and_match")
         log_p, found = slopes(lambda e: sight.log_p(state, e), sight.noise)
-        schedule = learning_rate or (lambda t: num_samples * found.shape[1] / (t + 1))
+        by_count = lambda t: num_samples * found.shape[1] / (t + 1)  # noqa: E731
+        schedule = by_count if learning_rate is None else learning_rate
         rate = _gaussian.rate_at(schedule, state)
         move = lambda share: matched(state, sight.noise, found, rate * share)  # noqa: E731
         return _gaussian.advance(state, sight, move, halvings), _gaussian.report(state, sight, log_p)

@@ -114,13 +114,13 @@ def natural_gradient(
         `targets.minibatch`. The step is not for differentiating.
 
     Raises:
-        ValueError: for an odd num_samples, or a negative number of halvings.
-        TypeError: (init) for params of another family.
+        ValueError: for an odd num_samples, a learning_rate outside (0, 1], or a negative number of halvings.
+        TypeError: (init) for params of another family, or a full-rank q's in half precision.
 
     Reference: Khan, Rue, The Bayesian learning rule, 2023, arXiv:2107.04562; Opper, Archambeau, The variational
         Gaussian approximation revisited, 2009.
     """
-    _gaussian.admit(num_samples, halvings, paired=True)
+    _gaussian.admit(num_samples, halvings, learning_rate, paired=True)
 
     def step(key: Any, log_joint: LogJoint, state: GaussianState) -> tuple[GaussianState, Estimate]:
         sight = _gaussian.see(key, log_joint, state, num_samples, paired=True, who="natural_gradient")

@@ -40,14 +40,14 @@ def square_root_natural_gradient(
         Estimate)`, with the ELBO in nats of the state that came in, and `params(state)`.
 
     Raises:
-        ValueError: for an odd num_samples, or a negative number of halvings.
-        TypeError: (init) for params of another family.
+        ValueError: for an odd num_samples, a learning_rate outside (0, 1], or a negative number of halvings.
+        TypeError: (init) for params of another family, or a full-rank q's in half precision.
 
     Reference: Tan, Analytic natural gradient updates for Cholesky factor in Gaussian variational approximation, 2022,
         arXiv:2109.00375; Lin et al., Simplifying momentum-based positive-definite submanifold optimization, 2023,
         arXiv:2302.09738; Kumar et al., Natural gradient VI: guarantees for non-conjugate models, 2025.
     """
-    _gaussian.admit(num_samples, halvings, paired=True)
+    _gaussian.admit(num_samples, halvings, learning_rate, paired=True)
 
     def step(key: Any, log_joint: LogJoint, state: GaussianState) -> tuple[GaussianState, Estimate]:
         sight = _gaussian.see(key, log_joint, state, num_samples, paired=True, who="square_root_natural_gradient")
