@@ -389,6 +389,7 @@ def at(constraints, y, log_joint=lambda z: jnp.zeros(())):
         (lambda y: at(c.positive, y, lambda z: jnp.zeros(5)), ValueError, r"shape \(5,\), and leaf 'z' has \(3,\)"),
         (lambda y: at(c.simplex, y, lambda z: z), ValueError, r"before the axes of its constraint"),
         (lambda y: c.interval(), ValueError, "constraint None"),
+        (lambda y: c.affine(0.0, -1.0), ValueError, "scale must be positive, got -1.0"),
         (lambda y: c.interval(0.0, np.inf), ValueError, "leave it None"),
         (lambda y: c.interval(np.array([0.0, 2.0]), 1.0), ValueError, "low must be below high"),
     ],

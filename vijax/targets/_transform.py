@@ -139,7 +139,9 @@ def _walk(visit: Visit, constraints: PyTree, tree: PyTree, path: Path) -> tuple[
 def _visit(visit: Visit, constraint: Constraint, leaf: Any, name: str) -> tuple[Array, Array]:
     leaf = jnp.asarray(leaf, jnp.result_type(leaf))  # a Python number's own type is weak, and gives way to any other
     if not jnp.issubdtype(leaf.dtype, jnp.floating):
-        raise TypeError(f"leaf '{name}' is {leaf.dtype}: a constraint is for floats; give a discrete leaf None.")
+        raise TypeError(
+            f"leaf '{name}' is {leaf.dtype}: a constraint is for floats, 2.0 for 2; give a discrete leaf None."
+        )
     try:
         return visit(constraint, leaf, name)
     except ValueError as error:

@@ -133,11 +133,13 @@ def affine(loc: ArrayLike, scale: ArrayLike) -> Constraint:
 
     Args:
         loc: numbers, or an array of z's rank that broadcasts to its shape.
-        scale: the same, positive.
+        scale: the same, positive: a ValueError where it is known not to be.
 
     Reference: Papaspiliopoulos, Roberts, Sköld, A general framework for the parametrization of hierarchical models,
         2007.
     """
+    if not isinstance(scale, jax.core.Tracer) and np.any(np.asarray(scale) <= 0):
+        raise ValueError(f"scale must be positive, got {scale}.")
 
     def forward(y: Array) -> tuple[Array, Array]:
         spread = _along(scale, y, "scale")
