@@ -41,6 +41,20 @@ def num_samples(num_samples: Any, chunk_size: Any = None, *, least: int = 1, why
             raise ValueError(f"{name} must be at least {low}, got {value}.{reason}")
 
 
+def family(family: Any, name: str) -> None:
+    """Refuse what is no family; nearly always one that was not called."""
+    if not (hasattr(family, "init") and hasattr(family, "dist")):
+        raise TypeError(f"{name} must be a Family, such as families.full_rank() with its brackets, got {family!r:.60}.")
+
+
+def whole(value: Any, name: str, why: str = "") -> None:
+    """Refuse counts that are not whole numbers of at least 1."""
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(f"{name} must be a whole number, got {value!r}.")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, got {value}{why}.")
+
+
 def linear(bound: Any, log_joint: Any) -> None:
     """Refuse a bound that is not linear in log_w for a target that is only unbiased under one that is."""
     why = types.attribute(log_joint, "linear_only")

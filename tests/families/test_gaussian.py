@@ -1,5 +1,7 @@
 """Gaussian families: densities against SciPy, moments of draws, any pytree of latents, vmap over parameters."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -130,14 +132,23 @@ def test_latents_that_no_gaussian_holds(name, like, key):
         FAMILIES[name].init(key, like)
 
 
-def test_rank_is_positive():
+def test_rank_is_positive(unchecked):
     with pytest.raises(ValueError, match="rank must be at least 1.*mean_field"):
         vj.families.low_rank(rank=0)
+    with pytest.raises(TypeError, match="rank must be a whole number, got 1.5"):
+        vj.families.low_rank(rank=1.5)
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0, float("nan")])
+def test_scale_is_positive(scale):
+    for family in (vj.families.mean_field, vj.families.full_rank, partial(vj.families.low_rank, rank=1)):
+        with pytest.raises(ValueError, match="scale must be positive and finite"):
+            family(scale=scale)
 
 
 @families
 def test_dtypes_follow_like(name, key, x64):
-    for dtype in (jnp.float32, jnp.float64):
+    for dtype in (jnp.float16, jnp.bfloat16, jnp.float32, jnp.float64):
         q = FAMILIES[name].dist(FAMILIES[name].init(key, jnp.zeros(3, dtype)))
         z, log_q = q.sample_and_log_prob(seed=key)
         assert (z.dtype, log_q.dtype) == (dtype, dtype)

@@ -97,8 +97,16 @@ def test_batches_of_distrax(key, loose_ranks):
     assert log_q.shape == (5, 2)
 
 
-def test_refusals():
+def test_refusals(unchecked):
     with pytest.raises(ValueError, match="components must be at least 1, got 0"):
         vj.families.mixture(vj.families.mean_field(), components=0)
+    not_called = vj.families.full_rank
+    for made_of in (
+        lambda: vj.families.mixture(not_called, components=2),
+        lambda: vj.families.student_t(degrees=3, base=not_called),
+        lambda: vj.families.spline_coupling(base=not_called),
+    ):
+        with pytest.raises(TypeError, match="must be a Family.*with its brackets"):
+            made_of()
     with pytest.raises(TypeError, match=r"strata takes a MixtureSameFamily .*got Normal.*log_weights"):
         vj.families.strata(distrax.Normal(0.0, 1.0))

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
+from vijax import checks
 from vijax.types import Family, PyTree
 
 Map = Callable[[Array], tuple[Array, Array]]
@@ -92,6 +93,7 @@ def over(
         init: (key, d, dtype) -> parameters of its layers.
         maps: (those parameters, d) -> (forward, inverse).
     """
+    checks.family(base, "base")
 
     def start(key: Any, like: PyTree) -> PyTree:
         of_base, of_layers = jax.random.split(key)
@@ -108,7 +110,6 @@ def over(
 
 
 def positive(**counts: int) -> None:
-    """Refuse counts below 1."""
+    """Refuse counts that are not whole numbers of at least 1."""
     for name, count in counts.items():
-        if count < 1:
-            raise ValueError(f"{name} must be at least 1, got {count}.")
+        checks.whole(count, name)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
+from vijax import checks
 from vijax.families._moments import Moments, entropy, kl_divergence
 from vijax.types import Family, PyTree
 
@@ -37,7 +38,7 @@ class _Gaussian:
     ):
         self._unravel, self._push, self._log_density, self._moments = unravel, push, log_density, moments
         self.uniforms = (noise,)
-        self._dtype = jax.eval_shape(push, jnp.zeros(noise, jnp.bfloat16)).dtype  # that of the parameters
+        self._dtype = jax.eval_shape(push, jnp.zeros(noise, jnp.int8)).dtype  # that of the parameters, of any float
 
     def transport(self, u: Float[Array, " n"]) -> PyTree:
         """Carry uniforms to a draw, smoothly in the parameters."""
@@ -93,20 +94,27 @@ def _ravel(tree: PyTree) -> tuple[Array, Callable[[Array], PyTree]]:
 
 
 def _start(like: PyTree) -> tuple[Array, PyTree]:
-    vector, _ = _ravel(like)
-    if vector.size == 0 or not jnp.issubdtype(vector.dtype, jnp.floating):
-        raise TypeError(
-            f"a Gaussian family needs floating latents of at least one element, got {jax.tree.map(jnp.shape, like)}."
-        )
     for leaf in jax.tree.leaves(like):
         if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
             raise TypeError(
-                f"a Gaussian family cannot hold a leaf of dtype {jnp.result_type(leaf)}; give it a discrete q."
+                f"a Gaussian family cannot hold a leaf of dtype {jnp.result_type(leaf)}: start from floats, 2.0 for 2; "
+                "or give a discrete leaf a discrete q."
             )
+    vector, _ = _ravel(like)
+    if vector.size == 0:
+        raise TypeError(
+            f"a Gaussian family needs floating latents of at least one element, got {jax.tree.map(jnp.shape, like)}."
+        )
     return vector, jax.tree.map(lambda l: jax.lax.convert_element_type(l, jnp.result_type(l)), like)
 
 
 _LOG_2PI = math.log(2 * math.pi)
+
+
+def _log(scale: float) -> float:
+    if not 0 < scale < math.inf:
+        raise ValueError(f"scale must be positive and finite, the initial standard deviation, got {scale}.")
+    return math.log(scale)
 
 
 def mean_field(*, scale: float = 0.1) -> Family:
@@ -125,14 +133,16 @@ def mean_field(*, scale: float = 0.1) -> Family:
 
     Raises:
         TypeError: (init) for latents that are not floating.
+        ValueError: for a scale that is not positive.
 
     Reference: Kucukelbir, Tran, Ranganath, Gelman, Blei, Automatic differentiation variational inference, 2017,
         arXiv:1603.00788.
     """
+    log_start = _log(scale)
 
     def init(key: Any, like: PyTree) -> PyTree:
         _, like = _start(like)
-        return {"loc": like, "log_scale": jax.tree.map(lambda l: jnp.full_like(l, math.log(scale)), like)}
+        return {"loc": like, "log_scale": jax.tree.map(lambda l: jnp.full_like(l, log_start), like)}
 
     def dist(params: PyTree) -> _Gaussian:
         loc, unravel = _ravel(params["loc"])
@@ -168,16 +178,18 @@ def full_rank(*, scale: float = 0.1) -> Family:
 
     Raises:
         TypeError: (init) for latents that are not floating.
+        ValueError: for a scale that is not positive.
 
     Reference: Titsias, Lázaro-Gredilla, Doubly stochastic variational Bayes for non-conjugate inference, 2014.
     """
+    log_start = _log(scale)
 
     def init(key: Any, like: PyTree) -> PyTree:
         vector, like = _start(like)
         d = vector.size
         return {
             "loc": like,
-            "log_scale": jax.tree.map(lambda l: jnp.full_like(l, math.log(scale)), like),
+            "log_scale": jax.tree.map(lambda l: jnp.full_like(l, log_start), like),
             "lower": jnp.zeros(d * (d - 1) // 2, vector.dtype),
         }
 
@@ -221,21 +233,21 @@ def low_rank(*, rank: int, scale: float = 0.1) -> Family:
         Family: `init(key, like)` starts at the values of `like`, `dist(params)` has batch shape ().
 
     Raises:
-        TypeError: (init) for latents that are not floating.
-        ValueError: for rank < 1.
+        TypeError: for a rank that is no whole number; (init) for latents that are not floating.
+        ValueError: for rank < 1, and a scale that is not positive.
 
     Reference: Ong, Nott, Smith, Gaussian variational approximation with a factor covariance structure, 2018,
         arXiv:1701.03208.
     """
-    if rank < 1:
-        raise ValueError(f"rank must be at least 1, got {rank}; rank 0 is mean_field.")
+    checks.whole(rank, "rank", "; rank 0 is mean_field")
+    log_start = _log(scale)
 
     def init(key: Any, like: PyTree) -> PyTree:
         vector, like = _start(like)
         factor = 0.1 * scale * jax.random.normal(key, (vector.size, rank), vector.dtype)
         return {
             "loc": like,
-            "log_scale": jax.tree.map(lambda l: jnp.full_like(l, math.log(scale)), like),
+            "log_scale": jax.tree.map(lambda l: jnp.full_like(l, log_start), like),
             "factor": factor,
         }
 
@@ -245,7 +257,9 @@ def low_rank(*, rank: int, scale: float = 0.1) -> Family:
         factor = params["factor"]
         # In units of the diagonal: covariance I + G Gᵀ, inverted through the small matrix I + Gᵀ G (Woodbury).
         g = factor * jnp.exp(-log_scale)[:, None]
-        small = jnp.linalg.cholesky(jnp.eye(factor.shape[1], dtype=factor.dtype) + g.T @ g)
+        # LAPACK has no half precision.
+        gram = (jnp.eye(factor.shape[1], dtype=g.dtype) + g.T @ g).astype(jnp.promote_types(g.dtype, jnp.float32))
+        small = jnp.linalg.cholesky(gram).astype(g.dtype)
         push = lambda e: loc + jnp.exp(log_scale) * e[: loc.size] + factor @ e[loc.size :]  # noqa: E731
 
         log_det = jnp.sum(log_scale) + jnp.sum(jnp.log(jnp.diag(small)))

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from vijax import checks
 from vijax.families._adapt import adapt
 from vijax.numerics import log_mean_exp
 from vijax.types import Family, PyTree
@@ -61,14 +62,15 @@ def mixture(family: Family, *, components: int) -> Family:
         and `component(j)`, which `draws.stratified` asks for.
 
     Raises:
+        TypeError: for what is no Family, and components that are no whole number.
         ValueError: for components < 1.
 
     Reference: Jaakkola, Jordan, Improving the mean field approximation via the use of mixture distributions, 1998;
         Morningstar, Vikram, Ham, Gallagher, Dillon, Automatic differentiation variational inference with mixtures,
         2021, arXiv:2003.01687.
     """
-    if components < 1:
-        raise ValueError(f"components must be at least 1, got {components}.")
+    checks.family(family, "family")
+    checks.whole(components, "components")
 
     def init(key: Any, like: PyTree) -> PyTree:
         params = [family.init(k, like) for k in jax.random.split(key, components)]

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array
 
+from vijax import checks
 from vijax.families._gaussian import full_rank
 from vijax.types import Family, PyTree
 
@@ -74,6 +75,7 @@ def student_t(*, degrees: float | int, base: Family = _FULL_RANK) -> Family:
 
     Reference: Domke, Sheldon, Importance weighting and variational inference, 2018, arXiv:1808.09034 (elliptical q).
     """
+    checks.family(base, "base")
     if isinstance(degrees, jax.core.Tracer):
         raise TypeError("degrees must be a number, fixed when the function is traced; got a traced array.")
     degrees = float(degrees)
