@@ -133,11 +133,25 @@ def test_gradients_that_are_not_finite_change_nothing(key):
     assert all(jnp.all(leaf + 0.1 > 0) for leaf in jax.tree.leaves(after.hessian))
 
 
+def test_hyperparameters_may_be_injected(unchecked):
+    """optax.inject_hyperparams makes the optimizer anew at each update, there with traced numbers."""
+    numbers = {"learning_rate": 0.1, "num_data": 10, "weight_decay": 0.1}
+    weights = jax.tree.map(lambda p: jnp.ones((1, *jnp.shape(p))), START)
+    found = [
+        jax.jit(lambda s, o=o: o.update(weights, s, START, weights=weights)[0])(o.init(START))
+        for o in (ivon(**numbers), optax.inject_hyperparams(ivon)(**numbers))
+    ]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), *found)
+
+
 def test_what_is_refused(unchecked, key):
     for wrong, message in (
         ({"num_data": 0, "weight_decay": 1.0}, "num_data must be at least 1, got 0"),
         ({"num_data": 5, "weight_decay": 0.0}, "weight_decay must be positive, got 0.0"),
-        ({"num_data": 5, "weight_decay": 1.0, "initial_hessian": -1.0}, "initial_hessian must be positive"),
+        ({"num_data": 5, "weight_decay": 1.0, "initial_hessian": -1.0}, "initial_hessian must be at least 0"),
+        ({"num_data": 5, "weight_decay": 1.0, "beta1": 1.0}, "beta1 must be at least 0 and below 1"),
+        ({"num_data": 5, "weight_decay": 1.0, "beta2": 1.5}, "beta2 must be at least 0 and below 1"),
+        ({"num_data": 5, "weight_decay": 1.0, "clip_radius": -1.0}, "clip_radius must be positive"),
     ):
         with pytest.raises(ValueError, match=message):
             ivon(0.1, **wrong)

@@ -70,21 +70,26 @@ def ivon(
         params, momentum and Hessian are kept in float32 at least.
 
     Raises:
-        ValueError: for num_data < 1, weight_decay <= 0 (an improper prior: σ² would have no bound), or an
-            initial_hessian below 0; (update) without params or weights.
+        ValueError: for num_data < 1, weight_decay <= 0 (an improper prior: σ² would have no bound), an initial_hessian
+            below 0, beta1 or beta2 outside [0, 1), a clip_radius that is not positive; (update) without params or
+            weights.
 
     Reference: Shen et al., Variational learning is effective for large deep networks, 2024, arXiv:2402.17641; Lin,
         Schmidt, Khan, Handling the positive-definite constraint in the Bayesian learning rule, 2020, arXiv:2002.10060.
     """
     import optax
 
-    for name, value, fine in (
-        ("num_data", num_data, num_data >= 1),
-        ("weight_decay", weight_decay, weight_decay > 0),
-        ("initial_hessian", initial_hessian, initial_hessian >= 0),
+    for name, value, fine, where in (
+        ("num_data", num_data, lambda n: n >= 1, "at least 1"),
+        ("weight_decay", weight_decay, lambda d: d > 0, "positive"),
+        ("initial_hessian", initial_hessian, lambda h: h >= 0, "at least 0"),
+        ("beta1", beta1, lambda b: 0 <= b < 1, "at least 0 and below 1"),
+        ("beta2", beta2, lambda b: 0 <= b < 1, "at least 0 and below 1"),
+        ("clip_radius", clip_radius, lambda r: r > 0, "positive"),
     ):
-        if not fine:
-            raise ValueError(f"{name} must be {'at least 1' if name == 'num_data' else 'positive'}, got {value}.")
+        # Traced where optax.inject_hyperparams makes the optimizer anew in a jitted step.
+        if not (isinstance(value, jax.core.Tracer) or fine(value)):
+            raise ValueError(f"{name} must be {where}, got {value}.")
 
     def init(params: PyTree) -> IvonState:
         full = lambda value: jax.tree.map(lambda p: jnp.full(jnp.shape(p), value, _wide(p)), params)  # noqa: E731
