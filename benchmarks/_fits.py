@@ -1,6 +1,7 @@
 """Ways to fit a posterior over ℝᵈ, vijax's and the peers', in one form: a state, steps, and draws of q.
 
-All see the same log-density of the same free numbers, from the same start. Adam's rate falls to 0 as a cosine does.
+All see the same log-density of the same free numbers, from the same start; what a fit does before its first step,
+such as a few natural gradients of another family, is on its clock. Adam's rate falls to 0 as a cosine does.
 """
 
 import functools
@@ -147,14 +148,11 @@ def match(log_density: LogDensity, y: Array) -> Fit:
     return update(MATCH, rule, vj.families.full_rank(), log_density, y, 300)
 
 
-def flow(log_density: LogDensity, y: Array) -> Fit:
-    """A spline flow that starts as the full-rank Gaussian which natural gradients find, by reparam(elbo)."""
+def flow(make: Any, estimator: Any, log_density: LogDensity, y: Array) -> Fit:
+    """A flow that starts as the full-rank Gaussian which natural gradients find."""
     base = vj.families.full_rank()
-    family = vj.families.spline_coupling(base=base)
-    gaussian, bent = (
-        natural(FULL_RANK, base, log_density, y),
-        stochastic(FLOW, family, log_density, y, vj.gradients.reparam, settings=FLOWING),
-    )
+    gaussian = natural(FULL_RANK, base, log_density, y)
+    bent = stochastic(FLOW, make(base=base), log_density, y, estimator, settings=FLOWING)
     rule = vj.updates.natural_gradient(num_samples=NATURAL_DRAWS)
 
     def start(key: Array) -> Any:
@@ -176,15 +174,15 @@ def pathfinder(log_density: LogDensity, y: Array) -> Fit:
 
 
 def numpyro(kind: str, guide_name: str, log_density: LogDensity, y: Array, particles: int = 1) -> Fit:
-    """An AutoGuide of one improper site with the log-density as a factor: NumPyro sees the same numbers."""
+    """An AutoGuide of one improper site with the log-density as a factor; it starts from 0, which is `y` here."""
     numpyro, infer = peer("numpyro"), peer("numpyro.infer")
     guides, dist = peer("numpyro.infer.autoguide"), numpyro.distributions
 
     def model() -> None:
         latents = numpyro.sample("y", dist.ImproperUniform(dist.constraints.real_vector, (), (y.size,)))
-        numpyro.factor("log_p", log_density(latents))
+        numpyro.factor("log_p", log_density(latents + y))
 
-    guide = getattr(guides, guide_name)(model, init_loc_fn=infer.init_to_value(values={"y": y}))
+    guide = getattr(guides, guide_name)(model, init_loc_fn=infer.init_to_value(values={"y": jnp.zeros_like(y)}))
 
     def svi(rate: Any, total: Any) -> Any:
         return infer.SVI(model, guide, adam(rate, total), infer.Trace_ELBO(num_particles=particles))
@@ -206,7 +204,7 @@ def numpyro(kind: str, guide_name: str, log_density: LogDensity, y: Array, parti
         z, intermediates = (
             q.sample_with_intermediates(key, (n,)) if hasattr(q, "transforms") else (q.sample(key, (n,)), None)
         )
-        return z, q.log_prob(z, intermediates) if intermediates is not None else q.log_prob(z)
+        return z + y, q.log_prob(z, intermediates) if intermediates is not None else q.log_prob(z)
 
     settings = FLOWING if kind == FLOW else GAUSSIAN
     return Fit(kind, lambda key: first._replace(rng_key=key), advance, draw, settings)
@@ -255,12 +253,13 @@ def blackjax_pathfinder(log_density: LogDensity, y: Array) -> Fit:
 
 def contenders(log_density: LogDensity, y: Array) -> dict[str, Callable[[], Fit]]:
     """Every way to fit by name; a peer that is not installed raises Missing when its turn comes."""
-    partial, families = functools.partial, vj.families
+    partial, families, gradients = functools.partial, vj.families, vj.gradients
     return {
         "vijax mean-field, natural gradient": partial(projected, log_density, y),
         "vijax mean-field, natural gradient, 16 draws": partial(projected, log_density, y, FEW),
         "vijax mean-field, dreg(elbo)": partial(stochastic, MEAN_FIELD, families.mean_field(), log_density, y),
         "numpyro AutoNormal": partial(numpyro, MEAN_FIELD, "AutoNormal", log_density, y),
+        "numpyro AutoNormal, 8 particles": partial(numpyro, MEAN_FIELD, "AutoNormal", log_density, y, 8),
         "blackjax meanfield_vi": partial(blackjax, MEAN_FIELD, "meanfield_vi", log_density, y),
         "vijax full-rank, natural gradient": partial(natural, FULL_RANK, families.full_rank(), log_density, y),
         "vijax full-rank, natural gradient, 16 draws": partial(
@@ -268,8 +267,19 @@ def contenders(log_density: LogDensity, y: Array) -> dict[str, Callable[[], Fit]
         ),
         "vijax full-rank, dreg(elbo)": partial(stochastic, FULL_RANK, families.full_rank(), log_density, y),
         "numpyro AutoMultivariateNormal": partial(numpyro, FULL_RANK, "AutoMultivariateNormal", log_density, y),
+        "numpyro AutoMultivariateNormal, 8 particles": partial(
+            numpyro, FULL_RANK, "AutoMultivariateNormal", log_density, y, 8
+        ),
         "blackjax fullrank_vi": partial(blackjax, FULL_RANK, "fullrank_vi", log_density, y),
-        "vijax spline_coupling, reparam(elbo)": partial(flow, log_density, y),
+        "vijax inverse_autoregressive, reparam(elbo)": partial(
+            flow, families.inverse_autoregressive, gradients.reparam, log_density, y
+        ),
+        "vijax inverse_autoregressive, dreg(elbo)": partial(
+            flow, families.inverse_autoregressive, gradients.dreg, log_density, y
+        ),
+        "vijax spline_coupling, reparam(elbo)": partial(
+            flow, families.spline_coupling, gradients.reparam, log_density, y
+        ),
         "numpyro AutoIAFNormal": partial(numpyro, FLOW, "AutoIAFNormal", log_density, y),
         "numpyro AutoBNAFNormal": partial(numpyro, FLOW, "AutoBNAFNormal", log_density, y),
         "vijax pathfinder": partial(pathfinder, log_density, y),

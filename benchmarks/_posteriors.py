@@ -65,7 +65,10 @@ def student_t(x: Array, nu: float, loc: float, scale: float) -> Array:
 
 
 def regression(design: Callable[[Data], tuple[Array, Array]], *, prior: bool = False, cauchy: bool = False) -> Model:
-    """A linear regression with flat priors, or normal(0, 10) ones, or a half-Cauchy of the noise's scale."""
+    """A linear regression with flat priors, or normal(0, 10) ones, or a half-Cauchy of the noise's scale.
+
+    Where a prior is flat the evidence is that of an improper model: of use for comparing fits, and for nothing else.
+    """
 
     def log_joint(data: Data) -> Callable[[Latents], Array]:
         x, y = design(data)
@@ -73,7 +76,7 @@ def regression(design: Callable[[Data], tuple[Array, Array]], *, prior: bool = F
         def log_p(z: Latents) -> Array:
             found = jnp.sum(norm.logpdf(y, x @ z["beta"], z["sigma"]))
             if prior:
-                found += jnp.sum(norm.logpdf(z["beta"], 0, 10)) + norm.logpdf(z["sigma"], 0, 10)
+                found += jnp.sum(norm.logpdf(z["beta"], 0, 10)) + norm.logpdf(z["sigma"], 0, 10) + math.log(2)
             return found + (half_cauchy(z["sigma"], 2.5) if cauchy else 0.0)
 
         return log_p

@@ -55,11 +55,41 @@ def whole(value: Any, name: str, why: str = "") -> None:
         raise ValueError(f"{name} must be at least 1, got {value}{why}.")
 
 
-def linear(bound: Any, log_joint: Any) -> None:
-    """Refuse a bound that is not linear in log_w for a target that is only unbiased under one that is."""
-    why = types.attribute(log_joint, "linear_only")
-    if why and not types.attribute(bound, "linear", default=False):
+# Set while a log_joint is evaluated of which more than the mean counts. JAX's caches heed it: what was traced under a
+# linear bound is traced, and judged, anew.
+_exact = jax.make_user_context()
+
+
+def linear(bound: Any, log_joint: Any) -> Any:
+    """Refuse a bound that is not linear in log_w for a target that is only unbiased under one that is.
+
+    Returns log_joint, or where the bound is not linear one that refuses such a target inside other functions as well.
+    """
+    if types.attribute(bound, "linear", default=False):
+        return log_joint
+    if why := types.attribute(log_joint, "linear_only"):
         raise ValueError(f"{why}, so its bound must be linear in log_w: use bounds.elbo, not {describe(bound)}.")
+    return exact(log_joint)
+
+
+def exact(log_joint: Any) -> Any:
+    """Return log_joint, with its marks, such that a target within it which is only unbiased itself is refused."""
+
+    @types.carries(**{mark: types.attribute(log_joint, mark, default=False) for mark in types.MARKS})
+    def guarded(*z: Any, **given: Any) -> Any:
+        with _exact("log_joint"):
+            return log_joint(*z, **given)
+
+    return guarded
+
+
+def only_linear(why: str) -> None:
+    """Refuse, inside a target that is unbiased but not its exponential, to be evaluated for more than its mean."""
+    if _exact.value:
+        raise ValueError(
+            f"{why}, and here, inside another function, it is asked for more than its mean: use bounds.elbo, or the "
+            "plain log joint of all the data."
+        )
 
 
 def is_mean(bound: Any) -> bool:

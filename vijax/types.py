@@ -113,7 +113,8 @@ class Family(NamedTuple):
     dist: Callable[[PyTree], Any]
 
 
-# What a bound may carry; marks of targets (keyed, has_aux, linear_only) belong to whoever wraps them.
+# What a target may carry, and what a bound may; a target's marks belong to whoever wraps it.
+MARKS = ("keyed", "has_aux", "given_log_q", "linear_only", "scales_data", "independent_sites")
 CLOSED_FORMS = frozenset({"gate", "independent", "leave_one_out", "linear", "power", "smooth"})
 
 F = TypeVar("F", bound=Callable[..., Any])

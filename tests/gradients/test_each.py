@@ -43,7 +43,9 @@ def truth(bound, k):
         q, theta = params["q"], params["theta"]
         z = jnp.repeat(q["loc"] + jnp.exp(q["log_scale"]) * jnp.asarray(nodes, jnp.float32), 2)
         bit = jnp.tile(jnp.array([0.0, 1.0]), 14)
-        log_w = log_joint(theta, {"z": z, "bit": bit}) - posterior(q)["z"].log_prob(z) - posterior(q)["bit"].log_prob(bit)
+        log_w = (
+            log_joint(theta, {"z": z, "bit": bit}) - posterior(q)["z"].log_prob(z) - posterior(q)["bit"].log_prob(bit)
+        )
         chance = jnp.repeat(weights, 2) * jnp.exp(posterior(q)["bit"].log_prob(bit))
         grid = jnp.meshgrid(*[jnp.arange(28)] * k, indexing="ij")
         draws = jnp.stack([g.ravel() for g in grid])
@@ -103,13 +105,15 @@ def test_batches_chunks_tuples_and_auxiliary_output():
     np.testing.assert_allclose(slopes, in_chunks, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(whole.value, chunked.value, rtol=1e-5, atol=1e-6)
     x, bit = whole.draws.z
-    assert chunked.draws.z is None and x.shape == bit.shape == whole.draws.log_w.shape == (4, 3)
+    assert chunked.draws.z is None
+    assert x.shape == bit.shape == whole.draws.log_w.shape == (4, 3)
     np.testing.assert_array_equal(whole.draws.aux["seen"], bit)
     log_q = jax.vmap(lambda x, bit: Gauss(loc, jnp.zeros(3)).log_prob(x) + Coin(logit).log_prob(bit))(x, bit)
     np.testing.assert_allclose(whole.draws.log_q, log_q, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(whole.value, jnp.mean(whole.draws.log_w, 0), rtol=1e-5, atol=1e-6)
     several = jax.vmap(lambda key: jax.grad(run, has_aux=True)(loc, key)[0])(jax.random.split(jax.random.key(1), 2))
-    assert several.shape == (2, 3) and jnp.all(jnp.isfinite(several))
+    assert several.shape == (2, 3)
+    assert jnp.all(jnp.isfinite(several))
 
 
 def test_refusals():
@@ -132,6 +136,6 @@ def test_refusals():
         run(pair | {"bit": lambda *a, **k: (vimco(elbo)(*a, **k), None)}, q)
     with pytest.raises(ValueError, match="closed form"):
         run(pair, q, vj.targets.exact_entropy(p, q["z"]))
+    part = vj.targets.minibatch(lambda z: 0.0 * z["z"], lambda z: p(z)[None], num_data=8)
     with pytest.raises(ValueError, match="linear in log_w"):
-        part = vj.targets.minibatch(lambda z: 0.0 * z["z"], lambda z: p(z)[None], num_data=8)
         run({"z": dreg(iwae), "bit": vimco(iwae)}, q, part)

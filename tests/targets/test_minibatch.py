@@ -11,6 +11,7 @@ from jax.scipy.stats import norm
 import vijax as vj
 from tests.bare import Gauss
 from tests.statistics import assert_mean
+from vijax import fitting
 
 DATA = np.linspace(-1.0, 2.0, 12).astype(np.float32)
 
@@ -100,3 +101,24 @@ def test_the_factor_cannot_be_applied_twice():
         with pytest.raises(ValueError, match="applied twice"):
             call(z)
     np.testing.assert_allclose(inner(z), norm.logpdf(z) + 2 * likelihood(z).sum(), rtol=1e-6)
+
+
+def test_no_function_around_it_hides_it_from_a_bound(key):
+    """A closure carries no mark: what is asked of the target is told to it from above, through jit's caches too."""
+    terms = vj.targets.minibatch(norm.logpdf, lambda z: norm.logpdf(DATA[:3], z, 1.0), num_data=12)
+    q, z = Gauss(jnp.float32(1.0), jnp.float32(-1.0)), jnp.float32(0.3)
+    for hidden in (lambda z: terms(z), jax.jit(lambda z: terms(z))):
+        np.testing.assert_allclose(hidden(z), terms(z), rtol=1e-6)
+        estimate = lambda bound, hidden=hidden: vj.gradients.dreg(bound)(key, hidden, q, num_samples=2).value
+        assert jnp.isfinite(estimate(vj.bounds.elbo))
+        with pytest.raises(ValueError, match=r"minibatch.*inside another function.*bounds\.elbo"):
+            estimate(vj.bounds.iwae)
+        assert jnp.isfinite(estimate(vj.bounds.elbo))  # and what was refused leaves no trace
+    rule = vj.updates.batch_and_match(num_samples=8)
+    state = rule.init(vj.families.full_rank().init(key, jnp.zeros(1)))
+    with pytest.raises(ValueError, match="inside another function"):
+        rule.step(key, lambda z: terms(z[0]), state)
+    with pytest.raises(ValueError, match="inside another function"):
+        fitting.pathfinder(key, lambda z: terms(z[0]), jnp.zeros(1), num_samples=8)
+    with pytest.raises(ValueError, match="inside another function"):
+        vj.targets.collapse_gaussian(lambda z, b: terms(z) - b**2, jnp.zeros(()))[0](z)

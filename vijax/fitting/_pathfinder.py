@@ -73,7 +73,7 @@ def pathfinder(
     import optax
 
     checks.key(key)
-    _admit(log_joint)
+    log_joint = _admit(log_joint)
     checks.num_samples(num_samples)
     _whole("steps", steps)
     _whole("history", history)
@@ -140,13 +140,14 @@ def _log_p(log_joint: LogJoint, z: PyTree) -> Array:
     return draws.evaluate(log_joint, z, jnp.zeros(rows.shape[:1], rows.dtype))[0]
 
 
-def _admit(log_joint: LogJoint) -> None:
-    """Refuse targets that are not log p(x, z) itself, the same at every call."""
+def _admit(log_joint: LogJoint) -> LogJoint:
+    """Refuse targets that are not log p(x, z) itself, the same at every call; return one that refuses them inside."""
     checks.own_terms(log_joint, "pathfinder")
     if attribute(log_joint, "keyed"):
         raise ValueError("pathfinder climbs a function without noise: fix the key, partial(log_joint, key=key).")
     if why := attribute(log_joint, "linear_only"):
         raise ValueError(f"{why}, and pathfinder weighs draws by it: give it all the data.")
+    return checks.exact(log_joint)
 
 
 def _whole(name: str, count: Any) -> None:

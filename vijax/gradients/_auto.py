@@ -41,7 +41,7 @@ def auto(bound: Bound) -> Objective:
     def objective(
         key: Key[Array, ""], log_joint: LogJoint, q: Any, *, num_samples: int, chunk_size: int | None = None
     ) -> Estimate:
-        q = admit(key, log_joint, q, num_samples, chunk_size, bound)
+        log_joint, q = admit(key, log_joint, q, num_samples, chunk_size, bound)
         if not isinstance(q, Joint):
             broken = any(path.broken is not None for path in pathways.of(q, draws.iid, key).values())
             chosen = vimco(bound) if broken else reparam(bound)

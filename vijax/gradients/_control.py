@@ -97,7 +97,7 @@ def _controlled(bound: Bound, control: Control, name: str) -> Controlled:
         num_samples: int,
         chunk_size: int | None = None,
     ) -> tuple[Estimate, PyTree]:
-        q = admit(key, log_joint, q, num_samples, chunk_size, bound)
+        log_joint, q = admit(key, log_joint, q, num_samples, chunk_size, bound)
         linear(bound, name, "corrects each draw by itself")
         found = states(q, key, name)
         seeds = draws.plan(key, log_joint, draws.iid, num_samples)

@@ -81,7 +81,7 @@ def _coupled(bound: Bound, direction: Direction, name: str) -> Objective:
     def objective(
         key: Key[Array, ""], log_joint: LogJoint, q: Any, *, num_samples: int, chunk_size: int | None = None
     ) -> Estimate:
-        q = admit(key, log_joint, q, num_samples, chunk_size, bound, least=2, why="Draws come in pairs.")
+        log_joint, q = admit(key, log_joint, q, num_samples, chunk_size, bound, least=2, why="Draws come in pairs.")
         linear(bound, name, "compares two draws of a pair by their log-weights")
         found = states(q, key, name)
         seeds = draws.plan(key, log_joint, draws.antithetic, num_samples)

@@ -51,7 +51,7 @@ def factored(bound: Bound) -> Objective:
         key: Key[Array, ""], log_joint: LogJoint, q: Any, *, num_samples: int, chunk_size: int | None = None
     ) -> Estimate:
         linear(bound, "factored", "judges each latent by a part of log w")
-        q = admit(key, log_joint, q, num_samples, chunk_size, bound)
+        log_joint, q = admit(key, log_joint, q, num_samples, chunk_size, bound)
         if not isinstance(q, Joint):
             return auto(bound)(key, log_joint, q, num_samples=num_samples, chunk_size=chunk_size)
         scored = [name for name in q.names() if name in pathways.scored_leaves(q, key)]

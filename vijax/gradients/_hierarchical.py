@@ -55,7 +55,7 @@ def gdreg(bound: Bound, *, prior: Any, push: Callable[[PyTree], PyTree], pull: C
     def objective(
         key: Key[Array, ""], log_joint: LogJoint, q: Any, *, num_samples: int, chunk_size: int | None = None
     ) -> Estimate:
-        q = admit(key, log_joint, q, num_samples, chunk_size, bound)
+        log_joint, q = admit(key, log_joint, q, num_samples, chunk_size, bound)
         checks.own_terms(log_joint, "gdreg")
         checks.smooth(bound, "gdreg")
         paths = pathways.require(q, draws.iid, key, "gdreg")

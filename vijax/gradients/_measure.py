@@ -49,7 +49,7 @@ def measure_valued(bound: Bound) -> Objective:
     def objective(
         key: Key[Array, ""], log_joint: LogJoint, q: Any, *, num_samples: int, chunk_size: int | None = None
     ) -> Estimate:
-        q = admit(key, log_joint, q, num_samples, chunk_size, bound)
+        log_joint, q = admit(key, log_joint, q, num_samples, chunk_size, bound)
         means, scales, tree, batch = _normals(q, key)
         # A Python number may come back from JAX as a typed literal, which has no shape.
         still = jax.tree.map(jnp.asarray, jax.lax.stop_gradient((means, scales)))

@@ -26,13 +26,12 @@ def admit(
     *,
     least: int = 1,
     why: str = "",
-) -> Any:
-    """Check the arguments that all objectives share, and return q as one distribution."""
+) -> tuple[LogJoint, Any]:
+    """Check the arguments that all objectives share; return log_joint as the bound may see it, and q as one."""
     checks.key(key)
     checks.num_samples(num_samples, chunk_size, least=least, why=why)
     _alone(bound)
-    checks.linear(bound, log_joint)
-    return lift(q)
+    return checks.linear(bound, log_joint), lift(q)
 
 
 def _alone(bound: Any) -> None:

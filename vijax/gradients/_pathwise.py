@@ -47,7 +47,7 @@ def reparam(bound: Bound, *, draw: Draw = draws.iid) -> Objective:
     def objective(
         key: Key[Array, ""], log_joint: LogJoint, q: Any, *, num_samples: int, chunk_size: int | None = None
     ) -> Estimate:
-        q = admit(key, log_joint, q, num_samples, chunk_size, bound)
+        log_joint, q = admit(key, log_joint, q, num_samples, chunk_size, bound)
         checks.uncoupled(bound, draw, "reparam")
         pathways.require(q, draw, key, "reparam")
         judge, weights = weighted(bound, draw, q, num_samples)
@@ -142,8 +142,8 @@ def _doubly(bound: Bound, of_path: Bound, draw: Draw, estimator: str) -> Objecti
     def objective(
         key: Key[Array, ""], log_joint: LogJoint, q: Any, *, num_samples: int, chunk_size: int | None = None
     ) -> Estimate:
-        q = admit(key, log_joint, q, num_samples, chunk_size, bound)
-        checks.linear(of_path, log_joint)
+        log_joint, q = admit(key, log_joint, q, num_samples, chunk_size, bound)
+        log_joint = checks.linear(of_path, log_joint)
         checks.independent(of_path, draw, estimator)
         checks.smooth(of_path, estimator)
         paths = pathways.require(q, draw, key, estimator)

@@ -157,7 +157,7 @@ def _relaxed(bound: Bound, point: Point, name: str, density: Callable[[States], 
     def objective(
         key: Key[Array, ""], log_joint: LogJoint, q: Any, *, num_samples: int, chunk_size: int | None = None
     ) -> Estimate:
-        q = admit(key, log_joint, q, num_samples, chunk_size, bound)
+        log_joint, q = admit(key, log_joint, q, num_samples, chunk_size, bound)
         found = states(q, key, name)
         of_q = density(found)
 

@@ -65,7 +65,7 @@ def score(bound: Bound, *, baseline: ArrayLike | None = None) -> Objective:
     def objective(
         key: Key[Array, ""], log_joint: LogJoint, q: Any, *, num_samples: int, chunk_size: int | None = None
     ) -> Estimate:
-        q = admit(key, log_joint, q, num_samples, chunk_size, bound)
+        log_joint, q = admit(key, log_joint, q, num_samples, chunk_size, bound)
         pathways.continuous_support(q, key, draws.iid, "score")
         value = lambda p, q, _: surrogate(bound, p - q, signal, q)  # noqa: E731
         seeds = draws.plan(key, log_joint, draws.iid, num_samples)
@@ -100,7 +100,7 @@ def vimco(bound: Bound) -> Objective:
     def objective(
         key: Key[Array, ""], log_joint: LogJoint, q: Any, *, num_samples: int, chunk_size: int | None = None
     ) -> Estimate:
-        q = admit(key, log_joint, q, num_samples, chunk_size, bound, least=2, why=ALONE)
+        log_joint, q = admit(key, log_joint, q, num_samples, chunk_size, bound, least=2, why=ALONE)
         pathways.continuous_support(q, key, draws.iid, "vimco")
         value = lambda p, q, _: surrogate(bound, p - q, lambda w: left_out(bound, w), q)  # noqa: E731
         seeds = draws.plan(key, log_joint, draws.iid, num_samples)

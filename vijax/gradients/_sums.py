@@ -45,7 +45,7 @@ def local_expectation(bound: Bound) -> Objective:
     def objective(
         key: Key[Array, ""], log_joint: LogJoint, q: Any, *, num_samples: int, chunk_size: int | None = None
     ) -> Estimate:
-        q = admit(key, log_joint, q, num_samples, chunk_size, bound)
+        log_joint, q = admit(key, log_joint, q, num_samples, chunk_size, bound)
         found = states(q, key, "local_expectation")
 
         def look(seeds: Plan) -> Any:
@@ -98,7 +98,7 @@ def top_states(bound: Bound, *, states: int) -> Objective:
     def objective(
         key: Key[Array, ""], log_joint: LogJoint, q: Any, *, num_samples: int, chunk_size: int | None = None
     ) -> Estimate:
-        q = admit(key, log_joint, q, num_samples, chunk_size, bound)
+        log_joint, q = admit(key, log_joint, q, num_samples, chunk_size, bound)
         linear(bound, "top_states", "weighs a sum against draws")
         found, log_probs = _one_variable(q, key, top)
         still = jax.lax.stop_gradient(log_probs)

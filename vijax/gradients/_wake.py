@@ -20,7 +20,7 @@ def _held(value: Callable[[Array, Array], Array], bound: Bound, estimator: str) 
     def objective(
         key: Key[Array, ""], log_joint: LogJoint, q: Any, *, num_samples: int, chunk_size: int | None = None
     ) -> Estimate:
-        q = admit(key, log_joint, q, num_samples, chunk_size, bound)
+        log_joint, q = admit(key, log_joint, q, num_samples, chunk_size, bound)
         checks.own_terms(log_joint, estimator)
         pathways.continuous_support(q, key, draws.iid, estimator)
         seeds = draws.plan(key, log_joint, draws.iid, num_samples)

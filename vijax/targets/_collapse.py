@@ -41,6 +41,7 @@ def collapse(
             "collapse needs the exact log joint, and this one is a minibatch estimate: the conditional given a "
             "minibatch is not the conditional given the data."
         )
+    log_joint = checks.exact(log_joint)
     if key is not None:
         checks.key(key)
 

@@ -10,7 +10,7 @@ import numpy as np
 from jax.extend import core
 from jaxtyping import Array
 
-from vijax import dataflow
+from vijax import checks, dataflow
 from vijax.numerics import log_mean_exp, log_normalized
 from vijax.targets import _sites
 from vijax.types import LogJoint, PyTree, attribute
@@ -122,6 +122,7 @@ def enumerate(  # noqa: A001  # the name that the field gives it; one writes tar
             "enumerate needs the exact log joint, and this one is a minibatch estimate: enumerate its log-likelihood "
             "with batch=(B,), and give that target to targets.minibatch."
         )
+    log_joint = checks.exact(log_joint)
     for name, shape in (("plate", plate), ("batch", batch)):
         if not isinstance(shape, tuple) or not all(isinstance(n, int) and not isinstance(n, bool) for n in shape):
             raise TypeError(f"{name} must be a shape, a tuple of whole numbers such as ({shape!r},), got {shape!r}.")

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from vijax import dataflow
+from vijax import checks, dataflow
 from vijax.targets._quadratic import LATENT, _culprit
 from vijax.targets._split import WHY
 from vijax.types import LogJoint, PyTree, carries
@@ -65,6 +65,7 @@ def gauss_hermite(
 
     @carries(linear_only=WHY.format("expected likelihood"))
     def target(z: PyTree) -> Array:
+        checks.only_linear(WHY.format("expected likelihood"))
         of_noise = lambda e: predictor(q.affine(e))  # noqa: E731
         zero = jnp.zeros(q.uniforms, jax.eval_shape(q.log_prob, z).dtype)
         _linear(of_noise, zero)

@@ -7,10 +7,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from vijax import checks
 from vijax.types import LogJoint, PyTree, attribute, carries
 
 # Whether inside a minibatch's own functions. JAX's caches heed it: a jitted minibatch is traced, and refused, anew.
 _inside = jax.make_user_context()
+WHY = "a minibatch estimates log p(x, z) without bias, but not its exponential"
 TWICE = (
     "{0} is itself a targets.minibatch, and N/B would be applied twice. Give minibatch the plain log prior, and one "
     "term for each datum; the factor N/B is its own work."
@@ -57,8 +59,9 @@ def minibatch(
         if attribute(part, "scales_data"):
             raise ValueError(TWICE.format(name))
 
-    @carries(scales_data=True, linear_only="a minibatch estimates log p(x, z) without bias, but not its exponential")
+    @carries(scales_data=True, linear_only=WHY)
     def log_joint(*z: PyTree) -> Any:  # of several where a target of (z, b) is asked for
+        checks.only_linear(WHY)
         if _inside.value:
             raise ValueError(TWICE.format("a function that log_prior or log_likelihood calls"))
         with _inside("minibatch"):

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from vijax import checks
 from vijax.gaussians import Gaussian, Precision, dense
 from vijax.targets._quadratic import _floats, _total, collapse_gaussian
 from vijax.targets.minorizers import Minorizer
@@ -90,6 +91,7 @@ def minorize(
             "minorize needs the exact rest, and this one is a minibatch estimate: the conditional given a minibatch is "
             "not the conditional given the data."
         )
+    rest = checks.exact(rest)
 
     _floats(like)
 

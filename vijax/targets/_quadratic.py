@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.extend import core
 from jaxtyping import Array
 
-from vijax import dataflow
+from vijax import checks, dataflow
 from vijax.gaussians import Gaussian, Precision, cut, dense
 from vijax.types import LogJoint, PyTree, attribute
 
@@ -61,6 +61,7 @@ def collapse_gaussian(
             "collapse_gaussian needs the exact log joint, and this one is a minibatch estimate: the conditional given "
             "a minibatch is not the conditional given the data."
         )
+    log_joint = checks.exact(log_joint)
     _floats(like)
 
     @_precisely

@@ -97,6 +97,7 @@ def _with(drawn: LogJoint, exact: Callable[[PyTree], Array], q: Any, names: tupl
 
     @carries(linear_only=WHY.format(names[1]), given_log_q=True, **marks)
     def target(z: PyTree, *, log_q: Array | None = None, **given: Any) -> Any:
+        checks.only_linear(WHY.format(names[1]))
         of_q = q.log_prob(z) if log_q is None else log_q
         term, closed = drawn(z, **given), exact(z)
         term, aux = term if has_aux else (term, None)

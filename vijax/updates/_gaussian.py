@@ -186,7 +186,7 @@ def advance(state: GaussianState, sight: Sight, move: Callable[[Array], Gaussian
 
     before = sight.log_p(state, sight.fresh) if halvings else jnp.zeros(())
     # The first step is the loop's too: the model is compiled once for all of them.
-    new, tried, bad = jax.lax.while_loop(going, shorter, (state, jnp.int32(0), jnp.array(True)))
+    new, tried, bad = jax.lax.while_loop(going, shorter, (state, jnp.int32(0), one > 0))
     share = jnp.where(bad, 0.0, 0.5 ** (tried - 1)).astype(one.dtype)
     new = jax.tree.map(lambda here, there: jnp.where(bad, here, there), state, new)
     return new._replace(steps=state.steps + 1, taken=share)

@@ -5,7 +5,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from vijax import types
+from vijax import checks, types
 from vijax.types import Estimate, LogJoint, PyTree
 from vijax.updates import _gaussian
 from vijax.updates._curvature import slopes
@@ -57,7 +57,7 @@ def batch_and_match(*, num_samples: int, learning_rate: Rate | None = None, halv
     def step(key: Any, log_joint: LogJoint, state: GaussianState) -> tuple[GaussianState, Estimate]:
         if why := types.attribute(log_joint, "linear_only"):
             raise ValueError(f"{why}, and scores are matched in square: use natural_gradient, or all of the data.")
-        sight = _gaussian.see(key, log_joint, state, num_samples, paired=False, who="batch_and_match")
+        sight = _gaussian.see(key, checks.exact(log_joint), state, num_samples, paired=False, who="batch_and_match")
         log_p, found = slopes(lambda e: sight.log_p(state, e), sight.noise)
         by_count = lambda t: num_samples * found.shape[1] / (t + 1)  # noqa: E731
         schedule = by_count if learning_rate is None else learning_rate
