@@ -7,6 +7,7 @@ import pytest
 
 from tests.statistics import assert_mean
 from vijax.diagnostics import Calibration, predictive, vsbc
+from vijax.types import Draws
 from vijax.diagnostics._calibration import _symmetry, _uniformity
 
 # theta ~ N(0, 1) in three scalars, x | theta ~ N(theta, SIGMA²); the posterior is N(x, SIGMA²) / (1 + SIGMA²).
@@ -127,5 +128,7 @@ def test_refusals(key, unchecked):
         vsbc(key, prior, simulate, fitted(), replications=20, batch_size=0)
     with pytest.raises(TypeError, match=r"jax\.random\.key"):
         predictive(0, lambda key, z: z, jnp.zeros(3))
+    with pytest.raises(TypeError, match=r"draws\.z, with draws\.log_w apart; got Draws"):
+        predictive(key, lambda key, z: z, Draws(jnp.zeros(3), jnp.zeros(3), jnp.zeros(3)))
     with pytest.raises(ValueError, match="leaf 'b'"):
         predictive(key, lambda key, z: z, {"a": jnp.zeros(3), "b": jnp.zeros(4)})

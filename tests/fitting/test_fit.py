@@ -7,7 +7,7 @@ import optax
 import pytest
 
 import vijax as vj
-from vijax.fitting import Fit, NotFinite, ascent, fit, stationary
+from vijax.fitting import Checkpoints, Fit, NotFinite, ascent, fit, stationary
 from vijax.types import Draws, Estimate
 
 X = jnp.array([1.0, -2.0, 3.0])
@@ -176,6 +176,24 @@ def test_an_interruption_loses_nothing(key):
     assert found.steps == 300
     assert found.stopped == "interrupted after step 300"
     assert bits(found[:6]) == bits(run(key, 300)[:6])
+
+
+def test_neither_a_report_that_raises_nor_a_full_disk_costs_the_fit(key, tmp_path, monkeypatch):
+    def broken(line):
+        raise RuntimeError("disk full")
+
+    def full(*args, **options):
+        raise OSError("no space left")
+
+    lines, whole = [], run(key, log_every=200)
+    with pytest.warns(UserWarning, match="a report raised at step 200 and is told no more: RuntimeError.*disk full"):
+        found = run(key, log_every=200, reports=[broken, lines.append])
+    assert bits(found[:6]) == bits(whole[:6])
+    assert [line["step"] for line in lines][-2:] == [1400, 1500]
+    monkeypatch.setattr("vijax.fitting._checkpoint.save", full)
+    with pytest.warns(UserWarning, match="step 300 could not be saved in .*, the last is 0: no space left"):
+        found = run(key, log_every=200, checkpoints=Checkpoints(tmp_path / "steps", every=300))
+    assert bits(found[:6]) == bits(whole[:6])
 
 
 # --- other numbers, other devices

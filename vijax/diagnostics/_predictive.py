@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Key
 from vijax import checks
 from vijax.diagnostics._moments import agree
 from vijax.numerics import normalized_weights
-from vijax.types import PyTree
+from vijax.types import Draws, Estimate, PyTree
 
 
 def predictive(
@@ -34,13 +34,15 @@ def predictive(
         A pytree like simulate's with leading axis k.
 
     Raises:
-        TypeError: for a raw key.
+        TypeError: for a raw key, or `Draws` where their z is wanted.
         ValueError: for leaves of unequal leading axes.
 
     Reference: Gelman, Meng, Stern, Posterior predictive assessment of model fitness via realized discrepancies, 1996;
         Kitagawa, Monte Carlo filter and smoother for non-Gaussian nonlinear state space models, 1996 (resampling).
     """
     checks.key(key)
+    if isinstance(z, Draws | Estimate):
+        raise TypeError(f"z must be the latents themselves, draws.z, with draws.log_w apart; got {type(z).__name__}.")
     leaves = jax.tree.leaves(z)
     k = jnp.shape(leaves[0])[0] if leaves and jnp.ndim(leaves[0]) else 0
     agree(z, jnp.zeros(k) if log_w is None else log_w)

@@ -99,7 +99,7 @@ def fit(
         watch: state -> what is averaged and judged; `state.params` by default.
         log_every: steps of a chunk; by default as many as take .2 seconds.
         reports: what is told after each chunk, context managers or functions of a dict; by default `fitting.bar()`
-            where tqdm is installed, () for silence.
+            where tqdm is installed, () for silence. One that raises is left out from there on, with a warning.
         checkpoints: where to save everything, and to resume from if anything is there; see `fitting.save`.
 
     Returns:
@@ -174,20 +174,40 @@ def _drive(run: _Run, step: Callable[..., Any], loop: Loop, writers: list[Write]
             if writers and (now or stopped):
                 line = _line(run, loop, first, total / (at - told), (at - told) / seconds, verdict)
                 line |= {"seconds": time.perf_counter() - began, "stopped": stopped or None}
-                for write in writers:
-                    write(line)
+                _tell(writers, line)
                 seconds, total, told = 0.0, 0.0, at
             if run.checkpoints is not None and at % run.checkpoints.every == 0:
-                _checkpoint.save(run.checkpoints.path, at, loop, keep=run.checkpoints.keep)
-                saved = at
+                saved = _saved(run.checkpoints, at, loop, saved)
     except KeyboardInterrupt:
         at = int(loop.step)
         stopped = f"interrupted after step {at}"
     if trouble or stopped.startswith("interrupted"):
         warnings.warn(f"the fit stopped early, {stopped}; its result is that of the steps before", stacklevel=3)
     if run.checkpoints is not None and saved != at:
-        _checkpoint.save(run.checkpoints.path, at, loop, keep=run.checkpoints.keep)
+        _saved(run.checkpoints, at, loop, saved)
     return loop, stopped, trouble
+
+
+# A full disk, or a report of the user's own that raises, must not cost the fit: it goes on, and says so.
+
+
+def _tell(writers: list[Write], line: _reports.Line) -> None:
+    for write in tuple(writers):
+        try:
+            write(line)
+        except Exception as why:
+            writers.remove(write)
+            warnings.warn(f"a report raised at step {line['step']} and is told no more: {why!r}", stacklevel=4)
+
+
+def _saved(checkpoints: Checkpoints, at: int, loop: Loop, before: int) -> int:
+    """Return the step that was saved last."""
+    try:
+        _checkpoint.save(checkpoints.path, at, loop, keep=checkpoints.keep)
+    except OSError as why:
+        warnings.warn(f"step {at} could not be saved in {checkpoints.path}, the last is {before}: {why}", stacklevel=4)
+        return before
+    return at
 
 
 def _boundary(run: _Run, at: int, length: int) -> int:
