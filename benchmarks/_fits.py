@@ -129,7 +129,8 @@ def projected(log_density: LogDensity, y: Array, num_samples: int = NATURAL_DRAW
 
     Its own from a far start are Jacobi's iteration, which strong correlations keep from arriving.
     """
-    rule = vj.updates.natural_gradient(num_samples=num_samples, learning_rate=lambda t: 0.3 * vj.updates.settling(t))
+    slow = lambda t: 0.3 * vj.updates.settling(t / 3)  # noqa: E731
+    rule = vj.updates.natural_gradient(num_samples=num_samples, learning_rate=slow)
     full = natural(FULL_RANK, vj.families.full_rank(), log_density, y, num_samples)
     own = update(MEAN_FIELD, rule, vj.families.mean_field(), log_density, y, 1000)
 
@@ -257,6 +258,10 @@ def contenders(log_density: LogDensity, y: Array) -> dict[str, Callable[[], Fit]
     return {
         "vijax mean-field, natural gradient": partial(projected, log_density, y),
         "vijax mean-field, natural gradient, 16 draws": partial(projected, log_density, y, FEW),
+        "vijax mean-field, natural gradient, 16 draws, 10 steps before": partial(projected, log_density, y, FEW, 10),
+        "vijax mean-field, dreg(elbo), 1 draw": partial(
+            stochastic, MEAN_FIELD, families.mean_field(), log_density, y, num_samples=1
+        ),
         "vijax mean-field, dreg(elbo)": partial(stochastic, MEAN_FIELD, families.mean_field(), log_density, y),
         "numpyro AutoNormal": partial(numpyro, MEAN_FIELD, "AutoNormal", log_density, y),
         "numpyro AutoNormal, 8 particles": partial(numpyro, MEAN_FIELD, "AutoNormal", log_density, y, 8),
@@ -264,6 +269,9 @@ def contenders(log_density: LogDensity, y: Array) -> dict[str, Callable[[], Fit]
         "vijax full-rank, natural gradient": partial(natural, FULL_RANK, families.full_rank(), log_density, y),
         "vijax full-rank, natural gradient, 16 draws": partial(
             natural, FULL_RANK, families.full_rank(), log_density, y, FEW
+        ),
+        "vijax full-rank, dreg(elbo), 1 draw": partial(
+            stochastic, FULL_RANK, families.full_rank(), log_density, y, num_samples=1
         ),
         "vijax full-rank, dreg(elbo)": partial(stochastic, FULL_RANK, families.full_rank(), log_density, y),
         "numpyro AutoMultivariateNormal": partial(numpyro, FULL_RANK, "AutoMultivariateNormal", log_density, y),
