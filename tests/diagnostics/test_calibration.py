@@ -7,8 +7,8 @@ import pytest
 
 from tests.statistics import assert_mean
 from vijax.diagnostics import Calibration, predictive, vsbc
-from vijax.types import Draws
 from vijax.diagnostics._calibration import _symmetry, _uniformity
+from vijax.types import Draws
 
 # theta ~ N(0, 1) in three scalars, x | theta ~ N(theta, SIGMA²); the posterior is N(x, SIGMA²) / (1 + SIGMA²).
 SIGMA = 0.8

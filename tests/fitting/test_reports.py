@@ -103,5 +103,5 @@ def test_without_tqdm_the_bar_says_so_and_a_fit_goes_on(key, monkeypatch):
     monkeypatch.setattr(builtins, "__import__", missing)
     with pytest.raises(ImportError, match="tqdm"), bar():
         pass
-    monkeypatch.setattr("vijax.fitting._fit.find_spec", lambda name: None)
+    monkeypatch.setattr("vijax.fitting._reports.find_spec", lambda name: None)
     assert fit(key, step, jnp.int32(0), steps=8, watch=lambda s: (), stop=None).steps == 8

@@ -4,9 +4,8 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import ExitStack
 from functools import lru_cache
-from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import jax
@@ -128,7 +127,7 @@ def fit(
         loop = found.tree
     run = _Run(program, _judge(stop) if stop else None, steps, log_every, checkpoints)
     with ExitStack() as stack:
-        loop, stopped, trouble = _drive(run, step, loop, [_open(stack, r) for r in _reporters(reports)])
+        loop, stopped, trouble = _drive(run, step, loop, [_reports.opened(stack, r) for r in _reports.chosen(reports)])
     return _result(run, watch, loop, stopped, trouble)
 
 
@@ -174,7 +173,7 @@ def _drive(run: _Run, step: Callable[..., Any], loop: Loop, writers: list[Write]
             if writers and (now or stopped):
                 line = _line(run, loop, first, total / (at - told), (at - told) / seconds, verdict)
                 line |= {"seconds": time.perf_counter() - began, "stopped": stopped or None}
-                _tell(writers, line)
+                _reports.tell(writers, line)
                 seconds, total, told = 0.0, 0.0, at
             if run.checkpoints is not None and at % run.checkpoints.every == 0:
                 saved = _saved(run.checkpoints, at, loop, saved)
@@ -188,20 +187,8 @@ def _drive(run: _Run, step: Callable[..., Any], loop: Loop, writers: list[Write]
     return loop, stopped, trouble
 
 
-# A full disk, or a report of the user's own that raises, must not cost the fit: it goes on, and says so.
-
-
-def _tell(writers: list[Write], line: _reports.Line) -> None:
-    for write in tuple(writers):
-        try:
-            write(line)
-        except Exception as why:
-            writers.remove(write)
-            warnings.warn(f"a report raised at step {line['step']} and is told no more: {why!r}", stacklevel=4)
-
-
 def _saved(checkpoints: Checkpoints, at: int, loop: Loop, before: int) -> int:
-    """Return the step that was saved last."""
+    """Save, and return the step that was saved last: a full disk must not cost the fit."""
     try:
         _checkpoint.save(checkpoints.path, at, loop, keep=checkpoints.keep)
     except OSError as why:
@@ -281,24 +268,6 @@ def _result(run: _Run, watch: Callable[[PyTree], PyTree], loop: Loop, stopped: s
         bound = loop.pending / jnp.maximum(loop.step, 1).astype(loop.pending.dtype)
     log_w = loop.log_w[: _loop.rows_seen(loop.step)]
     return Fit(loop.state, watched.average, watched, bound, error, log_w, int(loop.step), stopped, trouble)
-
-
-def _reporters(reports: Sequence[Report] | None) -> Sequence[Report]:
-    if isinstance(reports, str) or callable(reports) or isinstance(reports, AbstractContextManager):
-        raise TypeError(
-            f"reports must be a sequence, [fitting.bar(), fitting.jsonl(path)] or () for silence; got {reports!r}."
-        )
-    if reports is not None:
-        return reports
-    return [_reports.bar()] if find_spec("tqdm") else []
-
-
-def _open(stack: ExitStack, report: Report) -> Write:
-    if not isinstance(report, AbstractContextManager):
-        return report
-    if hasattr(report, "gen") and not hasattr(report, "args"):  # a generator's, entered before
-        raise ValueError("a report serves one fit, and this one has: make another, fitting.bar().")
-    return stack.enter_context(report)
 
 
 def _counts(**named: Any) -> None:

@@ -3,8 +3,10 @@
 import json
 import math
 import os
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -100,3 +102,33 @@ def _mend(file: int) -> None:
         os.write(file, b"\n")
     except ValueError:
         os.ftruncate(file, size - len(rest))
+
+
+def chosen(reports: Sequence[Report] | None) -> Sequence[Report]:
+    """Return the reports that a fit was given, or a bar where it was given none."""
+    if isinstance(reports, str) or callable(reports) or isinstance(reports, AbstractContextManager):
+        raise TypeError(
+            f"reports must be a sequence, [fitting.bar(), fitting.jsonl(path)] or () for silence; got {reports!r}."
+        )
+    if reports is not None:
+        return reports
+    return [bar()] if find_spec("tqdm") else []
+
+
+def opened(stack: ExitStack, report: Report) -> Write:
+    """Enter a report that has an end of its own."""
+    if not isinstance(report, AbstractContextManager):
+        return report
+    if hasattr(report, "gen") and not hasattr(report, "args"):  # a generator's, entered before
+        raise ValueError("a report serves one fit, and this one has: make another, fitting.bar().")
+    return stack.enter_context(report)
+
+
+def tell(writers: list[Write], line: Line) -> None:
+    """Tell every report, and leave out from there on what raises: it must not cost the fit."""
+    for write in tuple(writers):
+        try:
+            write(line)
+        except Exception as why:
+            writers.remove(write)
+            warnings.warn(f"a report raised at step {line['step']} and is told no more: {why!r}", stacklevel=4)
