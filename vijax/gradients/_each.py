@@ -1,4 +1,4 @@
-"""Per-latent choice by hand: every leaf of q under the objective that is named for it."""
+"""Per-latent choice by hand: every leaf of q under the estimator that is named for it."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -9,35 +9,49 @@ from jaxtyping import Array, Key
 
 from vijax import checks
 from vijax.numerics import with_score
-from vijax.types import Distribution, Draws, Estimate, Joint, LogJoint, Objective, PyTree, attribute, carries, lift
+from vijax.types import (
+    Bound,
+    Distribution,
+    Draws,
+    Estimate,
+    Joint,
+    LogJoint,
+    Objective,
+    PyTree,
+    attribute,
+    carries,
+    lift,
+)
+
+Estimator = Callable[[Bound], Objective]
 
 
-def each(objectives: Mapping[str, Objective] | tuple[Objective, ...] | list[Objective]) -> Objective:
+def each(bound: Bound, estimators: Mapping[str, Estimator] | tuple[Estimator, ...] | list[Estimator]) -> Objective:
     """Gradient of one bound whose leaves of q have an estimator each, unbiased where theirs are.
 
-        ∇φᵢ = objectiveᵢ's, for the target zᵢ -> log p(x, zᵢ, z₋ᵢ) - log q₋ᵢ(z₋ᵢ), another z₋ᵢ ~ q₋ᵢ at every draw
+        ∇φᵢ = estimatorᵢ(bound)'s, for the target zᵢ -> log p(x, zᵢ, z₋ᵢ) - log q₋ᵢ(z₋ᵢ), other z₋ᵢ ~ q₋ᵢ at every draw
 
-        each({"z": dreg(iwae), "switch": vimco(iwae)})
-        each({"z": dreg(elbo), "bits": disarm(elbo), "kind": local_expectation(elbo)})
+        each(iwae, {"z": dreg, "switch": vimco})
+        each(elbo, {"z": dreg, "bits": disarm, "kind": partial(top_states, states=4)})
 
     When `auto`, which takes a path where there is one and leaves one out elsewhere, is not the choice you want: to
     pair the special estimators of discrete leaves with each other and with paths. The model is evaluated for every
-    leaf anew, so for two kinds of leaves `auto` is cheaper. All objectives must be of one bound, for what they climb
-    in turns is then one function.
+    leaf anew, so for two kinds of leaves `auto` is cheaper.
 
     Args:
-        objectives: one for each leaf of q, in a container with q's names; the value, and the gradient of the model's
-            parameters, are the first one's.
+        bound: of `vijax.bounds`, or any log_w [k, *batch] -> [*batch] that the estimators take.
+        estimators: bound -> Objective, one for each leaf of q, in a container with q's names; the value, and the
+            gradient of the model's parameters, are those of q's first leaf.
 
     Returns:
         An Objective: (key, log_joint, q, *, num_samples, chunk_size=None) -> Estimate, value [*batch] in nats. q is a
-        dict, tuple or `types.Joint` of independent distributions. num_samples is handed to every objective. First
+        dict, tuple or `types.Joint` of independent distributions. num_samples is handed to every one. First
         derivatives alone mean something. log_joint must not couple members of the batch.
 
     Raises:
-        TypeError: (when called) for a q of one distribution, or an objective that carries a state.
-        ValueError: (when called) for leaves without an objective, and for leaves given earlier ones, naming `auto`;
-            whatever the objectives refuse.
+        TypeError: (when called) for a q of one distribution, or an estimator that carries a state.
+        ValueError: (when called) for leaves without an estimator, and for leaves given earlier ones, naming `auto`;
+            whatever the estimators refuse.
 
     Reference: Schulman, Heess, Weber, Abbeel, Gradient estimation using stochastic computation graphs, 2015,
         arXiv:1506.05254.
@@ -48,17 +62,19 @@ def each(objectives: Mapping[str, Objective] | tuple[Objective, ...] | list[Obje
     ) -> Estimate:
         checks.key(key)
         checks.own_terms(log_joint, "gradients.each")
-        q = _independent(lift(q), objectives)
+        q = _independent(lift(q), estimators)
         names = q.names()
         found = []
         for name, own in zip(names, q.keys(key), strict=True):
             target = _given_others(log_joint, q, name, learns=name == names[0], kept=chunk_size is None)
             found.append(
-                objectives[name](own, target, q.conditionals[name], num_samples=num_samples, chunk_size=chunk_size)
+                estimators[name](bound)(
+                    own, target, q.conditionals[name], num_samples=num_samples, chunk_size=chunk_size
+                )
             )
             if not isinstance(found[-1], Estimate):
                 raise TypeError(
-                    f"the objective of {name!r} returned {type(found[-1]).__name__}, not an Estimate: one that carries "
+                    f"the estimator of {name!r} returned {type(found[-1]).__name__}, not an Estimate: one that carries "
                     "a state cannot be one of several; bind its state, or use gradients.disarm or vimco."
                 )
         first, along = found[0], sum(estimate.value for estimate in found)
@@ -67,16 +83,16 @@ def each(objectives: Mapping[str, Objective] | tuple[Objective, ...] | list[Obje
     return objective
 
 
-def _independent(q: Any, objectives: Any) -> Joint:
-    """Return q, a Joint of distributions none of which is given another, with an objective for each."""
+def _independent(q: Any, estimators: Any) -> Joint:
+    """Return q, a Joint of distributions none of which is given another, with an estimator for each."""
     if not isinstance(q, Joint) or len(q.conditionals) < 2:
         raise TypeError(
             f"gradients.each takes a q of several leaves, a dict, tuple or Joint, got {type(q).__name__} of one: use "
-            "its objective itself."
+            "its estimator itself."
         )
-    own = list(objectives) if isinstance(objectives, Mapping) else list(range(len(objectives)))
+    own = list(estimators) if isinstance(estimators, Mapping) else list(range(len(estimators)))
     if sorted(map(str, own)) != sorted(map(str, q.names())):
-        raise ValueError(f"objectives are for the leaves {own}, and q has {q.names()}: name one for each leaf of q.")
+        raise ValueError(f"estimators are for the leaves {own}, and q has {q.names()}: name one for each leaf of q.")
     for name in q.names():
         part = q.conditionals[name]
         if callable(part) and not isinstance(part, Distribution) and not hasattr(part, "log_prob"):
