@@ -5,8 +5,9 @@ Each is written from its Stan definition. A folder of posteriordb holds data.jso
 
 import json
 import math
+import os
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ from jax.scipy.special import gammaln
 from jax.scipy.stats import beta, cauchy, gamma, norm
 
 import vijax as vj
+from benchmarks._report import Options, Row, missing
 
 Data = dict[str, Any]
 Latents = dict[str, Array]
@@ -304,6 +306,23 @@ def load(folder: Path, name: str) -> Posterior:
     target = vj.targets.transform(model.log_joint(data), model.constraints(data))
     start = target.unconstrain(model.start(data))
     return Posterior(name, target, start, model.report(data), read_draws(folder / name / "draws.json.zip"))
+
+
+def over(options: Options, rows: Callable[[Path], Iterator[Row]]) -> Iterator[Row]:
+    """Yield the rows of a benchmark over this folder, in double precision; or one that says it is missing."""
+    for root in (options.data, os.environ.get("VIJAX_DATA")):
+        if root and (found := Path(root) / "posteriordb").is_dir():
+            with jax.enable_x64(True):
+                yield from rows(found)
+            return
+    yield missing("posteriordb", "reference draws", "the folder posteriordb, in --data DIR or VIJAX_DATA")
+
+
+def table(posterior: Posterior) -> np.ndarray:
+    """Return the reference draws, [n, d], in the order in which JAX flattens what the posterior reports."""
+    shapes = jax.eval_shape(lambda y: posterior.report(posterior.target.constrain(y)), posterior.start)
+    columns = [np.reshape(posterior.reference[n], (-1, math.prod(shapes[n].shape))) for n in sorted(shapes)]
+    return np.concatenate(columns, 1)
 
 
 def unordered(folder: Path) -> Posterior:

@@ -8,7 +8,6 @@ ELBO that any contender reached. Double precision throughout: one of the fourtee
 `posteriordb` in --data or VIJAX_DATA.
 """
 
-import os
 import time
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
@@ -66,10 +65,7 @@ def looker(posterior: Posterior) -> Callable[[Array, Array], dict[str, Array]]:
     """Return (y, log q) -> errors and weights, jitted."""
     _, unravel = ravel_pytree(posterior.start)
     flat = lambda y: ravel_pytree(posterior.report(posterior.target.constrain(unravel(y))))[0]  # noqa: E731
-    shapes = jax.eval_shape(lambda y: posterior.report(posterior.target.constrain(y)), posterior.start)
-    reference = np.concatenate(
-        [np.reshape(posterior.reference[n], (-1, int(np.prod(shapes[n].shape)))) for n in sorted(shapes)], 1
-    )
+    reference = _posteriors.table(posterior)
     mean, sd = reference.mean(0), reference.std(0)
 
     @jax.jit
@@ -272,21 +268,11 @@ def verdicts(seen: dict[str, dict[str, Result]]) -> Iterator[Row]:
     yield row("vijax", metric, len(seen) - len(near), "", bar=len(seen) * 3 // 14, note=far)
 
 
-def folder(options: Options) -> Path:
-    for root in (options.data, os.environ.get("VIJAX_DATA")):
-        if root and (found := Path(root) / "posteriordb").is_dir():
-            return found
-    raise Missing("the folder posteriordb, in --data DIR or VIJAX_DATA")
-
-
 def run(options: Options) -> Iterator[Row]:
-    try:
-        root = folder(options)
-    except Missing as why:
-        yield missing("posteriordb", "reference draws", why)
-        return
-    with jax.enable_x64(True):
+    def rows(root: Path) -> Iterator[Row]:
         seen = {}
         for name in QUICK if options.quick else _posteriors.MODELS:
             seen[name] = yield from measure(_posteriors.load(root, name))
         yield from verdicts(seen)
+
+    yield from _posteriors.over(options, rows)

@@ -6,6 +6,7 @@ verdict of 2 where the corrected moments are within it. Needs the folder `poster
 """
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -16,10 +17,8 @@ from jax.flatten_util import ravel_pytree
 
 import vijax as vj
 from benchmarks import _fits, _posteriors
-from benchmarks._peers import Missing
 from benchmarks._posteriors import Posterior
-from benchmarks._report import Options, Row, failed, missing, row
-from benchmarks.posteriordb import folder
+from benchmarks._report import Options, Row, failed, row
 from vijax.diagnostics import Summary
 
 STARTS, DRAWS = 6, 4000
@@ -99,10 +98,7 @@ def measure(posterior: Posterior, family: str, jitter: float) -> tuple[list[Judg
     """Return what was said of each fit alone, of all the starts together, and the latter in full."""
     draws = fitted(posterior, FAMILIES[family], jitter)
     report = lambda z: posterior.report(posterior.target.constrain(z))  # noqa: E731
-    shapes = jax.eval_shape(lambda z: report(jax.tree.map(lambda leaf: leaf[0, 0], z)), draws.z)
-    reference = np.concatenate(
-        [posterior.reference[name].reshape(-1, max(1, int(np.prod(shapes[name].shape)))) for name in sorted(shapes)], 1
-    )
+    reference = _posteriors.table(posterior)
     each = [jax.tree.map(lambda leaf, i=i: leaf[i], draws) for i in range(STARTS)]
     alone = [judge(vj.diagnostics.summarize(one, constrain=report), reference) for one in each]
     together = vj.diagnostics.summarize(draws, constrain=report)
@@ -126,14 +122,9 @@ def cases(root: Any, quick: bool) -> Iterator[tuple[str, Callable[[], Posterior]
 
 
 def run(options: Options) -> Iterator[Row]:
-    try:
-        root = folder(options)
-    except Missing as why:
-        yield missing("posteriordb", "reference draws", why)
-        return
-    seen: list[Judged] = []
-    restarts: list[Judged] = []
-    with jax.enable_x64(True):
+    def rows(root: Path) -> Iterator[Row]:
+        seen: list[Judged] = []
+        restarts: list[Judged] = []
         for name, load, jitter in cases(root, options.quick):
             for family in FAMILIES:
                 try:
@@ -143,8 +134,10 @@ def run(options: Options) -> Iterator[Row]:
                     continue
                 seen, restarts = [*seen, *alone], [*restarts, together]
                 yield verdict_row(name, family, alone, together, summary)
-    yield from counts("one fit, by k-hat and effective sample size", seen)
-    yield from counts("all starts, R-hat besides", restarts)
+        yield from counts("one fit, by k-hat and effective sample size", seen, bar=None)
+        yield from counts("all starts, R-hat besides", restarts, bar=0)
+
+    yield from _posteriors.over(options, rows)
 
 
 def verdict_row(name: str, family: str, alone: list[Judged], together: Judged, summary: Summary) -> Row:
@@ -160,8 +153,8 @@ def verdict_row(name: str, family: str, alone: list[Judged], together: Judged, s
     return row(name, f"verdict, {family}", together.level, "", note=note, **met, **together._asdict())
 
 
-def counts(what: str, judged: list[Judged]) -> Iterator[Row]:
-    """Misses among the fits that mislead, alarms among those that do not."""
+def counts(what: str, judged: list[Judged], bar: float | None) -> Iterator[Row]:
+    """Misses among the fits that mislead, alarms among those that do not; one fit alone cannot see another mode."""
     good = [j for j in judged if j.corrected <= WRONG]
     bad = [j for j in judged if not min(j.q, j.corrected) <= WRONG]
     trusted = [j for j in judged if j.level == 0]
@@ -177,4 +170,4 @@ def counts(what: str, judged: list[Judged]) -> Iterator[Row]:
         note=f"of {len(good)} fits whose corrected moments are right",
     )
     wrong = sum(not j.q <= WRONG for j in trusted)
-    yield row("verdicts of 0 on a q that is wrong", what, wrong, "", bar=0, note=f"of {len(trusted)}")
+    yield row("verdicts of 0 on a q that is wrong", what, wrong, "", bar=bar, note=f"of {len(trusted)}")

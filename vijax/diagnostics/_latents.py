@@ -27,8 +27,7 @@ def marginal_khat(z: PyTree, log_w: Float[Array, "k *batch"]) -> PyTree:
     and log-normal weights around them (half their variance is then the mean square above), and there it is
     1 - sd_q² / sd_p²: .5 is a spread of .7 of the right one, .7 of .55. A monotone map of a latent changes nothing. A
     latent that is wrong alone is flagged alone; under `mean_field` all those that are correlated are. A joint fault
-    without marginal ones is for `khat` to find. A latent of ten values or fewer has
-    no tail, and gives -inf.
+    without marginal ones is for `khat` to find. A latent of ten values or fewer has no tail: -inf.
 
     Args:
         z: draws, a pytree of [k, *batch, *event], k at least 25; some thousands for a noise below .1.
