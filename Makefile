@@ -34,7 +34,7 @@ bench: venv ## run the benchmark BENCH=step; ARGS=--quick for a short one
 notebooks: venv ## run every notebook, small
 	@for notebook in notebooks/[!_]*.py; do \
 		echo "$$notebook"; \
-		VIJAX_SMALL=1 MPLBACKEND=Agg "$(PY)" "$$notebook" || { echo "$$notebook failed" >&2; exit 1; }; \
+		VIJAX_SMALL=1 MPLBACKEND=Agg "$(PY)" -u "$$notebook" || { echo "$$notebook failed" >&2; exit 1; }; \
 	done
 
 docs: ## build the documentation into out/docs; the grid of estimators comes from its tests

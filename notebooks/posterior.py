@@ -84,7 +84,8 @@ def slice_of(log_tau):
     return log_p, mean, variance
 
 
-log_p, means, variances = jax.jit(jax.vmap(slice_of))(log_tau)
+# One after another: jax 0.10 may wait for ever where a CPU of two cores factorises two batches of matrices at once.
+log_p, means, variances = jax.jit(lambda grid: jax.lax.map(slice_of, grid))(log_tau)
 step = float(log_tau[1] - log_tau[0])
 log_evidence = float(logsumexp(log_p)) + math.log(step)
 weight = jnp.exp(log_p - log_p.max())
