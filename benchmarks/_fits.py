@@ -124,14 +124,16 @@ def natural(kind: str, family: vj.Family, log_density: LogDensity, y: Array, num
     return update(kind, rule, family, log_density, y, 1000)
 
 
-def projected(log_density: LogDensity, y: Array, num_samples: int = NATURAL_DRAWS, steps: int = 30) -> Fit:
+def projected(
+    log_density: LogDensity, y: Array, num_samples: int = NATURAL_DRAWS, steps: int = 30, family: Any = None
+) -> Fit:
     """The mean-field Gaussian nearest to the full-rank one of natural gradients, and natural gradients of its own.
 
     Its own from a far start are Jacobi's iteration, which strong correlations keep from arriving.
     """
     slow = lambda t: 0.3 * vj.updates.settling(t / 3)  # noqa: E731
     rule = vj.updates.natural_gradient(num_samples=num_samples, learning_rate=slow)
-    full = natural(FULL_RANK, vj.families.full_rank(), log_density, y, num_samples)
+    full = natural(FULL_RANK, family or vj.families.full_rank(), log_density, y, num_samples)
     own = update(MEAN_FIELD, rule, vj.families.mean_field(), log_density, y, 1000)
 
     def start(key: Array) -> Any:
@@ -144,9 +146,9 @@ def projected(log_density: LogDensity, y: Array, num_samples: int = NATURAL_DRAW
     return own._replace(start=start)
 
 
-def match(log_density: LogDensity, y: Array) -> Fit:
+def match(log_density: LogDensity, y: Array, family: Any = None) -> Fit:
     rule = vj.updates.batch_and_match(num_samples=64)
-    return update(MATCH, rule, vj.families.full_rank(), log_density, y, 300)
+    return update(MATCH, rule, family or vj.families.full_rank(), log_density, y, 300)
 
 
 def flow(make: Any, estimator: Any, log_density: LogDensity, y: Array) -> Fit:
@@ -255,12 +257,16 @@ def blackjax_pathfinder(log_density: LogDensity, y: Array) -> Fit:
 def contenders(log_density: LogDensity, y: Array) -> dict[str, Callable[[], Fit]]:
     """Every way to fit by name; a peer that is not installed raises Missing when its turn comes."""
     partial, families, gradients = functools.partial, vj.families, vj.gradients
+    laplace = families.laplace(log_density)
     return {
         "vijax mean-field, natural gradient": partial(projected, log_density, y),
         "vijax mean-field, natural gradient, 16 draws": partial(projected, log_density, y, FEW),
         "vijax mean-field, natural gradient, 16 draws, 10 steps before": partial(projected, log_density, y, FEW, 10),
         "vijax mean-field, dreg(elbo), 1 draw": partial(
             stochastic, MEAN_FIELD, families.mean_field(), log_density, y, num_samples=1
+        ),
+        "vijax mean-field, natural gradient, 16 draws, from Laplace": partial(
+            projected, log_density, y, FEW, 0, laplace
         ),
         "vijax mean-field, dreg(elbo)": partial(stochastic, MEAN_FIELD, families.mean_field(), log_density, y),
         "numpyro AutoNormal": partial(numpyro, MEAN_FIELD, "AutoNormal", log_density, y),
@@ -269,6 +275,9 @@ def contenders(log_density: LogDensity, y: Array) -> dict[str, Callable[[], Fit]
         "vijax full-rank, natural gradient": partial(natural, FULL_RANK, families.full_rank(), log_density, y),
         "vijax full-rank, natural gradient, 16 draws": partial(
             natural, FULL_RANK, families.full_rank(), log_density, y, FEW
+        ),
+        "vijax full-rank, natural gradient, 16 draws, from Laplace": partial(
+            natural, FULL_RANK, laplace, log_density, y, FEW
         ),
         "vijax full-rank, dreg(elbo), 1 draw": partial(
             stochastic, FULL_RANK, families.full_rank(), log_density, y, num_samples=1
@@ -293,4 +302,5 @@ def contenders(log_density: LogDensity, y: Array) -> dict[str, Callable[[], Fit]
         "vijax pathfinder": partial(pathfinder, log_density, y),
         "blackjax pathfinder": partial(blackjax_pathfinder, log_density, y),
         "vijax batch_and_match": partial(match, log_density, y),
+        "vijax batch_and_match, from Laplace": partial(match, log_density, y, laplace),
     }
