@@ -7,8 +7,8 @@ Each is a `Constraint`, a value; leading axes are free, and a constraint's own a
 They are total: z never touches its boundary, in float32 either, so that log_joint is not asked there. It stops at the
 next number inside or, where that would be absurdly small or large, in float32 at 5e-10 (a scale, whose inverse cube the
 slope of a normal's log-density holds), 2e-19 (a probability) and 5e18, in float64 at 1e-77, 1e-154 and 1e154; the
-density of y goes on to fall. The inverses give ±inf at the boundary, and nan outside; those of simplexes and of Cholesky
-factors of correlations first scale a vector or a row to one, so that .33, .33, .33 will do. Arithmetic is in y's dtype.
+density of y goes on to fall. The inverses give ±inf at the boundary, and nan outside; those of `simplex` and of
+`cholesky_correlation` first scale a vector or a row to one, so that .33, .33, .33 will do. Arithmetic is in y's dtype.
 
 Reference: Stan reference manual, 2024, Constraint transforms; Kucukelbir, Tran, Ranganath, Gelman, Blei, Automatic
     differentiation variational inference, 2017, arXiv:1603.00788.
