@@ -22,7 +22,8 @@ def batch_and_match(*, num_samples: int, learning_rate: Rate | None = None, halv
     where B < d beside the O(d³) of the triangle, and single precision loses no definiteness. For smooth targets of up
     to some hundreds of latents; unlike the ELBO's the divergence is large where the tails of q meet heavy ones of p,
     and `halvings` > 0 keeps the ELBO from falling.
-    Start it near the target: from far outside, where scores are large beside the start's spread, it collapses.
+    Start it near the target, as at `families.laplace(log_joint).init(key, like)`: from far outside, where scores are
+    large beside the start's spread, it collapses.
 
     Args:
         num_samples: the batch B, from 2; more is both steadier and, since λ grows with it, faster.
