@@ -33,7 +33,7 @@ ROUNDS, SHORT = 5, 2.0  # an arrival is timed again so often, in turns with its 
 FAR = 1e3  # sd
 NOISE = 0.01  # sd: of the draws on both sides
 RISE = 0.05  # nats: an ELBO that rose by more with ten times the steps has not arrived
-MOST, PATIENCE = 200_000, 30.0  # steps, and seconds of a fit
+MOST, PATIENCE, HASTE = 200_000, 30.0, 0.5  # steps, and seconds of a fit, also of a quick one
 
 
 class Look(NamedTuple):
@@ -90,11 +90,11 @@ def rising(runs: Runs) -> bool:
     return len(best) > 1 and not best[max(best)] <= sorted(best.items())[-2][1] + RISE
 
 
-def longer(runs: Runs) -> Setting | None:
+def longer(runs: Runs, patience: float) -> Setting | None:
     """Return ten times the longest budget at the better of its rates, if that has not arrived and time allows it."""
     longest = max(total for (_, total), _ in runs)
     (rate, _), looks = max((run for run in runs if run[0][1] == longest), key=lambda run: by_elbo(run[1][-1]))
-    if not rising(runs) or 10 * longest > MOST or 10 * looks[-1].seconds > PATIENCE:
+    if not rising(runs) or 10 * longest > MOST or 10 * looks[-1].seconds > patience:
         return None
     return rate, 10 * longest
 
@@ -104,7 +104,7 @@ def schedule(total: int) -> list[int]:
     return sorted({int(s) for s in np.geomspace(1, total, LOOKS)})
 
 
-def follow(fit: Fit, look: Any, seed: int = 0) -> Followed:
+def follow(fit: Fit, look: Any, patience: float = PATIENCE, seed: int = 0) -> Followed:
     """Run a fit at each of its settings and look at it on the way."""
     begin = time.perf_counter()
     start = jax.jit(fit.start).lower(jax.random.key(seed)).compile()
@@ -131,7 +131,7 @@ def follow(fit: Fit, look: Any, seed: int = 0) -> Followed:
         return looks
 
     runs = [(setting, run(*setting)) for setting in fit.settings]
-    while setting := longer(runs):
+    while setting := longer(runs, patience):
         runs.append((setting, run(*setting)))
 
     def clock(steps: int, setting: Setting) -> float:
@@ -196,7 +196,7 @@ def retimed(found: dict[str, Result], fits: dict[str, Followed]) -> dict[str, Re
     return found | again
 
 
-def measure(posterior: Posterior) -> Generator[Row, None, dict[str, Result]]:
+def measure(posterior: Posterior, patience: float = PATIENCE) -> Generator[Row, None, dict[str, Result]]:
     """Yield the rows of one posterior; return its results."""
     y, unravel = ravel_pytree(posterior.start)
     log_density = lambda v: posterior.target.log_joint(unravel(v))  # noqa: E731
@@ -204,7 +204,7 @@ def measure(posterior: Posterior) -> Generator[Row, None, dict[str, Result]]:
     for name, make in _fits.contenders(log_density, y).items():
         try:
             fit = make()
-            fits[name] = follow(fit, look)
+            fits[name] = follow(fit, look, patience)
         except Missing as why:
             yield missing(name, posterior.name, why)
         except Exception as why:
@@ -257,7 +257,7 @@ def verdicts(seen: dict[str, dict[str, Result]]) -> Iterator[Row]:
             metric = f"{family}: posteriors on which it is less accurate than a peer, of {n}"
             yield row("vijax", metric, n - sum(accurate), "", bar=0, note=behind)
             metric = f"{family}: posteriors on which it is slower to accuracy than a peer, of {n}"
-            yield row("vijax", metric, n - sum(faster), "", bar=n * 3 // 14, note=slow)
+            yield row("vijax", metric, n - sum(faster), "", bar=-(-n * 3 // 14), note=slow)
     near = []
     for name, found in seen.items():
         own = {f: [r for o, r in found.items() if r.family == f and o.startswith("vijax")] for f in _fits.RICH}
@@ -265,14 +265,15 @@ def verdicts(seen: dict[str, dict[str, Result]]) -> Iterator[Row]:
             near.append(name)
     far = ", ".join(name for name in seen if name not in near)
     metric = f"posteriors on which full-rank or flow stays above .1 sd, of {len(seen)}"
-    yield row("vijax", metric, len(seen) - len(near), "", bar=len(seen) * 3 // 14, note=far)
+    yield row("vijax", metric, len(seen) - len(near), "", bar=-(-len(seen) * 3 // 14), note=far)
 
 
 def run(options: Options) -> Iterator[Row]:
     def rows(root: Path) -> Iterator[Row]:
         seen = {}
-        for name in QUICK if options.quick else _posteriors.MODELS:
-            seen[name] = yield from measure(_posteriors.load(root, name))
+        names, patience = (QUICK, HASTE) if options.quick else (_posteriors.MODELS, PATIENCE)
+        for name in names:
+            seen[name] = yield from measure(_posteriors.load(root, name), patience)
         yield from verdicts(seen)
 
     yield from _posteriors.over(options, rows)
