@@ -66,7 +66,7 @@ def sumo(log_w):
     return vj.bounds.sumo(log_w, level=vj.types.Level(jnp.asarray(max(k - 2, 1)), vj.draws.harmonic(max(k, 2))))
 
 
-@vj.types.carries(leave_one_out=vj.types.attribute(vj.bounds.mlmc_iwae, "leave_one_out"))
+@vj.types.with_closed_forms(leave_one_out=vj.types.closed_forms(vj.bounds.mlmc_iwae).leave_one_out)
 def mlmc_iwae(log_w):
     """Return MLMC at the last level, which uses every draw."""
     m = max(log_w.shape[0].bit_length(), 1)
@@ -355,6 +355,7 @@ PUBLIC = {
         "square_root_natural_gradient": "tests/updates/test_natural.py",
         "stein": "tests/updates/test_natural.py",
     },
+    "types": dict.fromkeys(vj.types.__all__, "tests/test_types.py"),
     "testing": {
         "Moments": "tests/testing/test_moments.py",
         "Report": "tests/testing/test_checks.py",

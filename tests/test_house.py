@@ -49,8 +49,7 @@ OPTIONAL = dict.fromkeys(("arviz_stats", "distrax", "flax", "tensorflow_probabil
 
 
 def room(path):
-    parts = path.relative_to(PACKAGE).with_suffix("").parts
-    return parts[0]
+    return path.relative_to(PACKAGE).with_suffix("").parts[0]
 
 
 def imports(path):

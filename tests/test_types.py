@@ -12,7 +12,7 @@ from jax.scipy.stats import norm
 
 import vijax as vj
 from tests.bare import Coin, Gauss
-from vijax.types import Draws, attribute, carries, lift
+from vijax.types import Draws, Properties, closed_forms, derive, lift, properties, with_closed_forms
 
 A = Gauss(jnp.array([0.1, 0.2]), jnp.zeros(2))
 
@@ -94,20 +94,35 @@ def test_what_is_lifted():
         vj.Joint((A, given)).parts((jnp.zeros(2),))
 
 
-def test_attributes_through_partial():
+def test_closed_forms_through_partial():
     """Keywords travel with the function: those of the outer partial win."""
 
-    @carries(gate=lambda x, *, alpha, beta=0.0: (x, alpha, beta), linear=True)
+    @with_closed_forms(
+        gate=lambda x, *, alpha, beta=0.0: (x, alpha, beta), linear=True, power=lambda *, alpha, beta=0: alpha
+    )
     def bound(x, *, alpha, beta=0.0):
         return x
 
     once = partial(bound, alpha=1)
     twice = partial(once, alpha=2, beta=3)
-    assert attribute(once, "gate")(0) == (0, 1, 0.0)
-    assert attribute(twice, "gate")(0) == (0, 2, 3)
-    assert attribute(twice, "linear") is True
-    assert attribute(twice, "absent") is None
-    assert attribute(lambda x: x, "linear", default=False) is False
+    assert closed_forms(once).gate(0) == (0, 1, 0.0)
+    assert closed_forms(twice).gate(0) == (0, 2, 3)
+    assert (closed_forms(once).power, closed_forms(twice).power) == (1, 2)
+    assert closed_forms(twice).linear is True
+    assert closed_forms(twice).leave_one_out is None
+    assert closed_forms(lambda x: x).linear is False
+
+
+def test_properties_are_derived():
+    """Whoever wraps a target states what it changes, and inherits the rest."""
+
+    def inner(key, z):
+        return z
+
+    target = derive(inner, lambda z, *, key: inner(key, z), keyed=True, only_mean="it is noisy")
+    wrapped = derive(target, lambda z, *, key: target(z, key=key), has_aux=True)
+    assert properties(inner) == Properties()
+    assert properties(partial(wrapped, key=0)) == Properties(keyed=True, has_aux=True, only_mean="it is noisy")
 
 
 def test_draws():

@@ -65,9 +65,9 @@ def linear(bound: Any, log_joint: Any) -> Any:
 
     Returns log_joint, or where the bound is not linear one that refuses such a target inside other functions as well.
     """
-    if types.attribute(bound, "linear", default=False):
+    if types.closed_forms(bound).linear:
         return log_joint
-    if why := types.attribute(log_joint, "linear_only"):
+    if why := types.properties(log_joint).only_mean:
         raise ValueError(f"{why}, so its bound must be linear in log_w: use bounds.elbo, not {describe(bound)}.")
     return exact(log_joint)
 
@@ -75,12 +75,11 @@ def linear(bound: Any, log_joint: Any) -> Any:
 def exact(log_joint: Any) -> Any:
     """Return log_joint, with its marks, such that a target within it which is only unbiased itself is refused."""
 
-    @types.carries(**{mark: types.attribute(log_joint, mark, default=False) for mark in types.MARKS})
     def guarded(*z: Any, **given: Any) -> Any:
         with _exact("log_joint"):
             return log_joint(*z, **given)
 
-    return guarded
+    return types.derive(log_joint, guarded)
 
 
 def only_linear(why: str) -> None:
@@ -94,7 +93,7 @@ def only_linear(why: str) -> None:
 
 def is_mean(bound: Any) -> bool:
     """Whether a bound is the mean of log-weights: one that says it is linear may be a sum, or have a minus sign."""
-    if not types.attribute(bound, "linear", default=False):
+    if not types.closed_forms(bound).linear:
         return False
     try:
         with jax.ensure_compile_time_eval():
@@ -105,7 +104,7 @@ def is_mean(bound: Any) -> bool:
 
 def own_terms(log_joint: Any, estimator: str) -> None:
     """Refuse a target that holds terms of q in closed form, where the estimator takes log p and log q apart."""
-    if types.attribute(log_joint, "given_log_q"):
+    if types.properties(log_joint).holds_log_q:
         raise ValueError(
             f"{estimator} needs the log joint itself, and this target holds terms of q in closed form: use "
             "gradients.reparam, dreg, score, vimco or auto, or the plain log_joint."
@@ -117,7 +116,7 @@ def independent(bound: Any, draw: Any, estimator: str) -> None:
     _is_draw(draw)
     if draw.independent:
         return
-    if types.attribute(bound, "linear", default=False):
+    if types.closed_forms(bound).linear:
         return
     how = "coupled" if draw.weights is None else "strata, each from its own part of q"
     raise ValueError(
@@ -129,7 +128,7 @@ def independent(bound: Any, draw: Any, estimator: str) -> None:
 def uncoupled(bound: Any, draw: Any, estimator: str) -> None:
     """Refuse coupled draws under a bound whose own statement is about independent ones."""
     _is_draw(draw)
-    if types.attribute(bound, "independent", default=False) and not draw.independent:
+    if types.closed_forms(bound).independent and not draw.independent:
         raise ValueError(
             f"{estimator}({describe(bound)}): what {describe(bound)} says holds for independent draws, and these are "
             "coupled; use draws.iid, or another of vijax.bounds."
@@ -143,8 +142,7 @@ def _is_draw(draw: Any) -> None:
 
 def smooth(bound: Any, estimator: str) -> None:
     """Refuse a bound with a kink: no second derivative sees it, and the dropped score needs it."""
-    found = types.attribute(bound, "smooth", default=True)
-    if not (found() if callable(found) else found):
+    if not types.closed_forms(bound).smooth:
         raise ValueError(f"{estimator}({describe(bound)}) needs a bound without kinks: use gradients.reparam.")
 
 

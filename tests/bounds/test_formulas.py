@@ -13,7 +13,7 @@ from scipy.special import logsumexp
 import vijax as vj
 from tests import table
 from vijax import bounds
-from vijax.types import attribute
+from vijax.types import closed_forms
 
 K, BATCH = 8, (2, 3)
 
@@ -175,7 +175,7 @@ def test_a_draw_of_weight_two_is_two_draws(name, log_w, x64):
 )
 def test_hyperparameters_may_be_traced(function, keyword, values, log_w, unchecked):
     """A schedule for alpha, n or beta inside jit: one trace, and the numbers of the plain call; gates as well."""
-    gate = attribute(function, "gate") or (lambda l, **keywords: 0.0)
+    gate = closed_forms(function).gate or (lambda l, **keywords: 0.0)
     l = jnp.asarray(log_w, jnp.float32)
     traced = jax.jit(lambda value: (function(l, **{keyword: value}), gate(l, **{keyword: value})))
     for value in values:
@@ -212,4 +212,4 @@ def test_groups_divide_the_draws():
         with pytest.raises(ValueError, match="groups must divide the number of draws"):
             bounds.multi_iwae(jnp.zeros((6, 2)), groups=groups)
     with pytest.raises(ValueError, match="use bounds.elbo"):
-        attribute(partial(bounds.multi_iwae, groups=6), "leave_one_out")(jnp.zeros((6, 2)))
+        closed_forms(partial(bounds.multi_iwae, groups=6)).leave_one_out(jnp.zeros((6, 2)))

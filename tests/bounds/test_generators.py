@@ -15,7 +15,7 @@ from tests.laws.test_unbiased import gradients
 from tests.statistics import assert_mean
 from vijax import checks
 from vijax.bounds import generators as g
-from vijax.types import attribute, carries
+from vijax.types import closed_forms, with_closed_forms
 
 vi = tfp.vi
 normalised = lambda f, **keywords: lambda l: f(l, self_normalized=True, **keywords)  # noqa: E731
@@ -82,7 +82,7 @@ def test_zero_and_convex_in_u(x64):
     for name, (f, _, _) in FORMS.items():
         value, slope, second = found[name]
         np.testing.assert_allclose(value[L == 0], 0, atol=1e-15, err_msg=name)
-        if attribute(f, "smooth", default=True):
+        if closed_forms(f).smooth:
             bend = (second - slope)[np.abs(L) < 10]
             assert np.all(bend > -1e-9 * (1 + np.abs(slope[np.abs(L) < 10]))), f"{name}: {bend}"
 
@@ -158,8 +158,10 @@ KINKED = {
     "log1p_abs": partial(vj.bounds.f_divergence, f=g.log1p_abs),
     "dual": partial(vj.bounds.f_divergence, f=g.dual(g.total_variation)),
     "symmetrized": partial(vj.bounds.f_divergence, f=g.symmetrized(g.log1p_abs)),
-    "partial": partial(vj.bounds.f_divergence, f=partial(carries(smooth=False)(lambda l, *, a: jnp.abs(l - a)), a=0.0)),
-    "own": carries(smooth=False)(lambda l: jnp.max(l, 0)),
+    "partial": partial(
+        vj.bounds.f_divergence, f=partial(with_closed_forms(smooth=False)(lambda l, *, a: jnp.abs(l - a)), a=0.0)
+    ),
+    "own": with_closed_forms(smooth=False)(lambda l: jnp.max(l, 0)),
 }
 
 
@@ -169,7 +171,7 @@ def test_dreg_refuses_a_kink(name, key, unchecked):
     log_joint = lambda z: cases.LINE.log_p(params["theta"], z)  # noqa: E731
     with pytest.raises(ValueError, match=r"dreg\(.*without kinks: use gradients.reparam"):
         vj.gradients.dreg(KINKED[name])(key, log_joint, cases.LINE.build(params["q"]), num_samples=2)
-    assert attribute(partial(vj.bounds.f_divergence, f=g.pearson), "smooth")() is True
+    assert closed_forms(partial(vj.bounds.f_divergence, f=g.pearson)).smooth is True
 
 
 def test_why_dreg_refuses_a_kink(key, monkeypatch):

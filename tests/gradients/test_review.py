@@ -13,7 +13,7 @@ from tests.gradients import problem
 from tests.marks import some
 from tests.statistics import assert_mean
 from vijax.gradients import _states
-from vijax.types import carries
+from vijax.types import with_closed_forms
 
 G, ELBO = vj.gradients, vj.bounds.elbo
 pytestmark = pytest.mark.usefixtures("unchecked", "loose_ranks")
@@ -61,12 +61,12 @@ def test_what_is_clipped_or_truncated_is_seen(key):
     assert jnp.isfinite(G.measure_valued(ELBO)(key, lambda z: -(z**2), plain, num_samples=1).value)
 
 
-@carries(linear=True)
+@with_closed_forms(linear=True)
 def loss(log_w):
     return -jnp.mean(log_w, 0)
 
 
-@carries(linear=True)
+@with_closed_forms(linear=True)
 def total(log_w):
     return jnp.sum(log_w, 0)
 

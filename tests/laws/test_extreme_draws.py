@@ -9,7 +9,7 @@ import vijax as vj
 from tests.bare import Die, Gauss
 from tests.laws.problem import OBJECTIVES, SameGauss, assert_close
 from tests.marks import some
-from vijax.types import attribute
+from vijax.types import closed_forms
 
 INF = np.inf
 
@@ -25,7 +25,7 @@ def test_vimco_with_an_impossible_draw_is_finite(key):
         return jax.nn.logsumexp(l, axis=0)[None] - jax.nn.logsumexp(swapped, axis=1)
 
     assert np.any(np.isnan(textbook(log_w)))
-    signal = vj.bounds.iwae(log_w)[None] - attribute(vj.bounds.iwae, "leave_one_out")(log_w)
+    signal = vj.bounds.iwae(log_w)[None] - closed_forms(vj.bounds.iwae).leave_one_out(log_w)
     assert np.all(np.isfinite(signal))
 
     def value(logits, name):

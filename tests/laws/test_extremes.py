@@ -11,10 +11,10 @@ from scipy.special import logsumexp
 from tests import table
 from tests.marks import some
 from vijax.numerics import leave_one_out_log_mean_exp, leave_one_out_mean, log_mean_exp, normalized_weights
-from vijax.types import attribute
+from vijax.types import closed_forms
 
 INF = np.inf
-GATED = [row for row in table.BOUNDS if attribute(row.function, "gate") is not None]
+GATED = [row for row in table.BOUNDS if closed_forms(row.function).gate is not None]
 rows = pytest.mark.parametrize("row", table.BOUNDS, ids=lambda row: row.name)
 gated = pytest.mark.parametrize("row", GATED, ids=lambda row: row.name)
 
@@ -173,7 +173,7 @@ def test_precision_is_kept(row, dtype):
 def test_gates_at_a_spread_of_ten_thousand_nats(row, key):
     """Gates are finite and float64's own, though every weight but one underflows."""
     log_w = 1e4 * jax.random.uniform(key, (8, 5))
-    gate = attribute(row.function, "gate")
+    gate = closed_forms(row.function).gate
     single = np.asarray(gate(log_w))
     with jax.enable_x64(True):
         double = np.asarray(gate(jnp.asarray(np.float64(log_w))))
@@ -190,13 +190,13 @@ def test_gates_are_the_curvature(row, key):
         hessian = jax.jacfwd(slope)(log_w)  # [k, batch, k, batch]
         diagonal = jnp.einsum("kbkb->kb", hessian)
         expected = (slope(log_w) - diagonal) / slope(log_w)
-        np.testing.assert_allclose(attribute(row.function, "gate")(log_w), expected, rtol=1e-9)
+        np.testing.assert_allclose(closed_forms(row.function).gate(log_w), expected, rtol=1e-9)
 
 
 # --- leaving one out
 
 
-CLOSED = [row for row in table.BOUNDS if row.loses and attribute(row.function, "leave_one_out") is not None]
+CLOSED = [row for row in table.BOUNDS if row.loses and closed_forms(row.function).leave_one_out is not None]
 
 
 def without_each(function, log_w, k):
@@ -207,7 +207,7 @@ def without_each(function, log_w, k):
 @pytest.mark.parametrize("spread", [1.0, 100.0, 1e4])
 def test_leave_one_out_is_the_bound_of_the_others(row, spread, key):
     log_w = spread * jax.random.normal(key, (6, 4))
-    closed = attribute(row.function, "leave_one_out")(log_w)
+    closed = closed_forms(row.function).leave_one_out(log_w)
     np.testing.assert_allclose(closed, without_each(row.function, log_w, 6), rtol=2e-6, atol=2e-6 * spread)
 
 
@@ -242,15 +242,15 @@ def test_no_draws_is_an_error_and_no_batch_is_not(row):
 
 @gated
 def test_gates_of_an_empty_batch(row):
-    assert attribute(row.function, "gate")(jnp.zeros((4, 0))).shape == (4, 0)
-    assert attribute(row.function, "gate")(jnp.zeros(4)).shape == (4,)
+    assert closed_forms(row.function).gate(jnp.zeros((4, 0))).shape == (4, 0)
+    assert closed_forms(row.function).gate(jnp.zeros(4)).shape == (4,)
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32, jnp.float64])
 @gated
 def test_precision_of_gates(row, dtype, key, x64):
     log_w = jax.random.normal(key, (8, 3), jnp.float64).astype(dtype)
-    gate = attribute(row.function, "gate")
+    gate = closed_forms(row.function).gate
     found = gate(log_w)
     assert found.dtype == dtype
     close = 30 * float(jnp.finfo(dtype).eps)

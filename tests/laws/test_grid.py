@@ -26,7 +26,7 @@ from tests import cases, oracles, table
 from tests import enumeration as enum
 from tests.gradients import problem as shown
 from vijax.testing import check_unbiased
-from vijax.types import attribute
+from vijax.types import closed_forms
 
 pytestmark = pytest.mark.usefixtures("unchecked")
 OUT = Path(__file__).parents[2] / "out" / "grid.json"
@@ -223,7 +223,7 @@ def verdict(kind, name, row):
         fits &= row.loses or name not in {"vimco", "auto"} or (name, kind.auto) == ("auto", "reparam")
         return "unbiased" if fits else "refused"
     at_home = kind.name == "Gaussian" if name == "measure_valued" else kind.name in ("Bernoulli", "categorical")
-    if not at_home or (name in LINEAR and not attribute(row.function, "linear", default=False)):
+    if not at_home or (name in LINEAR and not closed_forms(row.function).linear):
         return "refused"
     # A categorical of integers has no points between its states; that of one-hot draws is tests/gradients/problem.py's HOT.
     if kind.name == "categorical" and name in table.BIASED | {"rebar", "relax"}:

@@ -247,7 +247,7 @@ def test_coupled_sites_are_refused():
     with pytest.raises(ValueError, match=r"\['x'\] mixes the sites along axis 0 of c, through '.*'.*sequences.hmm"):
         enumerate_(coupled, 3, plate=(4,)).log_joint(PARAMS)
     brute = logsumexp(together(coupled, PARAMS, paths_of(3, (4,), [3])))
-    trusted = vj.types.carries(independent_sites=True)(lambda z, c: coupled(z, c))
+    trusted = vj.types.derive(coupled, lambda z, c: coupled(z, c), independent_sites=True)
     assert abs(enumerate_(trusted, 3, plate=(4,)).log_joint(PARAMS) - brute) > 0.5
 
 
@@ -260,7 +260,7 @@ def test_what_cannot_be_followed_may_be_declared():
 
     with pytest.raises(ValueError, match="gather.*independent_sites"):
         enumerate_(log_joint, 3, plate=(4,)).log_joint(PARAMS)
-    declared = vj.types.carries(independent_sites=True)(log_joint)
+    declared = vj.types.derive(log_joint, log_joint, independent_sites=True)
     plain = enumerate_(lambda z, c: norm.logpdf(X, z["z"][c], 1.0), 3, plate=(4,)).log_joint
     np.testing.assert_allclose(enumerate_(declared, 3, plate=(4,)).log_joint(PARAMS), plain(PARAMS), rtol=1e-6)
 

@@ -9,10 +9,10 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from vijax.numerics import log_mean_exp
-from vijax.types import Level, carries
+from vijax.types import Level, with_closed_forms
 
 
-@carries(independent=True)
+@with_closed_forms(independent=True)
 def jackknife(
     log_w: Float[Array, "k *batch"], *, order: int = 1, weights: Array | None = None
 ) -> Float[Array, "*batch"]:
@@ -102,7 +102,7 @@ def _differences(falling: Array, order: int) -> list[Array]:
     return means
 
 
-@carries(independent=True)
+@with_closed_forms(independent=True)
 def sumo(log_w: Float[Array, "k *batch"], *, level: Level, weights: Array | None = None) -> Float[Array, "*batch"]:
     """SUMO, to be maximised or minimised: log p(x) in the limit without bias; at finite k, over draws and level, it has
     IWAE's expectation, a lower bound, and one estimate may lie on either side.
@@ -154,7 +154,7 @@ def _cannot_lose(log_w: Array, **_: object) -> Array:
     )
 
 
-@carries(leave_one_out=_cannot_lose, independent=True)
+@with_closed_forms(leave_one_out=_cannot_lose, independent=True)
 def mlmc_iwae(log_w: Float[Array, "k *batch"], *, level: Level, weights: Array | None = None) -> Float[Array, "*batch"]:
     """Multilevel IWAE, to be maximised or minimised: log p(x) in the limit without bias; at finite k, over draws and
     level, it has IWAE's expectation, a lower bound, and one estimate may lie on either side.

@@ -5,14 +5,14 @@ from collections.abc import Callable
 from jaxtyping import Array, Float
 
 from vijax.bounds._importance import elbo
-from vijax.types import attribute, carries
+from vijax.types import closed_forms, with_closed_forms
 
 
-def _smooth(*, f: Callable[[Array], Array], weights: Array | None = None) -> bool:
-    return bool(attribute(f, "smooth", default=True))
+def _smooth(*, f: Callable[[Array], Array] | None = None, weights: Array | None = None) -> bool:
+    return f is None or bool(closed_forms(f).smooth)
 
 
-@carries(smooth=_smooth)
+@with_closed_forms(smooth=_smooth)
 def f_divergence(
     log_w: Float[Array, "k *batch"], *, f: Callable[[Array], Array], weights: Array | None = None
 ) -> Float[Array, "*batch"]:

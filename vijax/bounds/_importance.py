@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from vijax.numerics import expand, leave_one_out_log_mean_exp, leave_one_out_mean, log_mean_exp, normalized_weights
-from vijax.types import carries
+from vijax.types import with_closed_forms
 
 
 def _ones(log_w: Array, *, weights: Array | None = None) -> Array:
@@ -24,7 +24,7 @@ def _iwae_power(*, weights: Array | None = None) -> float | None:
     return 1.0 if weights is None else None
 
 
-@carries(linear=True, power=_elbo_power, gate=_ones, leave_one_out=leave_one_out_mean)
+@with_closed_forms(linear=True, power=_elbo_power, gate=_ones, leave_one_out=leave_one_out_mean)
 def elbo(log_w: Float[Array, "k *batch"], *, weights: Array | None = None) -> Float[Array, "*batch"]:
     """Evidence lower bound, to be maximised: a lower bound of log p(x), in the limit and in expectation at any k.
 
@@ -52,7 +52,7 @@ def elbo(log_w: Float[Array, "k *batch"], *, weights: Array | None = None) -> Fl
     return jnp.sum(w * jnp.where(w == 0, 0.0, log_w), 0)  # a draw of no weight counts for nothing, though it be -inf
 
 
-@carries(power=_iwae_power, gate=normalized_weights, leave_one_out=leave_one_out_log_mean_exp)
+@with_closed_forms(power=_iwae_power, gate=normalized_weights, leave_one_out=leave_one_out_log_mean_exp)
 def iwae(log_w: Float[Array, "k *batch"], *, weights: Array | None = None) -> Float[Array, "*batch"]:
     """Importance-weighted bound, to be maximised: a lower bound of log p(x) in expectation at any k, tight as k grows.
 
@@ -102,7 +102,7 @@ def _multi_iwae_leave_one_out(log_w: Array, *, groups: int) -> Array:
     return _ungroup(leave_one_out_log_mean_exp(l) / groups + others[None], log_w)
 
 
-@carries(gate=_multi_iwae_gate, leave_one_out=_multi_iwae_leave_one_out)
+@with_closed_forms(gate=_multi_iwae_gate, leave_one_out=_multi_iwae_leave_one_out)
 def multi_iwae(log_w: Float[Array, "k *batch"], *, groups: int, weights: Array | None = None) -> Float[Array, "*batch"]:
     """Mean of importance-weighted bounds over groups of draws (MIWAE), to be maximised: a lower bound at any k.
 
@@ -138,7 +138,7 @@ def _ciwae_leave_one_out(log_w: Array, *, beta: float | Array) -> Array:
     return beta * leave_one_out_mean(log_w) + (1 - beta) * leave_one_out_log_mean_exp(log_w)
 
 
-@carries(gate=_ciwae_gate, leave_one_out=_ciwae_leave_one_out)
+@with_closed_forms(gate=_ciwae_gate, leave_one_out=_ciwae_leave_one_out)
 def ciwae(
     log_w: Float[Array, "k *batch"], *, beta: float | Array, weights: Array | None = None
 ) -> Float[Array, "*batch"]:

@@ -6,7 +6,7 @@ from jaxtyping import Array, ArrayLike, Float
 
 from vijax.bounds._importance import elbo
 from vijax.bounds._total import exp
-from vijax.types import carries
+from vijax.types import with_closed_forms
 
 
 def _excess(log_w: Array, reference: ArrayLike) -> Array:
@@ -83,7 +83,7 @@ def perturbative(
     return elbo(jnp.where(infinite, excess, series), weights=weights)
 
 
-@carries(independent=True)
+@with_closed_forms(independent=True)
 def log_variance(log_w: Float[Array, "k *batch"], *, weights: Array | None = None) -> Float[Array, "*batch"]:
     """Log-variance divergence, to be minimised: 0 where q is the posterior, and neither an upper nor a lower bound of
     log p(x), at any k.

@@ -7,7 +7,7 @@ from jaxtyping import Array, Float
 
 from vijax.bounds._importance import elbo
 from vijax.numerics import leave_one_out_log_mean_exp, leave_one_out_mean, log_mean_exp, normalized_weights
-from vijax.types import carries
+from vijax.types import with_closed_forms
 
 # All three share one form, (1/n) log Σ weightsₖ wₖⁿ, with the mean of log w as its limit at n = 0.
 
@@ -54,7 +54,7 @@ def _renyi_power(*, alpha: float | Array | None = None, weights: Array | None = 
     return None if alpha is None or weights is not None else 1 - alpha
 
 
-@carries(power=_renyi_power, gate=_renyi_gate, leave_one_out=_renyi_leave_one_out)
+@with_closed_forms(power=_renyi_power, gate=_renyi_gate, leave_one_out=_renyi_leave_one_out)
 def renyi(
     log_w: Float[Array, "k *batch"], *, alpha: float | Array, weights: Array | None = None
 ) -> Float[Array, "*batch"]:
@@ -90,7 +90,7 @@ def _cubo_power(*, n: float | Array = 2.0, weights: Array | None = None) -> floa
     return None if weights is not None else n
 
 
-@carries(power=_cubo_power, gate=_cubo_gate, leave_one_out=_cubo_leave_one_out)
+@with_closed_forms(power=_cubo_power, gate=_cubo_gate, leave_one_out=_cubo_leave_one_out)
 def cubo(
     log_w: Float[Array, "k *batch"], *, n: float | Array = 2.0, weights: Array | None = None
 ) -> Float[Array, "*batch"]:

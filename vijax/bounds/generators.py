@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from vijax.bounds._total import expm1, limit, within
-from vijax.types import attribute, carries
+from vijax.types import closed_forms, with_closed_forms
 
 Generator = Callable[[Array], Array]
 
@@ -67,7 +67,7 @@ def arithmetic_geometric(log_u: Array) -> Array:
     return within(log_u, lambda l: (1 + jnp.exp(l)) * _log_cosh(l / 2), high=limit(log_u) - 5)
 
 
-@carries(smooth=False)
+@with_closed_forms(smooth=False)
 def total_variation(log_u: Array) -> Array:
     """Return f(u) = ½ abs(u - 1); not smooth, so `gradients.dreg` refuses it."""
     return 0.5 * jnp.abs(expm1(log_u))
@@ -103,7 +103,7 @@ def t_power(log_u: Array, *, t: float | Array) -> Array:
     return within(log_u, formula, low=low, high=high, below=at_zero)
 
 
-@carries(smooth=False)
+@with_closed_forms(smooth=False)
 def log1p_abs(log_u: Array) -> Array:
     """Return f(u) = u^sign(u - 1) - 1; not smooth, so `gradients.dreg` refuses it."""
     return expm1(jnp.abs(log_u))
@@ -131,7 +131,7 @@ def dual(f: Generator) -> Generator:
         outside = (inside != log_u) & rises
         return jnp.where(outside, value + slope * jnp.where(outside, log_u - inside, 0.0), value)
 
-    return carries(smooth=attribute(f, "smooth", default=True))(exchanged)
+    return with_closed_forms(smooth=closed_forms(f).smooth)(exchanged)
 
 
 def symmetrized(f: Generator) -> Generator:
@@ -143,4 +143,4 @@ def symmetrized(f: Generator) -> Generator:
         unbounded = (one == jnp.inf) | (two == jnp.inf)
         return jnp.where(unbounded, jnp.inf, 0.5 * (jnp.where(unbounded, 0.0, one) + jnp.where(unbounded, 0.0, two)))
 
-    return carries(smooth=attribute(f, "smooth", default=True))(mean)
+    return with_closed_forms(smooth=closed_forms(f).smooth)(mean)

@@ -8,7 +8,7 @@ from jaxtyping import Array, Key
 
 from vijax import checks
 from vijax.draws._iid import iid, split
-from vijax.types import Draw, Draws, LogJoint, PyTree, attribute, lift
+from vijax.types import Draw, Draws, LogJoint, PyTree, lift, properties
 
 
 class Plan(NamedTuple):
@@ -25,7 +25,7 @@ class Plan(NamedTuple):
 
 def plan(key: Any, log_joint: LogJoint, draw: Draw, num_samples: int) -> Plan:
     """Turn one key into one row of seeds for each draw; the key is consumed."""
-    if not attribute(log_joint, "keyed", default=False):
+    if not properties(log_joint).keyed:
         return Plan(draw.seeds(key, num_samples), None)
     key_draw, key_model = jax.random.split(key)
     return Plan(draw.seeds(key_draw, num_samples), split(key_model, num_samples))
@@ -47,12 +47,12 @@ def evaluate(log_joint: LogJoint, z: PyTree, log_q: Array, keys: Any = None) -> 
     Raises:
         ValueError: where a draw's log p is not [*batch], or a (N,) is broadcast against a (N, 1).
     """
-    has_aux = attribute(log_joint, "has_aux", default=False)
-    given_log_q = attribute(log_joint, "given_log_q", default=False)
+    known = properties(log_joint)
+    has_aux = known.has_aux
 
     def one(z: PyTree, log_q: Array, key: Any) -> tuple[Array, PyTree]:
         given = {"key": key} if key is not None else {}
-        out = log_joint(z, **given, **({"log_q": log_q} if given_log_q else {}))
+        out = log_joint(z, **given, **({"log_q": log_q} if known.holds_log_q else {}))
         if isinstance(out, (tuple, list)) and not has_aux:
             raise TypeError(
                 f"log_joint(z) must be one array [*batch], got a {type(out).__name__} of {len(out)}; a model with "

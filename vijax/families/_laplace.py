@@ -9,7 +9,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
 from vijax.families._gaussian import full_rank
-from vijax.types import Family, LogJoint, PyTree, attribute
+from vijax.types import Family, LogJoint, PyTree, properties
 
 _TRIES = 100  # halvings of a step: Newton's step from a flat place, such as a logistic tail, is too long by far
 
@@ -44,7 +44,7 @@ def laplace(log_joint: LogJoint, *, steps: int = 100) -> Family:
 
     Reference: Tierney, Kadane, Accurate approximations for posterior moments and marginal densities, 1986.
     """
-    if attribute(log_joint, "keyed"):
+    if properties(log_joint).keyed:
         raise TypeError("laplace climbs one fixed function, and this log_joint takes a key: close over one key.")
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}.")

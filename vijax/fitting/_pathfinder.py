@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from vijax import checks, draws
 from vijax.fitting._quasi_newton import History, QuasiNewton, gaussian, remember
-from vijax.types import Draws, LogJoint, PyTree, attribute
+from vijax.types import Draws, LogJoint, PyTree, properties
 
 
 class Path(NamedTuple):
@@ -143,9 +143,9 @@ def _log_p(log_joint: LogJoint, z: PyTree) -> Array:
 def _admit(log_joint: LogJoint) -> LogJoint:
     """Refuse targets that are not log p(x, z) itself, the same at every call; return one that refuses them inside."""
     checks.own_terms(log_joint, "pathfinder")
-    if attribute(log_joint, "keyed"):
+    if properties(log_joint).keyed:
         raise ValueError("pathfinder climbs a function without noise: fix the key, partial(log_joint, key=key).")
-    if why := attribute(log_joint, "linear_only"):
+    if why := properties(log_joint).only_mean:
         raise ValueError(f"{why}, and pathfinder weighs draws by it: give it all the data.")
     return checks.exact(log_joint)
 

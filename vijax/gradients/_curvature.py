@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from vijax.checks import describe
-from vijax.types import Bound, attribute, keywords
+from vijax.types import Bound, closed_forms, keywords
 
 
 def path_slopes(bound: Bound, log_w: Float[Array, "k *batch"]) -> tuple[Array, Array]:
@@ -37,7 +37,7 @@ def without_each(bound: Bound, log_w: Float[Array, "k *batch"]) -> Float[Array, 
             f"{describe(bound)} is bound to weights of {jnp.shape(weights)[0]} draws, and here is judged without each "
             "draw in turn, which they do not fit: leave `weights` out, or use gradients.score or gradients.reparam."
         )
-    closed: Callable[..., Any] | None = attribute(bound, "leave_one_out")
+    closed: Callable[..., Any] | None = closed_forms(bound).leave_one_out
     if closed is not None:
         return closed(log_w)
     k = log_w.shape[0]

@@ -18,9 +18,9 @@ from vijax.types import (
     LogJoint,
     Objective,
     PyTree,
-    attribute,
-    carries,
+    derive,
     lift,
+    properties,
 )
 
 Estimator = Callable[[Bound], Objective]
@@ -107,9 +107,8 @@ def _given_others(log_joint: LogJoint, q: Joint, name: Any, *, learns: bool, kep
     """Return the target of one leaf: the others are drawn at every draw, and count as the model's own noise."""
     others = [other for other in q.names() if other != name]
     rest = Joint([q.conditionals[other] for other in others])
-    has_aux, keyed = (attribute(log_joint, mark, default=False) for mark in ("has_aux", "keyed"))
+    known = properties(log_joint)
 
-    @carries(keyed=True, has_aux=True, linear_only=attribute(log_joint, "linear_only"))
     def target(z: PyTree, *, key: Any) -> tuple[Array, PyTree]:
         of_model, of_others = jax.random.split(key)
         drawn, log_q = jax.lax.stop_gradient(rest.sample_and_log_prob(seed=of_others))
@@ -117,8 +116,8 @@ def _given_others(log_joint: LogJoint, q: Joint, name: Any, *, learns: bool, kep
 
         def log_p(z: PyTree) -> tuple[Array, PyTree]:
             full = q.collect({n: z if n == name else leaves[n] for n in q.names()})
-            out = log_joint(full, **({"key": of_model} if keyed else {}))
-            found, aux = out if has_aux else (out, None)
+            out = log_joint(full, **({"key": of_model} if known.keyed else {}))
+            found, aux = out if known.has_aux else (out, None)
             for label, factor in found.items() if isinstance(found, dict) else [("", found)]:
                 what = f"log_joint(z)[{label!r}]" if label else "log_joint(z)"
                 checks.log_densities(factor, log_q, full, (what, "q.log_prob(z)"))
@@ -127,7 +126,7 @@ def _given_others(log_joint: LogJoint, q: Joint, name: Any, *, learns: bool, kep
         value, aux = log_p(z) if learns else _by_draws_alone(log_p, z)
         return value - log_q, (leaves if kept else None, log_q, aux)
 
-    return target
+    return derive(log_joint, target, keyed=True, has_aux=True)
 
 
 def _by_draws_alone(log_p: Callable[[PyTree], tuple[Array, PyTree]], z: PyTree) -> tuple[Array, PyTree]:

@@ -14,7 +14,7 @@ from vijax.gradients._pathwise import reparam
 from vijax.gradients._score import ALONE, left_out
 from vijax.gradients._states import linear
 from vijax.numerics import with_score
-from vijax.types import Bound, Estimate, Joint, LogJoint, Objective, PyTree, attribute, carries
+from vijax.types import Bound, Estimate, Joint, LogJoint, Objective, PyTree, derive, properties
 
 
 def factored(bound: Bound) -> Objective:
@@ -58,7 +58,7 @@ def factored(bound: Bound) -> Objective:
         if not scored:
             return reparam(bound)(key, log_joint, q, num_samples=num_samples, chunk_size=chunk_size)
         admit(key, log_joint, q, num_samples, chunk_size, bound, least=2, why=ALONE)
-        exact = attribute(log_joint, "given_log_q", default=False)  # log q is in closed form, so none of it is drawn
+        exact = properties(log_joint).holds_log_q  # log q is in closed form, so none of it is drawn
 
         def look(seeds: Plan) -> Any:
             z, parts = jax.vmap(lambda seed: _sample(q, seed, scored))(seeds.draw)
@@ -115,10 +115,8 @@ def _terms(out: Any) -> dict[Any, Any]:
 
 def _with_terms(log_joint: LogJoint) -> LogJoint:
     """Return the target with its factors beside its own auxiliary output."""
-    has_aux = attribute(log_joint, "has_aux", default=False)
-    marks = {name: attribute(log_joint, name, default=False) for name in ("keyed", "given_log_q")}
+    has_aux = properties(log_joint).has_aux
 
-    @carries(has_aux=True, **marks)
     def target(z: PyTree, **given: Any) -> Any:
         out = log_joint(z, **given)
         if has_aux and not (isinstance(out, tuple) and len(out) == 2):
@@ -126,13 +124,13 @@ def _with_terms(log_joint: LogJoint) -> LogJoint:
         out, aux = out if has_aux else (out, None)
         return out, (_terms(out), aux)
 
-    return target
+    return derive(log_joint, target, has_aux=True)
 
 
 def _factors(log_joint: LogJoint, z: PyTree, log_q: Array, keys: Any, q: Joint) -> dict[Any, set[Any]]:
     """Return the leaves that each factor of log_joint depends on."""
     target = _with_terms(log_joint)
-    given = {"log_q": log_q[0]} if attribute(log_joint, "given_log_q") else {}
+    given = {"log_q": log_q[0]} if properties(log_joint).holds_log_q else {}
     given |= {} if keys is None else {"key": keys[0]}
     return _sources(lambda z: target(z, **given)[1][0], z, q)
 

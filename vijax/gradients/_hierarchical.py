@@ -13,7 +13,7 @@ from vijax.gradients._curvature import path_slopes
 from vijax.gradients._objective import admit, estimate
 from vijax.gradients._pathwise import frozen
 from vijax.numerics import with_score
-from vijax.types import Bound, Estimate, LogJoint, Objective, PyTree, attribute
+from vijax.types import Bound, Estimate, LogJoint, Objective, PyTree, closed_forms
 
 
 def gdreg(bound: Bound, *, prior: Any, push: Callable[[PyTree], PyTree], pull: Callable[[PyTree], PyTree]) -> Objective:
@@ -98,7 +98,7 @@ def gdreg(bound: Bound, *, prior: Any, push: Callable[[PyTree], PyTree], pull: C
 
 def _slopes(bound: Bound, log_w: Array) -> tuple[Array, Array]:
     """Return B'ₖ and B'ₖ - B''ₖₖ, from the bound's closed-form gate if it has one."""
-    gate = attribute(bound, "gate")
+    gate = closed_forms(bound).gate
     if gate is None:
         return path_slopes(bound, log_w)
     whole = jax.grad(lambda l: jnp.sum(bound(l)))(log_w)

@@ -14,7 +14,7 @@ from vijax.draws import Plan
 from vijax.gradients._curvature import path_slopes
 from vijax.gradients._objective import admit, estimate, weighted
 from vijax.numerics import expand, scale_gradient, with_score
-from vijax.types import Bound, Draw, Draws, Estimate, LogJoint, Objective, PyTree, attribute
+from vijax.types import Bound, Draw, Draws, Estimate, LogJoint, Objective, PyTree, closed_forms
 
 
 def reparam(bound: Bound, *, draw: Draw = draws.iid) -> Objective:
@@ -89,7 +89,7 @@ def dreg(bound: Bound, *, draw: Draw = draws.iid) -> Objective:
     Args:
         bound: of `vijax.bounds`, or any smooth log_w [k, *batch] -> [*batch]; one without a closed-form gate
             costs O(k²) on the weights and a second backward pass. A kink of your own is declared by
-            `types.carries(smooth=False)`.
+            `types.with_closed_forms(smooth=False)`.
         draw: `draws.iid`, or coupled draws for a bound linear in log_w.
 
     Returns:
@@ -153,8 +153,8 @@ def _doubly(bound: Bound, of_path: Bound, draw: Draw, estimator: str) -> Objecti
                 f"{estimator} takes draws that count alike: the weights of these hold parameters of q, which would "
                 "ascend the model's bound. Use draws.iid, or gradients.dreg or gradients.reparam of one bound."
             )
-        linear = one and attribute(bound, "linear", default=False)
-        gate = attribute(judge, "gate") if one and not linear else None
+        linear = one and closed_forms(bound).linear
+        gate = closed_forms(judge).gate if one and not linear else None
         once = chunk_size is not None  # one look, and the gate sent back to the draws with the cotangents
         seeds = draws.plan(key, log_joint, draw, num_samples)
 
@@ -213,8 +213,7 @@ def _one_pass(
     A batch of shape () is left to two passes: it may be one member under the caller's vmap, and in one pass each member
     would keep a gradient of all parameters.
     """
-    power = attribute(bound, "power")
-    n = power() if callable(power) else None
+    n = closed_forms(bound).power
     if not isinstance(n, (int, float)) or chunk_size is None or chunk_size >= seeds.rows:
         return None
     _, *batch = jax.eval_shape(sample, seeds)[1].shape

@@ -7,7 +7,7 @@ import jax
 from jaxtyping import Array
 
 from vijax import checks
-from vijax.types import LogJoint, PyTree, attribute, lift
+from vijax.types import LogJoint, PyTree, lift, properties
 
 
 def collapse(
@@ -36,7 +36,7 @@ def collapse(
     Reference: Chib, Marginal likelihood from the Gibbs output, 1995; Casella, Robert, Rao-Blackwellisation of sampling
         schemes, 1996.
     """
-    if attribute(log_joint, "linear_only"):
+    if properties(log_joint).only_mean:
         raise ValueError(
             "collapse needs the exact log joint, and this one is a minibatch estimate: the conditional given a "
             "minibatch is not the conditional given the data."

@@ -13,7 +13,7 @@ from jaxtyping import Array
 from vijax import checks, dataflow
 from vijax.numerics import log_mean_exp, log_normalized
 from vijax.targets import _sites
-from vijax.types import LogJoint, PyTree, attribute
+from vijax.types import LogJoint, PyTree, properties
 
 
 class Enumerated(NamedTuple):
@@ -93,8 +93,8 @@ def enumerate(  # noqa: A001  # the name that the field gives it; one writes tar
 
     Independence is yours to declare, by `plate` and `batch`, and is then read from log_joint's jaxpr: where the term
     of one site may read another's state it is refused. If a term does read its own site alone through something that
-    cannot be followed, write it for one site and `jax.vmap` it, or declare `carries(independent_sites=True)(log_joint)`
-    (of vijax.types), which is taken on trust.
+    cannot be followed, write it for one site and `jax.vmap` it, or declare `types.derive(log_joint, log_joint,
+    independent_sites=True)`, which is taken on trust.
 
     Args:
         log_joint: (z, c) -> log p(x, z, c) in nats with a term for each site, [*batch, *plate], not summed over the
@@ -117,7 +117,7 @@ def enumerate(  # noqa: A001  # the name that the field gives it; one writes tar
     Reference: Obermeyer, Bingham, Jankowiak, Chiu, Pradhan, Rush, Goodman, Tensor variable elimination for plated
         factor graphs, 2019, arXiv:1902.03210.
     """
-    if attribute(log_joint, "linear_only"):
+    if properties(log_joint).only_mean:
         raise ValueError(
             "enumerate needs the exact log joint, and this one is a minibatch estimate: enumerate its log-likelihood "
             "with batch=(B,), and give that target to targets.minibatch."
@@ -144,7 +144,7 @@ def enumerate(  # noqa: A001  # the name that the field gives it; one writes tar
         closed, shapes = dataflow.trace(
             lambda leaves: _plain(log_joint(z, jax.tree.unflatten(tree, leaves))), [a[0] for a in stacked]
         )
-        declared = bool(attribute(log_joint, "independent_sites"))
+        declared = properties(log_joint).independent_sites
         once = _check(closed, shapes, len(given), batch, plate, declared=declared)
         found = jax.vmap(lambda leaves: core.jaxpr_as_fun(closed)(*leaves))(stacked)
         total = sum(f for f, free in zip(found, once, strict=True) if not free)
@@ -238,5 +238,5 @@ def _refuse_coupled(what: str, axes: tuple[int | str, ...], several: list[int]) 
                 f"{what} mixes the sites along axis {axis} of c, {how}: a term that reads another site's state cannot "
                 "be summed site by site. For a chain use sequences.hmm; for a few coupled sites, one latent of all "
                 "their joint states. If each term does read its own site alone, write it for one site and jax.vmap it "
-                "over the sites, or declare it: types.carries(independent_sites=True)(log_joint)."
+                "over the sites, or declare it: types.derive(log_joint, log_joint, independent_sites=True)."
             )

@@ -11,7 +11,7 @@ from jaxtyping import Array
 from vijax import checks, dataflow
 from vijax.targets._quadratic import LATENT, _culprit
 from vijax.targets._split import WHY
-from vijax.types import LogJoint, PyTree, carries
+from vijax.types import LogJoint, PyTree, derive
 
 
 def gauss_hermite(
@@ -63,7 +63,6 @@ def gauss_hermite(
     if not np.all(np.isfinite(weights)):
         raise ValueError(f"nodes must be at most some 250, where their weights leave float64; got {nodes}.")
 
-    @carries(linear_only=WHY.format("expected likelihood"))
     def target(z: PyTree) -> Array:
         checks.only_linear(WHY.format("expected likelihood"))
         of_noise = lambda e: predictor(q.affine(e))  # noqa: E731
@@ -82,7 +81,7 @@ def gauss_hermite(
             )
         return jnp.sum(jnp.tensordot(jnp.asarray(weights / np.sqrt(2 * np.pi), sites.dtype), sites, 1))
 
-    return target
+    return derive(target, target, only_mean=WHY.format("expected likelihood"))
 
 
 def _linear(function: Callable[[Array], Array], e: Array) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from vijax.types import LogJoint, PyTree, attribute, carries
+from vijax.types import LogJoint, PyTree, derive
 
 
 def keyed(function: Callable[[Any, PyTree], Any], *, has_aux: bool = False) -> LogJoint:
@@ -25,8 +25,7 @@ def keyed(function: Callable[[Any, PyTree], Any], *, has_aux: bool = False) -> L
     Reference: Gal, Ghahramani, Dropout as a Bayesian approximation, 2016, arXiv:1506.02142, for the use.
     """
 
-    @carries(keyed=True, has_aux=has_aux, linear_only=attribute(function, "linear_only"))
     def log_joint(z: PyTree, *, key: Any) -> Any:
         return function(key, z)
 
-    return log_joint
+    return derive(function, log_joint, keyed=True, has_aux=has_aux)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from vijax import checks
-from vijax.types import LogJoint, PyTree, attribute, carries
+from vijax.types import LogJoint, PyTree, derive, properties
 
 # Whether inside a minibatch's own functions. JAX's caches heed it: a jitted minibatch is traced, and refused, anew.
 _inside = jax.make_user_context()
@@ -56,10 +56,9 @@ def minibatch(
         raise TypeError(f"num_data must be the whole number of data N, got {num_data!r}.")
 
     for name, part in (("log_prior", log_prior), ("log_likelihood", log_likelihood)):
-        if attribute(part, "scales_data"):
+        if properties(part).scales_data:
             raise ValueError(TWICE.format(name))
 
-    @carries(scales_data=True, linear_only=WHY)
     def log_joint(*z: PyTree) -> Any:  # of several where a target of (z, b) is asked for
         checks.only_linear(WHY)
         if _inside.value:
@@ -76,4 +75,4 @@ def minibatch(
             raise ValueError(f"a minibatch of {size} data cannot stand for num_data = {num_data}.")
         return prior + (num_data / size) * jnp.sum(terms, 0)
 
-    return log_joint
+    return derive(log_joint, log_joint, scales_data=True, only_mean=WHY)

@@ -11,7 +11,7 @@ from vijax import checks
 from vijax.gaussians import Gaussian, Precision, dense
 from vijax.targets._quadratic import _floats, _total, collapse_gaussian
 from vijax.targets.minorizers import Minorizer
-from vijax.types import LogJoint, PyTree, attribute
+from vijax.types import LogJoint, PyTree, properties
 
 
 class Minorized(NamedTuple):
@@ -86,7 +86,7 @@ def minorize(
         raise TypeError(f"steps must be a Python int, fixed when the function is traced; got {steps!r}.")
     if steps < 0:
         raise ValueError(f"steps must be at least 0, got {steps}.")
-    if attribute(rest, "linear_only"):
+    if properties(rest).only_mean:
         raise ValueError(
             "minorize needs the exact rest, and this one is a minibatch estimate: the conditional given a minibatch is "
             "not the conditional given the data."

@@ -11,7 +11,7 @@ from jaxtyping import Array
 
 from vijax import checks, dataflow
 from vijax.gaussians import Gaussian, Precision, cut, dense
-from vijax.types import LogJoint, PyTree, attribute
+from vijax.types import LogJoint, PyTree, properties
 
 LATENT = dataflow.Flow(smooth=frozenset({"b"}))
 # What keeps a function of degree two at most in its arguments, so that it is not to blame.
@@ -56,7 +56,7 @@ def collapse_gaussian(
     Reference: Casella, Robert, Rao-Blackwellisation of sampling schemes, 1996; Hoffman, Johnson, Tran, Autoconj:
         recognizing and exploiting conjugacy without a domain-specific language, 2018, arXiv:1811.11926.
     """
-    if attribute(log_joint, "linear_only"):
+    if properties(log_joint).only_mean:
         raise ValueError(
             "collapse_gaussian needs the exact log joint, and this one is a minibatch estimate: the conditional given "
             "a minibatch is not the conditional given the data."

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from vijax import checks
-from vijax.types import Joint, LogJoint, PyTree, attribute, carries, lift
+from vijax.types import Joint, LogJoint, PyTree, derive, lift, properties
 
 # Of one draw, log_likelihood(z) - KL is no log-weight: its exponential has another mean than p(x).
 WHY = "a target with a closed-form {} has the right mean, but its exponential has not, and would exceed log p(x)"
@@ -92,10 +92,8 @@ def exact_entropy(log_joint: Callable[[PyTree], Array], q: Any) -> LogJoint:
 
 def _with(drawn: LogJoint, exact: Callable[[PyTree], Array], q: Any, names: tuple[str, str]) -> LogJoint:
     """Return drawn(z) + exact(z) + log q(z), of which the objective takes log q away again."""
-    has_aux = attribute(drawn, "has_aux", default=False)
-    marks = {"keyed": attribute(drawn, "keyed", default=False), "has_aux": has_aux}
+    has_aux = properties(drawn).has_aux
 
-    @carries(linear_only=WHY.format(names[1]), given_log_q=True, **marks)
     def target(z: PyTree, *, log_q: Array | None = None, **given: Any) -> Any:
         checks.only_linear(WHY.format(names[1]))
         of_q = q.log_prob(z) if log_q is None else log_q
@@ -109,7 +107,7 @@ def _with(drawn: LogJoint, exact: Callable[[PyTree], Array], q: Any, names: tupl
             found = term + closed + of_q
         return (found, aux) if has_aux else found
 
-    return target
+    return derive(drawn, target, only_mean=WHY.format(names[1]), holds_log_q=True)
 
 
 def _sum_over_leaves(term: Callable[[Any, Any], Array], q: Any, prior: Any, z: PyTree) -> Array:

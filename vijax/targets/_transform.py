@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from vijax.targets.constraints import Constraint, real
-from vijax.types import LogJoint, PyTree, attribute, carries
+from vijax.types import LogJoint, PyTree, derive, properties
 
 
 class Transformed(NamedTuple):
@@ -64,14 +64,13 @@ def transform(log_joint: LogJoint, constraints: PyTree) -> Transformed:
     Reference: Kucukelbir, Tran, Ranganath, Gelman, Blei, Automatic differentiation variational inference, 2017,
         arXiv:1603.00788; Stan reference manual, 2024, Constraint transforms.
     """
-    if attribute(log_joint, "given_log_q"):
+    if properties(log_joint).holds_log_q:
         raise TypeError(
             "transform needs the log joint itself, and this target holds terms of q in closed form: transform first, "
             "then exact_entropy(transformed.log_joint, q)."
         )
     _refuse_others(constraints, ())
-    has_aux = attribute(log_joint, "has_aux", default=False)
-    marks = {name: attribute(log_joint, name) for name in ("keyed", "linear_only")}
+    has_aux = properties(log_joint).has_aux
 
     def forward(y: PyTree) -> tuple[PyTree, dict[str, Array]]:
         found: dict[str, Array] = {}
@@ -86,7 +85,6 @@ def transform(log_joint: LogJoint, constraints: PyTree) -> Transformed:
     def unconstrain(z: PyTree) -> PyTree:
         return _walk(lambda constraint, leaf, _: (constraint.inverse(leaf), leaf), constraints, z, ())[0]
 
-    @carries(has_aux=has_aux, **marks)
     def target(y: PyTree, **given: Any) -> Any:
         z, log_jacobians = forward(y)
         out = log_joint(z, **given)
@@ -107,7 +105,7 @@ def transform(log_joint: LogJoint, constraints: PyTree) -> Transformed:
             log_p = sum(sums.values(), jnp.asarray(log_p))
         return (log_p, aux) if has_aux else log_p
 
-    return Transformed(target, lambda y: forward(y)[0], unconstrain)
+    return Transformed(derive(log_joint, target), lambda y: forward(y)[0], unconstrain)
 
 
 Visit = Callable[[Constraint, Array, str], tuple[Array, Array]]

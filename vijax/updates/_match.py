@@ -56,7 +56,7 @@ def batch_and_match(*, num_samples: int, learning_rate: Rate | None = None, halv
         return state
 
     def step(key: Any, log_joint: LogJoint, state: GaussianState) -> tuple[GaussianState, Estimate]:
-        if why := types.attribute(log_joint, "linear_only"):
+        if why := types.properties(log_joint).only_mean:
             raise ValueError(f"{why}, and scores are matched in square: use natural_gradient, or all of the data.")
         sight = _gaussian.see(key, checks.exact(log_joint), state, num_samples, paired=False, who="batch_and_match")
         log_p, found = slopes(lambda e: sight.log_p(state, e), sight.noise)

@@ -1,0 +1,113 @@
+"""A distribution over several latents, drawn one after another."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from vijax.types._values import Distribution, PyTree
+
+
+class Joint:
+    """A distribution over a dict or tuple of latents, drawn in order, each possibly given the earlier ones.
+
+        log q(z) = Σ_leaf log q(leaf | earlier leaves)
+
+    Values are distributions, callables from the earlier leaves to a distribution, or further dicts, lists and tuples.
+    A pytree of distributions passed as q is lifted to a Joint, so writing the class name is needed only for clarity.
+
+    Args:
+        conditionals: an ordered mapping leaf -> Distribution or (earlier -> Distribution); or a tuple or list of them.
+            A callable receives the earlier leaves in the same kind of container.
+    """
+
+    def __init__(self, conditionals: Mapping[str, Any] | tuple[Any, ...] | list[Any]):
+        if not isinstance(conditionals, (Mapping, tuple, list)) or not conditionals:
+            raise TypeError(f"Joint takes a non-empty dict, tuple or list of distributions, got {conditionals!r}.")
+        self.conditionals = conditionals
+
+    def names(self) -> list[Any]:
+        """Return the names of the leaves, in the order they are drawn."""
+        c = self.conditionals
+        return list(c) if isinstance(c, Mapping) else list(range(len(c)))
+
+    def keys(self, key: Any) -> Any:
+        """Return one key for each leaf."""
+        return jax.random.split(key, len(self.conditionals))
+
+    def collect(self, leaves: Mapping[Any, Any]) -> PyTree:
+        """Put leaves, in the order they were drawn, in a container of the kind the conditionals came in."""
+        c = self.conditionals
+        if isinstance(c, Mapping):
+            return dict(leaves)
+        if hasattr(c, "_fields") and len(leaves) == len(c):
+            return type(c)(*leaves.values())
+        return list(leaves.values()) if isinstance(c, list) else tuple(leaves.values())
+
+    def conditional(self, name: Any, earlier: Mapping[Any, Any]) -> Any:
+        """Return the distribution of one leaf given the earlier ones."""
+        part = self.conditionals[name]
+        # NumPyro's distributions are callable, and `lift` tells how to adapt them.
+        if callable(part) and not isinstance(part, Distribution) and not hasattr(part, "log_prob"):
+            part = part(self.collect(earlier))
+        return lift(part)
+
+    def sample_and_log_prob(self, *, seed: Any, sample_shape: Any = ()) -> tuple[PyTree, Array]:
+        """Draw the leaves in order; return them and Σ log q(leaf | earlier)."""
+        if sample_shape:  # a conditional may not accept a sample axis, so it is added outside
+            shape = tuple(sample_shape)
+            keys = jax.random.split(seed, shape)
+            draw: Callable[[Any], Any] = lambda key: self.sample_and_log_prob(seed=key)  # noqa: E731
+            for _ in shape:
+                draw = jax.vmap(draw)
+            return draw(keys)
+        leaves: dict[Any, Any] = {}
+        log_q: Any = None
+        for key, name in zip(self.keys(seed), self.names(), strict=True):
+            q = self.conditional(name, leaves)
+            leaves[name], log_prob = q.sample_and_log_prob(seed=key, sample_shape=())
+            log_q = _add(log_q, log_prob, name)
+        return self.collect(leaves), log_q
+
+    def parts(self, z: PyTree) -> dict[Any, Array]:
+        """Return {leaf: log q(leaf | earlier leaves)}, each [*batch]."""
+        if len(z) != len(self.conditionals):
+            raise ValueError(f"z has {len(z)} leaves where this Joint draws {len(self.conditionals)}.")
+        leaves: dict[Any, Any] = {}
+        found = {}
+        for name in self.names():
+            found[name] = self.conditional(name, leaves).log_prob(z[name])
+            leaves[name] = z[name]
+        return found
+
+    def log_prob(self, z: PyTree, /) -> Array:
+        """Return log q(z), shape [*batch]."""
+        log_q: Any = None
+        for name, log_prob in self.parts(z).items():
+            log_q = _add(log_q, log_prob, name)
+        return jnp.asarray(log_q)
+
+
+def _add(total: Any, log_prob: Array, name: Any) -> Any:
+    if total is None:
+        return log_prob
+    if jnp.shape(total) != jnp.shape(log_prob):
+        raise ValueError(
+            f"the leaves of a Joint must share one batch shape: log q({name} | earlier) has shape "
+            f"{jnp.shape(log_prob)}, those before it {jnp.shape(total)}. Wrap event dimensions in Independent."
+        )
+    return total + log_prob
+
+
+def lift(q: Any) -> Any:
+    """Return q itself where it is a distribution, and a Joint where it is a dict, list or tuple of them."""
+    if isinstance(q, Distribution):
+        return q
+    if isinstance(q, (Mapping, tuple, list)):
+        return Joint(q)
+    raise TypeError(
+        f"q must offer sample_and_log_prob(*, seed, sample_shape) and log_prob(z), or be a dict, list or tuple of such "
+        f"distributions; got {type(q).__name__}. For a TFP or NumPyro distribution use families.adapt(q)."
+    )

@@ -1,0 +1,104 @@
+"""What is known of a target and of a bound beside their values: one record for each."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
+
+from jaxtyping import Array
+
+
+class Properties(NamedTuple):
+    """What is known of a target beside its values; set by `derive`, read by `properties`.
+
+    Fields:
+        keyed: it takes a key of its own, log_joint(z, key=key).
+        has_aux: it returns (log p, auxiliary output).
+        holds_log_q: it takes log_q=, and adds terms of q in closed form.
+        only_mean: why only its mean is an unbiased estimate of log p(x, z), a clause; "" where it is log p(x, z).
+        scales_data: it multiplies the log-likelihood of a minibatch by N/B.
+        independent_sites: each site's term reads its own site alone, which is declared by the user.
+    """
+
+    keyed: bool = False
+    has_aux: bool = False
+    holds_log_q: bool = False
+    only_mean: str = ""
+    scales_data: bool = False
+    independent_sites: bool = False
+
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def properties(log_joint: Callable[..., Any]) -> Properties:
+    """Return the properties of a target, found through any number of `functools.partial`."""
+    while isinstance(log_joint, partial):
+        log_joint = log_joint.func
+    return getattr(log_joint, "properties", Properties())
+
+
+def derive(inner: Callable[..., Any], function: F, **changes: Any) -> F:
+    """Give a function the properties of the target that it wraps, with some changed; return the function."""
+    function.properties = properties(inner)._replace(**changes)  # type: ignore[attr-defined]
+    return function
+
+
+class ClosedForms(NamedTuple):
+    """What a bound knows of itself in closed form; set by `with_closed_forms`, read by `closed_forms`.
+
+    A callable field takes what the bound takes, log_w and the bound's own keywords, unless it says otherwise.
+
+    Fields:
+        linear: whether the bound is linear in log_w, so that the mean of an unbiased log_w suffices.
+        smooth: whether it has no kink; a bool, or a function of the bound's keywords.
+        independent: whether its statement is about independent draws alone.
+        power: the bound's keywords -> n where it is the power mean 1/n log mean wⁿ (0 for the mean of log w), or None.
+        gate: log_w -> (B'ₖ - B''ₖₖ) / B'ₖ, [k, *batch]: what a doubly-reparameterized path is multiplied by.
+        leave_one_out: log_w -> the bound without each draw in turn, [k, *batch], in O(k).
+    """
+
+    linear: bool = False
+    smooth: Any = True
+    independent: bool = False
+    power: Any = None
+    gate: Callable[..., Array] | None = None
+    leave_one_out: Callable[..., Array] | None = None
+
+
+def with_closed_forms(**forms: Any) -> Callable[[F], F]:
+    """Give a bound its closed forms, as a decorator; see `ClosedForms` for the fields."""
+
+    def decorate(bound: F) -> F:
+        bound._closed_forms = bound, ClosedForms(**forms)  # type: ignore[attr-defined]
+        return bound
+
+    return decorate
+
+
+def closed_forms(bound: Callable[..., Any]) -> ClosedForms:
+    """Return the closed forms of a bound, with the keywords that `functools.partial` bound to it filled in."""
+    bound, given = _unwrap(bound)
+    owner, forms = getattr(bound, "_closed_forms", (bound, ClosedForms()))
+    # functools.wraps copies attributes to a function that may compute another thing; jax.jit to one that does not.
+    if owner is not bound and not hasattr(bound, "lower"):
+        return ClosedForms()
+    with_keywords = lambda f: partial(f, **given) if f is not None and given else f  # noqa: E731
+    return forms._replace(
+        smooth=forms.smooth(**given) if callable(forms.smooth) else forms.smooth,
+        power=forms.power(**given) if callable(forms.power) else forms.power,
+        gate=with_keywords(forms.gate),
+        leave_one_out=with_keywords(forms.leave_one_out),
+    )
+
+
+def keywords(function: Callable[..., Any]) -> dict[str, Any]:
+    """Return what any number of `functools.partial` bound to a function."""
+    return _unwrap(function)[1]
+
+
+def _unwrap(function: Callable[..., Any]) -> tuple[Callable[..., Any], dict[str, Any]]:
+    given: dict[str, Any] = {}
+    while isinstance(function, partial):
+        given = {**function.keywords, **given}
+        function = function.func
+    return function, given

@@ -1,0 +1,138 @@
+"""The kinds of function that vijax is made of, and the values they exchange."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+from jaxtyping import Array, Float, Key
+
+PyTree = Any
+LogJoint = Callable[..., Any]
+"""z -> log p(x, z) with shape [*batch], or a dict of factors each [*batch]: ONE draw, any pytree, unnormalised."""
+
+
+@runtime_checkable
+class Distribution(Protocol):
+    """What vijax asks of q: two methods, of which distrax has both; `families.adapt` lends them to TFP and NumPyro."""
+
+    def sample_and_log_prob(self, *, seed: Any, sample_shape: Any) -> tuple[PyTree, Array]:
+        """Draw z and return it with log q(z), shape [*sample_shape, *batch]."""
+        ...
+
+    def log_prob(self, z: PyTree, /) -> Array:
+        """Return log q(z), shape [*batch]."""
+        ...
+
+
+class Draw(NamedTuple):
+    """A way to draw: all that is random is planned first, so that no result depends on chunk size or device count.
+
+    Fields:
+        seeds: (key, num_samples) -> a pytree with leading axis k, one row for each draw.
+        sample: (one row of seeds, q) -> (z, log q(z)), one draw.
+        independent: whether the k draws are independent and each from q, which dreg, score, vimco and auto rely on.
+        weights: (q, num_samples) -> [k] or [k, *batch], differentiable, the weight of each draw where they do not count
+            alike; Σₖ weightsₖ f(zₖ) must be unbiased for E_q[f].
+    """
+
+    seeds: Callable[[Any, int], PyTree]
+    sample: Callable[[PyTree, Any], tuple[PyTree, Array]]
+    independent: bool
+    weights: Callable[[Any, int], Array] | None = None
+
+
+@runtime_checkable
+class Bound(Protocol):
+    """Arithmetic on log-weights: [k, *batch] -> [*batch]; it holds no gradient code."""
+
+    def __call__(self, log_w: Float[Array, "k *batch"], /, *, weights: Array | None = None) -> Float[Array, "*batch"]:
+        """Judge the log-weights of k draws; `weights` sum to 1 over axis 0 and default to 1/k."""
+        ...
+
+
+class Draws(NamedTuple):
+    """What an objective saw: k draws and their log-densities, gradients stopped.
+
+    Fields:
+        z: the latents [k, *batch, ...]; None where `chunk_size` kept them from being stored.
+        log_p: log p(x, z) in nats, [k, *batch].
+        log_q: log q(z) in nats, [k, *batch].
+        weights: the weight of each draw, summing to 1 over axis 0; None means 1/k.
+        aux: what a `targets.keyed(..., has_aux=True)` model returned beside log p, stacked over k.
+    """
+
+    z: PyTree
+    log_p: Array
+    log_q: Array
+    weights: Array | None = None
+    aux: PyTree = None
+
+    @property
+    def log_w(self) -> Array:
+        """Log-weights log p(x, z) - log q(z) in nats, [k, *batch]."""
+        return self.log_p - self.log_q
+
+
+class Level(NamedTuple):
+    """How far a randomly truncated sum goes: `value`, () or [*batch], out of levels of these `probabilities` [m]."""
+
+    value: Array
+    probabilities: Array
+
+
+class Estimate(NamedTuple):
+    """An objective's answer: `value` [*batch] in nats, the only differentiable part, and its stopped `draws`."""
+
+    value: Array
+    draws: Draws
+
+
+@runtime_checkable
+class Objective(Protocol):
+    """(key, log_joint, q, *, num_samples, chunk_size=None) -> Estimate: a bound together with its gradient."""
+
+    def __call__(
+        self,
+        key: Key[Array, ""],
+        log_joint: LogJoint,
+        q: Any,
+        *,
+        num_samples: int,
+        chunk_size: int | None = None,
+    ) -> Estimate:
+        """Estimate the bound from `num_samples` draws, `chunk_size` of them in memory at a time."""
+        ...
+
+
+class Family(NamedTuple):
+    """A variational family: `init(key, like) -> params` and `dist(params) -> Distribution`."""
+
+    init: Callable[..., PyTree]
+    dist: Callable[[PyTree], Any]
+
+
+class Step(NamedTuple):
+    """What a rule reports of one step, at the state that came in.
+
+    Fields:
+        value: the estimate of the bound, () in nats.
+        draws: what it was made of; None where the rule draws nothing.
+        gradient: of `value`, like params; None where the rule follows no gradient.
+    """
+
+    value: Array
+    draws: Draws | None = None
+    gradient: PyTree = None
+
+
+class Rule(NamedTuple):
+    """An update rule: what a training loop repeats, `fitting.fit` or a loop of your own.
+
+    Fields:
+        init: (params, memory=None) -> state.
+        step: (key, state) -> (state, Step).
+        params: state -> params.
+    """
+
+    init: Callable[..., Any]
+    step: Callable[[Any, Any], tuple[Any, Step]]
+    params: Callable[[Any], PyTree]
