@@ -3,7 +3,6 @@
 from vijax import (
     bounds,
     checks,
-    dataflow,
     diagnostics,
     draws,
     families,
@@ -25,7 +24,6 @@ __all__ = [
     "Joint",
     "bounds",
     "checks",
-    "dataflow",
     "diagnostics",
     "draws",
     "families",

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from jax.extend import core
 from jaxtyping import Array, Key
 
-from vijax import dataflow, draws
+from vijax import draws
+from vijax import jaxprs as dataflow
 from vijax.draws import Plan
 from vijax.gradients._objective import admit, estimate
 from vijax.gradients._relaxed import conditional, hardest

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Key
 
-from vijax import dataflow, draws, pathways
+from vijax import draws, pathways
+from vijax import jaxprs as dataflow
 from vijax.draws import Plan
 from vijax.gradients._auto import auto
 from vijax.gradients._objective import admit, estimate

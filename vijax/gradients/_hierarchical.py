@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Key
 
-from vijax import checks, dataflow, draws, pathways
+from vijax import checks, draws, pathways
+from vijax import jaxprs as dataflow
 from vijax.draws import Plan
 from vijax.gradients._curvature import path_slopes
 from vijax.gradients._objective import admit, estimate

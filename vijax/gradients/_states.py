@@ -9,7 +9,8 @@ import numpy as np
 from jax.extend import core
 from jaxtyping import Array
 
-from vijax import checks, dataflow, pathways
+from vijax import checks, pathways
+from vijax import jaxprs as dataflow
 from vijax.types import Joint, PyTree
 
 

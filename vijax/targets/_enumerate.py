@@ -10,9 +10,8 @@ import numpy as np
 from jax.extend import core
 from jaxtyping import Array
 
-from vijax import checks, dataflow
+from vijax import checks, jaxprs
 from vijax.numerics import log_mean_exp, log_normalized
-from vijax.targets import _sites
 from vijax.types import LogJoint, PyTree, properties
 
 
@@ -141,7 +140,7 @@ def enumerate(  # noqa: A001  # the name that the field gives it; one writes tar
         """Return site terms [S, *sites], the factors free of c, and the values of the states."""
         values = [_values(s) for s in given]
         stacked = rows(values)
-        closed, shapes = dataflow.trace(
+        closed, shapes = jaxprs.trace(
             lambda leaves: _plain(log_joint(z, jax.tree.unflatten(tree, leaves))), [a[0] for a in stacked]
         )
         declared = properties(log_joint).independent_sites
@@ -204,7 +203,7 @@ def _check(
     if not factors or not all(isinstance(f, jax.ShapeDtypeStruct) for f in factors.values()):
         raise TypeError(f"log_joint(z, c) must return an array or a flat dict of arrays, got {shapes!r:.200}.")
     several = [k for k, n in zip(range(len(sites)), sites, strict=True) if n > 1]  # a site alone is independent
-    flows = _sites.follow(closed, [tuple(several)] * leaves)
+    flows = jaxprs.axes(closed, [tuple(several)] * leaves)
     once = []
     # A dict's leaves come sorted by name.
     for name, axes in zip(sorted(factors), flows, strict=True):

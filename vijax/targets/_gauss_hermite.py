@@ -8,8 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from vijax import checks, dataflow
-from vijax.targets._quadratic import LATENT, _culprit
+from vijax import checks, jaxprs
 from vijax.targets._split import WHY
 from vijax.types import LogJoint, PyTree, derive
 
@@ -86,16 +85,13 @@ def gauss_hermite(
 
 def _linear(function: Callable[[Array], Array], e: Array) -> None:
     """Refuse a predictor whose derivative depends on z, or that reaches it through a jump: |z| has two derivatives."""
-    if (how := dataflow.hidden(dataflow.trace(function, e)[0].jaxpr)) is not None:
-        raise ValueError(f"predictor keeps z in '{how}', where it cannot be followed; write it without.")
-    flows = dataflow.analyse(dataflow.trace(function, e)[0], [LATENT], dataflow.Flow())
-    slope = lambda e, d: jax.jvp(function, (e,), (d,))[1]  # noqa: E731
-    slopes = dataflow.analyse(dataflow.trace(slope, e, e)[0], [LATENT, dataflow.Flow()], dataflow.Flow())
-    jumps = sorted(how for found in flows for source, how in found.broken if source == "b")
-    if jumps or any("b" in found.sources() for found in slopes):
-        how = _culprit(dataflow.trace(function, e)[0]) or (jumps[0] if jumps else "mul")
-        raise ValueError(
-            f"predictor is not linear in z: '{how}' keeps z in its derivative. Put what follows the linear part in "
-            "log_site; an x that is not Gaussian under q has no quadrature in one dimension: leave it to draws, with "
-            "the plain log-likelihood."
-        )
+    blame = jaxprs.not_linear(function, e)
+    if blame is None:
+        return
+    if blame.opaque:
+        raise ValueError(f"predictor keeps z in '{blame.primitive}', where it cannot be followed; write it without.")
+    raise ValueError(
+        f"predictor is not linear in z: '{blame.primitive}' keeps z in its derivative. Put what follows the linear "
+        "part in log_site; an x that is not Gaussian under q has no quadrature in one dimension: leave it to draws, "
+        "with the plain log-likelihood."
+    )

@@ -6,20 +6,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend import core
 from jaxtyping import Array
 
-from vijax import checks, dataflow
+from vijax import checks, jaxprs
 from vijax.gaussians import Gaussian, Precision, cut, dense
 from vijax.types import LogJoint, PyTree, properties
-
-LATENT = dataflow.Flow(smooth=frozenset({"b"}))
-# What keeps a function of degree two at most in its arguments, so that it is not to blame.
-POLYNOMIAL = frozenset(
-    "add sub mul neg dot_general reduce_sum broadcast_in_dim reshape squeeze transpose slice concatenate pad rev copy "
-    "convert_element_type gather dynamic_slice dynamic_update_slice select_n square cumsum add_any split scatter "
-    "scatter-add triangular_solve conv_general_dilated".split()
-)
 
 
 def collapse_gaussian(
@@ -67,7 +58,8 @@ def collapse_gaussian(
     @_precisely
     def found(z: PyTree) -> tuple[Array, Gaussian]:
         f = _Function(log_joint, z, like, precision)
-        _quadratic(f, v := jnp.zeros_like(f.join(f.like)))
+        v = jnp.zeros_like(f.join(f.like))
+        _quadratic(f, v)
         slope, curvature = jax.linearize(f.slope, v)  # whose primal part all directions share
         matrix = precision.probe(lambda e: -curvature(e), v)
         root = precision.factor(matrix)
@@ -227,42 +219,17 @@ def _holds(f: _Function, precision: Precision, matrix: Any, v: Array) -> Array:
 
 def _quadratic(f: _Function, v: Array) -> None:
     """Refuse a log_joint whose Hessian depends on b, or that reaches it through a jump: |b| has Hessian 0."""
-    if (how := dataflow.hidden(dataflow.trace(f.density, v)[0].jaxpr)) is not None:
-        raise ValueError(f"log_joint keeps b in '{how}', where its Hessian cannot be followed; write it without.")
-    flows = [dataflow.analyse(dataflow.trace(g, v)[0], [LATENT], dataflow.Flow()) for g in (f.density, f.slope)]
-    hessian = dataflow.analyse(dataflow.trace(f.product, v, v)[0], [LATENT, dataflow.Flow()], dataflow.Flow())
-    jumps = sorted(how for flow in flows for found in flow for source, how in found.broken if source == "b")
-    if jumps or any("b" in found.sources() for found in hessian):
-        how = _culprit(dataflow.trace(f.density, v)[0]) or (jumps[0] if jumps else "mul")
+    blame = jaxprs.not_quadratic(f.density, v)
+    if blame is None:
+        return
+    if blame.opaque:
         raise ValueError(
-            f"log_joint is not quadratic in b: '{how}' keeps b in its Hessian. Give `like` only those latents in which "
-            "it is (scales, rates and whatever multiplies b stay in z), or rewrite it so (a Student-t is a Gaussian "
-            "with a Gamma scale in z; for logistic and other terms with quadratic bounds see targets.minorize); what "
-            "is integrated already, take together with b in one `like`; for a library's check of arguments, switch it "
-            "off (validate_args=False). targets.laplace integrates approximately."
+            f"log_joint keeps b in '{blame.primitive}', where its Hessian cannot be followed; write it without."
         )
-
-
-def _culprit(closed: core.ClosedJaxpr) -> str | None:
-    """Return the first primitive that b passes through and that is no polynomial, if there is one."""
-
-    def walk(jaxpr: Any, reached: list[bool]) -> str | None:
-        seen = {var for var, hit in zip(jaxpr.invars, reached, strict=True) if hit}
-        for eqn in jaxpr.eqns:
-            hits = [not isinstance(atom, core.Literal) and atom in seen for atom in eqn.invars]
-            if not any(hits):
-                continue
-            name = eqn.primitive.name
-            inner = next((eqn.params[p] for p in ("jaxpr", "call_jaxpr", "fun_jaxpr") if p in eqn.params), None)
-            if inner is not None:
-                body = inner.jaxpr if isinstance(inner, core.ClosedJaxpr) else inner
-                if len(body.invars) == len(hits) and (found := walk(body, hits)):
-                    return str(eqn.params.get("name", found)) if name.startswith("custom_") else found
-            elif name == "div" and hits[1] or name == "integer_pow" and eqn.params["y"] != 2:
-                return str(name)
-            elif name not in POLYNOMIAL and name not in ("div", "integer_pow"):
-                return str(name)
-            seen.update(eqn.outvars)
-        return None
-
-    return walk(closed.jaxpr, [True] * len(closed.jaxpr.invars))
+    raise ValueError(
+        f"log_joint is not quadratic in b: '{blame.primitive}' keeps b in its Hessian. Give `like` only those latents "
+        "in which it is (scales, rates and whatever multiplies b stay in z), or rewrite it so (a Student-t is a "
+        "Gaussian with a Gamma scale in z; for logistic and other terms with quadratic bounds see targets.minorize); "
+        "what is integrated already, take together with b in one `like`; for a library's check of arguments, switch it "
+        "off (validate_args=False). targets.laplace integrates approximately."
+    )

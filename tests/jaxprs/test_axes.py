@@ -7,8 +7,7 @@ import pytest
 from jax.scipy.stats import gamma, norm
 
 from tests.marks import some
-from vijax import dataflow
-from vijax.targets import _sites
+from vijax.jaxprs import axes, trace
 
 N, S = 5, 3
 X = jnp.linspace(-1.0, 1.0, N)
@@ -19,8 +18,8 @@ MATRIX = jnp.arange(9, dtype=jnp.float32).reshape(3, 3) / 5 - 0.7
 
 
 def followed(function, c):
-    closed, _ = dataflow.trace(function, c)
-    return _sites.follow(closed, [tuple(range(c.ndim))])[0]
+    closed, _ = trace(function, c)
+    return axes(closed, [tuple(range(c.ndim))])[0]
 
 
 def apart(function, c, moved):

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vijax.dataflow import Flow, analyse, trace
+from vijax.jaxprs import Flow, flows, trace
 
 NOISE, PARAMETER = Flow(smooth=frozenset({"noise"})), Flow(smooth=frozenset({"parameter"}))
 
@@ -16,7 +16,7 @@ def flow(function, count=1):
 
     def inside(parameter):
         closed, _ = trace(lambda noise: function(noise, parameter), jnp.ones(3))
-        found.extend(analyse(closed, [NOISE], PARAMETER))
+        found.extend(flows(closed, [NOISE], PARAMETER))
         return parameter.sum()
 
     jax.grad(inside)(jnp.ones(3))
@@ -114,7 +114,7 @@ def test_outputs_are_told_apart():
 
     def inside(parameter):
         closed, _ = trace(lambda e: {"a": parameter * e, "b": jnp.floor(parameter), "c": e}, jnp.ones(3))
-        a, b, c = analyse(closed, [NOISE], PARAMETER)
+        a, b, c = flows(closed, [NOISE], PARAMETER)
         assert a.broken_by("parameter") is None
         assert b.broken_by("parameter") == "floor"
         assert c.sources() == {"noise"}

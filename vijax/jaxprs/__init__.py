@@ -1,0 +1,53 @@
+"""What a traced function shows: one walk over its jaxpr, and for each question a table of rules.
+
+Private to vijax. No question is answered by the absence of a sign: what a mutable reference or a host callback returns
+is unknown to each of them.
+"""
+
+from vijax.jaxprs._axes import Axes, axes
+from vijax.jaxprs._degree import Blame, not_linear, not_quadratic
+from vijax.jaxprs._derivative import Flow, flows, merge
+from vijax.jaxprs._hoist import bare, hoist, stopped, totals
+from vijax.jaxprs._interpreter import hidden, trace
+from vijax.jaxprs._paths import (
+    NOISE,
+    PARAMETER,
+    Path,
+    Scored,
+    joint_paths,
+    moving_support,
+    paths,
+    scored_leaves,
+)
+from vijax.jaxprs._reads import reads
+from vijax.jaxprs._stand_in import misfit
+
+analyse = flows  # what gradients call it, until they are rewritten
+
+__all__ = [
+    "Axes",
+    "Blame",
+    "Flow",
+    "NOISE",
+    "PARAMETER",
+    "Path",
+    "Scored",
+    "analyse",
+    "axes",
+    "bare",
+    "flows",
+    "hidden",
+    "hoist",
+    "joint_paths",
+    "merge",
+    "misfit",
+    "moving_support",
+    "not_linear",
+    "not_quadratic",
+    "paths",
+    "reads",
+    "scored_leaves",
+    "stopped",
+    "totals",
+    "trace",
+]

@@ -1,0 +1,225 @@
+"""Whether a function is linear, or quadratic, in its argument: from its jaxpr, or where that does not tell, from the
+jaxpr of its derivative.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend import core
+from jaxtyping import Array
+
+from vijax.jaxprs._derivative import Flow, flows
+from vijax.jaxprs._interpreter import DECLARED, Question, interpret, trace
+
+
+class Blame(NamedTuple):
+    """What raises the degree of a function.
+
+    Fields:
+        primitive: the first primitive on the argument's way that does.
+        opaque: whether it is a mutable reference or a host callback, behind which nothing can be followed.
+    """
+
+    primitive: str
+    opaque: bool = False
+
+
+class Degree(NamedTuple):
+    """The degree of one variable, as a polynomial in the argument.
+
+    Fields:
+        degree: 0 for what does not depend on it.
+        blame: what makes it no polynomial of the degree asked for, or one that the rules do not know.
+        declared: whether its derivative is somewhere what a function's author declared, not the value's own.
+    """
+
+    degree: int = 0
+    blame: Blame | None = None
+    declared: bool = False
+
+
+FREE, ARGUMENT = Degree(), Degree(1)
+
+
+def not_linear(function: Callable[[Array], Array], at: Array) -> Blame | None:
+    """Return what keeps a function of one array from being linear in it, but for a constant; None if it is."""
+
+    def slope(x: Array, along: Array) -> Array:
+        return jax.jvp(function, (x,), (along,))[1]
+
+    return _above(1, [function], slope, at)
+
+
+def not_quadratic(function: Callable[[Array], Array], at: Array) -> Blame | None:
+    """Return what keeps a function of one array from being quadratic in it; None if it is."""
+    slope = jax.grad(lambda x: jnp.sum(function(x)))
+
+    def curvature(x: Array, along: Array) -> Array:
+        return jax.jvp(slope, (x,), (along,))[1]
+
+    return _above(2, [function, slope], curvature, at)
+
+
+def _above(
+    limit: int,
+    functions: Sequence[Callable[[Array], Array]],
+    last: Callable[[Array, Array], Array],
+    at: Array,
+) -> Blame | None:
+    """Return what raises the degree of functions[0] above the limit, if anything.
+
+    Rules for each primitive prove most polynomials at once. What they do not know is one still if its last derivative
+    does not read the argument, and neither it nor those before have jumps: |x| has second derivative 0.
+    """
+    closed = trace(functions[0], at)[0]
+    found = _join(interpret(closed, [ARGUMENT], _QUESTIONS[limit], [FREE] * len(closed.consts)), "")
+    if found.blame is None and not found.declared:
+        return None
+    if found.blame is not None and found.blame.opaque:
+        return found.blame
+    argument = Flow(smooth=frozenset({"argument"}))
+    reached = flows(closed, [argument], Flow())
+    for derivative in functions[1:]:
+        reached += flows(trace(derivative, at)[0], [argument], Flow())
+    jumps = sorted(how for flow in reached for _, how in flow.broken)
+    if not jumps:
+        ends = flows(trace(last, at, at)[0], [argument, Flow()], Flow())
+        if not any(flow.sources() for flow in ends):
+            return None
+    return found.blame or Blame(jumps[0] if jumps else "mul")
+
+
+# --- the question
+
+
+def _join(several: Sequence[Degree], name: str) -> Degree:
+    some = [d for d in several if d is not FREE]
+    if len(some) <= 1:
+        return some[0] if some else FREE
+    return Degree(max(d.degree for d in some), _first(some), any(d.declared for d in some))
+
+
+def _first(several: Sequence[Degree]) -> Blame | None:
+    blames = [d.blame for d in several if d.blame is not None]
+    return next((b for b in blames if b.opaque), blames[0] if blames else None)
+
+
+def _blamed(several: Sequence[Degree], primitive: str) -> Degree:
+    """Return the degree of what is no polynomial; operands that are none already keep their blame."""
+    joined = _join(several, primitive)
+    return joined if joined is FREE or joined.blame else joined._replace(blame=Blame(primitive))
+
+
+def _choose(which: Degree, cases: Sequence[Degree], name: str) -> Degree:
+    return _join(cases, name) if which is FREE else _blamed([which, *cases], name)
+
+
+def _opaque(name: str, several: Sequence[Degree]) -> Degree:
+    joined = _join(several, name)
+    return FREE if joined is FREE else joined._replace(blame=Blame(name, opaque=True))
+
+
+def _constant(value: Any) -> Degree:
+    return FREE
+
+
+def _called(eqn: core.JaxprEqn, outs: list[Degree]) -> list[Degree]:
+    """Note declared derivatives; a function with one is blamed by its own name where it has one."""
+    if eqn.primitive.name not in DECLARED:
+        return outs
+    name = eqn.params.get("name")
+
+    def declare(d: Degree) -> Degree:
+        blame = None if d.blame is None else Blame(str(name or d.blame.primitive))
+        return d if d is FREE else Degree(d.degree, blame, declared=True)
+
+    return [declare(d) for d in outs]
+
+
+# --- the rules
+
+
+def _linear(eqn: core.JaxprEqn, ins: list[Degree]) -> list[Degree]:
+    return [_join(ins, eqn.primitive.name)] * len(eqn.outvars)
+
+
+def _other(eqn: core.JaxprEqn, ins: list[Degree]) -> list[Degree]:
+    return [_blamed(ins, eqn.primitive.name)] * len(eqn.outvars)
+
+
+def _quotient(eqn: core.JaxprEqn, ins: list[Degree]) -> list[Degree]:
+    return [ins[0] if ins[1] is FREE else _blamed(ins, eqn.primitive.name)]
+
+
+def _solve(eqn: core.JaxprEqn, ins: list[Degree]) -> list[Degree]:
+    return [ins[1] if ins[0] is FREE else _blamed(ins, eqn.primitive.name)]
+
+
+def _select(eqn: core.JaxprEqn, ins: list[Degree]) -> list[Degree]:
+    return [_choose(ins[0], ins[1:], eqn.primitive.name)]
+
+
+def _convert(eqn: core.JaxprEqn, ins: list[Degree]) -> list[Degree]:
+    target = eqn.params["new_dtype"]
+    real = jnp.issubdtype(target, jnp.inexact) and np.dtype(target).itemsize >= 2
+    return [ins[0] if real else _blamed(ins, "cast")]
+
+
+def _indexed(eqn: core.JaxprEqn, ins: list[Degree]) -> list[Degree]:
+    """Let operands through that are copied; the others say where to."""
+    start, stop = _INDICES[eqn.primitive.name]
+    return [_choose(_join(ins[start:stop], ""), [*ins[:start], *ins[stop:]], eqn.primitive.name)]
+
+
+def _power(limit: int) -> Callable[[core.JaxprEqn, list[Degree]], list[Degree]]:
+    """Return the rule of products, whose degrees add up to the limit at most."""
+
+    def rule(eqn: core.JaxprEqn, ins: list[Degree]) -> list[Degree]:
+        name = eqn.primitive.name
+        power = {"square": 2, "integer_pow": eqn.params.get("y", 1)}.get(name, 1)
+        degree = power * sum(d.degree for d in ins)
+        if power < 0 or degree > limit:
+            return [_blamed(ins, name)]
+        return [_join(ins, name)._replace(degree=degree)]
+
+    return rule
+
+
+_LINEAR = (
+    "add add_any broadcast_in_dim complex concatenate conj copy copy_p cumsum fft imag neg pad real reduce_sum "
+    "reduce_window_sum reshape rev sharding_constraint slice split squeeze stack sub tile transpose unstack"
+)
+# From which operand to which they only say where to read or write.
+_INDICES: dict[str, tuple[int, int | None]] = {
+    "gather": (1, None),
+    "dynamic_slice": (1, None),
+    "dynamic_update_slice": (2, None),
+    **dict.fromkeys(("scatter", "scatter-add", "scatter-sub"), (1, 2)),
+}
+
+
+def _question(limit: int) -> Question[Degree]:
+    return Question(
+        nothing=FREE,
+        join=_join,
+        rules={
+            **dict.fromkeys(_LINEAR.split(), _linear),
+            **dict.fromkeys("mul dot_general conv_general_dilated square integer_pow".split(), _power(limit)),
+            **dict.fromkeys(_INDICES, _indexed),
+            "div": _quotient,
+            "triangular_solve": _solve,
+            "select_n": _select,
+            "convert_element_type": _convert,
+        },
+        default=_other,
+        choose=_choose,
+        opaque=_opaque,
+        constant=_constant,
+        called=_called,
+    )
+
+
+_QUESTIONS = {limit: _question(limit) for limit in (1, 2)}

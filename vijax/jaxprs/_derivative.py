@@ -1,0 +1,240 @@
+"""Which sources reach an output with their derivative, and which through a jump that loses it."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend import core
+
+from vijax.jaxprs._interpreter import DECLARED, Question, interpret
+
+
+class Flow(NamedTuple):
+    """How the sources reach one variable.
+
+    Fields:
+        smooth: sources that arrive with their derivative.
+        broken: sources that arrive through a jump, each with the primitive that jumps.
+        opaque: mutable references and host callbacks on the way, which cannot be analyzed.
+        cuts: whether a density was set to zero by a comparison of the draw with a parameter: "log" where it is a
+            log-density (-inf), "zero" where it is a density still to be logged.
+        constant: the value, where it is 0 or -inf and known while tracing.
+    """
+
+    smooth: frozenset[str] = frozenset()
+    broken: frozenset[tuple[str, str]] = frozenset()
+    opaque: frozenset[str] = frozenset()
+    cuts: frozenset[str] = frozenset()
+    constant: float | None = None
+
+    def sources(self) -> set[str]:
+        """Return all that reaches this variable, by either way."""
+        return set(self.smooth) | {source for source, _ in self.broken}
+
+    def broken_by(self, source: str) -> str | None:
+        """Return the primitive through which `source` jumps on its way here, if any.
+
+        Stopping is a break only where nothing else carries the derivative: softmax stops its own harmless shift.
+        """
+        jumps = {how for s, how in self.broken if s == source}
+        if source in self.smooth:
+            jumps.discard("stop_gradient")
+        return min(jumps - {"stop_gradient"} or jumps, default=None)
+
+
+NOTHING = Flow()
+_ZERO, _IMPOSSIBLE = Flow(constant=0.0), Flow(constant=-np.inf)
+# What a density is where it is cut off, and what it is then.
+_CUTS = {-np.inf: "log", 0.0: "zero"}
+
+
+def flows(closed: core.ClosedJaxpr, inputs: Sequence[Flow], const: Flow) -> list[Flow]:
+    """Follow `inputs`, and `const` for every differentiable closed-over value, to the outputs of a jaxpr."""
+    const = _bare(const)
+    consts = [const if _is_parameter(c) else _constant(c) for c in closed.consts]
+    return interpret(closed, [_bare(flow) for flow in inputs], _QUESTION, consts)
+
+
+def merge(flows: Iterable[Flow]) -> Flow:
+    """Return the flow of a variable that depends differentiably on others."""
+    some = [f for f in flows if f is not NOTHING and (f.smooth or f.broken or f.opaque or f.cuts)]
+    if not some:
+        return NOTHING
+    first = some[0]
+    if all(f is first for f in some):
+        # A zero survives products, and little else.
+        plain = first.constant is None and "zero" not in first.cuts
+        return first if plain else first._replace(cuts=first.cuts - {"zero"}, constant=None)
+    return Flow(
+        frozenset().union(*(f.smooth for f in some)),
+        frozenset().union(*(f.broken for f in some)),
+        frozenset().union(*(f.opaque for f in some)),
+        frozenset().union(*(f.cuts for f in some)) - {"zero"},
+    )
+
+
+def _bare(flow: Flow) -> Flow:
+    return NOTHING if flow == NOTHING else flow
+
+
+def _is_parameter(value: Any) -> bool:
+    # numpy arrays are constants of the code; only a jax array or tracer may be what somebody differentiates.
+    return isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jnp.inexact)
+
+
+def _constant(value: Any) -> Flow:
+    """Tell zeros and -inf, with which densities are cut off, from other constants."""
+    if not isinstance(value, (np.ndarray, np.generic, float)) or not np.size(value):
+        return NOTHING
+    array = np.asarray(value)
+    first = array.flat[0]
+    if array.dtype.kind not in "fV" or not (first == 0 or first == -np.inf):
+        return NOTHING
+    if array.size > 1 and not np.all(array == first):
+        return NOTHING
+    return _ZERO if first == 0 else _IMPOSSIBLE
+
+
+def _break(flow: Flow, how: str) -> Flow:
+    """Return the flow of what is piecewise constant in a variable."""
+    if not flow.smooth:
+        return flow if flow.constant is None and not flow.cuts else Flow(broken=flow.broken, opaque=flow.opaque)
+    return Flow(frozenset(), flow.broken | {(s, how) for s in flow.smooth}, flow.opaque)
+
+
+def _choose(which: Flow, cases: Sequence[Flow], how: str) -> Flow:
+    flow = merge([_break(which, how), *cases])
+    cuts = flow.cuts.union(*(case.cuts for case in cases))
+    constants = {case.constant for case in cases}
+    if _moves(which):
+        cuts |= {_CUTS[value] for value in constants if value is not None}
+    constant = constants.pop() if len(constants) == 1 else None
+    if cuts == flow.cuts and constant == flow.constant:
+        return flow
+    return flow._replace(cuts=cuts, constant=constant)
+
+
+def _opaque(name: str, flows: Sequence[Flow]) -> Flow:
+    return merge(flows)._replace(opaque=frozenset({name}))
+
+
+def _moves(flow: Flow) -> bool:
+    return {"parameter", "draw"} <= flow.sources()
+
+
+def _inexact(variable: Any) -> bool:
+    dtype = getattr(variable.aval, "dtype", np.dtype(bool))
+    kind = getattr(dtype, "kind", "")  # that of most, told at once; bfloat16 has "V", and keys none
+    return kind == "f" or (kind not in "biu" and bool(jnp.issubdtype(dtype, jnp.inexact)))
+
+
+# --- the rules
+
+
+def _default(eqn: core.JaxprEqn, ins: list[Flow]) -> list[Flow]:
+    flow = merge(ins)
+    if all(_inexact(v) for v in eqn.outvars) or not any(_inexact(v) for v in eqn.invars):
+        return [flow] * len(eqn.outvars)
+    # Whole numbers made of real ones: indices of top_k, pivots, bits.
+    return [flow if _inexact(v) else _break(flow, eqn.primitive.name) for v in eqn.outvars]
+
+
+def _smooth(eqn: core.JaxprEqn, ins: list[Flow]) -> list[Flow]:
+    return [merge(ins)] * len(eqn.outvars)
+
+
+def _jump(eqn: core.JaxprEqn, ins: list[Flow]) -> list[Flow]:
+    return [_break(merge(ins), eqn.primitive.name)] * len(eqn.outvars)
+
+
+def _same(eqn: core.JaxprEqn, ins: list[Flow]) -> list[Flow]:
+    return [ins[0]]
+
+
+def _select(eqn: core.JaxprEqn, ins: list[Flow]) -> list[Flow]:
+    return [_choose(ins[0], ins[1:], "select_n")]
+
+
+def _sort(eqn: core.JaxprEqn, ins: list[Flow]) -> list[Flow]:
+    """Let what is sorted through, which stays continuous; what is carried along jumps."""
+    count = eqn.params["num_keys"]
+    keys = merge(ins[:count])
+    jumps = _break(keys, "sort")
+    return [merge([flow, keys if i < count else jumps]) for i, flow in enumerate(ins)]
+
+
+def _convert(eqn: core.JaxprEqn, ins: list[Flow]) -> list[Flow]:
+    target, flow = eqn.params["new_dtype"], ins[0]
+    whole = not jnp.issubdtype(target, jnp.inexact)
+    if whole or np.dtype(target).itemsize < 2:  # float8 and less: quantized
+        return [_break(flow, "cast") if _inexact(eqn.invars[0]) else flow]
+    indicator = getattr(eqn.invars[0].aval, "dtype", None) == np.dtype(bool)  # as in log((z < h) / h)
+    return [flow._replace(cuts=frozenset({"zero"})) if indicator and _moves(flow) else flow]
+
+
+def _reduce_precision(eqn: core.JaxprEqn, ins: list[Flow]) -> list[Flow]:
+    """Let everyday mixed precision through: bfloat16 has 7 bits of mantissa, float16 5 of exponent."""
+    coarse = eqn.params["mantissa_bits"] < 7 or eqn.params["exponent_bits"] < 5
+    return [_break(ins[0], "reduce_precision") if coarse else ins[0]]
+
+
+def _indexed(eqn: core.JaxprEqn, ins: list[Flow]) -> list[Flow]:
+    """Break the operands that only say where to read or write."""
+    name = eqn.primitive.name
+    start = _INDICES.get(name, 1)
+    where = ins[start:] if name in _INDICES else ins[1:2]
+    rest = ins[:start] if name in _INDICES else [ins[0], *ins[2:]]
+    return [merge([*rest, _break(merge(where), name)])] * len(eqn.outvars)
+
+
+def _product(eqn: core.JaxprEqn, ins: list[Flow]) -> list[Flow]:
+    return [_with_zero(merge(ins), ins, "zero")]
+
+
+def _quotient(eqn: core.JaxprEqn, ins: list[Flow]) -> list[Flow]:
+    return [_with_zero(merge(ins), ins[:1], "zero")]
+
+
+def _log(eqn: core.JaxprEqn, ins: list[Flow]) -> list[Flow]:
+    return [_with_zero(merge(ins), ins, "log")]
+
+
+def _with_zero(flow: Flow, of: Sequence[Flow], cut: str) -> Flow:
+    return flow._replace(cuts=flow.cuts | {cut}) if any("zero" in f.cuts for f in of) else flow
+
+
+# Operands from this position on only say where to read or write; of a scatter it is the second alone.
+_INDICES = {
+    **{"gather": 1, "dynamic_slice": 1, "dynamic_update_slice": 2},
+    **{"select_and_scatter_add": 1, "select_and_gather_add": 1},  # derivatives of a pool: its operand says where
+}
+_SCATTERS = "scatter scatter-add scatter_add scatter-sub scatter_sub scatter_mul scatter_min scatter_max scatter_apply"
+# Derivatives of these are zero or undefined, so whatever passes through them arrives without its derivative.
+_JUMPS = (
+    "eq ne lt le gt ge eq_to le_to lt_to argmax argmin floor ceil round sign is_finite rem stop_gradient "
+    "reduce_and reduce_or"
+)
+_QUESTION: Question[Flow] = Question(
+    nothing=NOTHING,
+    join=lambda flows, _: merge(flows),
+    rules={
+        **dict.fromkeys(DECLARED, _smooth),  # as its author declared, so the body is not looked into
+        **dict.fromkeys(_JUMPS.split(), _jump),
+        **dict.fromkeys((*_INDICES, *_SCATTERS.split()), _indexed),
+        **dict.fromkeys("broadcast_in_dim reshape squeeze copy transpose slice".split(), _same),
+        **dict.fromkeys(("mul", "reduce_sum"), _product),
+        "div": _quotient,
+        "log": _log,
+        "select_n": _select,
+        "sort": _sort,
+        "convert_element_type": _convert,
+        "reduce_precision": _reduce_precision,
+    },
+    default=_default,
+    choose=_choose,
+    opaque=_opaque,
+    constant=_constant,
+    into_unknown=True,
+)

@@ -1,0 +1,80 @@
+"""Closed-over values of a function as arguments: to be handed to a custom_vjp, or to be stopped."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend import core
+from jaxtyping import Array
+
+from vijax.jaxprs._interpreter import trace
+from vijax.types import PyTree
+
+
+def hoist(
+    function: Callable[..., PyTree], *args: PyTree
+) -> tuple[Callable[..., PyTree], list[Array], list[Any], PyTree]:
+    """Make arguments of what a function closes over: what may be differentiated, and the rest.
+
+    jax.closure_convert leaves some values closed over, and then grad(vmap(...)) leaks tracers.
+
+    Returns:
+        (parameters, others, *args) -> result; the parameters; the others; and the result's shapes.
+    """
+    closed, shape = trace(function, *args)
+    jaxpr, tree = closed.jaxpr, jax.tree.structure(shape)
+    is_parameter = [jnp.issubdtype(jnp.result_type(c), jnp.inexact) for c in closed.consts]
+    pairs = list(zip(closed.consts, is_parameter, strict=True))
+    others, wrap = bare([c for c, p in pairs if not p])
+
+    def hoisted(parameters: list[Array], others: list[Any], *args: PyTree) -> PyTree:
+        p, o = iter(parameters), iter(wrap(others))
+        consts = [next(p if parameter else o) for parameter in is_parameter]
+        out = core.jaxpr_as_fun(core.ClosedJaxpr(jaxpr, consts))(*jax.tree.leaves(args))
+        return jax.tree.unflatten(tree, out)
+
+    return hoisted, [jnp.asarray(c) for c, p in pairs if p], others, shape
+
+
+def bare(tree: PyTree) -> tuple[PyTree, Callable[[PyTree], PyTree]]:
+    """Strip keys to their numbers, and return how to wrap them again.
+
+    The backward pass draws the same draws anew, which JAX's check against the reuse of keys would call an accident.
+    """
+
+    def is_key(leaf: Any) -> bool:
+        return bool(jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key))
+
+    def strip(leaf: Any) -> Any:
+        return jax.random.key_data(leaf) if is_key(leaf) else leaf
+
+    def wrap(leaf: Any, kind: str) -> Any:
+        return jax.random.wrap_key_data(leaf, impl=kind) if kind else leaf
+
+    kinds = jax.tree.map(lambda leaf: str(jax.random.key_impl(leaf)) if is_key(leaf) else "", tree)
+    return jax.tree.map(strip, tree), lambda numbers: jax.tree.map(wrap, numbers, kinds)
+
+
+def totals(parameters: list[Array]) -> list[Array]:
+    """Return zeros to sum gradients of parameters in: in float32 at least, since many small terms stall in less."""
+    return [jnp.zeros(jnp.shape(p), jnp.promote_types(p.dtype, jnp.float32)) for p in parameters]
+
+
+def stopped(function: Callable[..., PyTree], *args: PyTree) -> tuple[Callable[..., PyTree], core.ClosedJaxpr]:
+    """Return a function with all that it closes over stopped, and its jaxpr with the values as they are.
+
+    Stopping a distribution itself leaks: it may hold its parameters where jax.tree.map does not see them.
+    Arguments keep their derivative.
+
+    Args:
+        function: args -> a pytree of arrays.
+        args: pytrees of arrays, or of their shapes and dtypes, like those it will be called with.
+
+    Returns:
+        The stopped function, and the closed jaxpr for further questions of the same trace.
+    """
+    closed, shape = trace(function, *args)
+    consts = [jax.lax.stop_gradient(c) for c in closed.consts]
+    call, tree = core.jaxpr_as_fun(core.ClosedJaxpr(closed.jaxpr, consts)), jax.tree.structure(shape)
+    return lambda *args: jax.tree.unflatten(tree, call(*jax.tree.leaves(args))), closed

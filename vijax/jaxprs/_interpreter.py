@@ -1,0 +1,264 @@
+"""One walk over a jaxpr that every question shares: from what its inputs are to what its outputs are."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import jax
+from jax.extend import core
+
+from vijax.types import PyTree
+
+V = TypeVar("V")
+"""What a question knows of one variable."""
+
+Rule = Callable[[core.JaxprEqn, list[V]], list[V]]
+"""(equation, what is known of its operands) -> what is known of its results."""
+
+# Their one inner jaxpr is applied to the operands as they are; that of a reduction, say, is not.
+CALLS = frozenset(
+    "checkpoint closed_call core_call core_closed_call custom_jvp_call custom_vjp_call "
+    "custom_vjp_call_jaxpr jit pjit remat remat2".split()
+)
+# Their derivative is what the author of the function declared it to be.
+DECLARED = frozenset("custom_jvp_call custom_vjp_call custom_vjp_call_jaxpr custom_lin".split())
+# Code outside JAX: pure by contract, or with a memory of its own.
+PURE_HOST = frozenset({"pure_callback", "ffi_call"})
+HOST = PURE_HOST | {"io_callback"}
+# Where an equation keeps an inner jaxpr.
+INNER = ("jaxpr", "call_jaxpr", "fun_jaxpr")
+
+
+@dataclass(frozen=True)
+class Loops(Generic[V]):
+    """How values change on their way in and out of the body of a scan, which lacks one axis.
+
+    Fields:
+        enter: what is constant in the loop, or its first carry.
+        slice: what is scanned over.
+        carry: what one turn hands to the next.
+        leave: the last carry.
+        stack: what is collected along the loop.
+    """
+
+    enter: Callable[[V], V]
+    slice: Callable[[V], V]
+    carry: Callable[[V], V]
+    leave: Callable[[V], V]
+    stack: Callable[[V], V]
+
+
+@dataclass(frozen=True)
+class Question(Generic[V]):
+    """What one analysis asks of a jaxpr; the walk itself is the same for all.
+
+    Fields:
+        nothing: of a variable that depends on no input; results of such operands alone are `nothing` too.
+        join: (values, name) -> of what depends on several, joined by the primitive of that name.
+        rules: primitives by name; they have precedence over the walk's own handling of calls.
+        default: the rule of all other primitives.
+        choose: (predicate, cases, name) -> of one result chosen among cases by select_n, cond or while.
+        opaque: (name, values) -> of whatever comes out of an equation that cannot be seen into. What a
+            mutable reference or an io_callback returns may depend on every input, so these are its values.
+        constant: of a literal, or a value that an inner jaxpr holds.
+        into_unknown: whether the jaxpr of an unknown primitive, where it fits the operands, is applied to them.
+        called: (equation, what its body says of its results) -> what to make of it, for calls.
+        loops: what a scan changes, if anything.
+    """
+
+    nothing: V
+    join: Callable[[Sequence[V], str], V]
+    rules: Mapping[str, Rule[V]]
+    default: Rule[V]
+    choose: Callable[[V, Sequence[V], str], V]
+    opaque: Callable[[str, Sequence[V]], V]
+    constant: Callable[[Any], V]
+    into_unknown: bool = False
+    called: Rule[V] | None = None
+    loops: Loops[V] | None = None
+
+
+def trace(function: Callable[..., PyTree], *args: PyTree) -> tuple[core.ClosedJaxpr, PyTree]:
+    """Trace a function once; return its jaxpr, closed-over values as consts, and the tree of its output shapes."""
+    return jax.make_jaxpr(function, return_shape=True)(*args)
+
+
+def interpret(
+    closed: core.ClosedJaxpr, inputs: Sequence[V], question: Question[V], consts: Sequence[V] | None = None
+) -> list[V]:
+    """Answer a question about each output of a jaxpr.
+
+    Args:
+        closed: the jaxpr, as `trace` returns it.
+        inputs: what is known of each input.
+        question: what is asked.
+        consts: what is known of each closed-over value; by default what the question says of constants.
+
+    Returns:
+        What is known of each output.
+    """
+    known = [question.constant(c) for c in closed.consts] if consts is None else list(consts)
+    return _Walk(question, [*inputs, *known]).jaxpr(closed.jaxpr, known, list(inputs))
+
+
+def hidden(closed: core.ClosedJaxpr) -> str | None:
+    """Return the first primitive that keeps values where no variable tells: in a mutable array, or on the host."""
+    return _hidden(closed.jaxpr)
+
+
+def inner_jaxpr(eqn: core.JaxprEqn) -> core.Jaxpr | core.ClosedJaxpr | None:
+    """Return the jaxpr that an equation carries under one of the usual names, if it does."""
+    for name in INNER:
+        found = eqn.params.get(name)
+        if found is not None:
+            return found
+    return None
+
+
+def opened(jaxpr: core.Jaxpr | core.ClosedJaxpr) -> core.Jaxpr:
+    """Return the open jaxpr of either kind."""
+    return jaxpr.jaxpr if isinstance(jaxpr, core.ClosedJaxpr) else jaxpr
+
+
+def shape_of(variable: Any) -> tuple[int, ...]:
+    """Return the shape of a variable or literal of a jaxpr; () for what has none."""
+    return getattr(variable.aval, "shape", ())
+
+
+def touches_reference(eqn: core.JaxprEqn) -> bool:
+    """Whether an equation makes, reads or writes a mutable reference. All that do have effects."""
+    return bool(eqn.effects) and any("Ref" in type(v.aval).__name__ for v in (*eqn.invars, *eqn.outvars))
+
+
+def _hidden(jaxpr: core.Jaxpr) -> str | None:
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name == "io_callback" or touches_reference(eqn):
+            return str(eqn.primitive.name)
+        for value in eqn.params.values():
+            for inner in value if isinstance(value, (tuple, list)) else (value,):
+                if isinstance(inner, (core.Jaxpr, core.ClosedJaxpr)):
+                    how = _hidden(opened(inner))
+                    if how is not None:
+                        return how
+    return None
+
+
+class _Walk(Generic[V]):
+    """A question on its way through a jaxpr and those within it."""
+
+    def __init__(self, question: Question[V], reach: list[V]) -> None:
+        self.question = question
+        self.reach = reach  # every value that comes in: what a mutable reference may hold
+
+    def jaxpr(self, jaxpr: core.Jaxpr, consts: Sequence[V], inputs: Sequence[V]) -> list[V]:
+        """Return what is known of the outputs of an open jaxpr."""
+        constant, literal = self.question.constant, core.Literal
+        known: dict[Any, V] = dict(zip(jaxpr.constvars, consts, strict=True))
+        known.update(zip(jaxpr.invars, inputs, strict=True))
+        for eqn in jaxpr.eqns:
+            ins = [constant(v.val) if isinstance(v, literal) else known[v] for v in eqn.invars]
+            known.update(zip(eqn.outvars, self.equation(eqn, ins), strict=True))
+        return [constant(v.val) if isinstance(v, literal) else known[v] for v in jaxpr.outvars]
+
+    def equation(self, eqn: core.JaxprEqn, ins: list[V]) -> list[V]:
+        """Return what is known of the results of one equation."""
+        name, question, count = eqn.primitive.name, self.question, len(eqn.outvars)
+        rule = question.rules.get(name)
+        if rule is None and name in _STRUCTURES:
+            return _STRUCTURES[name](self, eqn, ins)
+        if not count:  # a printed value, a check, a write
+            return []
+        if name in PURE_HOST:
+            return [question.opaque(name, ins)] * count
+        if name == "io_callback" or touches_reference(eqn):
+            return [question.opaque(name, self.reach)] * count
+        nothing = question.nothing
+        if all(value is nothing for value in ins):
+            return [nothing] * count
+        if rule is not None:
+            return rule(eqn, ins)
+        inner = inner_jaxpr(eqn)
+        if inner is None:
+            return question.default(eqn, ins)
+        fits = len(opened(inner).invars) == len(ins) and len(opened(inner).outvars) == count
+        if question.into_unknown and fits:
+            return self.call(inner, ins)
+        return [question.opaque(name, ins)] * count
+
+    def call(self, inner: core.Jaxpr | core.ClosedJaxpr, ins: Sequence[V]) -> list[V]:
+        """Return what is known of the outputs of an inner jaxpr."""
+        if isinstance(inner, core.ClosedJaxpr):
+            return self.jaxpr(inner.jaxpr, [self.question.constant(c) for c in inner.consts], ins)
+        return self.jaxpr(inner, [self.question.nothing] * len(inner.constvars), ins)
+
+    def fixpoint(self, step: Callable[[list[V]], list[V]], carry: list[V], name: str) -> list[V]:
+        """Join what a loop carries with what a turn makes of it, until no turn adds anything."""
+        while True:
+            join = self.question.join
+            new = [join([a, b], name) for a, b in zip(carry, step(carry), strict=True)]
+            if new == carry:
+                return carry
+            carry = new
+
+
+def _call(walk: _Walk[V], eqn: core.JaxprEqn, ins: list[V]) -> list[V]:
+    inner = inner_jaxpr(eqn)
+    if inner is None or len(opened(inner).invars) != len(ins):
+        return [walk.question.opaque(eqn.primitive.name, ins)] * len(eqn.outvars)
+    outs, called = walk.call(inner, ins), walk.question.called
+    return outs if called is None else called(eqn, outs)
+
+
+def _barrier(walk: _Walk[V], eqn: core.JaxprEqn, ins: list[V]) -> list[V]:
+    return list(ins)
+
+
+def _cond(walk: _Walk[V], eqn: core.JaxprEqn, ins: list[V]) -> list[V]:
+    results = [walk.call(branch, ins[1:]) for branch in eqn.params["branches"]]
+    return [walk.question.choose(ins[0], cases, "cond") for cases in zip(*results, strict=True)]
+
+
+def _while(walk: _Walk[V], eqn: core.JaxprEqn, ins: list[V]) -> list[V]:
+    of_cond, of_body = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
+    cond_consts, body_consts = ins[:of_cond], ins[of_cond : of_cond + of_body]
+
+    def turn(carry: list[V]) -> list[V]:
+        goes_on = walk.call(eqn.params["cond_jaxpr"], [*cond_consts, *carry])[0]
+        outs = walk.call(eqn.params["body_jaxpr"], [*body_consts, *carry])
+        return [walk.question.choose(goes_on, [out], "while") for out in outs]
+
+    return walk.fixpoint(turn, ins[of_cond + of_body :], "while")
+
+
+def _scan(walk: _Walk[V], eqn: core.JaxprEqn, ins: list[V]) -> list[V]:
+    body, loops = eqn.params["jaxpr"], walk.question.loops
+    # JAX 0.12 no longer states the counts; what is scanned over or collected has one axis more outside the body.
+    carried = sum(map(_same_rank, eqn.outvars, opened(body).outvars))
+    constant = sum(map(_same_rank, eqn.invars, opened(body).invars)) - carried
+    consts, carry, xs = ins[:constant], ins[constant : constant + carried], ins[constant + carried :]
+    if loops is not None:
+        consts, carry = [loops.enter(v) for v in consts], [loops.enter(v) for v in carry]
+        xs = [loops.slice(v) for v in xs]
+
+    def turn(carry: list[V]) -> list[V]:
+        outs = walk.call(body, [*consts, *carry, *xs])[:carried]
+        return outs if loops is None else [loops.carry(v) for v in outs]
+
+    carry = walk.fixpoint(turn, carry, "scan")
+    outs = walk.call(body, [*consts, *carry, *xs])
+    if loops is None:
+        return outs
+    return [loops.leave(v) for v in carry] + [loops.stack(v) for v in outs[carried:]]
+
+
+def _same_rank(outside: Any, inside: Any) -> bool:
+    return len(shape_of(outside)) == len(shape_of(inside))
+
+
+_STRUCTURES: dict[str, Callable[[_Walk[Any], core.JaxprEqn, list[Any]], list[Any]]] = {
+    **dict.fromkeys(CALLS, _call),
+    "cond": _cond,
+    "while": _while,
+    "scan": _scan,
+    "optimization_barrier": _barrier,
+}
