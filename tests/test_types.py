@@ -107,7 +107,7 @@ def test_closed_forms_through_partial():
     twice = partial(once, alpha=2, beta=3)
     assert closed_forms(once).gate(0) == (0, 1, 0.0)
     assert closed_forms(twice).gate(0) == (0, 2, 3)
-    assert (closed_forms(once).power, closed_forms(twice).power) == (1, 2)
+    assert (closed_forms(once).power(), closed_forms(twice).power()) == (1, 2)
     assert closed_forms(twice).linear is True
     assert closed_forms(twice).leave_one_out is None
     assert closed_forms(lambda x: x).linear is False

@@ -2,7 +2,6 @@
 
 from vijax import (
     bounds,
-    checks,
     diagnostics,
     draws,
     families,
@@ -23,7 +22,6 @@ __all__ = [
     "Family",
     "Joint",
     "bounds",
-    "checks",
     "diagnostics",
     "draws",
     "families",

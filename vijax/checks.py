@@ -3,7 +3,7 @@
 import traceback
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from os import path as paths_of
 from re import findall
 from typing import Any
@@ -41,6 +41,12 @@ def num_samples(num_samples: Any, chunk_size: Any = None, *, least: int = 1, why
             raise ValueError(f"{name} must be at least {low}, got {value}.{reason}")
 
 
+def key_and_counts(one_key: Any, count: Any, chunk_size: Any) -> None:
+    """Refuse keys and counts that no objective takes."""
+    key(one_key)
+    num_samples(count, chunk_size)
+
+
 def family(family: Any, name: str) -> None:
     """Refuse what is no family; nearly always one that was not called."""
     if not (hasattr(family, "init") and hasattr(family, "dist")):
@@ -55,95 +61,33 @@ def whole(value: Any, name: str, why: str = "") -> None:
         raise ValueError(f"{name} must be at least 1, got {value}{why}.")
 
 
-# Set while a log_joint is evaluated of which more than the mean counts. JAX's caches heed it: what was traced under a
-# linear bound is traced, and judged, anew.
-_exact = jax.make_user_context()
+# Set while a log_joint is evaluated of which more than the mean counts. JAX's caches heed it: what
+# was traced under a linear bound is traced, and checked, anew.
+_beyond_mean = jax.make_user_context()
 
 
-def linear(bound: Any, log_joint: Any) -> Any:
-    """Refuse a bound that is not linear in log_w for a target that is only unbiased under one that is.
-
-    Returns log_joint, or where the bound is not linear one that refuses such a target inside other functions as well.
-    """
-    if types.closed_forms(bound).linear:
-        return log_joint
-    if why := types.properties(log_joint).only_mean:
-        raise ValueError(f"{why}, so its bound must be linear in log_w: use bounds.elbo, not {describe(bound)}.")
-    return exact(log_joint)
+def beyond_mean() -> AbstractContextManager[None]:
+    """Enter a trace in which more than the mean of log p counts, as under a bound that is not linear."""
+    return _beyond_mean("log_joint")
 
 
 def exact(log_joint: Any) -> Any:
-    """Return log_joint, with its marks, such that a target within it which is only unbiased itself is refused."""
+    """Return log_joint such that a target inside it that is unbiased in its mean alone is refused."""
 
     def guarded(*z: Any, **given: Any) -> Any:
-        with _exact("log_joint"):
+        with beyond_mean():
             return log_joint(*z, **given)
 
     return types.derive(log_joint, guarded)
 
 
-def only_linear(why: str) -> None:
-    """Refuse, inside a target that is unbiased but not its exponential, to be evaluated for more than its mean."""
-    if _exact.value:
+def mean_alone(why: str) -> None:
+    """Refuse, inside a target that is unbiased in its mean alone, an evaluation in which more counts."""
+    if _beyond_mean.value:
         raise ValueError(
             f"{why}, and here, inside another function, it is asked for more than its mean: use bounds.elbo, or the "
             "plain log joint of all the data."
         )
-
-
-def is_mean(bound: Any) -> bool:
-    """Whether a bound is the mean of log-weights: one that says it is linear may be a sum, or have a minus sign."""
-    if not types.closed_forms(bound).linear:
-        return False
-    try:
-        with jax.ensure_compile_time_eval():
-            return bool(np.allclose(bound(jnp.array([[0.0], [1.0], [5.0]], jnp.float32)), 2.0, rtol=1e-5))
-    except (TypeError, ValueError):  # it holds weights, of another number of draws or not known while tracing
-        return False
-
-
-def own_terms(log_joint: Any, estimator: str) -> None:
-    """Refuse a target that holds terms of q in closed form, where the estimator takes log p and log q apart."""
-    if types.properties(log_joint).holds_log_q:
-        raise ValueError(
-            f"{estimator} needs the log joint itself, and this target holds terms of q in closed form: use "
-            "gradients.reparam, dreg, score, vimco or auto, or the plain log_joint."
-        )
-
-
-def independent(bound: Any, draw: Any, estimator: str) -> None:
-    """Refuse coupled draws, and strata, where the estimator's derivation needs independent draws from q."""
-    _is_draw(draw)
-    if draw.independent:
-        return
-    if types.closed_forms(bound).linear:
-        return
-    how = "coupled" if draw.weights is None else "strata, each from its own part of q"
-    raise ValueError(
-        f"{estimator}({describe(bound)}) needs independent draws, and these are {how}: its gradient would be biased. "
-        "Use gradients.reparam, or dreg of a bound linear in log_w (bounds.elbo)."
-    )
-
-
-def uncoupled(bound: Any, draw: Any, estimator: str) -> None:
-    """Refuse coupled draws under a bound whose own statement is about independent ones."""
-    _is_draw(draw)
-    if types.closed_forms(bound).independent and not draw.independent:
-        raise ValueError(
-            f"{estimator}({describe(bound)}): what {describe(bound)} says holds for independent draws, and these are "
-            "coupled; use draws.iid, or another of vijax.bounds."
-        )
-
-
-def _is_draw(draw: Any) -> None:
-    if not isinstance(draw, types.Draw):
-        raise TypeError(f"draw must be a types.Draw, as draws.iid and draws.antithetic are, got {describe(draw)}.")
-
-
-def smooth(bound: Any, estimator: str) -> None:
-    """Refuse a bound with a kink: no second derivative sees it, and the dropped score needs it."""
-    if not types.closed_forms(bound).smooth:
-        raise ValueError(f"{estimator}({describe(bound)}) needs a bound without kinks: use gradients.reparam.")
 
 
 def describe(function: Any) -> str:

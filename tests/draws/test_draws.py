@@ -9,7 +9,8 @@ from jax.scipy.stats import norm
 import vijax as vj
 from tests.bare import Coin, Gauss
 from tests.statistics import assert_mean, assert_variance_ratio
-from vijax.draws import antithetic, chunked, evaluate, iid, plan, weigh
+from vijax.draws import antithetic, iid, weigh
+from vijax.engine import Plan, chunked, evaluate, plan
 
 Q = Gauss(jnp.array([0.2, -0.4]), jnp.array([0.0, -0.5]))
 
@@ -59,11 +60,11 @@ def test_iid_draws_are_keyed_one_by_one(key):
 def test_a_keyed_target_gets_keys_of_its_own(key):
     """The model's keys are not q's, one for each draw; a plan for another target has none."""
     target = vj.targets.keyed(lambda key, z: log_joint(z) + jax.random.normal(key))
-    found = plan(key, target, iid, 4)
-    assert isinstance(found, vj.draws.Plan)
+    found = plan(key, True, iid, 4)
+    assert isinstance(found, Plan)
     data = np.concatenate([jax.random.key_data(found.draw), jax.random.key_data(found.model)])
     assert len(np.unique(data, axis=0)) == 8
-    assert plan(key, log_joint, iid, 4).model is None
+    assert plan(key, False, iid, 4).model is None
     draws = weigh(key, target, Q, num_samples=4)
     noise = jax.vmap(jax.random.normal)(found.model)
     np.testing.assert_allclose(draws.log_p, jax.vmap(log_joint)(draws.z) + noise[:, None], rtol=1e-5)

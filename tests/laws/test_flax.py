@@ -11,6 +11,7 @@ import vijax as vj
 from tests.bare import Gauss
 from tests.laws.problem import assert_close
 from tests.marks import some
+from vijax import engine
 
 pytestmark = pytest.mark.usefixtures("loose_ranks")  # Flax adds biases by NumPy's promotion
 
@@ -62,7 +63,7 @@ def test_dropout_differs_from_draw_to_draw(make, chunk_size, setting):
         return jnp.sum(estimate.value), estimate.draws.aux
 
     # The hand loop: the same draws and model keys, straight from the plan.
-    plan = vj.draws.plan(key, target(theta), vj.draws.iid, K)
+    plan = engine.plan(key, True, vj.draws.iid, K)
 
     def by_hand(theta):
         log_w = []
@@ -114,7 +115,7 @@ def test_batch_statistics_come_back(make, chunk_size, setting):
         return jnp.sum(estimate.value), estimate.draws.aux
 
     gradient, found = jax.jit(jax.grad(total, has_aux=True))(theta)
-    plan = vj.draws.plan(key, vj.targets.keyed(lambda key, z: None), vj.draws.iid, K)
+    plan = engine.plan(key, True, vj.draws.iid, K)
     each = [log_joint(theta, posterior(q).sample_and_log_prob(seed=plan.draw[k])[0])[1] for k in range(K)]
     assert_close(found, jax.tree.map(lambda *leaves: jnp.stack(leaves), *each), atol=1e-5)
     assert all(leaf.shape[0] == K for leaf in jax.tree.leaves(found))

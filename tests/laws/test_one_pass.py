@@ -1,4 +1,4 @@
-"""One pass over chunks for a batch of one (vj.draws.online): the same numbers as the whole, with the model evaluated once forward."""
+"""One pass over chunks for a batch of one (engine.one_pass): the same numbers as the whole, with the model evaluated once forward."""
 
 from functools import partial
 

@@ -1,25 +1,18 @@
-"""How q is looked at: ways to draw, and the log-weight of every draw."""
+"""key, q, log_joint -> draws and log-weights: ways to draw, and the weight of every draw."""
 
 from vijax.draws._antithetic import antithetic
-from vijax.draws._chunked import chunked
 from vijax.draws._iid import iid, sharded
 from vijax.draws._level import geometric, harmonic, level
-from vijax.draws._online import online
 from vijax.draws._qmc import sobol
 from vijax.draws._stratified import stratified
-from vijax.draws._weigh import Plan, evaluate, plan, weigh
+from vijax.draws._weigh import weigh
 
 __all__ = [
-    "Plan",
     "antithetic",
-    "chunked",
-    "evaluate",
     "geometric",
     "harmonic",
     "iid",
     "level",
-    "online",
-    "plan",
     "sharded",
     "sobol",
     "stratified",

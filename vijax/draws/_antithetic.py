@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from vijax.draws._iid import split
 from vijax.draws._qmc import unit
 from vijax.draws._transport import dimensions, transport
+from vijax.engine import split
 from vijax.types import Draw, PyTree
 
 

@@ -5,12 +5,8 @@ from typing import Any
 import jax
 from jaxtyping import Array
 
+from vijax.engine import split
 from vijax.types import Draw, PyTree
-
-
-def split(key: Any, num_samples: int) -> Any:
-    """Return `num_samples` keys; one sample takes the key itself and saves the hash."""
-    return key[None] if num_samples == 1 else jax.random.split(key, num_samples)
 
 
 def _sample(key: Any, q: Any) -> tuple[PyTree, Array]:

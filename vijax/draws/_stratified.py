@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from vijax.draws._iid import split
+from vijax.engine import split
 from vijax.types import Draw, PyTree
 
 # Row i belongs to component i mod m, so that any m rows in succession hold each component once.

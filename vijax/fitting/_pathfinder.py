@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int, Key
 
-from vijax import checks, draws
+from vijax import checks, engine
 from vijax.fitting._quasi_newton import History, QuasiNewton, gaussian, remember
 from vijax.types import Draws, LogJoint, PyTree, properties
 
@@ -137,12 +137,12 @@ def pathfinder(
 def _log_p(log_joint: LogJoint, z: PyTree) -> Array:
     """Return log p of several draws, [k]; with the shape checks of every objective."""
     rows = jax.tree.leaves(z)[0]
-    return draws.evaluate(log_joint, z, jnp.zeros(rows.shape[:1], rows.dtype))[0]
+    return engine.evaluate(log_joint, z, jnp.zeros(rows.shape[:1], rows.dtype))[0]
 
 
 def _admit(log_joint: LogJoint) -> LogJoint:
     """Refuse targets that are not log p(x, z) itself, the same at every call; return one that refuses them inside."""
-    checks.own_terms(log_joint, "pathfinder")
+    engine.require_log_joint(log_joint, "pathfinder")
     if properties(log_joint).keyed:
         raise ValueError("pathfinder climbs a function without noise: fix the key, partial(log_joint, key=key).")
     if why := properties(log_joint).only_mean:

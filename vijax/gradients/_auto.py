@@ -3,15 +3,13 @@
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-from jaxtyping import Array, Key
+from jaxtyping import Array
 
-from vijax import draws, pathways
-from vijax.draws import Plan
-from vijax.gradients._objective import admit, estimate
-from vijax.gradients._pathwise import reparam
-from vijax.gradients._score import ALONE, left_out, surrogate, vimco
-from vijax.types import Bound, Estimate, Joint, LogJoint, Objective, PyTree
+from vijax import draws
+from vijax.engine import Estimator, Evaluated, Needs, Plan, Request, Strategy, make_objective
+from vijax.gradients._pathwise import PATHWISE
+from vijax.gradients._score import ALONE, LEAVE_ONE_OUT, left_out, surrogate
+from vijax.types import Bound, Joint, Objective, PyTree
 
 
 def auto(bound: Bound) -> Objective:
@@ -37,48 +35,46 @@ def auto(bound: Bound) -> Objective:
     Reference: Schulman, Heess, Weber, Abbeel, Gradient estimation using stochastic computation graphs, 2015,
         arXiv:1506.05254; Mnih, Rezende, Variational inference for Monte Carlo objectives, 2016, arXiv:1602.06725.
     """
-
-    def objective(
-        key: Key[Array, ""], log_joint: LogJoint, q: Any, *, num_samples: int, chunk_size: int | None = None
-    ) -> Estimate:
-        log_joint, q = admit(key, log_joint, q, num_samples, chunk_size, bound)
-        if not isinstance(q, Joint):
-            broken = any(path.broken is not None for path in pathways.of(q, draws.iid, key).values())
-            chosen = vimco(bound) if broken else reparam(bound)
-            return chosen(key, log_joint, q, num_samples=num_samples, chunk_size=chunk_size)
-        scored = pathways.scored_leaves(q, key)
-        if not scored:
-            return reparam(bound)(key, log_joint, q, num_samples=num_samples, chunk_size=chunk_size)
-        admit(key, log_joint, q, num_samples, chunk_size, bound, least=2, why=ALONE)
-
-        def look(seeds: Plan) -> Any:
-            z, log_q, log_q_scored = jax.vmap(lambda seed: _sample(q, seed, scored))(seeds.draw)
-            log_p, aux = draws.evaluate(log_joint, z, log_q, seeds.model)
-            return (log_p, log_q, log_q_scored), (z, aux)
-
-        value = lambda p, q, scored: surrogate(bound, p - q, lambda w: left_out(bound, w), scored)  # noqa: E731
-        seeds = draws.plan(key, log_joint, draws.iid, num_samples)
-        return estimate(look, value, seeds, chunk_size)
-
-    return objective
+    return make_objective("auto", bound, draws.iid, by_leaf)
 
 
-def _sample(q: Joint, key: Any, scored: set[Any]) -> tuple[PyTree, Array, Array]:
-    """Draw the leaves in order, those in `scored` stopped; return them, log q, and log q of those alone.
+def by_leaf(request: Request) -> Estimator:
+    """Choose: a path where every leaf has one, leave-one-out where none has, and both in a Joint."""
+    if not isinstance(request.q, Joint):
+        broken = any(path.broken is not None for path in request.paths.values())
+        return LEAVE_ONE_OUT if broken else PATHWISE
+    return Estimator(Needs(least=2, why=ALONE), _mixed) if request.scored else PATHWISE
+
+
+def _mixed(request: Request) -> Strategy:
+    bound, q, scored = request.bound, request.q, request.scored
+
+    def evaluate(seeds: Plan) -> Evaluated:
+        z, parts = jax.vmap(lambda seed: sample_parts(q, seed, scored))(seeds.draw)
+        log_q: Any = sum(parts.values())
+        log_p, aux = request.evaluate(z, log_q, seeds)
+        log_q_scored: Any = sum(log_prob for name, log_prob in parts.items() if name in scored)
+        return Evaluated(log_p, log_q, z, aux, log_q_scored)
+
+    def value(log_p: Array, log_q: Array, log_q_scored: Array) -> Array:
+        log_w = log_p - log_q
+        return surrogate(bound, log_w, left_out(request, log_w), log_q_scored)
+
+    return Strategy(evaluate, value)
+
+
+def sample_parts(q: Joint, key: Any, scored: set[Any]) -> tuple[PyTree, dict[Any, Array]]:
+    """Draw the leaves in order, those in `scored` stopped; return them, and log q of each given the earlier ones.
 
     The density of a scored leaf keeps its derivative in earlier leaves: that is how their path reaches it.
     """
     leaves: dict[Any, Any] = {}
-    log_q: Any = 0.0
-    log_q_scored: Any = 0.0
-    names = list(q.names())
-    for name, part_key in zip(names, q.keys(key), strict=True):
+    parts: dict[Any, Array] = {}
+    for name, part_key in zip(q.names(), q.keys(key), strict=True):
         part = q.conditional(name, leaves)
-        z, log_prob = part.sample_and_log_prob(seed=part_key, sample_shape=())
+        z, parts[name] = part.sample_and_log_prob(seed=part_key, sample_shape=())
         if name in scored:
             z = jax.lax.stop_gradient(z)
-            log_prob = part.log_prob(z)
-            log_q_scored = log_q_scored + log_prob
+            parts[name] = part.log_prob(z)
         leaves[name] = z
-        log_q = log_q + log_prob
-    return q.collect(leaves), log_q, jnp.asarray(log_q_scored)
+    return q.collect(leaves), parts

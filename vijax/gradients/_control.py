@@ -5,17 +5,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend import core
 from jaxtyping import Array, Key
 
-from vijax import draws
-from vijax import jaxprs as dataflow
-from vijax.draws import Plan
-from vijax.gradients._objective import admit, estimate
+from vijax import draws, jaxprs
+from vijax.engine import Estimator, Evaluated, Needs, Plan, Request, Strategy, make_objective
 from vijax.gradients._relaxed import conditional, hardest
-from vijax.gradients._states import States, floored, linear, states
+from vijax.gradients._states import States, floored, states
 from vijax.numerics import with_score
-from vijax.types import Bound, Estimate, LogJoint, PyTree
+from vijax.types import Bound, Estimate, LogJoint, Objective, PyTree
 
 Relaxed = Callable[[Any], Array]
 """A temperature -> log w at the point softmax(z / temperature), [*batch]."""
@@ -89,7 +86,29 @@ def rebar(bound: Bound) -> Controlled:
 
 
 def _controlled(bound: Bound, control: Control, name: str) -> Controlled:
-    def objective(
+    needs = Needs(mean="corrects each draw by itself")
+
+    def with_parameters(parameters: PyTree, term: int) -> Objective:
+        """Make the objective whose derivative is that of the q's gradient (0), or of its square (1)."""
+
+        def strategy(request: Request) -> Strategy:
+            known = states(request.q, request.key, name)
+
+            def evaluate(seeds: Plan) -> Evaluated:
+                return _evaluate(request, seeds, parameters, known, control)
+
+            def value(log_p: Array, log_q: Array, extra: Any) -> Array:
+                mean = jnp.mean(extra[term], 0)
+                if term == 1:
+                    return mean
+                bound_value = request.bound(log_p - log_q)
+                return with_score(bound_value, bound_value + mean)
+
+            return Strategy(evaluate, value)
+
+        return make_objective(name, bound, draws.iid, Estimator(needs, strategy))
+
+    def controlled(
         key: Key[Array, ""],
         log_joint: LogJoint,
         q: Any,
@@ -98,31 +117,21 @@ def _controlled(bound: Bound, control: Control, name: str) -> Controlled:
         num_samples: int,
         chunk_size: int | None = None,
     ) -> tuple[Estimate, PyTree]:
-        log_joint, q = admit(key, log_joint, q, num_samples, chunk_size, bound)
-        linear(bound, name, "corrects each draw by itself")
-        found = states(q, key, name)
-        seeds = draws.plan(key, log_joint, draws.iid, num_samples)
+        call: dict[str, Any] = {"key": key, "log_joint": log_joint, "q": q}
+        call |= {"num_samples": num_samples, "chunk_size": chunk_size}
 
-        def look(parameters: PyTree) -> Callable[[Plan], Any]:
-            return lambda seeds: _look(seeds, parameters, found, log_joint, control)
+        def squared(parameters: PyTree) -> Array:
+            return jnp.sum(with_parameters(parameters, 1)(**call).value)
 
-        def value(log_p: Array, log_q: Array, extra: Any) -> Array:
-            judged = bound(log_p - log_q)
-            return with_score(judged, judged + jnp.mean(extra[0], 0))
+        # Under jit the two evaluations are one; the second knows nothing of what the caller differentiates.
+        estimate = with_parameters(jax.lax.stop_gradient(parameters), 0)(**call)
+        slopes, _ = jaxprs.stopped(jax.grad(squared), parameters)
+        return estimate, slopes(jax.lax.stop_gradient(parameters))
 
-        def spread(parameters: PyTree) -> Array:
-            return jnp.sum(
-                estimate(look(parameters), lambda p, q, extra: jnp.mean(extra[1], 0), seeds, chunk_size).value
-            )
-
-        # Under jit the two looks are one; the second knows nothing of what the caller differentiates.
-        estimated = estimate(look(jax.lax.stop_gradient(parameters)), value, seeds, chunk_size)
-        return estimated, _apart(jax.grad(spread), parameters)
-
-    return objective
+    return controlled
 
 
-def _look(seeds: Plan, parameters: PyTree, found: States, log_joint: LogJoint, control: Control) -> Any:
+def _evaluate(request: Request, seeds: Plan, parameters: PyTree, found: States, control: Control) -> Evaluated:
     still = found.stopped()
     tiny = jnp.finfo(still.log_probs[0].dtype).tiny
     uniform = lambda key: [  # noqa: E731
@@ -146,7 +155,7 @@ def _look(seeds: Plan, parameters: PyTree, found: States, log_joint: LogJoint, c
                 points = [jax.nn.softmax(x / temperature) for x in z]
                 log_q = still.log_prob(points)
                 row = lambda tree: jax.tree.map(lambda x: x[None], tree)  # noqa: E731
-                log_p, _ = draws.evaluate(log_joint, row(still.soft(points)), log_q[None], row(key))
+                log_p, _ = request.evaluate(row(still.soft(points)), log_q[None], Plan(None, row(key)))
                 return log_p[0] - log_q
 
             c = control(parameters, still.real(z), relaxed)
@@ -166,7 +175,7 @@ def _look(seeds: Plan, parameters: PyTree, found: States, log_joint: LogJoint, c
     slope, after = jax.grad(difference, has_aux=True)(logits)
     log_q = jax.vmap(still.log_prob)(hot)
     z = still.draw(hot)
-    log_p, aux = draws.evaluate(log_joint, z, log_q, seeds.model)
+    log_p, aux = request.evaluate(z, log_q, seeds)
     left = jax.lax.stop_gradient(log_p - log_q) - after
     # A draw of no mass says nothing of where to go.
     left = jnp.where(jnp.isfinite(left), left, 0.0)
@@ -176,14 +185,4 @@ def _look(seeds: Plan, parameters: PyTree, found: States, log_joint: LogJoint, c
     ]
     along = jax.vmap(lambda g: found.dot(g, [floored(l) for l in found.log_probs]))(jax.lax.stop_gradient(gradient))
     shares = [share * g for share, g in zip(found.shares, gradient, strict=True)]
-    return (log_p, log_q, (along, jax.vmap(found.dot)(shares, gradient))), (z, aux)
-
-
-def _apart(function: Callable[[PyTree], PyTree], argument: PyTree) -> PyTree:
-    """Call a function with all that it closes over stopped, so that no outer derivative follows it."""
-    closed, shape = dataflow.trace(function, argument)
-    consts = [jax.lax.stop_gradient(c) for c in closed.consts]
-    leaves = jax.lax.stop_gradient(jax.tree.leaves(argument))
-    return jax.tree.unflatten(
-        jax.tree.structure(shape), core.jaxpr_as_fun(core.ClosedJaxpr(closed.jaxpr, consts))(*leaves)
-    )
+    return Evaluated(log_p, log_q, z, aux, (along, jax.vmap(found.dot)(shares, gradient)))

@@ -5,14 +5,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Key
+from jaxtyping import Array
 
 from vijax import draws
-from vijax.draws import Plan
-from vijax.gradients._objective import admit, estimate
-from vijax.gradients._states import States, floored, linear, states
+from vijax.engine import Estimator, Evaluated, Needs, Plan, Request, Strategy, make_objective
+from vijax.gradients._states import States, floored, states
 from vijax.numerics import with_score
-from vijax.types import Bound, Estimate, LogJoint, Objective
+from vijax.types import Bound, Objective
 
 # (u, a, b, b̃) of every bit -> what the difference of the pair is multiplied by.
 Direction = Callable[[Array, Array, Array, Array], Array]
@@ -78,30 +77,27 @@ def _disarmed(u: Array, a: Array, b: Array, other: Array) -> Array:
 
 
 def _coupled(bound: Bound, direction: Direction, name: str) -> Objective:
-    def objective(
-        key: Key[Array, ""], log_joint: LogJoint, q: Any, *, num_samples: int, chunk_size: int | None = None
-    ) -> Estimate:
-        log_joint, q = admit(key, log_joint, q, num_samples, chunk_size, bound, least=2, why="Draws come in pairs.")
-        linear(bound, name, "compares two draws of a pair by their log-weights")
-        found = states(q, key, name)
-        seeds = draws.plan(key, log_joint, draws.antithetic, num_samples)
+    def strategy(request: Request) -> Strategy:
+        known = states(request.q, request.key, name)
+        seeds = request.plan(draws.antithetic, request.num_samples)
 
-        def look(seeds: Plan) -> Any:
-            z, log_q, along = jax.vmap(lambda seed: _draw(seed, found, direction))(seeds.draw)
-            log_p, aux = draws.evaluate(log_joint, z, log_q, seeds.model)
-            return (log_p, log_q, along), (z, aux)
+        def evaluate(seeds: Plan) -> Evaluated:
+            z, log_q, along = jax.vmap(lambda seed: _draw(seed, known, direction))(seeds.draw)
+            log_p, aux = request.evaluate(z, log_q, seeds)
+            return Evaluated(log_p, log_q, z, aux, along)
 
         def value(log_p: Array, log_q: Array, along: Array) -> Array:
             log_w = log_p - log_q
-            # A draw of no mass cannot be compared; its value is reported as it is.
             difference = jax.lax.stop_gradient(log_w[0::2] - log_w[1::2])
+            # A draw of no mass cannot be compared; its value is reported as it is.
             difference = jnp.where(jnp.isfinite(difference), difference, 0.0)
-            judged = bound(log_w)
-            return with_score(judged, judged + jnp.mean(difference * along[0::2], 0))
+            bound_value = bound(log_w)
+            return with_score(bound_value, bound_value + jnp.mean(difference * along[0::2], 0))
 
-        return estimate(look, value, seeds, chunk_size)
+        return Strategy(evaluate, value, seeds=seeds)
 
-    return objective
+    needs = Needs(least=2, why="Draws come in pairs.", mean="compares two draws of a pair by their log-weights")
+    return make_objective(name, bound, draws.iid, Estimator(needs, strategy))
 
 
 def _draw(seed: Any, found: States, direction: Direction) -> tuple[Any, Array, Array]:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Key
 
 from vijax import checks
+from vijax.engine import require_log_joint
 from vijax.numerics import with_score
 from vijax.types import (
     Bound,
@@ -61,7 +62,7 @@ def each(bound: Bound, estimators: Mapping[str, Estimator] | tuple[Estimator, ..
         key: Key[Array, ""], log_joint: LogJoint, q: Any, *, num_samples: int, chunk_size: int | None = None
     ) -> Estimate:
         checks.key(key)
-        checks.own_terms(log_joint, "gradients.each")
+        require_log_joint(log_joint, "gradients.each")
         q = _independent(lift(q), estimators)
         names = q.names()
         found = []

@@ -1,21 +1,21 @@
 """Rao-Blackwellised score signals: each leaf is judged by the factors that depend on it, as the jaxpr says."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Key
+from jaxtyping import Array
 
-from vijax import draws, pathways
-from vijax import jaxprs as dataflow
-from vijax.draws import Plan
-from vijax.gradients._auto import auto
-from vijax.gradients._objective import admit, estimate
-from vijax.gradients._pathwise import reparam
+from vijax import draws, jaxprs
+from vijax.engine import Estimator, Evaluated, Needs, Plan, Request, Strategy, evaluate, make_objective
+from vijax.gradients._auto import by_leaf, sample_parts
+from vijax.gradients._pathwise import PATHWISE
 from vijax.gradients._score import ALONE, left_out
-from vijax.gradients._states import linear
 from vijax.numerics import with_score
-from vijax.types import Bound, Estimate, Joint, LogJoint, Objective, PyTree, derive, properties
+from vijax.types import Bound, Joint, LogJoint, Objective, PyTree, derive, properties
+
+MEAN = "judges each latent by a part of log w"
 
 
 def factored(bound: Bound) -> Objective:
@@ -47,67 +47,53 @@ def factored(bound: Bound) -> Objective:
     Reference: Ranganath, Gerrish, Blei, Black box variational inference, 2014, arXiv:1401.0118; Schulman, Heess, Weber,
         Abbeel, Gradient estimation using stochastic computation graphs, 2015, arXiv:1506.05254.
     """
-
-    def objective(
-        key: Key[Array, ""], log_joint: LogJoint, q: Any, *, num_samples: int, chunk_size: int | None = None
-    ) -> Estimate:
-        linear(bound, "factored", "judges each latent by a part of log w")
-        log_joint, q = admit(key, log_joint, q, num_samples, chunk_size, bound)
-        if not isinstance(q, Joint):
-            return auto(bound)(key, log_joint, q, num_samples=num_samples, chunk_size=chunk_size)
-        scored = [name for name in q.names() if name in pathways.scored_leaves(q, key)]
-        if not scored:
-            return reparam(bound)(key, log_joint, q, num_samples=num_samples, chunk_size=chunk_size)
-        admit(key, log_joint, q, num_samples, chunk_size, bound, least=2, why=ALONE)
-        exact = properties(log_joint).holds_log_q  # log q is in closed form, so none of it is drawn
-
-        def look(seeds: Plan) -> Any:
-            z, parts = jax.vmap(lambda seed: _sample(q, seed, scored))(seeds.draw)
-            still = jax.lax.stop_gradient(parts)
-            # The score of a scored leaf has mean zero, and of a bound that is linear it is dropped.
-            log_q: Any = sum(still[name] if name in scored else parts[name] for name in q.names())
-            drawn = jnp.zeros_like(log_q) if exact else log_q
-            log_p, (terms, aux) = draws.evaluate(_with_terms(log_joint), z, drawn, seeds.model)
-            of_p, of_q = _factors(log_joint, z, drawn, seeds.model, q), _densities(q, z)
-            signals = []
-            for name in scored:
-                reach = _downstream(name, of_q)
-                signal: Any = sum(term for factor, term in terms.items() if of_p[factor] & reach)
-                signal = signal - (0.0 if exact else sum(still[j] for j, on in of_q.items() if on & reach))
-                signals.append(jnp.broadcast_to(signal, log_q.shape))
-            return (log_p + log_q if exact else log_p, log_q, (signals, [parts[n] for n in scored])), (z, aux)
-
-        def value(log_p: Array, log_q: Array, extra: Any) -> Array:
-            signals, densities = extra
-            judged: Any = bound(log_p - log_q)
-            along = judged
-            for signal, density in zip(signals, densities, strict=True):
-                s = jax.lax.stop_gradient(left_out(bound, jax.lax.stop_gradient(signal)))
-                # An infinite value is reported as it is; it says nothing of where to go.
-                along = along + jnp.sum(jnp.where(jnp.isfinite(s), s, 0.0) * density, 0)
-            return with_score(judged, along)
-
-        seeds = draws.plan(key, log_joint, draws.iid, num_samples)
-        return estimate(look, value, seeds, chunk_size)
-
-    return objective
+    return make_objective("factored", bound, draws.iid, _by_factor)
 
 
-def _sample(q: Joint, key: Any, scored: list[Any]) -> tuple[PyTree, dict[Any, Array]]:
-    """Draw the leaves in order, those in `scored` stopped; return them, and log q of each given the earlier ones.
+def _by_factor(request: Request) -> Estimator:
+    """Choose as `auto` does; local signals are for the scored leaves of a Joint."""
+    if not isinstance(request.q, Joint):
+        chosen = by_leaf(request)
+        return chosen._replace(needs=chosen.needs._replace(mean=MEAN))
+    if not request.scored:
+        return PATHWISE._replace(needs=PATHWISE.needs._replace(mean=MEAN))
+    return Estimator(Needs(least=2, why=ALONE, mean=MEAN), _local_signals)
 
-    The density of a scored leaf keeps its derivative in earlier leaves: that is how their path reaches it.
-    """
-    leaves: dict[Any, Any] = {}
-    parts: dict[Any, Array] = {}
-    for name, part_key in zip(q.names(), q.keys(key), strict=True):
-        part = q.conditional(name, leaves)
-        z, parts[name] = part.sample_and_log_prob(seed=part_key, sample_shape=())
-        if name in scored:
-            z = jax.lax.stop_gradient(z)
-            parts[name] = part.log_prob(z)
-        leaves[name] = z
-    return q.collect(leaves), parts
+
+def _local_signals(request: Request) -> Strategy:
+    bound, q, log_joint, scored = request.bound, request.q, request.log_joint, request.scored
+    names = [name for name in q.names() if name in scored]
+    # Where log q is in closed form, none of it is drawn.
+    exact = properties(log_joint).holds_log_q
+
+    def evaluated(seeds: Plan) -> Evaluated:
+        z, parts = jax.vmap(lambda seed: sample_parts(q, seed, scored))(seeds.draw)
+        stopped = jax.lax.stop_gradient(parts)
+        # The score of a scored leaf has mean zero, and of a bound that is linear it is dropped.
+        log_q: Any = sum(stopped[name] if name in scored else parts[name] for name in q.names())
+        drawn = jnp.zeros_like(log_q) if exact else log_q
+        log_p, (factors, aux) = evaluate(_with_terms(log_joint), z, drawn, seeds.model)
+        of_p, of_q = _factors(log_joint, z, drawn, seeds.model, q), _densities(q, z)
+        signals = []
+        for name in names:
+            reach = _downstream(name, of_q)
+            signal: Any = sum(term for factor, term in factors.items() if of_p[factor] & reach)
+            if not exact:
+                signal = signal - sum(stopped[leaf] for leaf, on in of_q.items() if on & reach)
+            signals.append(jnp.broadcast_to(signal, log_q.shape))
+        extra = signals, [parts[name] for name in names]
+        return Evaluated(log_p + log_q if exact else log_p, log_q, z, aux, extra)
+
+    def value(log_p: Array, log_q: Array, extra: Any) -> Array:
+        bound_value: Any = bound(log_p - log_q)
+        along = bound_value
+        for signal, density in zip(*extra, strict=True):
+            own = left_out(request, signal)
+            # An infinite value is reported as it is; it says nothing of where to go.
+            along = along + jnp.sum(jnp.where(jnp.isfinite(own), own, 0.0) * density, 0)
+        return with_score(bound_value, along)
+
+    return Strategy(evaluated, value)
 
 
 def _terms(out: Any) -> dict[Any, Any]:
@@ -142,18 +128,12 @@ def _densities(q: Joint, z: PyTree) -> dict[Any, set[Any]]:
     return {name: found[name] | {name} for name in q.names()}
 
 
-def _sources(function: Any, z: PyTree, q: Joint) -> dict[Any, set[Any]]:
+def _sources(function: Callable[[PyTree], dict[Any, Array]], z: PyTree, q: Joint) -> dict[Any, set[Any]]:
     """Return the leaves that each value of a dict depends on."""
     one = jax.tree.map(lambda leaf: leaf[0], z)
     names = q.collect({name: jax.tree.map(lambda _, name=name: name, one[name]) for name in q.names()})
     owners = jax.tree.leaves(names)
-    closed, shape = dataflow.trace(function, one)
-    inputs = [dataflow.Flow(smooth=frozenset({str(at)})) for at in range(len(owners))]
-    flows = dataflow.analyse(closed, inputs, dataflow.Flow())
-    if closed.effects:  # what is written to a reference, or handed to the host, may come back unseen
-        return dict.fromkeys(shape, set(owners))
-    keys = jax.tree.leaves({key: key for key in shape})  # as JAX flattens a dict: sorted
-    return {key: {owners[int(at)] for at in flow.sources()} for key, flow in zip(keys, flows, strict=True)}
+    return {key: {owners[at] for at in on} for key, on in jaxprs.reads(function, one).items()}
 
 
 def _downstream(name: Any, of_q: dict[Any, set[Any]]) -> set[Any]:

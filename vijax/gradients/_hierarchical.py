@@ -1,20 +1,27 @@
 """Pathwise gradients of the prior's own parameters, for latents whose prior is itself parameterised."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Key
+from jaxtyping import Array
 
-from vijax import checks, draws, pathways
-from vijax import jaxprs as dataflow
-from vijax.draws import Plan
-from vijax.gradients._curvature import path_slopes
-from vijax.gradients._objective import admit, estimate
-from vijax.gradients._pathwise import frozen
+from vijax import checks, draws, jaxprs
+from vijax.engine import (
+    Estimator,
+    Evaluated,
+    Needs,
+    Plan,
+    Request,
+    Strategy,
+    make_objective,
+    stopped_log_prob,
+)
+from vijax.gradients._pathwise import path_slopes
 from vijax.numerics import with_score
-from vijax.types import Bound, Estimate, LogJoint, Objective, PyTree, closed_forms
+from vijax.types import Bound, Objective, PyTree, closed_forms
 
 
 def gdreg(bound: Bound, *, prior: Any, push: Callable[[PyTree], PyTree], pull: Callable[[PyTree], PyTree]) -> Objective:
@@ -53,48 +60,51 @@ def gdreg(bound: Bound, *, prior: Any, push: Callable[[PyTree], PyTree], pull: C
     def carry(z: PyTree) -> PyTree:
         return push(jax.lax.stop_gradient(pull(z)))
 
-    def objective(
-        key: Key[Array, ""], log_joint: LogJoint, q: Any, *, num_samples: int, chunk_size: int | None = None
-    ) -> Estimate:
-        log_joint, q = admit(key, log_joint, q, num_samples, chunk_size, bound)
-        checks.own_terms(log_joint, "gdreg")
-        checks.smooth(bound, "gdreg")
-        paths = pathways.require(q, draws.iid, key, "gdreg")
-        seeds = draws.plan(key, log_joint, draws.iid, num_samples)
+    needs = Needs(path=True, smooth=True, log_joint=True)
+    return make_objective("gdreg", bound, draws.iid, Estimator(needs, partial(_carried, prior=prior, carry=carry)))
 
-        def look(seeds: Plan) -> Any:
-            z, log_q = jax.vmap(lambda seed: draws.iid.sample(seed, q))(seeds.draw)
-            checks.batch_leads(z, log_q)
-            _smooth(carry, jax.tree.map(lambda leaf: leaf[0], z))
-            seen = jax.lax.stop_gradient(z)
-            path_log_q = frozen(q, seen, paths, "gdreg")
-            # The prior's support, too, is fixed: what every leaf of its draws is parametric in.
-            frozen(prior, seen, dict.fromkeys(paths, pathways.Path(None, parametric=True)), "gdreg of this prior")
 
-            def log_w(z: PyTree) -> tuple[Array, tuple[Array, PyTree]]:
-                log_p, aux = draws.evaluate(log_joint, z, log_q, seeds.model)
-                return jnp.sum(log_p - path_log_q(z)), (log_p, aux)
+def _carried(request: Request, prior: Any, carry: Callable[[PyTree], PyTree]) -> Strategy:
+    """In value each draw is z; in derivative the one of q, less the one that the prior carries along."""
+    bound = request.bound
 
-            slope, (log_p, aux) = jax.grad(log_w, has_aux=True)(seen)
-            carried = jax.vmap(carry)(seen)
-            # In value each draw is z; in derivative the one of q, less the one of the prior.
-            inner = lambda s, z, c: jnp.sum(  # noqa: E731
-                (jax.lax.stop_gradient(s) * (z - c)).reshape(*log_q.shape, -1), -1
-            )
-            moved = sum(jax.tree.leaves(jax.tree.map(inner, slope, z, carried)))
-            rest = draws.evaluate(log_joint, carried, log_q, seeds.model)[0] - jax.vmap(prior.log_prob)(carried)
-            return (*jax.lax.stop_gradient((log_p, log_q)), (moved, rest)), (z, aux)
+    def evaluate(seeds: Plan) -> Evaluated:
+        z, log_q = request.sample(seeds)
+        checks.batch_leads(z, log_q)
+        _refuse_jumps(carry, jax.tree.map(lambda leaf: leaf[0], z))
+        stopped = jax.lax.stop_gradient(z)
+        path_log_q = request.stopped_log_prob(stopped)
+        _refuse_moving_support(request, prior, stopped)
 
-        def value(log_p: Array, log_q: Array, extra: Any) -> Array:
-            moved, rest = extra
-            stopped = log_p - log_q
-            whole, path = _slopes(bound, stopped)
-            judged = bound(stopped)
-            return with_score(judged, judged + jnp.sum(path * moved + whole * rest, 0))
+        def log_w(z: PyTree) -> tuple[Array, tuple[Array, PyTree]]:
+            log_p, aux = request.evaluate(z, log_q, seeds)
+            return jnp.sum(log_p - path_log_q(z)), (log_p, aux)
 
-        return estimate(look, value, seeds, chunk_size)
+        slope, (log_p, aux) = jax.grad(log_w, has_aux=True)(stopped)
+        carried = jax.vmap(carry)(stopped)
 
-    return objective
+        def along(slope: Array, z: Array, carried: Array) -> Array:
+            change = jax.lax.stop_gradient(slope) * (z - carried)
+            return jnp.sum(change.reshape(*log_q.shape, -1), -1)
+
+        moved = sum(jax.tree.leaves(jax.tree.map(along, slope, z, carried)))
+        rest = request.evaluate(carried, log_q, seeds)[0] - jax.vmap(prior.log_prob)(carried)
+        return Evaluated(*jax.lax.stop_gradient((log_p, log_q)), z, aux, (moved, rest))
+
+    def value(log_p: Array, log_q: Array, extra: Any) -> Array:
+        moved, rest = extra
+        log_w = log_p - log_q
+        slope, path_slope = _slopes(bound, log_w)
+        bound_value = bound(log_w)
+        return with_score(bound_value, bound_value + jnp.sum(path_slope * moved + slope * rest, 0))
+
+    return Strategy(evaluate, value)
+
+
+def _refuse_moving_support(request: Request, prior: Any, z: PyTree) -> None:
+    """Refuse a prior whose support moves: every leaf of its draws depends on its parameters."""
+    every_leaf = dict.fromkeys(request.paths, jaxprs.Path(None, parametric=True))
+    stopped_log_prob(prior, z, every_leaf, "gdreg of this prior")
 
 
 def _slopes(bound: Bound, log_w: Array) -> tuple[Array, Array]:
@@ -102,18 +112,18 @@ def _slopes(bound: Bound, log_w: Array) -> tuple[Array, Array]:
     gate = closed_forms(bound).gate
     if gate is None:
         return path_slopes(bound, log_w)
-    whole = jax.grad(lambda l: jnp.sum(bound(l)))(log_w)
-    return jax.lax.stop_gradient((whole, whole * gate(log_w)))
+    slope = jax.grad(lambda log_w: jnp.sum(bound(log_w)))(log_w)
+    return jax.lax.stop_gradient((slope, slope * gate(log_w)))
 
 
-def _smooth(carry: Callable[[PyTree], PyTree], z: PyTree) -> None:
+def _refuse_jumps(carry: Callable[[PyTree], PyTree], z: PyTree) -> None:
     """Refuse a prior whose draws do not follow its parameters, or are not like q's."""
-    closed, shape = dataflow.trace(carry, z)
+    closed, shape = jaxprs.trace(carry, z)
     if jax.tree.map(jnp.shape, shape) != jax.tree.map(jnp.shape, z):
         raise TypeError(
             f"push(pull(z)) must be like z, {jax.tree.map(jnp.shape, z)}; got {jax.tree.map(jnp.shape, shape)}."
         )
-    flows = dataflow.analyse(closed, [dataflow.Flow()] * len(jax.tree.leaves(z)), pathways.PARAMETER)
+    flows = jaxprs.flows(closed, [jaxprs.Flow()] * len(jax.tree.leaves(z)), jaxprs.PARAMETER)
     for (name, _), flow in zip(checks.named_leaves(z), flows, strict=True):
         if how := flow.broken_by("parameter"):
             raise ValueError(

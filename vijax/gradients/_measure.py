@@ -7,14 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.scipy.stats import norm
-from jaxtyping import Array, Key
+from jaxtyping import Array
 
-from vijax import draws, pathways
-from vijax.draws import Plan
-from vijax.gradients._objective import admit, estimate
-from vijax.gradients._states import misfit, parts
+from vijax import draws, jaxprs
+from vijax.engine import CURE, Estimator, Evaluated, Needs, Plan, Request, Strategy, make_objective
+from vijax.gradients._states import parts
 from vijax.gradients._sums import changes, coordinates_first, each_coordinate, scored, swaps
-from vijax.types import Bound, Estimate, LogJoint, Objective
+from vijax.types import Bound, Objective
 
 
 def measure_valued(bound: Bound) -> Objective:
@@ -45,54 +44,55 @@ def measure_valued(bound: Bound) -> Objective:
         arXiv:1906.10652; Rosca, Figurnov, Mohamed, Mnih, Measure-valued derivatives for approximate Bayesian
         inference, 2019.
     """
+    return make_objective("measure_valued", bound, draws.iid, Estimator(Needs(), _measure_valued))
 
-    def objective(
-        key: Key[Array, ""], log_joint: LogJoint, q: Any, *, num_samples: int, chunk_size: int | None = None
-    ) -> Estimate:
-        log_joint, q = admit(key, log_joint, q, num_samples, chunk_size, bound)
-        means, scales, tree, batch = _normals(q, key)
-        # A Python number may come back from JAX as a typed literal, which has no shape.
-        still = jax.tree.map(jnp.asarray, jax.lax.stop_gradient((means, scales)))
-        to_z = lambda xs: jax.tree.unflatten(tree, xs)  # noqa: E731
 
-        def one(key: Any) -> Any:
-            own, moved = [], []
-            for k, m, s in zip(jax.random.split(key, len(means)), *still, strict=True):
-                key_noise, key_width = jax.random.split(k)
-                noise = jax.random.normal(key_noise, m.shape, m.dtype)
-                width = 2 * jax.random.exponential(key_width, m.shape, m.dtype)
-                own.append(m + s * noise)
-                far = jnp.where(noise < 0, -1.0, 1.0) * jnp.sqrt(jnp.square(noise) + width)
-                moved.append([m + s * jnp.sqrt(width), m - s * jnp.sqrt(width), m + s * far])
-            many = [_replaced(own, i, to, batch) for i, coordinate in enumerate(moved) for to in coordinate]
-            return own, [jnp.concatenate(leaf) for leaf in zip(*many, strict=True)]
+def _measure_valued(request: Request) -> Strategy:
+    means, scales, tree, batch = _normals(request.q, request.key)
+    # A Python number may come back from JAX as a typed literal, which has no shape.
+    stopped = jax.tree.map(jnp.asarray, jax.lax.stop_gradient((means, scales)))
 
-        def density(xs: list[Array], means: Any, scales: Any) -> Array:
-            terms = [norm.logpdf(*t) for t in zip(xs, means, scales, strict=True)]
-            return sum((jnp.sum(t, range(batch, t.ndim)) for t in terms), jnp.asarray(0.0))
+    def to_z(leaves: list[Array]) -> Any:
+        return jax.tree.unflatten(tree, leaves)
 
-        def look(seeds: Plan) -> Any:
-            own, others = jax.vmap(one)(seeds.draw)
-            log_q = jax.vmap(lambda xs: density(xs, means, scales))(own)
-            log_p, aux = draws.evaluate(log_joint, to_z(own), jax.lax.stop_gradient(log_q), seeds.model)
-            there = jax.vmap(jax.vmap(lambda xs: density(xs, *still)))(others)
-            swapped = swaps(log_joint, to_z(others), there, seeds)
-            return (log_p, log_q, swapped), (to_z(own), aux)
+    def log_q_of(leaves: list[Array], means: Any, scales: Any) -> Array:
+        terms = [norm.logpdf(*t) for t in zip(leaves, means, scales, strict=True)]
+        return sum((jnp.sum(t, range(batch, t.ndim)) for t in terms), jnp.asarray(0.0))
 
-        def value(log_p: Array, log_q: Array, swapped: Array) -> Array:
-            log_w = log_p - log_q
-            change = jnp.sum(changes(bound, log_w, swapped), 0)
-            along, at = jnp.zeros(log_w.shape[1:], log_w.dtype), 0
-            for m, s, fixed in zip(means, scales, still[1], strict=True):
-                m, s, fixed = (coordinates_first(x, batch) for x in (m, s, fixed))
-                right, left, far = jnp.split(change[at : at + 3 * len(m)], 3)
-                along += jnp.sum((right - left) * m / (fixed * math.sqrt(2 * math.pi)) + far * s / fixed, 0)
-                at += 3 * len(m)
-            return scored(bound, log_w, log_p, log_q, along)
+    def evaluate(seeds: Plan) -> Evaluated:
+        own, others = jax.vmap(lambda key: _draw_and_swaps(key, stopped[0], stopped[1], batch))(seeds.draw)
+        log_q = jax.vmap(lambda leaves: log_q_of(leaves, means, scales))(own)
+        log_p, aux = request.evaluate(to_z(own), jax.lax.stop_gradient(log_q), seeds)
+        log_q_others = jax.vmap(jax.vmap(lambda leaves: log_q_of(leaves, *stopped)))(others)
+        swapped = swaps(request, to_z(others), log_q_others, seeds)
+        return Evaluated(log_p, log_q, to_z(own), aux, swapped)
 
-        return estimate(look, value, draws.plan(key, log_joint, draws.iid, num_samples), chunk_size)
+    def value(log_p: Array, log_q: Array, swapped: Array) -> Array:
+        log_w = log_p - log_q
+        change = jnp.sum(changes(request, log_w, swapped), 0)
+        along, at = jnp.zeros(log_w.shape[1:], log_w.dtype), 0
+        for mean, scale, fixed in zip(means, scales, stopped[1], strict=True):
+            m, s, fixed = (coordinates_first(x, batch) for x in (mean, scale, fixed))
+            right, left, far = jnp.split(change[at : at + 3 * len(m)], 3)
+            along += jnp.sum((right - left) * m / (fixed * math.sqrt(2 * math.pi)) + far * s / fixed, 0)
+            at += 3 * len(m)
+        return scored(request, log_p, log_q, along)
 
-    return objective
+    return Strategy(evaluate, value)
+
+
+def _draw_and_swaps(key: Any, means: list[Array], scales: list[Array], batch: int) -> Any:
+    """Return one draw, and it with each coordinate in turn drawn from the three other densities, [3 d, ...]."""
+    own, moved = [], []
+    for k, m, s in zip(jax.random.split(key, len(means)), means, scales, strict=True):
+        key_noise, key_width = jax.random.split(k)
+        noise = jax.random.normal(key_noise, m.shape, m.dtype)
+        width = 2 * jax.random.exponential(key_width, m.shape, m.dtype)
+        own.append(m + s * noise)
+        far = jnp.where(noise < 0, -1.0, 1.0) * jnp.sqrt(jnp.square(noise) + width)
+        moved.append([m + s * jnp.sqrt(width), m - s * jnp.sqrt(width), m + s * far])
+    many = [_replaced(own, i, to, batch) for i, coordinate in enumerate(moved) for to in coordinate]
+    return own, [jnp.concatenate(leaf) for leaf in zip(*many, strict=True)]
 
 
 def _replaced(own: list[Array], i: int, to: Array, batch: int) -> list[Array]:
@@ -118,12 +118,12 @@ def _normals(q: Any, key: Any) -> tuple[list[Array], list[Array], Any, int]:
             return part.log_prob(z), norm.logpdf(z, *_location(part, leaf))
 
         points = [np.full(leaf.shape, z, leaf.dtype) for z in (0.3, 40.0, -40.0)]
-        known = known and misfit(both, points, SPELLINGS) <= 1
+        known = known and jaxprs.misfit(both, points, SPELLINGS) <= 1
     if not known:
         raise ValueError(
             "measure_valued needs a q of independent normals that shows its means and scales as q.loc and q.scale "
             "(or a dict or tuple of such q), such as distrax.Independent(distrax.Normal(loc, scale), 1); "
-            f"for Bernoullis use gradients.local_expectation, else {pathways.CURE}."
+            f"for Bernoullis use gradients.local_expectation, else {CURE}."
         )
     means, scales = zip(*(_location(p, l) for p, l in zip(found, leaves, strict=True)), strict=True)
     return list(means), list(scales), tree, log_q.ndim

@@ -1,21 +1,28 @@
 """Pathwise gradients: derivatives travel through the draws."""
 
-import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend import core
-from jaxtyping import Array, Key
+from jaxtyping import Array, Float
 
-from vijax import checks, draws, pathways
-from vijax import jaxprs as dataflow
-from vijax.draws import Plan
-from vijax.gradients._curvature import path_slopes
-from vijax.gradients._objective import admit, estimate, weighted
+from vijax import checks, draws
+from vijax.engine import (
+    Estimator,
+    Evaluated,
+    Needs,
+    OnePass,
+    Plan,
+    Request,
+    Strategy,
+    densities_disagree,
+    make_objective,
+)
 from vijax.numerics import expand, scale_gradient, with_score
-from vijax.types import Bound, Draw, Draws, Estimate, LogJoint, Objective, PyTree, closed_forms
+from vijax.types import Bound, Draw, Objective, PyTree
+
+Gate = Callable[[Array], Array]
 
 
 def reparam(bound: Bound, *, draw: Draw = draws.iid) -> Objective:
@@ -44,32 +51,7 @@ def reparam(bound: Bound, *, draw: Draw = draws.iid) -> Objective:
 
     Reference: Kingma, Welling, Auto-encoding variational Bayes, 2014, arXiv:1312.6114.
     """
-
-    def objective(
-        key: Key[Array, ""], log_joint: LogJoint, q: Any, *, num_samples: int, chunk_size: int | None = None
-    ) -> Estimate:
-        log_joint, q = admit(key, log_joint, q, num_samples, chunk_size, bound)
-        checks.uncoupled(bound, draw, "reparam")
-        pathways.require(q, draw, key, "reparam")
-        judge, weights = weighted(bound, draw, q, num_samples)
-        seeds = draws.plan(key, log_joint, draw, num_samples)
-
-        def sample(seeds: Plan) -> tuple[PyTree, Array]:
-            return jax.vmap(lambda seed: draw.sample(seed, q))(seeds.draw)
-
-        def weigh(z: PyTree, log_q: Array, seeds: Plan) -> tuple[tuple[Array, Array], PyTree]:
-            log_p, aux = draws.evaluate(log_joint, z, log_q, seeds.model)
-            return (log_p, log_q), aux
-
-        def look(seeds: Plan) -> Any:
-            z, log_q = sample(seeds)
-            found, aux = weigh(z, log_q, seeds)
-            return (*found, None), (z, aux)
-
-        passed = _one_pass(judge, sample, weigh, seeds, chunk_size, gated=False)
-        return passed or estimate(look, lambda p, q, _: judge(p - q), seeds, chunk_size, weights=weights)
-
-    return objective
+    return make_objective("reparam", bound, draw, PATHWISE)
 
 
 def dreg(bound: Bound, *, draw: Draw = draws.iid) -> Objective:
@@ -105,7 +87,7 @@ def dreg(bound: Bound, *, draw: Draw = draws.iid) -> Objective:
     Reference: Tucker, Lawson, Gu, Maddison, Doubly reparameterized gradient estimators for Monte Carlo objectives,
         2019, arXiv:1810.04152; Roeder, Wu, Duvenaud, Sticking the landing, 2017, arXiv:1703.09194.
     """
-    return _doubly(bound, bound, draw, "dreg")
+    return make_objective("dreg", bound, draw, DOUBLY)
 
 
 def split(*, model: Bound, q: Bound, draw: Draw = draws.iid) -> Objective:
@@ -133,112 +115,172 @@ def split(*, model: Bound, q: Bound, draw: Draw = draws.iid) -> Objective:
         Lawson, Gu, Maddison, Doubly reparameterized gradient estimators for Monte Carlo objectives, 2019,
         arXiv:1810.04152.
     """
-    return _doubly(model, q, draw, "split")
+    return make_objective("split", model, draw, DOUBLY, path_bound=q)
 
 
-def _doubly(bound: Bound, of_path: Bound, draw: Draw, estimator: str) -> Objective:
-    """Return the objective that gives the model `bound`'s slopes, and q's path `of_path`'s, without a score."""
-    one = bound is of_path
-
-    def objective(
-        key: Key[Array, ""], log_joint: LogJoint, q: Any, *, num_samples: int, chunk_size: int | None = None
-    ) -> Estimate:
-        log_joint, q = admit(key, log_joint, q, num_samples, chunk_size, bound)
-        log_joint = checks.linear(of_path, log_joint)
-        checks.independent(of_path, draw, estimator)
-        checks.smooth(of_path, estimator)
-        paths = pathways.require(q, draw, key, estimator)
-        judge, weights = weighted(bound, draw, q, num_samples)
-        if weights is not None and not one:
-            raise ValueError(
-                f"{estimator} takes draws that count alike: the weights of these hold parameters of q, which would "
-                "ascend the model's bound. Use draws.iid, or gradients.dreg or gradients.reparam of one bound."
-            )
-        linear = one and closed_forms(bound).linear
-        gate = closed_forms(judge).gate if one and not linear else None
-        once = chunk_size is not None  # one look, and the gate sent back to the draws with the cotangents
-        seeds = draws.plan(key, log_joint, draw, num_samples)
-
-        def sample(seeds: Plan) -> tuple[PyTree, Array]:
-            z, log_q = jax.vmap(lambda seed: draw.sample(seed, q))(seeds.draw)
-            checks.batch_leads(z, log_q)
-            return z, log_q
-
-        def weigh(z: PyTree, log_q: Array, seeds: Plan) -> tuple[tuple[Array, Array], PyTree]:
-            path_log_q = frozen(q, z, paths, estimator)(z)
-            if path_log_q.shape != log_q.shape:
-                raise ValueError(
-                    f"q.log_prob(z) of the draws has shape {path_log_q.shape}, and q.sample_and_log_prob gave log_q "
-                    f"{log_q.shape} ([k, *batch]); the two methods of q must agree."
-                )
-            log_q = with_score(jax.lax.stop_gradient(log_q), path_log_q)
-            log_p, aux = draws.evaluate(log_joint, z, log_q, seeds.model)
-            return (log_p, log_q), aux
-
-        def look(seeds: Plan) -> Any:
-            z, log_q = sample(seeds)
-            seen, extra = z, None
-            if gate is not None and once:
-                seen, extra = _receive(z, jnp.zeros_like(log_q))
-            elif not linear:
-                log_p, _ = draws.evaluate(log_joint, jax.lax.stop_gradient(z), log_q, seeds.model)
-                if gate is not None:
-                    seen = scale_gradient(z, jax.lax.stop_gradient(gate(log_p - log_q)))
-                else:
-                    # No gate to fold the two slopes into one: the model's parameters get theirs from their own look.
-                    extra = log_p
-            found, aux = weigh(seen, log_q, seeds)
-            return (*found, extra), (z, aux)
-
-        def value(log_p: Array, log_q: Array, extra: Any) -> Array:
-            log_w = log_p - log_q
-            if extra is None or gate is not None:
-                return judge(log_w)
-            stopped = jax.lax.stop_gradient(log_w)
-            whole, path = path_slopes(judge if one else of_path, stopped)
-            whole = whole if one else jax.lax.stop_gradient(jax.grad(lambda l: jnp.sum(judge(l)))(stopped))
-            judged = judge(stopped)  # with the derivative of whatever else the bound depends on
-            return with_score(judged, judged + jnp.sum(path * log_w + (whole - path) * extra, 0))
-
-        passed = _one_pass(judge, sample, weigh, seeds, chunk_size, gated=True) if one else None
-        return passed or estimate(look, value, seeds, chunk_size, gate if once else None, weights)
-
-    return objective
+# --- the strategies
 
 
-def _one_pass(
-    bound: Bound, sample: Any, weigh: Any, seeds: Plan, chunk_size: int | None, *, gated: bool
-) -> Estimate | None:
-    """Estimate in a single pass over chunks, if this is a power mean for a batch of shape (1,); or else None.
+def pathwise(request: Request) -> Strategy:
+    """Nothing is dropped: the derivative passes through z and through both densities."""
 
-    A batch of shape () is left to two passes: it may be one member under the caller's vmap, and in one pass each member
-    would keep a gradient of all parameters.
+    def weigh(z: PyTree, log_q: Array, seeds: Plan) -> tuple[tuple[Array, Array], PyTree]:
+        log_p, aux = request.evaluate(z, log_q, seeds)
+        return (log_p, log_q), aux
+
+    def evaluate(seeds: Plan) -> Evaluated:
+        z, log_q = request.sample(seeds)
+        log_p, aux = request.evaluate(z, log_q, seeds)
+        return Evaluated(log_p, log_q, z, aux)
+
+    def value(log_p: Array, log_q: Array, _: None) -> Array:
+        return request.bound(log_p - log_q)
+
+    return Strategy(evaluate, value, one_pass=OnePass(request.sample, weigh, gated=False))
+
+
+PATHWISE = Estimator(Needs(path=True), pathwise)
+
+
+def doubly_reparameterized(request: Request) -> Strategy:
+    """Drop the score of q, and give q's path B'ₖ - B''ₖₖ: the form that evaluates the model least."""
+    forms, one_bound = request.forms, request.path_bound is request.bound
+    if one_bound and forms.linear:
+        return _linear(request)
+    if not one_bound or forms.gate is None:
+        return _ungated(request)
+    if request.chunk_size is None:
+        return _gated_in_two_evaluations(request, forms.gate)
+    return _gated_in_one_evaluation(request, forms.gate)
+
+
+DOUBLY = Estimator(Needs(path=True, independent=True, smooth=True), doubly_reparameterized)
+
+
+def _linear(request: Request) -> Strategy:
+    """Without curvature the path gets B'ₖ itself: one evaluation, q's score dropped."""
+
+    def evaluate(seeds: Plan) -> Evaluated:
+        z, log_q = _sample(request, seeds)
+        (log_p, log_q), aux = _weigh(request, z, log_q, seeds)
+        return Evaluated(log_p, log_q, z, aux)
+
+    return Strategy(evaluate, _value_of(request), one_pass=_one_pass(request))
+
+
+def _gated_in_two_evaluations(request: Request, gate: Gate) -> Strategy:
+    """Evaluate the model at stopped draws for the weights, and again with the draws gated by them.
+
+    Under jit XLA merges the two, unless log_joint holds a loop. It has both modes of derivatives.
     """
-    n = closed_forms(bound).power
-    if not isinstance(n, (int, float)) or chunk_size is None or chunk_size >= seeds.rows:
-        return None
-    _, *batch = jax.eval_shape(sample, seeds)[1].shape
-    if not batch or math.prod(batch) != 1:
-        return None
-    path = (1.0 - n, float(n)) if gated else (1.0, 0.0)
-    score, (log_p, log_q), aux = draws.online(sample, weigh, seeds, chunk_size, power=float(n), path=path)
-    seen = jax.lax.stop_gradient(Draws(None, log_p, log_q, None, aux))
-    return Estimate(with_score(bound(seen.log_w), jnp.broadcast_to(score, batch)), seen)
+
+    def evaluate(seeds: Plan) -> Evaluated:
+        z, log_q = _sample(request, seeds)
+        log_p, _ = request.evaluate(jax.lax.stop_gradient(z), log_q, seeds)
+        gated = scale_gradient(z, jax.lax.stop_gradient(gate(log_p - log_q)))
+        (log_p, log_q), aux = _weigh(request, gated, log_q, seeds)
+        return Evaluated(log_p, log_q, z, aux)
+
+    return Strategy(evaluate, _value_of(request))
 
 
-def frozen(q: Any, z: PyTree, paths: dict[str, pathways.Path], estimator: str = "dreg") -> Callable[[PyTree], Array]:
-    """Return log q as a function of draws [k, ...] alone: q's parameters are stopped where they enter its jaxpr.
+def _gated_in_one_evaluation(request: Request, gate: Gate) -> Strategy:
+    """Evaluate the model once; the gate comes back to the draws with the cotangents."""
 
-    Stopping q itself leaks: a distribution may hold its parameters where jax.tree.map does not see them.
+    def evaluate(seeds: Plan) -> Evaluated:
+        z, log_q = _sample(request, seeds)
+        gated, token = _receive(z, jnp.zeros_like(log_q))
+        (log_p, log_q), aux = _weigh(request, gated, log_q, seeds)
+        return Evaluated(log_p, log_q, z, aux, token)
+
+    return Strategy(evaluate, _value_of(request), reply=gate, one_pass=_one_pass(request))
+
+
+def _ungated(request: Request) -> Strategy:
+    """No gate folds the two slopes into one: the model's parameters get theirs from an evaluation of their own."""
+    bound, path_bound = request.bound, request.path_bound
+
+    def evaluate(seeds: Plan) -> Evaluated:
+        z, log_q = _sample(request, seeds)
+        log_p_of_model, _ = request.evaluate(jax.lax.stop_gradient(z), log_q, seeds)
+        (log_p, log_q), aux = _weigh(request, z, log_q, seeds)
+        return Evaluated(log_p, log_q, z, aux, log_p_of_model)
+
+    def value(log_p: Array, log_q: Array, log_p_of_model: Array) -> Array:
+        log_w = log_p - log_q
+        stopped = jax.lax.stop_gradient(log_w)
+        slope, path_slope = path_slopes(path_bound, stopped)
+        if bound is not path_bound:
+            slope = jax.lax.stop_gradient(jax.grad(lambda log_w: jnp.sum(bound(log_w)))(stopped))
+        bound_value = bound(stopped)  # with the derivative of whatever else the bound depends on
+        terms = path_slope * log_w + (slope - path_slope) * log_p_of_model
+        return with_score(bound_value, bound_value + jnp.sum(terms, 0))
+
+    return Strategy(evaluate, value, one_pass=_one_pass(request) if bound is path_bound else None)
+
+
+# --- what the doubly reparameterized strategies share
+
+
+def _sample(request: Request, seeds: Plan) -> tuple[PyTree, Array]:
+    z, log_q = request.sample(seeds)
+    checks.batch_leads(z, log_q)
+    return z, log_q
+
+
+def _weigh(request: Request, z: PyTree, log_q: Array, seeds: Plan) -> tuple[tuple[Array, Array], PyTree]:
+    """Return log p and log q, the latter with the derivative that passes through z alone, and aux."""
+    path_log_q = request.stopped_log_prob(z)(z)
+    if path_log_q.shape != log_q.shape:
+        raise densities_disagree(path_log_q, log_q)
+    log_q = with_score(jax.lax.stop_gradient(log_q), path_log_q)
+    log_p, aux = request.evaluate(z, log_q, seeds)
+    return (log_p, log_q), aux
+
+
+def _value_of(request: Request) -> Callable[[Array, Array, Any], Array]:
+    def value(log_p: Array, log_q: Array, _: Any) -> Array:
+        return request.bound(log_p - log_q)
+
+    return value
+
+
+def _one_pass(request: Request) -> OnePass:
+    def sample(seeds: Plan) -> tuple[PyTree, Array]:
+        return _sample(request, seeds)
+
+    def weigh(z: PyTree, log_q: Array, seeds: Plan) -> tuple[tuple[Array, Array], PyTree]:
+        return _weigh(request, z, log_q, seeds)
+
+    return OnePass(sample, weigh, gated=True)
+
+
+# --- slopes of a bound that brings no closed form of its own
+
+
+def path_slopes(bound: Bound, log_w: Float[Array, "k *batch"]) -> tuple[Array, Array]:
+    """Return B'ₖ and B'ₖ - B''ₖₖ, each [k, *batch], for members of the batch that do not touch each other.
+
+    One row at a time, so that memory stays O(k) where all second derivatives at once would take O(k²).
     """
-    closed, _ = dataflow.trace(jax.vmap(q.log_prob), z)
-    pathways.support(closed, paths, estimator)
-    log_prob = core.jaxpr_as_fun(core.ClosedJaxpr(closed.jaxpr, [jax.lax.stop_gradient(c) for c in closed.consts]))
-    return lambda z: log_prob(*jax.tree.leaves(z))[0]
+    slope = jax.grad(lambda log_w: jnp.sum(bound(log_w)))
+
+    def curvature(k: Array) -> Array:
+        row = jnp.zeros_like(log_w).at[k].set(1.0)
+        return jax.jvp(slope, (log_w,), (row,))[1][k]
+
+    if log_w.size == 0:
+        return log_w, log_w
+    whole = slope(log_w)
+    rows = jnp.arange(log_w.shape[0])
+    second = jax.lax.map(curvature, rows, batch_size=min(64, log_w.shape[0]))
+    return jax.lax.stop_gradient(whole), jax.lax.stop_gradient(whole - second)
 
 
-# The gate of a draw is known only after the bound has seen every weight. So that one look is enough, it comes back with
-# the cotangents, as the reply to a token that went out with the draw.
+# --- a reply to each draw
+
+# The gate of a draw is known only after the bound has seen every weight. So that one evaluation is
+# enough, it comes back with the cotangents, as the reply to a token that went out with the draw.
 
 
 @jax.custom_vjp
@@ -248,7 +290,11 @@ def _receive(z: PyTree, token: Array) -> tuple[PyTree, Array]:
 
 def _receive_backward(_: None, cotangents: Any) -> Any:
     dz, factor = cotangents
-    return jax.tree.map(lambda d: (d * expand(factor, d)).astype(d.dtype), dz), jnp.zeros_like(factor)
+
+    def gated(d: Array) -> Array:
+        return (d * expand(factor, d)).astype(d.dtype)
+
+    return jax.tree.map(gated, dz), jnp.zeros_like(factor)
 
 
 _receive.defvjp(lambda z, token: ((z, token), None), _receive_backward)

@@ -11,14 +11,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Key
+from jaxtyping import Array, ArrayLike
 
-from vijax import checks, draws
-from vijax.draws import Plan
-from vijax.gradients._objective import admit, estimate
-from vijax.gradients._states import States, floored, states
+from vijax import draws
+from vijax.engine import Estimator, Evaluated, Needs, Plan, Request, Strategy, make_objective
+from vijax.gradients._states import floored, states
 from vijax.numerics import with_score
-from vijax.types import Bound, Estimate, LogJoint, Objective
+from vijax.types import Bound, Objective
 
 # (key, log-probabilities, Gumbel noise) -> the point of the simplex where the model is evaluated.
 Point = Callable[[Any, Array, Array], Array]
@@ -49,7 +48,11 @@ def gumbel_softmax(bound: Bound, *, temperature: ArrayLike) -> Objective:
         Mnih, Teh, The Concrete distribution, 2017, arXiv:1611.00712.
     """
     tau = _temperature(temperature)
-    return _relaxed(bound, lambda key, l, g: jax.nn.softmax((l + g) / tau), "gumbel_softmax", lambda found: found)
+
+    def point(key: Any, log_probs: Array, noise: Array) -> Array:
+        return jax.nn.softmax((log_probs + noise) / tau)
+
+    return _relaxed("gumbel_softmax", bound, point, stop_density=False)
 
 
 def straight_through(bound: Bound, *, temperature: ArrayLike) -> Objective:
@@ -78,8 +81,12 @@ def straight_through(bound: Bound, *, temperature: ArrayLike) -> Objective:
         Léonard, Courville, Estimating or propagating gradients through stochastic neurons, 2013, arXiv:1308.3432.
     """
     tau = _temperature(temperature)
-    point = lambda key, l, g: with_score(hardest(l + g), jax.nn.softmax((l + g) / tau))  # noqa: E731
-    return _relaxed(bound, point, "straight_through", _density(bound))
+
+    def point(key: Any, log_probs: Array, noise: Array) -> Array:
+        perturbed = log_probs + noise
+        return with_score(hardest(perturbed), jax.nn.softmax(perturbed / tau))
+
+    return _relaxed("straight_through", bound, point, stop_density=True)
 
 
 def gumbel_rao(bound: Bound, *, temperature: ArrayLike, inner: int) -> Objective:
@@ -111,17 +118,19 @@ def gumbel_rao(bound: Bound, *, temperature: ArrayLike, inner: int) -> Objective
     if isinstance(inner, bool) or not isinstance(inner, (int, np.integer)) or inner < 1:
         raise ValueError(f"inner must be a whole number of at least 1, got {inner!r}.")
 
-    def point(key: Any, l: Array, g: Array) -> Array:
-        hard = hardest(l + g)
+    def point(key: Any, log_probs: Array, noise: Array) -> Array:
+        hard = hardest(log_probs + noise)
+        tiny = jnp.finfo(log_probs.dtype).tiny
 
         def soft(key: Any) -> Array:
-            uniform = jax.random.uniform(key, l.shape, l.dtype, minval=jnp.finfo(l.dtype).tiny)
-            fixed = jax.lax.stop_gradient(conditional(l, hard, uniform) - floored(l))
-            return jax.nn.softmax((l + fixed) / tau)
+            uniform = jax.random.uniform(key, log_probs.shape, log_probs.dtype, minval=tiny)
+            perturbed = conditional(log_probs, hard, uniform)
+            noise = jax.lax.stop_gradient(perturbed - floored(log_probs))
+            return jax.nn.softmax((log_probs + noise) / tau)
 
         return with_score(hard, jnp.mean(jax.vmap(soft)(jax.random.split(key, inner)), 0))
 
-    return _relaxed(bound, point, "gumbel_rao", _density(bound))
+    return _relaxed("gumbel_rao", bound, point, stop_density=True)
 
 
 def conditional(log_probs: Array, hard: Array, uniform: Array) -> Array:
@@ -148,33 +157,32 @@ def _temperature(temperature: ArrayLike) -> ArrayLike:
     return temperature
 
 
-def _density(bound: Bound) -> Callable[[States], States]:
-    """Return how q's density enters: its score has mean zero under a mean of log-weights, and only there."""
-    return States.stopped if checks.is_mean(bound) else lambda found: found
+def _relaxed(name: str, bound: Bound, point: Point, *, stop_density: bool) -> Objective:
+    """Make the objective that evaluates the model at points of the simplex.
 
+    `stop_density`: drop the density of q where its score has mean zero, under a mean of log-weights.
+    """
 
-def _relaxed(bound: Bound, point: Point, name: str, density: Callable[[States], States]) -> Objective:
-    def objective(
-        key: Key[Array, ""], log_joint: LogJoint, q: Any, *, num_samples: int, chunk_size: int | None = None
-    ) -> Estimate:
-        log_joint, q = admit(key, log_joint, q, num_samples, chunk_size, bound)
-        found = states(q, key, name)
-        of_q = density(found)
+    def strategy(request: Request) -> Strategy:
+        known = states(request.q, request.key, name)
+        density = known.stopped() if stop_density and request.is_mean else known
 
-        def one(key: Any) -> tuple[Any, Array]:
-            keys = jax.random.split(key, (len(found.log_probs), 2))
+        def relaxed_draw(key: Any) -> tuple[Any, Array]:
+            keys = jax.random.split(key, (len(known.log_probs), 2))
             points = [
-                point(key[1], l, jax.random.gumbel(key[0], l.shape, l.dtype))
-                for key, l in zip(keys, found.log_probs, strict=True)
+                point(of_point, log_probs, jax.random.gumbel(of_noise, log_probs.shape, log_probs.dtype))
+                for (of_noise, of_point), log_probs in zip(keys, known.log_probs, strict=True)
             ]
-            return found.soft(points), of_q.log_prob(points)
+            return known.soft(points), density.log_prob(points)
 
-        def look(seeds: Plan) -> Any:
-            z, log_q = jax.vmap(one)(seeds.draw)
-            log_p, aux = draws.evaluate(log_joint, z, log_q, seeds.model)
-            return (log_p, log_q, None), (z, aux)
+        def evaluate(seeds: Plan) -> Evaluated:
+            z, log_q = jax.vmap(relaxed_draw)(seeds.draw)
+            log_p, aux = request.evaluate(z, log_q, seeds)
+            return Evaluated(log_p, log_q, z, aux)
 
-        seeds = draws.plan(key, log_joint, draws.iid, num_samples)
-        return estimate(look, lambda p, q, _: bound(p - q), seeds, chunk_size)
+        def value(log_p: Array, log_q: Array, _: None) -> Array:
+            return request.bound(log_p - log_q)
 
-    return objective
+        return Strategy(evaluate, value)
+
+    return make_objective(name, bound, draws.iid, Estimator(Needs(), strategy))

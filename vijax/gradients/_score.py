@@ -1,28 +1,16 @@
 """Score-function gradients: derivatives of log q, weighted by how good each draw was."""
 
-from typing import Any
+from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Key
+from jaxtyping import Array, ArrayLike
 
-from vijax import checks, draws, pathways
-from vijax.draws import Plan
-from vijax.gradients._curvature import without_each
-from vijax.gradients._objective import admit, estimate
+from vijax import checks, draws
+from vijax.engine import Estimator, Evaluated, Needs, Plan, Request, Strategy, make_objective
 from vijax.numerics import with_score
-from vijax.types import Bound, Estimate, LogJoint, Objective
-
-
-def _look(log_joint: LogJoint, q: Any) -> Any:
-    def look(seeds: Plan) -> Any:
-        z, _ = jax.vmap(lambda seed: draws.iid.sample(seed, q))(seeds.draw)
-        z = jax.lax.stop_gradient(z)
-        log_q = jax.vmap(q.log_prob)(z)
-        log_p, aux = draws.evaluate(log_joint, z, log_q, seeds.model)
-        return (log_p, log_q, None), (z, aux)
-
-    return look
+from vijax.types import Bound, ClosedForms, Objective, keywords
 
 
 def score(bound: Bound, *, baseline: ArrayLike | None = None) -> Objective:
@@ -48,30 +36,9 @@ def score(bound: Bound, *, baseline: ArrayLike | None = None) -> Objective:
     Reference: Williams, Simple statistical gradient-following algorithms for connectionist reinforcement learning,
         1992; Ranganath, Gerrish, Blei, Black box variational inference, 2014, arXiv:1401.0118.
     """
-
-    def signal(log_w: Array) -> Array:
-        own = bound(log_w)
-        b = 0.0 if baseline is None else jnp.asarray(baseline)
-        try:
-            fits = jnp.broadcast_shapes(jnp.shape(b), own.shape) == own.shape
-        except ValueError:
-            fits = False
-        if not fits:
-            raise ValueError(f"baseline has shape {jnp.shape(b)}, which does not broadcast to the batch {own.shape}.")
-        if checks.is_mean(bound):
-            return (log_w - jnp.broadcast_to(b, own.shape)[None]) / log_w.shape[0]
-        return jnp.broadcast_to((own - b)[None], log_w.shape)
-
-    def objective(
-        key: Key[Array, ""], log_joint: LogJoint, q: Any, *, num_samples: int, chunk_size: int | None = None
-    ) -> Estimate:
-        log_joint, q = admit(key, log_joint, q, num_samples, chunk_size, bound)
-        pathways.continuous_support(q, key, draws.iid, "score")
-        value = lambda p, q, _: surrogate(bound, p - q, signal, q)  # noqa: E731
-        seeds = draws.plan(key, log_joint, draws.iid, num_samples)
-        return estimate(_look(log_joint, q), value, seeds, chunk_size)
-
-    return objective
+    needs = Needs(fixed_support=True)
+    strategy = partial(_scored, baseline=baseline)
+    return make_objective("score", bound, draws.iid, Estimator(needs, strategy))
 
 
 def vimco(bound: Bound) -> Objective:
@@ -96,34 +63,100 @@ def vimco(bound: Bound) -> Objective:
     Reference: Mnih, Rezende, Variational inference for Monte Carlo objectives, 2016, arXiv:1602.06725; Kool, van Hoof,
         Welling, Buy 4 REINFORCE samples, get a baseline for free, 2019.
     """
+    return make_objective("vimco", bound, draws.iid, LEAVE_ONE_OUT)
 
-    def objective(
-        key: Key[Array, ""], log_joint: LogJoint, q: Any, *, num_samples: int, chunk_size: int | None = None
-    ) -> Estimate:
-        log_joint, q = admit(key, log_joint, q, num_samples, chunk_size, bound, least=2, why=ALONE)
-        pathways.continuous_support(q, key, draws.iid, "vimco")
-        value = lambda p, q, _: surrogate(bound, p - q, lambda w: left_out(bound, w), q)  # noqa: E731
-        seeds = draws.plan(key, log_joint, draws.iid, num_samples)
-        return estimate(_look(log_joint, q), value, seeds, chunk_size)
 
-    return objective
-
+# --- the strategies
 
 ALONE = "A draw is judged against the others; with one draw use gradients.score with a baseline."
 
 
-def left_out(bound: Bound, log_w: Array) -> Array:
-    """Return B - B₋ₖ for each draw, [k, *batch]."""
-    others = without_each(bound, log_w)
+def held(request: Request) -> Callable[[Plan], Evaluated]:
+    """Return the evaluation of draws held fixed: log q has the derivative of its parameters alone."""
+
+    def evaluate(seeds: Plan) -> Evaluated:
+        z = jax.lax.stop_gradient(request.sample(seeds)[0])
+        log_q = jax.vmap(request.q.log_prob)(z)
+        log_p, aux = request.evaluate(z, log_q, seeds)
+        return Evaluated(log_p, log_q, z, aux)
+
+    return evaluate
+
+
+def _scored(request: Request, baseline: ArrayLike | None) -> Strategy:
+    bound = request.bound
+
+    def value(log_p: Array, log_q: Array, _: None) -> Array:
+        log_w = log_p - log_q
+        stopped = jax.lax.stop_gradient(log_w)
+        bound_value = bound(stopped)
+        b = jnp.broadcast_to(_fitting(baseline, bound_value.shape), bound_value.shape)
+        if request.is_mean:  # the other draws' terms have mean zero
+            signal = (stopped - b[None]) / log_w.shape[0]
+        else:
+            signal = jnp.broadcast_to((bound_value - b)[None], log_w.shape)
+        return surrogate(bound, log_w, signal, log_q)
+
+    return Strategy(held(request), value)
+
+
+def _fitting(baseline: ArrayLike | None, batch: tuple[int, ...]) -> Array:
+    """Return the baseline; refuse one that does not broadcast to the batch."""
+    b = jnp.asarray(0.0 if baseline is None else baseline)
+    try:
+        fits = jnp.broadcast_shapes(b.shape, batch) == batch
+    except ValueError:
+        fits = False
+    if not fits:
+        raise ValueError(f"baseline has shape {b.shape}, which does not broadcast to the batch {batch}.")
+    return b
+
+
+def _leave_one_out(request: Request) -> Strategy:
+    def value(log_p: Array, log_q: Array, _: None) -> Array:
+        log_w = log_p - log_q
+        return surrogate(request.bound, log_w, left_out(request, log_w), log_q)
+
+    return Strategy(held(request), value)
+
+
+LEAVE_ONE_OUT = Estimator(Needs(least=2, why=ALONE, fixed_support=True), _leave_one_out)
+
+
+def left_out(request: Request, log_w: Array) -> Array:
+    """Return B - B₋ₖ for each draw, [k, *batch], stopped."""
+    bound, log_w = request.bound, jax.lax.stop_gradient(log_w)
+    others = without_each(bound, request.forms, log_w)
     checks.rows(others, log_w, bound)
-    # Others that are all impossible offer no comparison; 0 in their place depends on no draw, so no bias comes of it.
+    # Others that are all impossible offer no comparison; 0 in their place depends on no draw, so no
+    # bias comes of it.
     return bound(log_w)[None] - jnp.where(jnp.isfinite(others), others, 0.0)
 
 
-def surrogate(bound: Bound, log_w: Array, signal: Any, log_q: Array) -> Array:
+def without_each(bound: Bound, forms: ClosedForms, log_w: Array) -> Array:
+    """Return the bound without each draw in turn: in O(k) by its closed form, if it has one, else O(k²)."""
+    weights = keywords(bound).get("weights")
+    if weights is not None:
+        raise ValueError(
+            f"{checks.describe(bound)} is bound to weights of {jnp.shape(weights)[0]} draws, and here is judged "
+            "without each draw in turn, which they do not fit: leave `weights` out, or use gradients.score or "
+            "gradients.reparam."
+        )
+    if forms.leave_one_out is not None:
+        return forms.leave_one_out(log_w)
+    k = log_w.shape[0]
+    if log_w.size == 0:
+        return log_w
+
+    def others(i: Array) -> Array:
+        return bound(log_w[(i + 1 + jnp.arange(k - 1)) % k])
+
+    return jax.lax.map(others, jnp.arange(k), batch_size=min(64, k))
+
+
+def surrogate(bound: Bound, log_w: Array, signal: Array, log_q: Array) -> Array:
     """Return the bound, with Σₖ signalₖ ∇ log qₖ added to its derivative."""
     value = bound(log_w)
-    s = jax.lax.stop_gradient(signal(jax.lax.stop_gradient(log_w)))
-    # An infinite value is reported as it is; it says nothing of where to go.
-    s = jnp.where(jnp.isfinite(s), s, 0.0)
-    return with_score(value, value + jnp.sum(s * log_q, 0))
+    # An infinite signal is reported with the value; it says nothing of where to go.
+    finite = jnp.where(jnp.isfinite(signal), signal, 0.0)
+    return with_score(value, value + jnp.sum(jax.lax.stop_gradient(finite) * log_q, 0))

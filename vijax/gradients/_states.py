@@ -6,11 +6,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend import core
 from jaxtyping import Array
 
-from vijax import checks, pathways
-from vijax import jaxprs as dataflow
+from vijax import jaxprs
+from vijax.engine import CURE
 from vijax.types import Joint, PyTree
 
 
@@ -92,7 +91,7 @@ def states(q: Any, key: Any, estimator: str) -> States:
     leaf_qs = parts(q, estimator)
     refusal = (
         f"{estimator} needs a q of independent Bernoulli or categorical variables that shows its logits as q.logits "
-        f"(or a dict or tuple of such q), and {{}}; {pathways.CURE}."
+        f"(or a dict or tuple of such q), and {{}}; {CURE}."
     )
     if len(leaf_qs) != len(leaves):
         raise ValueError(refusal.format(f"this one draws {len(leaves)} arrays from {len(leaf_qs)} distributions"))
@@ -130,7 +129,7 @@ def parts(q: Any, estimator: str) -> list[Any]:
         part = q.conditionals[name]
         if callable(part) and not hasattr(part, "log_prob"):
             raise ValueError(
-                f"{estimator} needs independent latents, and leaf '{name}' is given the earlier ones; {pathways.CURE}."
+                f"{estimator} needs independent latents, and leaf '{name}' is given the earlier ones; {CURE}."
             )
     names = sorted(q.names()) if hasattr(q.conditionals, "keys") else q.names()
     return [leaf for name in names for leaf in parts(q.conditional(name, {}), estimator)]
@@ -156,7 +155,7 @@ def _misfit(q: Any, kind: Kind, leaf: Any) -> float:
 
     shape = jax.eval_shape(lambda: kind.log_probs(_logits(q)))
     chosen = np.random.default_rng(0).integers(shape.shape[-1], size=(3, *shape.shape[:-1]))
-    return misfit(both, list(np.eye(shape.shape[-1])[chosen].astype(shape.dtype)), SPELLINGS)
+    return jaxprs.misfit(both, list(np.eye(shape.shape[-1])[chosen].astype(shape.dtype)), SPELLINGS)
 
 
 def _sums(p: Any) -> bool:
@@ -174,56 +173,3 @@ SPELLINGS = (
     (np.log, lambda p: np.log(_extreme(p, 12))),
     (lambda p: 4 * (p - 0.5), lambda p: 30 * (p - 0.5)),
 )
-
-
-def misfit(both: Callable[[Any], tuple[Array, Array]], points: list[Any], spellings: Any) -> float:
-    """Return how far a log-density is from the sum of its terms, in units of what rounding explains; inf if unrelated.
-
-    Tried while tracing: both(point) gives them, [*batch] and [*batch, ...], and numbers stand in for every parameter it
-    closes over, which may be tracers and have no numbers yet. Each spelling says what kind of numbers, near and far:
-    one that fits near must fit far too, and one or more must fit.
-    """
-    closed, (left, terms) = dataflow.trace(both, points[0])
-    if terms.shape[: left.ndim] != left.shape:
-        return float("inf")
-    rng = np.random.default_rng(1)
-    count = max(np.prod(terms.shape[left.ndim :]), 1.0)
-    allowed = min(0.05, (8 + 4 * count**0.5) * float(jnp.finfo(left.dtype).eps))
-    largest = float(jnp.finfo(left.dtype).max) / 2  # beyond it nothing can be told
-    with jax.ensure_compile_time_eval(), np.errstate(all="ignore"):
-        base = [_stand_in(rng, c) for c in closed.consts]
-        run = core.jaxpr_as_fun
-
-        def off(spell: Callable[[Any], Any], untold: float) -> float:
-            consts = [c if p is None else jnp.asarray(spell(p), c.dtype) for c, p in base]
-            worst = 0.0
-            for point in points:
-                a, b = run(core.ClosedJaxpr(closed.jaxpr, consts))(point)
-                a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-                axes = tuple(range(a.ndim, b.ndim))
-                size = np.abs(b).sum(axes)
-                error = np.where(size < largest, np.abs(a - b.sum(axes)) / (allowed * (1 + size)), untold)
-                worst = max(worst, float(np.max(np.where(np.isnan(error), np.inf, error), initial=0.0)))
-            return worst
-
-        fitting = [(found, far) for near, far in spellings if (found := off(near, np.inf)) <= 1]
-        return max([found for found, _ in fitting] + [off(far, 0.0) for _, far in fitting], default=float("inf"))
-
-
-def _stand_in(rng: Any, const: Any) -> tuple[Any, Any]:
-    """Return a constant that may stay with None, or its shape and dtype with probabilities that sum to 1."""
-    dtype, shape = jnp.result_type(const), jnp.shape(const)
-    if jnp.issubdtype(dtype, jnp.floating):
-        p = np.asarray(rng.uniform(0.2, 0.8, shape))
-        p = p / p.sum(-1, keepdims=True) if _sums(p) else p
-        return jax.ShapeDtypeStruct(shape, dtype), p
-    return (jnp.zeros(shape, dtype) if isinstance(const, jax.core.Tracer) else const), None
-
-
-def linear(bound: Any, estimator: str, why: str) -> None:
-    """Refuse a bound that is not a mean of log-weights."""
-    if not checks.is_mean(bound):
-        raise ValueError(
-            f"{estimator} {why}, so its bound must be linear in log_w: use bounds.elbo, or gradients.vimco for "
-            f"{checks.describe(bound)}."
-        )

@@ -1,20 +1,20 @@
 """Sums in place of draws: what is cheap to enumerate is summed exactly, and only the rest is drawn."""
 
 import math
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Key
+from jaxtyping import Array
 
-from vijax import checks, draws
-from vijax.draws import Plan
-from vijax.gradients._objective import admit, estimate
+from vijax import draws
+from vijax.engine import Estimator, Evaluated, Needs, Plan, Request, Strategy, make_objective
 from vijax.gradients._relaxed import hardest
-from vijax.gradients._states import States, floored, linear, states
+from vijax.gradients._states import States, floored, states
 from vijax.numerics import with_score
-from vijax.types import Bound, Draw, Estimate, LogJoint, Objective
+from vijax.types import Bound, Draw, Objective
 
 
 def local_expectation(bound: Bound) -> Objective:
@@ -41,30 +41,27 @@ def local_expectation(bound: Bound) -> Objective:
     Reference: Titsias, Lázaro-Gredilla, Local expectation gradients for black box variational inference, 2015,
         arXiv:1503.01494.
     """
+    return make_objective("local_expectation", bound, draws.iid, Estimator(Needs(), _local_expectation))
 
-    def objective(
-        key: Key[Array, ""], log_joint: LogJoint, q: Any, *, num_samples: int, chunk_size: int | None = None
-    ) -> Estimate:
-        log_joint, q = admit(key, log_joint, q, num_samples, chunk_size, bound)
-        found = states(q, key, "local_expectation")
 
-        def look(seeds: Plan) -> Any:
-            hot = jax.vmap(lambda key: _sample(key, found))(seeds.draw)
-            z, log_q = found.draw(hot), jax.vmap(found.log_prob)(hot)
-            log_p, aux = draws.evaluate(log_joint, z, jax.lax.stop_gradient(log_q), seeds.model)
-            others, mass = jax.vmap(lambda x: _others(x, found))(hot)
-            still = jax.vmap(jax.vmap(found.stopped().log_prob))(others)
-            swapped = swaps(log_joint, found.draw(others), still, seeds)
-            return (log_p, log_q, (swapped, mass)), (z, aux)
+def _local_expectation(request: Request) -> Strategy:
+    known = states(request.q, request.key, "local_expectation")
 
-        def value(log_p: Array, log_q: Array, extra: Any) -> Array:
-            swapped, mass = extra
-            log_w = log_p - log_q
-            return scored(bound, log_w, log_p, log_q, jnp.sum(changes(bound, log_w, swapped) * mass, (0, 1)))
+    def evaluate(seeds: Plan) -> Evaluated:
+        one_hot = jax.vmap(lambda key: _sample(key, known))(seeds.draw)
+        z, log_q = known.draw(one_hot), jax.vmap(known.log_prob)(one_hot)
+        log_p, aux = request.evaluate(z, jax.lax.stop_gradient(log_q), seeds)
+        others, mass = jax.vmap(lambda x: _others(x, known))(one_hot)
+        log_q_others = jax.vmap(jax.vmap(known.stopped().log_prob))(others)
+        swapped = swaps(request, known.draw(others), log_q_others, seeds)
+        return Evaluated(log_p, log_q, z, aux, (swapped, mass))
 
-        return estimate(look, value, draws.plan(key, log_joint, draws.iid, num_samples), chunk_size)
+    def value(log_p: Array, log_q: Array, extra: Any) -> Array:
+        swapped, mass = extra
+        along = jnp.sum(changes(request, log_p - log_q, swapped) * mass, (0, 1))
+        return scored(request, log_p, log_q, along)
 
-    return objective
+    return Strategy(evaluate, value)
 
 
 def top_states(bound: Bound, *, states: int) -> Objective:
@@ -93,66 +90,72 @@ def top_states(bound: Bound, *, states: int) -> Objective:
     Reference: Liu, Regier, Tripuraneni, Jordan, McAuliffe, Rao-Blackwellized stochastic gradients for discrete
         distributions, 2019, arXiv:1810.04777.
     """
-    top = states
+    needs = Needs(mean="weighs a sum against draws")
+    return make_objective("top_states", bound, draws.iid, Estimator(needs, partial(_top_states, top=states)))
 
-    def objective(
-        key: Key[Array, ""], log_joint: LogJoint, q: Any, *, num_samples: int, chunk_size: int | None = None
-    ) -> Estimate:
-        log_joint, q = admit(key, log_joint, q, num_samples, chunk_size, bound)
-        linear(bound, "top_states", "weighs a sum against draws")
-        found, log_probs = _one_variable(q, key, top)
-        still = jax.lax.stop_gradient(log_probs)
-        chosen = jax.lax.top_k(still, top)[1]
-        is_top = jnp.sum(jax.nn.one_hot(chosen, still.shape[-1], dtype=still.dtype), -2) > 0
-        rest_of = jnp.where(is_top, -jnp.inf, still)
-        rest = jnp.sum(jnp.where(is_top, 0.0, jnp.exp(log_probs)), -1)
-        rows = Draw(lambda key, n: (jnp.arange(n), draws.iid.seeds(key, n)), draws.iid.sample, independent=False)
 
-        def state(row: Array, key: Any) -> Array:
-            summed = jnp.take(chosen, jnp.minimum(row, top - 1), -1)
-            drawn = jax.random.categorical(key, rest_of)
-            return jax.nn.one_hot(jnp.where(row < top, summed, drawn), still.shape[-1], dtype=still.dtype)
+def _top_states(request: Request, top: int) -> Strategy:
+    known, log_probs = _one_variable(request.q, request.key, top)
+    stopped = jax.lax.stop_gradient(log_probs)
+    chosen = jax.lax.top_k(stopped, top)[1]
+    is_top = jnp.sum(jax.nn.one_hot(chosen, stopped.shape[-1], dtype=stopped.dtype), -2) > 0
+    log_rest = jnp.where(is_top, -jnp.inf, stopped)
+    mass_of_rest = jnp.sum(jnp.where(is_top, 0.0, jnp.exp(log_probs)), -1)
 
-        def look(seeds: Plan) -> Any:
-            hot = jax.vmap(state)(*seeds.draw)
-            z, log_q = found.draw([hot]), jax.vmap(lambda x: found.log_prob([x]))(hot)
-            log_p, aux = draws.evaluate(log_joint, z, jax.lax.stop_gradient(log_q), seeds.model)
-            return (log_p, log_q, None), (z, aux)
+    # The first rows are the top states themselves, the others draws from the rest.
+    rows = Draw(_numbered_seeds, draws.iid.sample, independent=False)
+    seeds = request.plan(rows, top + request.num_samples)
 
-        def value(log_p: Array, log_q: Array, _: None) -> Array:
-            f, mass, left = log_p - jax.lax.stop_gradient(log_q), jnp.exp(log_q[:top]), jax.lax.stop_gradient(rest)
-            # States of no mass count for nothing, whatever their weight is.
-            weight = jax.lax.stop_gradient(mass)
-            exact = jnp.sum(weight * jnp.where(weight > 0, f[:top], 0.0), 0)
-            drawn = jnp.where((left > 0)[None], f[top:], 0.0)
-            judged = exact + left * jnp.mean(drawn, 0)
-            seen = jax.lax.stop_gradient(f)
-            finite = jnp.where(jnp.isfinite(seen), seen, 0.0)  # an infinite one says nothing of where to go
-            b = jax.lax.stop_gradient(_mean_of_others(drawn))
-            signal = jnp.where(jnp.isfinite(seen[top:]), seen[top:] - b, 0.0)
-            along = jnp.sum(finite[:top] * mass, 0) + left * jnp.mean(signal * log_q[top:], 0)
-            return with_score(judged, judged + along + rest * jnp.mean(b, 0))
+    def state(row: Array, key: Any) -> Array:
+        summed = jnp.take(chosen, jnp.minimum(row, top - 1), -1)
+        drawn = jax.random.categorical(key, log_rest)
+        return jax.nn.one_hot(jnp.where(row < top, summed, drawn), stopped.shape[-1], dtype=stopped.dtype)
 
-        seeds = draws.plan(key, log_joint, rows, top + num_samples)
-        answer = estimate(look, value, seeds, chunk_size)
-        spread = jnp.broadcast_to(rest / num_samples, answer.draws.log_q[top:].shape)
-        weights = jnp.concatenate([jnp.exp(answer.draws.log_q[:top]), spread])
-        return answer._replace(draws=answer.draws._replace(weights=jax.lax.stop_gradient(weights)))
+    def evaluate(seeds: Plan) -> Evaluated:
+        one_hot = jax.vmap(state)(*seeds.draw)
+        z, log_q = known.draw([one_hot]), jax.vmap(lambda x: known.log_prob([x]))(one_hot)
+        log_p, aux = request.evaluate(z, jax.lax.stop_gradient(log_q), seeds)
+        return Evaluated(log_p, log_q, z, aux)
 
-    return objective
+    def value(log_p: Array, log_q: Array, _: None) -> Array:
+        f = log_p - jax.lax.stop_gradient(log_q)
+        mass, rest = jnp.exp(log_q[:top]), jax.lax.stop_gradient(mass_of_rest)
+        # States of no mass count for nothing, whatever their weight is.
+        weight = jax.lax.stop_gradient(mass)
+        exact = jnp.sum(weight * jnp.where(weight > 0, f[:top], 0.0), 0)
+        drawn = jnp.where((rest > 0)[None], f[top:], 0.0)
+        bound_value = exact + rest * jnp.mean(drawn, 0)
+        # An infinite weight says nothing of where to go.
+        stopped_f = jax.lax.stop_gradient(f)
+        finite = jnp.where(jnp.isfinite(stopped_f), stopped_f, 0.0)
+        b = jax.lax.stop_gradient(_mean_of_others(drawn))
+        signal = jnp.where(jnp.isfinite(stopped_f[top:]), stopped_f[top:] - b, 0.0)
+        along = jnp.sum(finite[:top] * mass, 0) + rest * jnp.mean(signal * log_q[top:], 0)
+        return with_score(bound_value, bound_value + along + mass_of_rest * jnp.mean(b, 0))
+
+    def weights(log_q: Array) -> Array:
+        """Return q of the top states, and an equal share of the rest for each draw from it."""
+        share = jnp.broadcast_to(mass_of_rest / request.num_samples, log_q[top:].shape)
+        return jnp.concatenate([jnp.exp(log_q[:top]), share])
+
+    return Strategy(evaluate, value, seeds=seeds, weights=weights)
+
+
+def _numbered_seeds(key: Any, num_samples: int) -> tuple[Array, Any]:
+    return jnp.arange(num_samples), draws.iid.seeds(key, num_samples)
 
 
 def _one_variable(q: Any, key: Any, top: int) -> tuple[States, Array]:
-    found = states(q, key, "top_states")
-    log_probs = found.log_probs[0]
-    if len(found.log_probs) > 1 or log_probs.ndim != found.batch + 1:
+    known = states(q, key, "top_states")
+    log_probs = known.log_probs[0]
+    if len(known.log_probs) > 1 or log_probs.ndim != known.batch + 1:
         raise ValueError(
             "top_states sums over one categorical for each member of the batch, and q has several latents: use "
             "gradients.local_expectation, or one categorical over all their joint states."
         )
     if isinstance(top, bool) or not isinstance(top, (int, np.integer)) or not 1 <= top <= log_probs.shape[-1]:
         raise ValueError(f"states must be a whole number from 1 to q's {log_probs.shape[-1]}, got {top!r}.")
-    return found, floored(log_probs)
+    return known, floored(log_probs)
 
 
 def _mean_of_others(f: Array) -> Array:
@@ -163,26 +166,27 @@ def _mean_of_others(f: Array) -> Array:
     return jnp.where(others > 0, (jnp.sum(kept, 0)[None] - kept) / jnp.maximum(others, 1), 0.0)
 
 
-def _sample(key: Any, found: States) -> list[Array]:
-    keys = jax.random.split(key, len(found.log_probs))
-    still = found.stopped().log_probs
-    return [hardest(l + jax.random.gumbel(k, l.shape, l.dtype)) for k, l in zip(keys, still, strict=True)]
+def _sample(key: Any, known: States) -> list[Array]:
+    keys = jax.random.split(key, len(known.log_probs))
+    pairs = zip(keys, known.stopped().log_probs, strict=True)
+    return [hardest(l + jax.random.gumbel(k, l.shape, l.dtype)) for k, l in pairs]
 
 
-def _others(hot: list[Array], found: States) -> tuple[list[Array], Array]:
+def _others(one_hot: list[Array], known: States) -> tuple[list[Array], Array]:
     """Return a draw with each latent moved to each of its other states, [m, ...], and q of those, [m, *batch]."""
-    whole: list[list[Array]] = []
+    draws: list[list[Array]] = []
     mass = []
-    for i, (x, l) in enumerate(zip(hot, found.log_probs, strict=True)):
-        event = x.shape[found.batch : -1]
+    for i, (x, log_probs) in enumerate(zip(one_hot, known.log_probs, strict=True)):
+        coordinate = each_coordinate(x.shape[known.batch : -1], known.batch)[..., None]
         for shift in range(1, x.shape[-1]):
             moved = jnp.roll(x, shift, -1)
-            one = each_coordinate(event, found.batch)[..., None]
-            many = jnp.where(one, moved[None], x[None])
-            whole.append([many if j == i else jnp.broadcast_to(y, many.shape[:1] + y.shape) for j, y in enumerate(hot)])
-            q = jnp.sum(moved * jnp.exp(l), -1)
-            mass.append(coordinates_first(q, found.batch))
-    return [jnp.concatenate(parts) for parts in zip(*whole, strict=True)], jnp.concatenate(mass)
+            many = jnp.where(coordinate, moved[None], x[None])
+            draws.append(
+                [many if j == i else jnp.broadcast_to(y, many.shape[:1] + y.shape) for j, y in enumerate(one_hot)]
+            )
+            q = jnp.sum(moved * jnp.exp(log_probs), -1)
+            mass.append(coordinates_first(q, known.batch))
+    return [jnp.concatenate(leaf) for leaf in zip(*draws, strict=True)], jnp.concatenate(mass)
 
 
 # --- what local expectations and measure-valued gradients share: draws of which one coordinate is replaced
@@ -199,31 +203,38 @@ def coordinates_first(x: Array, batch: int) -> Array:
     return jnp.moveaxis(x.reshape(*x.shape[:batch], -1), -1, 0)
 
 
-def swaps(log_joint: LogJoint, z: Any, log_q: Array, seeds: Plan) -> Array:
+def swaps(request: Request, z: Any, log_q: Array, seeds: Plan) -> Array:
     """Return the log-weights, stopped, of draws with leading axes [k, m]."""
     k, m = log_q.shape[:2]
-    flat = lambda x: x.reshape(k * m, *x.shape[2:])  # noqa: E731
+
+    def flat(x: Array) -> Array:
+        return x.reshape(k * m, *x.shape[2:])
+
     keys = None if seeds.model is None else jnp.repeat(seeds.model, m)
-    log_p, _ = draws.evaluate(log_joint, jax.tree.map(flat, z), flat(log_q), keys)
+    log_p, _ = request.evaluate(jax.tree.map(flat, z), flat(log_q), Plan(seeds.draw, keys))
     return jax.lax.stop_gradient(log_p.reshape(log_q.shape) - log_q)
 
 
-def changes(bound: Bound, log_w: Array, swapped: Array) -> Array:
+def changes(request: Request, log_w: Array, swapped: Array) -> Array:
     """Return how the bound changes when draw k's log-weight becomes each of swapped [k, m, *batch]; stopped."""
-    log_w = jax.lax.stop_gradient(log_w)
-    if checks.is_mean(bound):
-        found = (swapped - log_w[:, None]) / log_w.shape[0]
+    bound, log_w = request.bound, jax.lax.stop_gradient(log_w)
+    if request.is_mean:
+        change = (swapped - log_w[:, None]) / log_w.shape[0]
     else:
         own = bound(log_w)[None]
-        one = lambda k: jax.vmap(lambda w: bound(log_w.at[k].set(w)))(swapped[k]) - own  # noqa: E731
-        found = jax.lax.map(one, jnp.arange(log_w.shape[0]))
+
+        def of_draw(k: Array) -> Array:
+            return jax.vmap(lambda w: bound(log_w.at[k].set(w)))(swapped[k]) - own
+
+        change = jax.lax.map(of_draw, jnp.arange(log_w.shape[0]))
     # An infinite change says nothing of where to go.
-    return jnp.where(jnp.isfinite(found), found, 0.0)
+    return jnp.where(jnp.isfinite(change), change, 0.0)
 
 
-def scored(bound: Bound, log_w: Array, log_p: Array, log_q: Array, along: Array) -> Array:
-    """Return the bound with the derivative of `along` added; one that is linear drops the score of q, of mean zero."""
-    value = bound(log_w)
-    if checks.is_mean(bound):
+def scored(request: Request, log_p: Array, log_q: Array, along: Array) -> Array:
+    """Return the bound with the derivative of `along` added; a mean drops the score of q, of mean zero."""
+    bound = request.bound
+    value = bound(log_p - log_q)
+    if request.is_mean:
         return with_score(value, bound(log_p - jax.lax.stop_gradient(log_q)) + along)
     return with_score(value, value + along)

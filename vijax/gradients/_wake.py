@@ -7,26 +7,21 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Key
 
-from vijax import checks, draws, pathways
-from vijax.gradients._objective import admit, estimate
-from vijax.gradients._score import _look
+from vijax import checks, draws
+from vijax.engine import Estimator, Needs, Request, Strategy, make_objective
+from vijax.gradients._score import held
 from vijax.numerics import with_score
-from vijax.types import Bound, Estimate, LogJoint, Objective, PyTree, lift
+from vijax.types import Bound, Objective, PyTree, lift
 
 
-def _held(value: Callable[[Array, Array], Array], bound: Bound, estimator: str) -> Objective:
-    """Return the objective that judges (log p, log q) at draws without a derivative."""
+def _at_fixed_draws(name: str, bound: Bound, value: Callable[[Array, Array], Array]) -> Objective:
+    """Make the objective of a value of (log p, log q) at draws without a derivative."""
 
-    def objective(
-        key: Key[Array, ""], log_joint: LogJoint, q: Any, *, num_samples: int, chunk_size: int | None = None
-    ) -> Estimate:
-        log_joint, q = admit(key, log_joint, q, num_samples, chunk_size, bound)
-        checks.own_terms(log_joint, estimator)
-        pathways.continuous_support(q, key, draws.iid, estimator)
-        seeds = draws.plan(key, log_joint, draws.iid, num_samples)
-        return estimate(_look(log_joint, q), lambda p, q, _: value(p, q), seeds, chunk_size)
+    def strategy(request: Request) -> Strategy:
+        return Strategy(held(request), lambda log_p, log_q, _: value(log_p, log_q))
 
-    return objective
+    needs = Needs(fixed_support=True, log_joint=True)
+    return make_objective(name, bound, draws.iid, Estimator(needs, strategy))
 
 
 def fixed(bound: Bound) -> Objective:
@@ -52,7 +47,7 @@ def fixed(bound: Bound) -> Objective:
     Reference: Richter, Boustati, Nüsken, Ruiz, Akyildiz, VarGrad: a low-variance gradient estimator for variational
         inference, 2020, arXiv:2010.10436.
     """
-    return _held(lambda log_p, log_q: bound(log_p - log_q), bound, "fixed")
+    return _at_fixed_draws("fixed", bound, lambda log_p, log_q: bound(log_p - log_q))
 
 
 def wake(bound: Bound) -> Objective:
@@ -82,11 +77,11 @@ def wake(bound: Bound) -> Objective:
 
     def value(log_p: Array, log_q: Array) -> Array:
         stopped = jax.lax.stop_gradient(log_p - log_q)
-        judged = bound(stopped)  # with the derivative of whatever else the bound depends on
-        slopes = jax.lax.stop_gradient(jax.grad(lambda l: jnp.sum(bound(l)))(stopped))
-        return with_score(judged, judged + jnp.sum(slopes * (log_p + log_q), 0))
+        bound_value = bound(stopped)  # with the derivative of whatever else the bound depends on
+        slopes = jax.lax.stop_gradient(jax.grad(lambda log_w: jnp.sum(bound(log_w)))(stopped))
+        return with_score(bound_value, bound_value + jnp.sum(slopes * (log_p + log_q), 0))
 
-    return _held(value, bound, "wake")
+    return _at_fixed_draws("wake", bound, value)
 
 
 def sleep(

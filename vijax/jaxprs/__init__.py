@@ -14,6 +14,7 @@ from vijax.jaxprs._paths import (
     PARAMETER,
     Path,
     Scored,
+    by_leaf,
     joint_paths,
     moving_support,
     paths,
@@ -21,8 +22,6 @@ from vijax.jaxprs._paths import (
 )
 from vijax.jaxprs._reads import reads
 from vijax.jaxprs._stand_in import misfit
-
-analyse = flows  # what gradients call it, until they are rewritten
 
 __all__ = [
     "Axes",
@@ -32,9 +31,9 @@ __all__ = [
     "PARAMETER",
     "Path",
     "Scored",
-    "analyse",
     "axes",
     "bare",
+    "by_leaf",
     "flows",
     "hidden",
     "hoist",

@@ -30,17 +30,15 @@ class Path(NamedTuple):
 
 
 class Scored(NamedTuple):
-    """The leaves of a Joint that need a score, and what else the same walk shows.
+    """The leaves of a Joint that need a score.
 
     Fields:
         names: those without a path, and earlier ones that reach their density through a jump, which the density's
             own derivative would miss.
-        paths: of each conditional, the paths of its leaves.
         moving: why the score of one of `names` has a mean other than zero, as `moving_support` says, or None.
     """
 
     names: set[Any]
-    paths: dict[Any, dict[str, Path]]
     moving: str | None
 
 
@@ -51,7 +49,7 @@ def paths(q: Any, draw: Draw, key: Key[Array, ""]) -> dict[str, Path]:
     derivative, and a leaf that noise reaches only so is discrete.
     """
     if isinstance(q, Joint):
-        return _flat(joint_paths(q, key))
+        return by_leaf(joint_paths(q, key))
     closed, shape = trace(lambda k: draw.sample(jax.tree.map(lambda s: s[0], draw.seeds(k, 2)), q)[0], key)
     return _leaf_paths(q, shape, flows(closed, [NOISE], PARAMETER))
 
@@ -88,7 +86,7 @@ def _conditional_paths(
         closed, shape = trace(conditional.sample, key, *inputs)
         if isinstance(conditional.part, Joint):
             inner = _conditional_paths(conditional.at, conditional.part.names(), key, inputs, input_flows)
-            found[name] = _flat(inner)
+            found[name] = by_leaf(inner)
         else:
             found[name] = _leaf_paths(conditional.part, shape, flows(closed, [NOISE, *input_flows], PARAMETER))
         carried = all(path.broken is None for path in found[name].values())
@@ -112,7 +110,8 @@ class _Conditional:
         return self.part.sample_and_log_prob(seed=key, sample_shape=())[0]
 
 
-def _flat(found: Mapping[Any, Mapping[str, Path]]) -> dict[str, Path]:
+def by_leaf(found: Mapping[Any, Mapping[str, Path]]) -> dict[str, Path]:
+    """Return the paths of a Joint's conditionals in one dict, by the names that errors use."""
     return {
         str(name) if leaf == "z" else f"{name}.{leaf}": path
         for name, leaves in found.items()
@@ -177,13 +176,12 @@ def moving_support(log_prob: core.ClosedJaxpr, leaves: Mapping[str, Path], given
     return None
 
 
-def scored_leaves(q: Joint, key: Key[Array, ""]) -> Scored:
-    """Return which leaves of a Joint need a score, with the paths of all."""
-    found = joint_paths(q, key)
+def scored_leaves(q: Joint, key: Key[Array, ""], found: Mapping[Any, Mapping[str, Path]]) -> Scored:
+    """Return which leaves of a Joint need a score, from the paths that `joint_paths` found."""
     names = q.names()
     scored = {name for name, leaves in found.items() if any(path.broken is not None for path in leaves.values())}
     if not scored:
-        return Scored(scored, found, None)
+        return Scored(scored, None)
     z = jax.eval_shape(lambda k: q.sample_and_log_prob(seed=k)[0], key)
     densities: dict[Any, core.ClosedJaxpr] = {}
     pending = list(scored)
@@ -199,8 +197,8 @@ def scored_leaves(q: Joint, key: Key[Array, ""]) -> Scored:
             given = {n: Flow() if n in scored else PARAMETER for n in names}
             moving = moving_support(densities[name], found[name], _spread(given, z))
             if moving is not None:
-                return Scored(scored, found, moving)
-    return Scored(scored, found, None)
+                return Scored(scored, moving)
+    return Scored(scored, None)
 
 
 def _density(q: Joint, z: PyTree, name: Any) -> core.ClosedJaxpr:

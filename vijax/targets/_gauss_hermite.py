@@ -63,7 +63,7 @@ def gauss_hermite(
         raise ValueError(f"nodes must be at most some 250, where their weights leave float64; got {nodes}.")
 
     def target(z: PyTree) -> Array:
-        checks.only_linear(WHY.format("expected likelihood"))
+        checks.mean_alone(WHY.format("expected likelihood"))
         of_noise = lambda e: predictor(q.affine(e))  # noqa: E731
         zero = jnp.zeros(q.uniforms, jax.eval_shape(q.log_prob, z).dtype)
         _linear(of_noise, zero)

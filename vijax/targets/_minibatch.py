@@ -60,7 +60,7 @@ def minibatch(
             raise ValueError(TWICE.format(name))
 
     def log_joint(*z: PyTree) -> Any:  # of several where a target of (z, b) is asked for
-        checks.only_linear(WHY)
+        checks.mean_alone(WHY)
         if _inside.value:
             raise ValueError(TWICE.format("a function that log_prior or log_likelihood calls"))
         with _inside("minibatch"):

@@ -95,7 +95,7 @@ def _with(drawn: LogJoint, exact: Callable[[PyTree], Array], q: Any, names: tupl
     has_aux = properties(drawn).has_aux
 
     def target(z: PyTree, *, log_q: Array | None = None, **given: Any) -> Any:
-        checks.only_linear(WHY.format(names[1]))
+        checks.mean_alone(WHY.format(names[1]))
         of_q = q.log_prob(z) if log_q is None else log_q
         term, closed = drawn(z, **given), exact(z)
         term, aux = term if has_aux else (term, None)

@@ -52,7 +52,8 @@ class ClosedForms(NamedTuple):
         linear: whether the bound is linear in log_w, so that the mean of an unbiased log_w suffices.
         smooth: whether it has no kink; a bool, or a function of the bound's keywords.
         independent: whether its statement is about independent draws alone.
-        power: the bound's keywords -> n where it is the power mean 1/n log mean wⁿ (0 for the mean of log w), or None.
+        power: () -> n where it is the power mean 1/n log mean wⁿ, 0 for the mean of log w, or None;
+            written as a function of the bound's keywords.
         gate: log_w -> (B'ₖ - B''ₖₖ) / B'ₖ, [k, *batch]: what a doubly-reparameterized path is multiplied by.
         leave_one_out: log_w -> the bound without each draw in turn, [k, *batch], in O(k).
     """
@@ -60,7 +61,7 @@ class ClosedForms(NamedTuple):
     linear: bool = False
     smooth: Any = True
     independent: bool = False
-    power: Any = None
+    power: Callable[..., Any] | None = None
     gate: Callable[..., Array] | None = None
     leave_one_out: Callable[..., Array] | None = None
 
@@ -82,13 +83,13 @@ def closed_forms(bound: Callable[..., Any]) -> ClosedForms:
     # functools.wraps copies attributes to a function that may compute another thing; jax.jit to one that does not.
     if owner is not bound and not hasattr(bound, "lower"):
         return ClosedForms()
-    with_keywords = lambda f: partial(f, **given) if f is not None and given else f  # noqa: E731
-    return forms._replace(
-        smooth=forms.smooth(**given) if callable(forms.smooth) else forms.smooth,
-        power=forms.power(**given) if callable(forms.power) else forms.power,
-        gate=with_keywords(forms.gate),
-        leave_one_out=with_keywords(forms.leave_one_out),
-    )
+    smooth = forms.smooth(**given) if callable(forms.smooth) else forms.smooth
+
+    def bind(form: Callable[..., Any] | None) -> Callable[..., Any] | None:
+        return partial(form, **given) if form is not None and given else form
+
+    power, gate, leave_one_out = bind(forms.power), bind(forms.gate), bind(forms.leave_one_out)
+    return forms._replace(smooth=smooth, power=power, gate=gate, leave_one_out=leave_one_out)
 
 
 def keywords(function: Callable[..., Any]) -> dict[str, Any]:

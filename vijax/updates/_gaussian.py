@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int
 
-from vijax import checks, draws
-from vijax.types import Draws, Estimate, LogJoint, PyTree
+from vijax import checks, draws, engine
+from vijax.types import Draws, Estimate, LogJoint, PyTree, properties
 
 Rate = float | Array | Callable[[Array], Array]
 """A learning rate: a number, or a schedule from the count of steps."""
@@ -109,12 +109,12 @@ class Sight(NamedTuple):
 def see(key: Any, log_joint: LogJoint, state: GaussianState, num_samples: int, *, paired: bool, who: str) -> Sight:
     """Draw the noise, in mirrored pairs if asked, and say how the target is seen through it."""
     checks.key(key)
-    checks.own_terms(log_joint, f"updates.{who}")
+    engine.require_log_joint(log_joint, f"updates.{who}")
     if not isinstance(state, GaussianState):
         raise TypeError(f"state must be what {who}'s init(params) returned, got a {type(state).__name__}.")
     loc, unravel = ravel_pytree(state.loc)
     key_noise, key_fresh, key_model = jax.random.split(key, 3)
-    model = draws.plan(key_model, log_joint, draws.iid, num_samples).model
+    model = engine.plan(key_model, properties(log_joint).keyed, draws.iid, num_samples).model
 
     def normal(key: Any) -> Array:
         e = jax.random.normal(key, (num_samples // 2 if paired else num_samples, loc.size), loc.dtype)
@@ -127,7 +127,7 @@ def see(key: Any, log_joint: LogJoint, state: GaussianState, num_samples: int, *
     def log_p(state: GaussianState, e: Array) -> Array:
         at, _ = ravel_pytree(state.loc)
         z = jax.vmap(lambda e: unravel(at + push(state.root, e)))(e)
-        return draws.evaluate(log_joint, z, jax.lax.stop_gradient(log_q(state, e)), model)[0].astype(e.dtype)
+        return engine.evaluate(log_joint, z, jax.lax.stop_gradient(log_q(state, e)), model)[0].astype(e.dtype)
 
     return Sight(normal(key_noise), normal(key_fresh), log_p, log_q)
 

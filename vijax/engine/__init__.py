@@ -1,0 +1,35 @@
+"""What every objective does: admit the call, evaluate the draws, in chunks or in one pass, and report.
+
+Private to vijax: gradient estimators, updates and solvers are built on it.
+"""
+
+from vijax.engine._chunks import chunked
+from vijax.engine._evaluate import Plan, evaluate, plan, split
+from vijax.engine._objective import Estimator, Evaluated, OnePass, Strategy, estimate, make_objective
+from vijax.engine._one_pass import one_pass
+from vijax.engine._refusals import CURE, densities_disagree
+from vijax.engine._request import Needs, Request, admit, is_mean, require, require_log_joint, stopped_log_prob
+
+__all__ = [
+    "CURE",
+    "Estimator",
+    "Evaluated",
+    "Needs",
+    "OnePass",
+    "Plan",
+    "Request",
+    "Strategy",
+    "admit",
+    "chunked",
+    "densities_disagree",
+    "estimate",
+    "evaluate",
+    "is_mean",
+    "make_objective",
+    "one_pass",
+    "plan",
+    "require",
+    "require_log_joint",
+    "split",
+    "stopped_log_prob",
+]

@@ -1,0 +1,108 @@
+"""The randomness of one estimate, and log p of every draw, with the shapes checked here and only here."""
+
+from contextlib import nullcontext
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from vijax import checks
+from vijax.types import Draw, LogJoint, Properties, PyTree, properties
+
+
+class Plan(NamedTuple):
+    """All the randomness of one estimate, a row for each draw.
+
+    Fields:
+        draw: seeds of q, a pytree with leading axis k.
+        model: keys of the target [k], None where it takes none.
+    """
+
+    draw: PyTree
+    model: Any
+
+    @property
+    def rows(self) -> int:
+        """How many draws."""
+        return int(jax.tree.leaves(self.draw)[0].shape[0])
+
+
+def split(key: Any, num_samples: int) -> Any:
+    """Return `num_samples` keys; one sample takes the key itself and saves the hash."""
+    return key[None] if num_samples == 1 else jax.random.split(key, num_samples)
+
+
+def plan(key: Any, keyed: bool, draw: Draw, num_samples: int) -> Plan:  # noqa: FBT001
+    """Turn one key into one row of seeds for each draw, and of the target's where it is `keyed`."""
+    if not keyed:
+        return Plan(draw.seeds(key, num_samples), None)
+    key_draw, key_model = jax.random.split(key)
+    return Plan(draw.seeds(key_draw, num_samples), split(key_model, num_samples))
+
+
+def evaluate(
+    log_joint: LogJoint,
+    z: PyTree,
+    log_q: Array,
+    keys: Any = None,
+    *,
+    known: Properties | None = None,
+    beyond_mean: bool = False,
+) -> tuple[Array, PyTree]:
+    """Evaluate log_joint on every draw by vmap, and refuse shapes that do not agree with log q's.
+
+    Args:
+        log_joint: the target, see `types.LogJoint`.
+        z: draws, a pytree with leading axis k.
+        log_q: [k, *batch], read for its shape; and handed to targets that add it (`targets.split`),
+            so that the same number is taken away again, with the same derivative.
+        keys: [k], for targets made by `targets.keyed`.
+        known: the target's properties, where the caller has them.
+        beyond_mean: whether more than the mean of log p counts, as under a bound that is not
+            linear: targets that are unbiased in their mean alone refuse it, however deep inside.
+
+    Returns:
+        log p(x, z) in nats, [k, *batch], and the model's auxiliary output with leading axis k, or
+        None.
+
+    Raises:
+        ValueError: where a draw's log p is not [*batch], or a (N,) is broadcast against a (N, 1).
+    """
+    known = properties(log_joint) if known is None else known
+
+    def one(z: PyTree, log_q: Array, key: Any) -> tuple[Array, PyTree]:
+        given = {} if key is None else {"key": key}
+        if known.holds_log_q:
+            given["log_q"] = log_q
+        log_p, aux = _apart(log_joint(z, **given), known)
+        if isinstance(log_p, dict):
+            log_p = _sum_of_factors(log_p, log_q, z)
+        checks.log_densities(log_p, log_q, z)
+        return jnp.asarray(log_p), aux
+
+    context = checks.beyond_mean() if beyond_mean else nullcontext()
+    with checks.outer_broadcasts("log_joint"), context:
+        log_p, aux = jax.vmap(one)(z, log_q, keys)
+    return log_p, jax.lax.stop_gradient(aux)
+
+
+def _apart(out: Any, known: Properties) -> tuple[Any, PyTree]:
+    """Return log p and the auxiliary output of what a target returned; refuse what is neither."""
+    pair = isinstance(out, (tuple, list))
+    if pair and not known.has_aux:
+        raise TypeError(
+            f"log_joint(z) must be one array [*batch], got a {type(out).__name__} of {len(out)}; a model with "
+            "auxiliary output goes through targets.keyed(has_aux=True), and separate factors in a dict."
+        )
+    if known.has_aux and not (isinstance(out, tuple) and len(out) == 2):
+        raise TypeError(f"a target with has_aux=True returns (log_p, aux), got {type(out).__name__}.")
+    return out if known.has_aux else (out, None)
+
+
+def _sum_of_factors(factors: dict[Any, Any], log_q: Array, z: PyTree) -> Any:
+    if not factors:
+        raise TypeError("log_joint(z) is an empty dict; it must hold at least one factor [*batch].")
+    for name, factor in factors.items():
+        checks.log_densities(factor, log_q, z, (f"log_joint(z)[{name!r}]", "q.log_prob(z)"))
+    return sum(factors.values())

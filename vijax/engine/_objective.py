@@ -1,0 +1,159 @@
+"""From an estimator to an objective: admit the call, evaluate its draws, whole or in chunks, and report."""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Key
+
+from vijax.engine import _refusals as refusals
+from vijax.engine._chunks import Rows, chunked
+from vijax.engine._evaluate import Plan
+from vijax.engine._one_pass import Sample, Weigh, one_pass
+from vijax.engine._request import Needs, Request, admit, require
+from vijax.numerics import with_score
+from vijax.types import Bound, Draw, Draws, Estimate, LogJoint, Objective, PyTree
+
+
+class Evaluated(NamedTuple):
+    """Some draws, evaluated; each with leading axis k.
+
+    Fields:
+        log_p: log p(x, z) in nats, [k, *batch].
+        log_q: log q(z) in nats, [k, *batch].
+        z: the draws.
+        aux: the target's auxiliary output.
+        extra: whatever else the estimator's value is made of.
+    """
+
+    log_p: Array
+    log_q: Array
+    z: PyTree
+    aux: PyTree = None
+    extra: PyTree = None
+
+
+class OnePass(NamedTuple):
+    """What a single pass over chunks needs, for a power mean of one member of the batch.
+
+    Fields:
+        sample: seeds -> (z, log_q).
+        weigh: (z, log_q, seeds) -> ((log_p, log_q), aux).
+        gated: whether q's path gets B'ₖ - B''ₖₖ, or B'ₖ itself.
+    """
+
+    sample: Sample
+    weigh: Weigh
+    gated: bool
+
+
+class Strategy(NamedTuple):
+    """What is an estimator's own: how it evaluates draws, and what it makes of them.
+
+    Fields:
+        evaluate: rows of seeds -> Evaluated.
+        value: (log_p, log_q, extra) of all draws -> the bound [*batch], with the estimator's
+            derivative.
+        reply: log_w [k, *batch] -> the cotangent that `extra` gets in chunks, see `chunked`.
+        seeds: of the draws, where they are not those of the request.
+        weights: log_q of all draws -> their weights for the record, where the request has none.
+        one_pass: the same estimator in one pass, if it has that form.
+    """
+
+    evaluate: Callable[[Plan], Evaluated]
+    value: Callable[[Array, Array, PyTree], Array]
+    reply: Callable[[Array], Array] | None = None
+    seeds: Plan | None = None
+    weights: Callable[[Array], Array] | None = None
+    one_pass: OnePass | None = None
+
+
+class Estimator(NamedTuple):
+    """A gradient estimator: what its derivation needs, and its strategy for one admitted call."""
+
+    needs: Needs
+    strategy: Callable[[Request], Strategy]
+
+
+def make_objective(
+    name: str,
+    bound: Bound,
+    draw: Draw,
+    estimator: Estimator | Callable[[Request], Estimator],
+    *,
+    path_bound: Bound | None = None,
+) -> Objective:
+    """Make an objective of a bound and an estimator; every objective of vijax is made here.
+
+    Args:
+        name: of the estimator, for messages.
+        bound: of log-weights.
+        draw: how to draw.
+        estimator: an Estimator; or a function of the admitted call, where q decides which one.
+        path_bound: the bound whose derivatives q's path gets, where that is another one.
+    """
+    for_path = bound if path_bound is None else path_bound
+
+    def objective(
+        key: Key[Array, ""], log_joint: LogJoint, q: Any, *, num_samples: int, chunk_size: int | None = None
+    ) -> Estimate:
+        request = admit(name, bound, for_path, draw, key, log_joint, q, num_samples, chunk_size)
+        chosen = estimator if isinstance(estimator, Estimator) else estimator(request)
+        require(request, chosen.needs)
+        return estimate(request, chosen.strategy(request))
+
+    return objective
+
+
+def estimate(request: Request, strategy: Strategy) -> Estimate:
+    """Evaluate every draw, take the value of what was found, and report it with the draws."""
+    seeds = request.seeds if strategy.seeds is None else strategy.seeds
+    if strategy.one_pass is not None:
+        result = _in_one_pass(request, strategy.one_pass)
+        if result is not None:
+            return result
+    chunk_size = request.chunk_size
+    if chunk_size is None or (chunk_size >= seeds.rows and strategy.reply is None):
+        log_p, log_q, z, aux, extra = strategy.evaluate(seeds)
+    else:
+
+        def rows(seeds: Plan) -> Rows:
+            evaluated = strategy.evaluate(seeds)
+            return (evaluated.log_p, evaluated.log_q, evaluated.extra), evaluated.aux
+
+        z = None  # draws that were stored would cost the memory that chunks save
+        (log_p, log_q, extra), aux = chunked(rows, seeds, chunk_size, reply=strategy.reply)
+    value = strategy.value(log_p, log_q, extra)
+    if value.shape != log_q.shape[1:]:
+        raise refusals.wrong_shape_of_bound(log_q, value)
+    weights = request.weights if strategy.weights is None else strategy.weights(log_q)
+    draws = Draws(z, log_p, log_q, weights, aux)
+    return Estimate(value, jax.lax.stop_gradient(draws))
+
+
+def _in_one_pass(request: Request, form: OnePass) -> Estimate | None:
+    """Estimate in a single pass over chunks where the bound is a power mean for a batch of shape (1,).
+
+    A batch of shape () is left to two passes: it may be one member under the caller's vmap, and in
+    one pass each member would keep a gradient of all parameters.
+    """
+    n = None if request.forms.power is None else request.forms.power()
+    chunk_size = request.chunk_size
+    if not isinstance(n, (int, float)) or chunk_size is None or chunk_size >= request.seeds.rows:
+        return None
+    _, *batch = jax.eval_shape(form.sample, request.seeds)[1].shape
+    if not batch or math.prod(batch) != 1:
+        return None
+    score, (log_p, log_q), aux = one_pass(
+        form.sample,
+        form.weigh,
+        request.seeds,
+        chunk_size,
+        power=float(n),
+        path=(1.0 - n, float(n)) if form.gated else (1.0, 0.0),
+    )
+    draws = jax.lax.stop_gradient(Draws(None, log_p, log_q, None, aux))
+    value = with_score(request.bound(draws.log_w), jnp.broadcast_to(score, batch))
+    return Estimate(value, draws)

@@ -1,0 +1,116 @@
+"""What an objective answers to a call that would be wrong: the argument, what was found, and the cure."""
+
+from typing import Any
+
+from vijax import checks
+from vijax.types import Draw, keywords
+
+CURE = (
+    "use gradients.vimco or gradients.score, or gradients.auto to choose for each leaf (for mixtures, draws.stratified)"
+)
+
+
+def not_a_bound(bound: Any, error: Exception) -> TypeError:
+    """A bound that cannot be called with log_w alone: a keyword is missing or misspelt."""
+    names = ", ".join(keywords(bound))
+    given = f" with {names}" if names else ""
+    return TypeError(
+        f"bound must be callable with log_w alone, and {checks.describe(bound)}{given} is not ({error}); bind its "
+        "keywords, as in functools.partial(bounds.renyi, alpha=0.5)."
+    )
+
+
+def too_few_draws(num_samples: int, least: int, why: str) -> ValueError:
+    """Fewer draws than the estimator compares."""
+    return ValueError(f"num_samples must be at least {least}, got {num_samples}. {why}")
+
+
+def not_a_draw(draw: Any) -> TypeError:
+    """A `draw=` that is no Draw."""
+    return TypeError(f"draw must be a types.Draw, as draws.iid and draws.antithetic are, got {checks.describe(draw)}.")
+
+
+def only_mean_unbiased(why: str, bound: Any) -> ValueError:
+    """A target that is unbiased in its mean alone, under a bound that is not linear."""
+    return ValueError(f"{why}, so its bound must be linear in log_w: use bounds.elbo, not {checks.describe(bound)}.")
+
+
+def not_a_mean(estimator: str, bound: Any, why: str) -> ValueError:
+    """A bound that is not the mean of log-weights, under an estimator that takes no other."""
+    return ValueError(
+        f"{estimator} {why}, so its bound must be linear in log_w: use bounds.elbo, or gradients.vimco for "
+        f"{checks.describe(bound)}."
+    )
+
+
+def holds_log_q(estimator: str) -> ValueError:
+    """A target with terms of q in closed form, where the estimator takes log p and log q apart."""
+    return ValueError(
+        f"{estimator} needs the log joint itself, and this target holds terms of q in closed form: use "
+        "gradients.reparam, dreg, score, vimco or auto, or the plain log_joint."
+    )
+
+
+def not_independent(estimator: str, bound: Any, draw: Draw) -> ValueError:
+    """Coupled draws, or strata, where the estimator's derivation needs independent draws from q."""
+    how = "coupled" if draw.weights is None else "strata, each from its own part of q"
+    return ValueError(
+        f"{estimator}({checks.describe(bound)}) needs independent draws, and these are {how}: its gradient would be "
+        "biased. Use gradients.reparam, or dreg of a bound linear in log_w (bounds.elbo)."
+    )
+
+
+def coupled(estimator: str, bound: Any) -> ValueError:
+    """Coupled draws under a bound whose own statement is about independent ones."""
+    name = checks.describe(bound)
+    return ValueError(
+        f"{estimator}({name}): what {name} says holds for independent draws, and these are coupled; use draws.iid, or "
+        "another of vijax.bounds."
+    )
+
+
+def has_a_kink(estimator: str, bound: Any) -> ValueError:
+    """A bound with a kink: no second derivative sees it, and the dropped score needs it."""
+    return ValueError(f"{estimator}({checks.describe(bound)}) needs a bound without kinks: use gradients.reparam.")
+
+
+def takes_no_weights(bound: Any) -> TypeError:
+    """A bound that cannot be told that draws do not count alike."""
+    return TypeError(
+        f"these draws do not count alike, and {checks.describe(bound)} takes no weights: give it the keyword "
+        "weights=None, [k, *batch] summing to 1 over axis 0, or use one of vijax.bounds."
+    )
+
+
+def two_bounds_and_weights(estimator: str) -> ValueError:
+    """Weights of draws, which hold parameters of q, under an estimator of two bounds."""
+    return ValueError(
+        f"{estimator} takes draws that count alike: the weights of these hold parameters of q, which would ascend the "
+        "model's bound. Use draws.iid, or gradients.dreg or gradients.reparam of one bound."
+    )
+
+
+def no_path(estimator: str, leaf: str, why: str) -> ValueError:
+    """Draws that miss part of the derivative of q."""
+    return ValueError(f"{estimator} needs draws that carry the derivative of q, and leaf '{leaf}' {why}; {CURE}.")
+
+
+def support_moves(estimator: str, why: str) -> ValueError:
+    """A q whose support moves with its parameters: its score does not have mean zero."""
+    return ValueError(
+        f"{estimator} takes the mean of q's score for zero, which it is only while q's support is fixed; here {why}. "
+        "Use gradients.reparam or gradients.auto, or a q of fixed support."
+    )
+
+
+def densities_disagree(path_log_q: Any, log_q: Any) -> ValueError:
+    """A q whose two methods give log q of different shapes."""
+    return ValueError(
+        f"q.log_prob(z) of the draws has shape {path_log_q.shape}, and q.sample_and_log_prob gave log_q {log_q.shape} "
+        "([k, *batch]); the two methods of q must agree."
+    )
+
+
+def wrong_shape_of_bound(log_q: Any, value: Any) -> ValueError:
+    """A bound whose value is not [*batch]."""
+    return ValueError(f"a bound maps [k, *batch] to [*batch]: from {log_q.shape} this one made {value.shape}.")

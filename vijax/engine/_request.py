@@ -1,0 +1,267 @@
+"""An admitted call of an objective: what an estimator needs is checked here, once, for every estimator."""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from vijax import checks, jaxprs
+from vijax.engine import _refusals as refusals
+from vijax.engine._evaluate import Plan, evaluate, plan
+from vijax.types import (
+    Bound,
+    ClosedForms,
+    Distribution,
+    Draw,
+    Joint,
+    LogJoint,
+    Properties,
+    PyTree,
+    closed_forms,
+    lift,
+    properties,
+)
+
+
+class Needs(NamedTuple):
+    """What an estimator's derivation asks for; a call that lacks it is refused.
+
+    Fields:
+        least: the fewest draws, and `why`.
+        path: draws carry the whole derivative of q's parameters.
+        fixed_support: the support of q stays where it is, so that its score has mean zero.
+        independent: draws are independent and each from q, unless the bound is linear.
+        smooth: the bound has no kink.
+        log_joint: the target is log p(x, z) itself, without terms of q in closed form.
+        mean: why the bound must be a mean of log-weights, a clause; "" where any will do.
+    """
+
+    least: int = 1
+    why: str = ""
+    path: bool = False
+    fixed_support: bool = False
+    independent: bool = False
+    smooth: bool = False
+    log_joint: bool = False
+    mean: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Request:
+    """One admitted call of an objective: what it was given, and what is found out of it once.
+
+    Fields:
+        estimator: its name, for messages.
+        key: consumed by `seeds`.
+        log_joint: the target, and `target`, its properties.
+        q: a distribution.
+        draw: how to draw from it.
+        num_samples: how many draws.
+        chunk_size: how many are evaluated at a time, or None.
+        bound: of log-weights; it has been told of the draws' weights.
+        path_bound: the bound whose derivatives q's path gets; most often the same.
+        weights: of the draws, [k] or [k, *batch]; None where they count alike.
+        forms: closed forms of the bound.
+        beyond_mean: whether more than the mean of log p counts.
+    """
+
+    estimator: str
+    key: Any
+    log_joint: LogJoint
+    target: Properties
+    q: Any
+    draw: Draw
+    num_samples: int
+    chunk_size: int | None
+    bound: Bound
+    path_bound: Bound
+    weights: Array | None
+    forms: ClosedForms
+    beyond_mean: bool
+
+    @cached_property
+    def seeds(self) -> Plan:
+        """All the randomness of the call, a row for each draw."""
+        return self.plan(self.draw, self.num_samples)
+
+    def plan(self, draw: Draw, rows: int) -> Plan:
+        """Return all the randomness for draws of another kind or number; it consumes the key."""
+        return plan(self.key, self.target.keyed, draw, rows)
+
+    @cached_property
+    def paths(self) -> dict[str, jaxprs.Path]:
+        """What carries the derivative of q's parameters to each leaf of its draws."""
+        if isinstance(self.q, Joint):
+            return jaxprs.by_leaf(self.joint_paths)
+        return jaxprs.paths(self.q, self.draw, self.key)
+
+    @cached_property
+    def joint_paths(self) -> dict[Any, dict[str, jaxprs.Path]]:
+        """The same for each conditional of a Joint."""
+        return jaxprs.joint_paths(self.q, self.key)
+
+    @cached_property
+    def scored(self) -> set[Any]:
+        """The leaves of a Joint that need a score; refuses those whose support moves."""
+        scored = jaxprs.scored_leaves(self.q, self.key, self.joint_paths)
+        if scored.moving is not None:
+            raise refusals.support_moves(self.estimator, scored.moving)
+        return scored.names
+
+    @cached_property
+    def is_mean(self) -> bool:
+        """Whether the bound is the mean of log-weights."""
+        return is_mean(self.bound, self.forms)
+
+    def sample(self, seeds: Plan) -> tuple[PyTree, Array]:
+        """Return the draws of some seeds and log q of them, with a leading axis."""
+        return jax.vmap(lambda seed: self.draw.sample(seed, self.q))(seeds.draw)
+
+    def evaluate(self, z: PyTree, log_q: Array, seeds: Plan) -> tuple[Array, PyTree]:
+        """Return log p of draws, [k, *batch], and the auxiliary output."""
+        known, beyond_mean = self.target, self.beyond_mean
+        return evaluate(self.log_joint, z, log_q, seeds.model, known=known, beyond_mean=beyond_mean)
+
+    def stopped_log_prob(self, z: PyTree) -> Callable[[PyTree], Array]:
+        """Return log q as a function of draws alone, see `stopped_log_prob`."""
+        return stopped_log_prob(self.q, z, self.paths, self.estimator)
+
+
+def admit(
+    estimator: str,
+    bound: Bound,
+    path_bound: Bound,
+    draw: Draw,
+    key: Any,
+    log_joint: LogJoint,
+    q: Any,
+    num_samples: int,
+    chunk_size: int | None,
+) -> Request:
+    """Check what all objectives ask of the bound, the target, q and the draws; return the request."""
+    checks.key_and_counts(key, num_samples, chunk_size)
+    _callable_alone(bound)
+    forms, target = closed_forms(bound), properties(log_joint)
+    one_bound = path_bound is bound
+    beyond_mean = not (forms.linear and (one_bound or closed_forms(path_bound).linear))
+    if beyond_mean and target.only_mean:
+        raise refusals.only_mean_unbiased(target.only_mean, path_bound if forms.linear else bound)
+    if not isinstance(draw, Draw):
+        raise refusals.not_a_draw(draw)
+    if not draw.independent and forms.independent:
+        raise refusals.coupled(estimator, bound)
+    q = q if isinstance(q, Distribution) else lift(q)
+    weights = None if draw.weights is None else draw.weights(q, num_samples)
+    told = bound if weights is None else _told_of(weights, bound)
+    return Request(
+        estimator=estimator,
+        key=key,
+        log_joint=log_joint,
+        target=target,
+        q=q,
+        draw=draw,
+        num_samples=num_samples,
+        chunk_size=chunk_size,
+        bound=told,
+        path_bound=told if one_bound else path_bound,
+        weights=weights,
+        forms=forms if weights is None else closed_forms(told),
+        beyond_mean=beyond_mean,
+    )
+
+
+def require(request: Request, needs: Needs) -> None:
+    """Refuse a call that lacks what the estimator's derivation needs."""
+    name, bound, path_bound = request.estimator, request.bound, request.path_bound
+    if request.num_samples < needs.least:
+        raise refusals.too_few_draws(request.num_samples, needs.least, needs.why)
+    if needs.log_joint and request.target.holds_log_q:
+        raise refusals.holds_log_q(name)
+    if needs.mean and not request.is_mean:
+        raise refusals.not_a_mean(name, bound, needs.mean)
+    forms = request.forms if path_bound is bound else closed_forms(path_bound)
+    if needs.independent and not (request.draw.independent or forms.linear):
+        raise refusals.not_independent(name, path_bound, request.draw)
+    if needs.smooth and not forms.smooth:
+        raise refusals.has_a_kink(name, path_bound)
+    if request.weights is not None and path_bound is not bound:
+        raise refusals.two_bounds_and_weights(name)
+    if needs.path:
+        _refuse_without_path(request)
+    if needs.fixed_support:
+        _refuse_moving_support(request)
+
+
+def require_log_joint(log_joint: LogJoint, estimator: str) -> None:
+    """Refuse a target that holds terms of q in closed form, where log p and log q are taken apart."""
+    if properties(log_joint).holds_log_q:
+        raise refusals.holds_log_q(estimator)
+
+
+def stopped_log_prob(q: Any, z: PyTree, paths: dict[str, jaxprs.Path], estimator: str) -> Callable[[PyTree], Array]:
+    """Return log q as a function of draws like z, [k, ...], alone, its parameters stopped.
+
+    Stopping q itself leaks: a distribution may hold its parameters where jax.tree.map does not see
+    them, so they are stopped where they enter its jaxpr. Refuses a support that moves with them.
+    """
+    log_prob, closed = jaxprs.stopped(jax.vmap(q.log_prob), z)
+    moving = jaxprs.moving_support(closed, paths)
+    if moving is not None:
+        raise refusals.support_moves(estimator, moving)
+    return log_prob
+
+
+def is_mean(bound: Bound, forms: ClosedForms) -> bool:
+    """Whether a bound is the mean of log-weights: one that is linear may be a sum, or have a minus sign."""
+    if not forms.linear:
+        return False
+    try:
+        with jax.ensure_compile_time_eval():
+            three = jnp.array([[0.0], [1.0], [5.0]], jnp.float32)
+            return bool(np.allclose(bound(three), 2.0, rtol=1e-5))
+    except (TypeError, ValueError):  # it holds weights, of another number of draws or traced ones
+        return False
+
+
+def _callable_alone(bound: Any) -> None:
+    """Refuse a bound that cannot be called with log_w alone."""
+    try:
+        inspect.signature(bound).bind(None)
+    except TypeError as error:
+        raise refusals.not_a_bound(bound, error) from None
+    except ValueError as error:
+        if isinstance(bound, partial):
+            raise refusals.not_a_bound(bound, error) from None
+        # a builtin that tells no signature
+
+
+def _told_of(weights: Array, bound: Bound) -> Bound:
+    """Return the bound with its draws' weights, bound by partial so that its closed forms know them too."""
+    parameters = inspect.signature(bound).parameters.values()
+    if not any(p.name == "weights" or p.kind is p.VAR_KEYWORD for p in parameters):
+        raise refusals.takes_no_weights(bound)
+    return partial(bound, weights=weights)
+
+
+def _refuse_without_path(request: Request) -> None:
+    """Refuse a q whose draws do not carry the whole derivative of its parameters, naming the leaf."""
+    for leaf, path in request.paths.items():
+        if path.broken is not None:
+            raise refusals.no_path(request.estimator, leaf, path.broken)
+
+
+def _refuse_moving_support(request: Request) -> None:
+    """Refuse a q whose support moves with its parameters, where any of it is continuous."""
+    if any(path.parametric for path in request.paths.values()):
+        q = request.q
+        z = jax.eval_shape(lambda k: q.sample_and_log_prob(seed=k, sample_shape=())[0], request.key)
+        closed, _ = jaxprs.trace(q.log_prob, z)
+        moving = jaxprs.moving_support(closed, request.paths)
+        if moving is not None:
+            raise refusals.support_moves(request.estimator, moving)
