@@ -1,7 +1,6 @@
 """How every test runs: eight virtual devices, strict shapes and ranks, keys that one option shifts."""
 
 import os
-from pathlib import Path
 
 # Before JAX starts. Most of a test's time is compilation, which level 0 halves; nothing here is timed.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -22,15 +21,6 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 def pytest_addoption(parser):
     parser.addoption("--seed", type=int, default=0, help="offset of every key in the tests (default 0)")
-
-
-def pytest_collection_modifyitems(items):
-    """Mark what tests/slow.txt lists."""
-    lines = (Path(__file__).parent / "slow.txt").read_text().splitlines()
-    slow = {line for line in lines if not line.startswith("#")}
-    for item in items:
-        if item.nodeid in slow:
-            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture

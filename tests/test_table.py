@@ -31,12 +31,3 @@ def test_the_named_file_tests_the_function(room):
 
 def test_the_names_of_rows_are_unique():
     assert len(table.BOUND) == len(table.BOUNDS)
-
-
-def test_every_line_of_the_slow_list_is_a_test():
-    root = Path(__file__).parents[1]
-    lines = [line for line in (root / "tests/slow.txt").read_text().splitlines() if not line.startswith("#")]
-    assert lines == sorted(set(lines))
-    for line in lines:
-        file, name = line.split("[")[0].split("::")
-        assert f"def {name}(" in (root / file).read_text(), f"{line}: there is no such test"

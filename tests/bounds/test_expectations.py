@@ -105,6 +105,7 @@ def draws(key, k, n=200_000):
     return LOG_Z - S**2 / 2 + S * jax.random.normal(key, (k, n))
 
 
+@pytest.mark.slow
 def test_means_at_finite_k(key):
     """Jackknife against its exact mean, and what is unbiased at any k against its limit, in one program. Detects .03."""
     exact = {f"jackknife({order})": jackknife_mean(5, order) for order in (1, 2, 3)}

@@ -158,7 +158,7 @@ def test_a_draw_of_weight_two_is_two_draws(name, log_w, x64):
 @pytest.mark.parametrize(
     ("function", "keyword", "values"),
     [
-        (bounds.renyi, "alpha", (0.0, 0.5, 1.0, 2.0)),
+        pytest.param(bounds.renyi, "alpha", (0.0, 0.5, 1.0, 2.0), marks=pytest.mark.slow),
         (bounds.cubo, "n", (1.0, 2.0, 3.0)),
         (bounds.ciwae, "beta", (0.0, 0.4, 1.0)),
         (partial(bounds.exp_cubo, reference=jnp.full(BATCH, 4.0)), "n", (1.0, 2.0)),

@@ -76,6 +76,7 @@ def test_against_tfp(x64, loose_ranks):
         np.testing.assert_allclose(found[name][1][np.abs(L) > 0.5], slope, rtol=1e-8, atol=1e-14, err_msg=name)
 
 
+@pytest.mark.slow
 def test_zero_and_convex_in_u(x64):
     """f(1) = 0, and u² f''(u) = d²f/dl² - df/dl >= 0 where f is smooth."""
     found = every(jnp.asarray(L))
@@ -87,6 +88,7 @@ def test_zero_and_convex_in_u(x64):
             assert np.all(bend > -1e-9 * (1 + np.abs(slope[np.abs(L) < 10]))), f"{name}: {bend}"
 
 
+@pytest.mark.slow
 def test_extremes():
     """f(0) as stated, nan of nan alone, and finite slopes, at weights of nothing, of infinity and of 1e4 nats."""
     found = every(jnp.asarray(EXTREMES))
@@ -99,6 +101,7 @@ def test_extremes():
         assert np.all(np.isfinite(second[finite])), f"{name}: {second}"
 
 
+@pytest.mark.slow
 def test_small_distances_do_not_cancel():
     """At |log u| = 1e-3, float32 against float64: what tends to 0 as (log u)² keeps 3 digits or more."""
     l = np.array([-1e-3, 1e-3])
@@ -135,6 +138,7 @@ def gaussian_divergence(name):
     }.get(name)
 
 
+@pytest.mark.slow
 def test_divergences_of_two_gaussians(key):
     """E_q[f] of 200,000 draws: closed forms where there are any, quadrature of TFP's f elsewhere. Detects .08."""
     z, volumes = oracles.interval(-9.0, 10.0, 4001)

@@ -41,6 +41,7 @@ RIGHT = {"spread": 1.0, "shift": 0.0, "prior_sd": 1.0}
 KINDS = {"right": {}, "under-dispersed": {"spread": 0.6}, "biased": {"shift": 0.5}, "wrong prior": {"prior_sd": 0.5}}
 
 
+@pytest.mark.slow
 def test_vsbc(key):
     """Family-wise over 2 tests of 3 latents at a rate of 1e-6, 400 replications: one right model, three wrong ones."""
     kinds = [RIGHT | kind for kind in KINDS.values()]
@@ -64,6 +65,7 @@ def p_values(p):
     return _symmetry(p), _uniformity(p)
 
 
+@pytest.mark.slow
 def test_false_alarms(x64):
     """Of 4,000 right fits each test alarms as often as it says; and the walk's law is that of all 2¹⁰ walks."""
     rng = np.random.default_rng(0)
@@ -80,6 +82,7 @@ def test_false_alarms(x64):
     assert all(np.mean(found < 1e-3) > 0.99 for found in p_values(jnp.asarray(rng.uniform(size=(150, 50)) / 2)))
 
 
+@pytest.mark.slow
 def test_discrete_latents_ties_and_nan(key):
     """Equal values are broken by chance, so a right fit of a coin is uniform; one nan anywhere is heard."""
 
@@ -95,6 +98,7 @@ def test_discrete_latents_ties_and_nan(key):
     assert np.isnan(wrong.p_value)
 
 
+@pytest.mark.slow
 def test_batches_change_nothing(key):
     look = lambda size: vsbc(key, prior, simulate, fitted(), replications=30, batch_size=size).probabilities
     whole, parts = jax.jit(lambda: (look(None), look(7)))()

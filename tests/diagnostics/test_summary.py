@@ -38,6 +38,7 @@ def fit(key, runs, scale=(1.0, 1.0), apart=0.0):
     return Draws({"a": z["a"] + moved, "b": z["b"]}, log_p, log_q)
 
 
+@pytest.mark.slow
 def test_a_right_fit(key):
     draws = fit(key, 2)
     s = summarize(draws)
@@ -50,6 +51,7 @@ def test_a_right_fit(key):
     assert "q may be believed" in str(s)
 
 
+@pytest.mark.slow
 def test_the_numbers_are_those_of_the_parts(key):
     """Of one run, through `constrain`, with strata's weights within: what the functions give one at a time."""
     draws = jax.tree.map(lambda a: a[0], fit(key, 1, (1.3, 1.0)))

@@ -9,6 +9,7 @@ from scipy.stats import qmc
 import vijax as vj
 from tests import cases
 from tests.bare import Gauss
+from tests.marks import some
 from tests.statistics import assert_mean, assert_variance_ratio
 from vijax.draws import iid, sobol, weigh
 
@@ -34,7 +35,7 @@ def points(key, num_samples, *shape):
     return weigh(key, lambda u: jnp.float32(0.0), Cube(*shape), num_samples=num_samples, draw=sobol).z
 
 
-@pytest.mark.parametrize("m", [0, 1, 5, 9])
+@pytest.mark.parametrize("m", some([0, 1, 5, 9], "0", "1"))
 def test_the_first_points_are_a_net(m, key):
     """Of 2ᵐ points in the plane every elementary cell of volume 2⁻ᵐ holds one, and so along each of 40 axes."""
     u = np.asarray(points(key, 2**m, 40), np.float64)
@@ -114,6 +115,7 @@ def test_unbiased_with_less_variance(key):
     assert_variance_ratio(q["dreg iid"], q["dreg antithetic"], at_least=1.4)
 
 
+@pytest.mark.slow
 def test_a_leaf_given_another(key):
     """a ~ N(m, e²ˢ), b ~ N(r a, I) under log p = -½ a² - ½ |b - 1|²: E[log w] and its slopes in closed form.
 

@@ -10,7 +10,6 @@ from jax.scipy.stats import norm
 import vijax as vj
 from tests import oracles
 from tests.bare import Coin
-from tests.marks import some
 from tests.statistics import assert_mean, assert_variance_ratio
 from vijax.draws import stratified, weigh
 
@@ -78,7 +77,8 @@ def test_every_component_in_turn(key):
     assert not stratified.independent
 
 
-@pytest.mark.parametrize("build", some([FAMILY.dist, strata], "strata", name=lambda build: build.__name__))
+@pytest.mark.slow
+@pytest.mark.parametrize("build", [FAMILY.dist, strata], ids=lambda build: build.__name__)
 def test_unbiased(build, key, loose_ranks):
     """Values and gradients in logits, components and model, 2 draws. By chance 2e-10 a number; detects .08."""
     renyi = lambda log_w, *, weights=None: vj.bounds.renyi(log_w, alpha=0.5, weights=weights)  # noqa: E731
@@ -109,6 +109,7 @@ def test_the_bounds_are_in_order(key):
     assert many < float(log_p) - 5 * small
 
 
+@pytest.mark.slow
 def test_the_logits_of_distrax(key, loose_ranks):
     """Truth .505: stratified draws find it, the path through a plain draw finds exactly 0. Detects .02, by chance 2e-10."""
     logits, loc = jnp.array([0.0, 0.0]), jnp.array([-1.0, 1.0])
@@ -134,6 +135,7 @@ def test_the_logits_of_distrax(key, loose_ranks):
         assert_mean({"logit": wrong}, {"logit": exact}, detects=0.02)
 
 
+@pytest.mark.slow
 def test_wrong_estimators_fail(key):
     """dreg's gate on strata passed off as independent, and draws that forget their weights."""
     passed_off = stratified._replace(independent=True)

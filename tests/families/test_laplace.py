@@ -53,6 +53,7 @@ def test_gaussians_are_exact(dtype, key, x64):
     np.testing.assert_allclose(evidence, 2 * np.log(2 * np.pi), atol=5e-3 if dtype == jnp.float32 else 1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("v", list(VALUES))
 def test_irises(v, key, x64):
     """The published evidence, as the docstring writes it: log p(x, mode) + d/2 log 2π - ½ log |Λ|."""
@@ -72,6 +73,7 @@ def valley(z):
     return -(100 * (z[1] - z[0] ** 2) ** 2 + (1 - z[0]) ** 2)
 
 
+@pytest.mark.slow
 def test_far_starts_arrive(key):
     """Down a curved valley, from a saturated logistic tail, and from a t's tail, where Newton's step goes uphill-side down."""
     targets = {
@@ -93,6 +95,7 @@ def test_far_starts_arrive(key):
     assert np.abs(jax.grad(valley)(params["loc"])).max() > 0.1
 
 
+@pytest.mark.slow
 def test_no_mode(key):
     """At a saddle, on a plane, up a slope: finite scales, as documented; where nothing is finite: like, and nan."""
     saddle = jax.jit(laplace(lambda z: z[0] ** 2 - 2 * z[1] ** 2).init)(key, jnp.zeros(2))
@@ -108,6 +111,7 @@ def test_no_mode(key):
     assert np.all(np.isnan(nowhere["log_scale"]))
 
 
+@pytest.mark.slow
 def test_fifty_latents_and_a_vmap(key):
     """A regression of 50 coefficients in float32: a finite elbo near the evidence; a batch of starts is a loop."""
     design = jax.random.normal(key, (80, 50))

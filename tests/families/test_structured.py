@@ -112,6 +112,7 @@ LIKE = {
 }
 
 
+@pytest.mark.slow
 def test_subtrees_and_estimators_of_a_hierarchy(key):
     """A Joint of Joints: log q is the sum of its parts, auto and antithetic's refusal see leaves, vmap over parameters."""
     keys = jax.random.split(key, 2)

@@ -28,6 +28,7 @@ def flat(tree):
     return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("draw", [vj.draws.iid, vj.draws.antithetic])
 def test_mean_field_sds_are_too_small_and_linear_response_is_exact(draw, key, x64):
     """On a correlated Gaussian: means and covariances to 1e-6, at ten draws; the family's own sds fall short by half."""
@@ -54,6 +55,7 @@ def test_mean_field_sds_are_too_small_and_linear_response_is_exact(draw, key, x6
         assert np.isnan(flat(response.error)).all()
 
 
+@pytest.mark.slow
 def test_by_conjugate_gradients_and_of_a_function(key, x64):
     """Sums and products by the same response; not at the optimum it is nan or wrong, and says so by nan alone."""
     like = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), LIKE)

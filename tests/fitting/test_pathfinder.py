@@ -31,6 +31,7 @@ def start(value=0.0):
     return {"a": jnp.full(D - 1, value), "b": jnp.asarray(value)}
 
 
+@pytest.mark.slow
 def test_the_factor_is_that_of_dense_bfgs(x64):
     """Six pairs into a history of four, one of them without curvature; then density, mean and variances."""
     found = History(jnp.ones(D), jnp.zeros((4, D)), jnp.zeros((4, D)))
@@ -67,6 +68,7 @@ def test_small_slopes_are_not_the_mode(scale, offset, key):
     np.testing.assert_allclose(jnp.sqrt(found.q.variance()), scale, rtol=0.02)
 
 
+@pytest.mark.slow
 def test_a_gaussian_is_found_with_its_evidence(key, x64):
     """Condition number 10⁴: the ELBO is the evidence to .02, every weight to .3. After one step it is not there."""
     run = jax.jit(lambda key, like: pathfinder(key, log_joint, like, num_samples=50, steps=60, history=20))
@@ -94,6 +96,7 @@ def test_a_gaussian_is_found_with_its_evidence(key, x64):
     np.testing.assert_allclose(coupled(key, log_joint, found.q, num_samples=8).value, LOG_EVIDENCE, atol=0.2)
 
 
+@pytest.mark.slow
 def test_a_vmap_is_a_loop_and_a_bad_start_hurts_itself_alone(key):
     target = lambda z: jnp.where(z[0] > 50, -jnp.inf, jnp.sum(norm.logpdf(z, 1.0, jnp.array([0.5, 2.0]))))  # noqa: E731
     one = lambda key, like: pathfinder(key, target, like, num_samples=200, steps=20)  # noqa: E731
@@ -119,6 +122,7 @@ def test_a_vmap_is_a_loop_and_a_bad_start_hurts_itself_alone(key):
     assert not nowhere.agree.any()
 
 
+@pytest.mark.slow
 def test_modes_keep_their_share(key):
     """0.8 N(-6, 1) + 0.2 N(6, .5²): whatever number of paths ended in each, the evidence and the shares are right.
 

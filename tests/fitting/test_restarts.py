@@ -52,6 +52,7 @@ def test_restarts_of_one_optimum_agree(key):
     assert jax.tree.map(jnp.shape, found.fit.average) == {"loc": (3,), "log_scale": (3,)}
 
 
+@pytest.mark.slow
 def test_restarts_of_two_optima_do_not(key):
     rule = rule_of(twin)
     found = restarts(key, rule.step, states(rule, [-2.0, 0.9, 1.3, -0.8]), steps=3000, stop=None, reports=())

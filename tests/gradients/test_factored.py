@@ -206,6 +206,7 @@ def test_with_terms_in_closed_form(x64):
     jax.tree.map(lambda f, e: np.testing.assert_allclose(f, e, atol=1e-9), found, expected)
 
 
+@pytest.mark.slow
 def test_impossible_draws_move_nothing(key):
     """A factor of -inf is reported, and gives no nan: neither to its own leaf nor to the others."""
     log_joint = lambda z: {"a": jnp.where(z["a"] > 0.5, -jnp.inf, 0.0), "b": norm.logpdf(1.0, z["b"], 1.0)}

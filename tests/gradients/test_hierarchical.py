@@ -79,6 +79,7 @@ def truth(bound, k=2):
     return oracles.value_and_grad(bound, log_joint, log_q, POINTS, VOLUMES, k, PARAMS)[1]
 
 
+@pytest.mark.slow
 def test_unbiased(key):
     """Every parameter of q, prior and likelihood, three bounds at K = 2. By chance 2e-10 a number; detects .06."""
     makers = {name: lambda prior, b=bound: gdreg(b, prior) for name, bound in BOUNDS.items()}

@@ -28,6 +28,7 @@ def test_unbiased_for_any_bound(key):
     assert_mean(found, {name: LINE.truth(*b) for name, b in bounds.items()}, detects=0.1)
 
 
+@pytest.mark.slow
 def test_several_latents(key, loose_ranks):
     """Two latents that the model correlates, moved in turn."""
     case = PLANE

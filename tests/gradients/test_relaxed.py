@@ -53,6 +53,7 @@ def bit_truth(params, *, hard):
     return jax.value_and_grad(total)(params)
 
 
+@pytest.mark.slow
 def test_their_means_are_what_quadrature_says(key):
     objectives = {name: make(ELBO) for name, make in MAKE.items()}
     found = problem.value_and_grads(key, BIT, objectives, 1, 60_000)
@@ -87,6 +88,7 @@ def test_gumbel_rao_has_the_mean_of_straight_through_and_less_variance(key):
     assert_variance_ratio(through, rao, at_least=1.15)
 
 
+@pytest.mark.slow
 def test_the_model_gets_the_gradient_of_the_discrete_bound(key):
     """straight_through and gumbel_rao are unbiased for the model's parameters, under any bound."""
     objectives = {name: MAKE[name](IWAE) for name in ("straight_through", "gumbel_rao")}

@@ -71,6 +71,7 @@ def total(log_w):
     return jnp.sum(log_w, 0)
 
 
+@pytest.mark.slow
 def test_a_linear_bound_that_is_no_mean_has_its_own_gradient(key):
     """Minus the mean, and a sum: score and local expectations follow the bound; those that need the mean refuse."""
     case, k = problem.HOT, 2
@@ -82,6 +83,7 @@ def test_a_linear_bound_that_is_no_mean_has_its_own_gradient(key):
             G.disarm(bound)(key, lambda z: z.sum(-1), problem.Bits(jnp.zeros((1, 2))), num_samples=2)
 
 
+@pytest.mark.slow
 def test_a_mean_with_weights_keeps_them(key):
     """Known or traced while tracing: the weighted mean of independent draws has the elbo's gradient, exactly in mean."""
     weights = jnp.array([0.5, 0.1, 0.1, 0.2, 0.1])

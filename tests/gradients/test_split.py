@@ -28,6 +28,7 @@ def truth(model, q):
     return {"q": cases.LINE.truth(*q)[1]["q"], "theta": cases.LINE.truth(*model)[1]["theta"]}
 
 
+@pytest.mark.slow
 def test_each_half_is_unbiased(key):
     """At K = 2, where two groups of one make the elbo. Detects .15."""
     objectives = {name: split(model=model, q=q) for name, (model, q) in PAIRS.items()}

@@ -9,7 +9,6 @@ import pytest
 
 import vijax as vj
 from tests.gradients import problem
-from tests.marks import some
 from tests.statistics import assert_mean, assert_variance_ratio
 from vijax.gradients import _sums
 
@@ -17,7 +16,8 @@ ELBO, IWAE = vj.bounds.elbo, vj.bounds.iwae
 LOCAL, TOP = vj.gradients.local_expectation, vj.gradients.top_states
 
 
-@pytest.mark.parametrize("case", some(problem.CASES, "hot", "dict", name=lambda case: case.name))
+@pytest.mark.slow
+@pytest.mark.parametrize("case", problem.CASES, ids=lambda case: case.name)
 def test_local_expectations_are_unbiased_for_any_bound(case, key):
     bounds = {"elbo": ELBO, "iwae": IWAE, "renyi": partial(vj.bounds.renyi, alpha=0.5)}
     objectives = {name: LOCAL(bound) for name, bound in bounds.items()}
@@ -25,6 +25,7 @@ def test_local_expectations_are_unbiased_for_any_bound(case, key):
     assert_mean(found, {name: case.truth(bound, 2) for name, bound in bounds.items()}, detects=0.15)
 
 
+@pytest.mark.slow
 def test_top_states_are_unbiased(key):
     """With and without company among the draws of the rest, and with one state left over."""
     for case in (problem.HOT, problem.WHOLE):

@@ -14,6 +14,7 @@ from vijax.types import closed_forms
 INF = np.inf
 
 
+@pytest.mark.slow
 def test_vimco_with_an_impossible_draw_is_finite(key):
     """Where the textbook replaces a draw by the geometric mean of the others it gets nan: the control."""
     log_w = jnp.array([0.3, -INF, -1.0])[:, None]

@@ -47,10 +47,13 @@ def posterior(q):
     return Gauss(q["loc"], q["log_scale"], event=1)
 
 
-@pytest.mark.parametrize("chunk_size", some([None, 3], "3"))
-@pytest.mark.parametrize("make", list(MAKERS))
-def test_dropout_differs_from_draw_to_draw(make, chunk_size, setting):
+DROPOUT = [(make, chunk_size) for chunk_size in (None, 3) for make in MAKERS]
+
+
+@pytest.mark.parametrize("case", some(DROPOUT, "dreg-3", name=lambda case: f"{case[0]}-{case[1]}"))
+def test_dropout_differs_from_draw_to_draw(case, setting):
     """Masks are a function of (key, k) alone, and the gradient is that of a hand loop over the draws seen."""
+    make, chunk_size = case
     x, q, key = setting
     graph, theta = nnx.split(Decoder(dropout=True, rngs=nnx.Rngs(0)))
     target = lambda theta: vj.targets.keyed(  # noqa: E731
@@ -96,7 +99,8 @@ def test_one_mask_for_all_draws_is_something_else(setting):
     assert max(jax.tree.leaves(differ)) > 1e-2
 
 
-@pytest.mark.parametrize("chunk_size", some([None, 3, K], "3"))
+@pytest.mark.slow
+@pytest.mark.parametrize("chunk_size", [None, 3, K])
 @pytest.mark.parametrize("make", list(MAKERS))
 def test_batch_statistics_come_back(make, chunk_size, setting):
     """has_aux: the statistics after each draw, stacked over 8, gradients stopped, equal to a hand loop's."""

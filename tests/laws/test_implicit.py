@@ -45,6 +45,7 @@ def ones(found):
     return {name: np.ones(f.shape[1:]) for name, f in found.items()}
 
 
+@pytest.mark.slow
 def test_gamma(key):
     """E z at concentrations .1 to 1e4, E exp(-z) where it is not nothing, E log z. Detects .4 of the truth."""
     gamma = lambda key, c: jax.random.gamma(key, c[0])  # noqa: E731
@@ -75,7 +76,8 @@ def dirichlet(key, c):
 RIGHT = [(beta, [[0.2, 0.2], [0.02, 2.0], [0.5, 30.0]]), (dirichlet, [[0.2, 0.2, 0.2], [0.5, 5.0, 50.0]])]
 
 
-@pytest.mark.parametrize("case", some(RIGHT, "beta", name=lambda case: case[0].__name__))
+@pytest.mark.slow
+@pytest.mark.parametrize("case", RIGHT, ids=lambda case: case[0].__name__)
 def test_shares(case, key):
     """E x₀ and E x₀² where at least one concentration is .1 or more. Detects .5 of the truth."""
     found = ratios(key, case[0], SHARES, MOMENTS, case[1])
@@ -85,7 +87,8 @@ def test_shares(case, key):
 FAULTS = [(beta, [[0.002, 0.002]]), (dirichlet, [[0.002, 0.002, 0.002]])]
 
 
-@pytest.mark.parametrize("fault", some(FAULTS, "beta", name=lambda fault: fault[0].__name__))
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault[0].__name__)
 def test_where_jax_is_wrong(fault, key):
     """All concentrations small: less than half the truth. Should JAX mend it, this fails, and the warnings can go."""
     found = ratios(key, fault[0], {"x": SHARES["x"]}, {"x": MOMENTS["x"]}, fault[1])

@@ -92,7 +92,8 @@ def test_one_pass_under_vmap(batch, key):
     assert_close(shared, jax.tree.map(lambda *v: sum(v), *same))
 
 
-@pytest.mark.parametrize("gradient", some(GRADIENTS, "dreg"))
+@pytest.mark.slow
+@pytest.mark.parametrize("gradient", list(GRADIENTS))
 def test_impossible_draws_in_one_pass(gradient, key):
     """Draws below a limit have weight 0: with some, the gradient is the whole's; with all, it is 0 and the value -inf."""
     params, data = inputs()
@@ -108,6 +109,7 @@ def test_impossible_draws_in_one_pass(gradient, key):
     assert run(params, 1e3, 3) == -jnp.inf
 
 
+@pytest.mark.slow
 def test_aux_and_keys_come_through_in_order(key):
     params, data = inputs()
 
@@ -139,6 +141,7 @@ def test_the_model_is_evaluated_once_forward(gradient, batch, scans, key):
     assert count_scans(jax.make_jaxpr(jax.value_and_grad(total))(jnp.zeros(batch)).jaxpr) == scans
 
 
+@pytest.mark.slow
 def test_slopes_of_a_traced_power(key):
     """An alpha that is traced has no power known beforehand: two passes, and the derivative in alpha as of the whole."""
     params, data = inputs()

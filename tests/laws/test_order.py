@@ -32,6 +32,7 @@ def test_power_means_have_their_exact_expectation(row, k, key):
     assert_mean({"value": found}, {"value": oracles.log_normal_power_mean(k, row.power, LOG_Z, S)}, detects=0.02)
 
 
+@pytest.mark.slow
 def test_cubo_bounds_nothing_at_finite_k(key):
     """At s = 1.5, log p = 0: E[cubo_2] is -1.125, -.131, .419 at k = 1, 4, 16, and 1.125 in the limit. Detects .05 nats.
 

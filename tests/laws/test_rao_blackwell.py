@@ -110,6 +110,7 @@ def moments(log_p, log_q):
     return bounds, jnp.sum(mass * jnp.exp(log_w)), spread(mass, jnp.exp(log_w)), spread(mass, log_w)
 
 
+@pytest.mark.slow
 def test_random_tables(x64):
     """Three states by three, 200 tables: every bound rises and every weight varies less; the control is a q(z) moved."""
 

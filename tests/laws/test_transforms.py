@@ -37,7 +37,7 @@ EITHER = [
 ]
 
 
-@pytest.mark.parametrize("case", some(EITHER, "dreg(iwae)-None", "dreg(iwae)-3", "auto(iwae)-None", name=named))
+@pytest.mark.parametrize("case", some(EITHER, "dreg(iwae)-None", name=named))
 def test_vmap_and_grad_in_either_order(case, key):
     """Two problems at once, params, floats, labels and keys batched together or alone, against one at a time."""
     name, chunk_size = case

@@ -7,6 +7,7 @@ import pytest
 from jax.scipy.stats import norm
 
 import vijax as vj
+from tests.marks import some
 from tests.sequences.chains import FOLDS, PATHS, S, T, brute, factors, folds, weights
 from vijax.sequences import hmm
 
@@ -35,7 +36,7 @@ def test_derivatives_of_any_order(fold, x64, key):
     np.testing.assert_allclose(jax.jit(line(evidence))(0.0), jax.jit(line(exact))(0.0), rtol=1e-9)
 
 
-@folds
+@pytest.mark.parametrize("fold", some(FOLDS, "associative", name=lambda fold: fold.__name__))
 def test_the_posterior_is_brute_force(fold, key):
     """Density of each path, marginals, pairs; the marginals are also the derivative of the evidence."""
     arrays = factors(key, moving=True)
@@ -63,6 +64,7 @@ def test_the_posterior_is_brute_force(fold, key):
     np.testing.assert_allclose(slopes[1], hot.sum(0), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_draws_are_exact(key):
     """40,000 paths: how often each comes, by chi-squared over the 243, and the log-density that comes with them.
 
@@ -103,6 +105,7 @@ def test_folds_draw_the_same_paths(key):
     np.testing.assert_allclose(drawn[0][1], drawn[1][1], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_candidates_identity_and_a_target(key):
     """A switching mean, its path collapsed by the posterior (at any path) or by the evidence: one target."""
     x = jnp.array([0.2, 0.1, 2.2, 1.9, 0.3])

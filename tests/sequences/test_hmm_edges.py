@@ -44,7 +44,8 @@ def test_missing_observations(fold, key):
     np.testing.assert_allclose(slope[observed].sum(1), 1.0, rtol=1e-5)
 
 
-@pytest.mark.parametrize("fold", [FOLDS[0], pytest.param(FOLDS[1], marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("fold", FOLDS)
 def test_impossible_moves_and_impossible_data(fold, key):
     """A left-to-right chain with -inf entries: brute force, gradients without nan, draws that never break the rule.
 
@@ -93,6 +94,7 @@ def test_long_chains_in_single_precision():
     np.testing.assert_allclose(marginals_single, marginals, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_one_step_and_one_state(key):
     initial, transition, likelihood = factors(key)
     one = hmm(initial, transition, likelihood[:1], fold=associative)

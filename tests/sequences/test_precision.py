@@ -39,13 +39,14 @@ def observed(model):
 VAGUE, DIFFUSE = tracking(1e-4, 1e-2, 1e6), tracking(1e-4, 1e-2, 0.0)._replace(diffuse=np.eye(4))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("form", "model"),
     [
-        pytest.param("", VAGUE, id="sequential, vague", marks=pytest.mark.slow),
+        pytest.param("", VAGUE, id="sequential, vague"),
         pytest.param("", DIFFUSE, id="sequential, diffuse"),
-        pytest.param("parallel_", VAGUE, id="parallel, vague", marks=pytest.mark.slow),
-        pytest.param("parallel_", DIFFUSE, id="parallel, diffuse", marks=pytest.mark.slow),
+        pytest.param("parallel_", VAGUE, id="parallel, vague"),
+        pytest.param("parallel_", DIFFUSE, id="parallel, diffuse"),
     ],
 )
 def test_single_precision(form, model):
@@ -74,6 +75,7 @@ def short(cov, s):
     return _algebra.backward(lower, half).T, _algebra.symmetric(cov - half.T @ half), lower
 
 
+@pytest.mark.slow
 def test_the_short_form_would_not_do(monkeypatch):
     """The control: it turns negative, and everything nan."""
     for module in (_algebra, _filter, _scans):

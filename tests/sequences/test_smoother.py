@@ -109,7 +109,8 @@ X = np.array([[0.3], [-0.4], [1.1], [0.8]], np.float32)
 THETA = jnp.array([0.2, -0.5])
 
 
-@pytest.mark.parametrize("name", some(SMOOTHERS, "parallel"))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", list(SMOOTHERS))
 def test_it_is_the_q_at_which_every_bound_is_exact(name, key):
     """The value is log p(x) on every draw; dreg's gradient in what q depends on is 0; and so under a batch of q."""
     exact = vj.sequences.kalman_filter(family(lambda m, x: m, X, THETA), X).log_evidence

@@ -91,6 +91,7 @@ def test_parallel_is_sequential(dtype, tolerance):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * size(a)), one, two)
 
 
+@pytest.mark.slow
 @each
 def test_vmap_is_a_loop(run):
     """Over data, masks and models, of values and forward derivatives."""

@@ -13,6 +13,7 @@ from tensorflow_probability.substrates import jax as tfp
 
 import vijax as vj
 from tests import oracles
+from tests.marks import but
 from vijax.targets import adapters
 
 tfd = tfp.distributions
@@ -68,7 +69,7 @@ def conjugate():
     }
 
 
-@pytest.mark.parametrize("name", list(conjugate()))
+@pytest.mark.parametrize("name", but(conjugate(), "numpyro"))
 def test_a_conjugate_fit_reaches_the_exact_evidence(name):
     """Every draw to 2e-2 and their mean to 2e-3. The control: from the start it is nats away."""
     target, start = conjugate()[name]()
@@ -99,6 +100,7 @@ def points(start, n=4):
     return jax.tree.unflatten(tree, drawn)
 
 
+@pytest.mark.slow
 def test_numpyro_agrees_with_its_own_potential():
     """And with log p(x, z) at the constrained point plus a Jacobian by forward differentiation."""
     target, start = adapters.from_numpyro(hierarchy, counts=COUNTS)
@@ -134,6 +136,7 @@ def joint_tfp():
     )
 
 
+@pytest.mark.slow
 def test_tfp_agrees_with_its_own_densities():
     joint = joint_tfp()
     target, start = adapters.from_tfp(joint, [None, None, None, COUNTS])
@@ -152,6 +155,7 @@ def test_tfp_agrees_with_its_own_densities():
     assert (rate > 0).all()
 
 
+@pytest.mark.slow
 def test_a_positive_latent_integrates_to_its_evidence():
     """Gamma-Poisson through both, by quadrature over the free number; and not where the Jacobian is left out."""
 

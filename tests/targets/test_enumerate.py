@@ -129,6 +129,7 @@ def test_the_posterior_is_brute_force(name, key):
         assert abs(hit - p) < 6.5 * np.sqrt(p * (1 - p) / 20_000) + 3 / 20_000
 
 
+@pytest.mark.slow
 def test_members_of_a_batch_are_sites():
     """A local latent and a label for each datum; then a plate within each member: [*batch] is kept, the plate summed."""
     z = jnp.array([0.3, -0.2, 0.9, 1.4])

@@ -9,7 +9,6 @@ from sklearn.datasets import load_iris
 
 import vijax as vj
 from tests import oracles
-from tests.marks import some
 from vijax.fitting import maximize
 
 minorizers, targets = vj.targets.minorizers, vj.targets
@@ -72,11 +71,13 @@ def evidence(v, points=61):
     return jax.nn.logsumexp(densities) + jnp.linalg.slogdet(root)[1] + 3 * np.log(axis[1] - axis[0])
 
 
-@pytest.mark.parametrize("v", some(VALUES, "25.0"))
+@pytest.mark.slow
+@pytest.mark.parametrize("v", list(VALUES))
 def test_log_evidence_by_quadrature(v):
     np.testing.assert_allclose(evidence(v), VALUES[v]["log Z"], atol=1e-7)
 
 
+@pytest.mark.slow
 def test_local_bounds(x64):
     """Both variances in one program; 20 steps do not arrive where the prior says little."""
     like, v = jnp.zeros(3), jnp.array(list(VALUES))
@@ -94,7 +95,8 @@ def test_local_bounds(x64):
         np.testing.assert_allclose(values, [row[name] for row in VALUES.values()], atol=2e-6, err_msg=name)
 
 
-@pytest.mark.parametrize("name", some(["full_rank", "mean_field"], "full_rank"))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["full_rank", "mean_field"])
 def test_gaussian_q(name, x64):
     """Challis and Barber's fit to the exact ELBO, from far away: both variances in one program."""
     family = getattr(vj.families, name)(scale=1.0)

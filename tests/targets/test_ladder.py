@@ -149,6 +149,7 @@ def test_log_evidence(x64):
     )
 
 
+@pytest.mark.slow
 def test_collapsed_rung(x64):
     """The same draws at every step make the bound a function without noise, which L-BFGS climbs in a few tens of steps."""
     objective = gradients.reparam(bounds.elbo, draw=draws.sobol)
@@ -162,6 +163,7 @@ def test_collapsed_rung(x64):
         check(collapsed_bound(mean, cov * np.outer([1, 0.7], [1, 0.7])), OPTIMUM["collapsed"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(RUNGS))
 def test_rung(x64, name):
     dist, start, draw = RUNGS[name]

@@ -12,6 +12,7 @@ from jax.scipy.stats import norm
 from jax.scipy.stats import t as student
 
 import vijax as vj
+from tests.marks import some
 from vijax import gaussians
 
 minorizers, minorize = vj.targets.minorizers, vj.targets.minorize
@@ -80,10 +81,8 @@ def by_sigma_points(minorizer, predictor, like, steps, v):
     return at, values, jax.vmap(lambda f: held(jax.tree.map(lambda a: f * a, at))[0])(jnp.array([0.7, 1.0, 1.4]))
 
 
-SLOW = {"bohning", "bouchard", "bohning_softmax"}  # test_minorizers holds them to account as well
-
-
-@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in PROBLEMS])
+# test_minorizers.py holds the slow ones to account in every run.
+@pytest.mark.parametrize("name", some(PROBLEMS, "student_t", "mixture"))
 def test_it_climbs_and_stays_below_the_evidence(name, x64):
     minorizer, predictor, log_f, like = PROBLEMS[name]
     like = jnp.asarray(like)

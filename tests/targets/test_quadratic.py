@@ -44,7 +44,8 @@ def of(tree, dtype):
     return jax.tree.map(lambda a: jnp.asarray(a, dtype), tree)
 
 
-@pytest.mark.parametrize("dtype", some([np.float32, np.float64], "float64", name=lambda dtype: dtype.__name__))
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=lambda dtype: dtype.__name__)
 def test_regression(dtype):
     """Value and both derivatives of the evidence; log p(x, z, b) - log p(b | x, z) is that evidence at any draw b."""
     double = dtype == np.float64
@@ -68,6 +69,7 @@ def test_regression(dtype):
             np.testing.assert_allclose(nothing, 0.0, atol=10 * close)
 
 
+@pytest.mark.slow
 def test_conditional_moments(loose_ranks):
     """The mean and covariance of p(w | x) are the textbook's, those of draws too."""
     prior = lambda w: jnp.sum(norm.logpdf(w, 0.0, 1.0))
@@ -98,7 +100,7 @@ def chain(z, b):
     return jnp.sum(norm.logpdf(b[0], 0.0, 1.0)) + jnp.sum(steps) + jnp.sum(seen)
 
 
-@pytest.mark.parametrize("steps", some([1, 2, 3, 4, 17], "1", "4"))
+@pytest.mark.parametrize("steps", some([1, 2, 3, 4, 17], "1"))
 def test_a_chain_is_the_dense_answer(steps):
     like = jnp.zeros((steps, 2))
     both = [vj.targets.collapse_gaussian(chain, like, precision=p) for p in (gaussians.tridiagonal, gaussians.dense)]
@@ -119,6 +121,7 @@ def apart(z, b):
     return jnp.sum(norm.logpdf(jnp.float32(Y), b, jnp.exp(z))) + jnp.sum(norm.logpdf(b, 0.0, 2.0))
 
 
+@pytest.mark.slow
 def test_independent_numbers():
     collapsed, conditional = vj.targets.collapse_gaussian(apart, jnp.zeros(30), precision=gaussians.diagonal)
     z = jnp.float32(0.3)
@@ -198,6 +201,7 @@ def batched(z, b):
     return jnp.sum(seen, -1) + jnp.sum(norm.logpdf(b, 0.0, 1.0), -1)
 
 
+@pytest.mark.slow
 def test_batches_and_transformations():
     z = jnp.array([-0.5, 0.0, 0.4])
     whole, conditional = vj.targets.collapse_gaussian(batched, jnp.zeros((3, 4)))

@@ -40,6 +40,7 @@ def of(alpha):
     return partial(vj.bounds.renyi, alpha=1 - alpha)
 
 
+@pytest.mark.slow
 def test_at_alpha_zero_it_is_the_elbo_of_all_data(key):
     q = Gauss(PARAMS["q"]["loc"], PARAMS["q"]["log_scale"])
     whole = lambda z: log_prior(PARAMS["theta"], z) + jnp.sum(jax.vmap(lambda x: log_lik(x, z))(jnp.float32(X)))
@@ -65,7 +66,8 @@ def closed_form(params, alpha):
     return jnp.sum(jax.scipy.special.logsumexp(alpha * log_w + log_q, b=volume, axis=-1)) / alpha
 
 
-@pytest.mark.parametrize("alpha", some([0.5, 1.0], "1.0"))
+@pytest.mark.slow
+@pytest.mark.parametrize("alpha", [0.5, 1.0])
 def test_in_the_limit_it_is_the_energy(alpha, key):
     """At 100,000 draws, to four standard errors of some .001."""
     q = Gauss(PARAMS["q"]["loc"], PARAMS["q"]["log_scale"])
@@ -74,7 +76,7 @@ def test_in_the_limit_it_is_the_energy(alpha, key):
     np.testing.assert_allclose(found, closed_form(params, alpha), atol=0.01)
 
 
-@pytest.mark.parametrize("name", ["reparam", "dreg", "score", "vimco"])
+@pytest.mark.parametrize("name", some(["reparam", "dreg", "score", "vimco"], "score", "vimco"))
 def test_every_estimator_is_unbiased_for_it(name, x64):
     """The mean over all noise of two draws, at Gauss-Hermite nodes, is the derivative of the same sum written plainly."""
     make, bound = getattr(vj.gradients, name), of(0.5)

@@ -291,6 +291,7 @@ def test_an_exact_posterior_has_constant_weights(x64, key):
     assert np.std(wrong) > 0.1
 
 
+@pytest.mark.slow
 def test_mean_field_reaches_its_own_best_below_the_evidence(x64, key):
     """The best N(m, s²) over log rate is known: s² = 1 / a, m = log a / b - s² / 2, and its ELBO is Stirling's log Γ(a)."""
     target, constrain, unconstrain = vj.targets.transform(lambda z: counts(z["rate"]), {"rate": c.positive})

@@ -58,6 +58,7 @@ def test_far_from_zero(key):
     np.testing.assert_allclose(found.sd, 1.0, rtol=0.02)
 
 
+@pytest.mark.slow
 def test_transforms(key, x64):
     run = lambda key: gradient_moments(key, value, jax.tree.map(jnp.float64, PARAMS), num_keys=100, batch_size=30)
     plain = run(key)
@@ -67,6 +68,7 @@ def test_transforms(key, x64):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a[1], b, rtol=1e-12), jax.vmap(run)(keys), run(keys[1]))
 
 
+@pytest.mark.slow
 def test_memory_is_flat_in_the_number_of_keys(key):
     """By XLA's count of temporary memory; the control, all keys at once, grows."""
 

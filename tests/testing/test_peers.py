@@ -75,6 +75,7 @@ def test_numpyro_drops_the_score_of_a_coin(key):
     check_unbiased(key, ours(vj.gradients.vimco(vj.bounds.elbo), case), truth, detects=0.05)
 
 
+@pytest.mark.slow
 def test_distrax_gives_no_gradient_to_the_choice_of_component(key):
     """MixtureSameFamily under a path: 0 on average where the logits' slope is .4, silently."""
     case = cases.MIXTURE

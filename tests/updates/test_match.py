@@ -74,6 +74,7 @@ def test_a_gaussian_target_is_matched_exactly(x64, key):
     assert falls[1] > 1e-3
 
 
+@pytest.mark.slow
 def test_the_rate_is_how_far_it_goes(x64, key):
     """λ → 0 leaves q as it was."""
     still, _ = run(updates.batch_and_match(num_samples=4, learning_rate=1e-9), gaussian, start(), key, 1)

@@ -143,6 +143,7 @@ def here():
     return updates.GaussianState(jnp.asarray(M), jnp.asarray(L), jnp.int32(0), jnp.ones(()))
 
 
+@pytest.mark.slow
 def test_the_step_is_the_inverse_fisher_matrix_times_the_gradient(x64):
     state = here()
     before = to_natural(state.loc, state.root)
@@ -246,6 +247,7 @@ def test_looking_before_a_step_matters(key):
     assert abs(calm.loc) < 0.5
 
 
+@pytest.mark.slow
 def test_seeds_by_vmap_are_seeds_one_by_one(key):
     update = natural(num_samples=8)
     keys = jax.random.split(key, 3)
