@@ -7,13 +7,12 @@ import optax
 import pytest
 
 import vijax as vj
-from tests import cases
-from tests.gradients import problem
+from tests import cases, problems
 from tests.statistics import assert_mean, assert_variance_ratio
 
 ELBO = vj.bounds.elbo
 BASELINE = vj.gradients.moving_average(decay=0.9)
-CASE = problem.BITS._replace(log_p=lambda theta, z: problem.BITS.log_p(theta, z) - 4.0)
+CASE = problems.BITS._replace(log_p=lambda theta, z: problems.BITS.log_p(theta, z) - 4.0)
 LOG_JOINT = lambda z: CASE.log_p(CASE.params["theta"], z)  # noqa: E731
 
 
@@ -21,10 +20,10 @@ def after_steps(key, steps, optimal=False):
     """Run steps of a scan at fixed parameters, the state passing through."""
 
     def step(state, key):
-        q = problem.Bits(CASE.params["q"])
+        q = problems.Bits(CASE.params["q"])
         objective = vj.gradients.score(ELBO, baseline=BASELINE.value(state))
         seen = objective(key, LOG_JOINT, q, num_samples=2).draws
-        weights = vj.gradients.squared_scores(problem.Bits, CASE.params["q"], seen.z)[:, None] if optimal else None
+        weights = vj.gradients.squared_scores(problems.Bits, CASE.params["q"], seen.z)[:, None] if optimal else None
         return BASELINE.update(state, seen.log_w, weights), None
 
     return jax.lax.scan(step, BASELINE.init((2,)), jax.random.split(key, steps))[0]
@@ -57,9 +56,9 @@ def test_unbiased_and_less_varied(key):
         return jax.value_and_grad(total)(CASE.params)
 
     found = {"moving": jax.jit(jax.vmap(after))(jax.random.split(key, 20_000))}
-    assert_mean(found, problem.truths(CASE, found), detects=0.3)
-    worse = problem.value_and_grads(key, CASE, plain, 1, 20_000)
-    assert_variance_ratio(problem.of_q(worse, "plain"), problem.of_q(found, "moving"), at_least=5.0)
+    assert_mean(found, problems.truths(CASE, found), detects=0.3)
+    worse = problems.value_and_grads(key, CASE, plain, 1, 20_000)
+    assert_variance_ratio(problems.of_q(worse, "plain"), problems.of_q(found, "moving"), at_least=5.0)
 
 
 # --- a network of the data: here a line in x, which for two data can be exact
@@ -73,12 +72,12 @@ def test_learned_is_the_regression_of_log_weights_on_the_data(key):
     network = vj.gradients.learned(lambda psi, x: psi["slope"] * x + psi["shift"], optax.adam(0.1))
 
     def step(state, key):
-        seen = vj.gradients.score(ELBO)(key, LOG_JOINT, problem.Bits(CASE.params["q"]), num_samples=4).draws
+        seen = vj.gradients.score(ELBO)(key, LOG_JOINT, problems.Bits(CASE.params["q"]), num_samples=4).draws
         return network.update(state, seen.log_w, cases.X), None
 
     state = jax.jit(lambda: jax.lax.scan(step, network.init(START), jax.random.split(key, 1500))[0])()
-    points = jnp.asarray(np.broadcast_to(problem.all_bits(3)[:, None], (8, 2, 3)))
-    log_q = jax.vmap(problem.Bits(CASE.params["q"]).log_prob)(points)
+    points = jnp.asarray(np.broadcast_to(problems.all_bits(3)[:, None], (8, 2, 3)))
+    log_q = jax.vmap(problems.Bits(CASE.params["q"]).log_prob)(points)
     truth = jnp.sum(jnp.exp(log_q) * (jax.vmap(LOG_JOINT)(points) - log_q), 0)
     np.testing.assert_allclose(network.value(state, cases.X), truth, atol=0.25)
 
@@ -91,7 +90,7 @@ def test_learned_is_unbiased_and_less_varied(key):
 
         def step(state, key):
             objective = vj.gradients.score(ELBO, baseline=NETWORK.value(state, cases.X))
-            seen = objective(key, LOG_JOINT, problem.Bits(CASE.params["q"]), num_samples=1).draws
+            seen = objective(key, LOG_JOINT, problems.Bits(CASE.params["q"]), num_samples=1).draws
             return NETWORK.update(state, seen.log_w, cases.X), None
 
         state = jax.lax.scan(step, NETWORK.init(START), jax.random.split(first, 20 if learn else 0))[0]
@@ -107,8 +106,8 @@ def test_learned_is_unbiased_and_less_varied(key):
     found = {
         name: jax.jit(jax.vmap(lambda k, n=name: after(k, n == "learned")))(keys) for name in ("learned", "untaught")
     }
-    assert_mean({"learned": found["learned"]}, problem.truths(CASE, ["learned"]), detects=0.3)
-    assert_variance_ratio(problem.of_q(found, "untaught"), problem.of_q(found, "learned"), at_least=5.0)
+    assert_mean({"learned": found["learned"]}, problems.truths(CASE, ["learned"]), detects=0.3)
+    assert_variance_ratio(problems.of_q(found, "untaught"), problems.of_q(found, "learned"), at_least=5.0)
 
 
 def test_learned_ignores_impossible_draws_and_weighs_the_possible():
@@ -123,7 +122,7 @@ def test_learned_ignores_impossible_draws_and_weighs_the_possible():
 def test_learned_passes_no_gradient_to_its_network(key):
     def value(psi):
         objective = vj.gradients.score(ELBO, baseline=NETWORK.value(NETWORK.init(psi), cases.X))
-        return objective(key, LOG_JOINT, problem.Bits(CASE.params["q"]), num_samples=1).value.sum()
+        return objective(key, LOG_JOINT, problems.Bits(CASE.params["q"]), num_samples=1).value.sum()
 
     assert all(np.all(leaf == 0) for leaf in jax.tree.leaves(jax.grad(value)(START)))
 
@@ -141,18 +140,18 @@ def test_a_baseline_that_has_seen_its_own_draw_fails(key):
     keys = jax.random.split(key, 20_000)
     found = {"own": jax.jit(jax.vmap(jax.value_and_grad(total), (None, 0)))(CASE.params, keys)}
     with pytest.raises(AssertionError, match="biased"):
-        assert_mean(found, problem.truths(CASE, found), detects=1.0)
+        assert_mean(found, problems.truths(CASE, found), detects=1.0)
 
 
 def test_squared_scores_give_the_optimal_coefficient(key):
     """E[‖s‖² f] / E[‖s‖²] by enumeration; it is where the variance of (f - b) s is least."""
     q = CASE.params["q"]
-    points = jnp.asarray(np.broadcast_to(problem.all_bits(3)[:, None], (8, 2, 3)))
-    norms = vj.gradients.squared_scores(problem.Bits, q, points)
+    points = jnp.asarray(np.broadcast_to(problems.all_bits(3)[:, None], (8, 2, 3)))
+    norms = vj.gradients.squared_scores(problems.Bits, q, points)
     by_hand = jnp.sum(jnp.square(points - jax.nn.sigmoid(q)[None]), (1, 2))
     np.testing.assert_allclose(norms, by_hand, rtol=1e-5)
     # One number for both members: E‖(f - b) s‖² of each, over states of each.
-    log_q = jax.vmap(problem.Bits(q).log_prob)(points)
+    log_q = jax.vmap(problems.Bits(q).log_prob)(points)
     f, mass = jax.vmap(LOG_JOINT)(points) - log_q, jnp.exp(log_q)
     each = jnp.sum(jnp.square(points - jax.nn.sigmoid(q)[None]), -1)
     best = BASELINE.value(BASELINE.update(BASELINE.init(), f, mass * each))

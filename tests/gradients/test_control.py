@@ -7,7 +7,7 @@ import optax
 import pytest
 
 import vijax as vj
-from tests.gradients import problem
+from tests import problems
 from tests.marks import some
 from tests.statistics import assert_mean, assert_variance_ratio
 from vijax.gradients import _relaxed
@@ -37,13 +37,15 @@ def fixed(objective, params):
     return lambda key, log_joint, q, **keywords: objective(key, log_joint, q, params, **keywords)[0]
 
 
-@pytest.mark.parametrize("case", some([problem.BITS, problem.HOT, problem.WHOLE], "whole", name=lambda case: case.name))
+@pytest.mark.parametrize(
+    "case", some([problems.BITS, problems.HOT, problems.WHOLE], "whole", name=lambda case: case.name)
+)
 def test_unbiased_whatever_the_control(case, key):
     objectives = {"relax": fixed(RELAXED, NETWORK)}
-    if case is not problem.WHOLE:
+    if case is not problems.WHOLE:
         objectives |= {"rebar": fixed(REBARED, REBAR), "both": fixed(BOTH, NETWORK)}
-    found = problem.value_and_grads(key, case, objectives, 1, 60_000)
-    assert_mean(found, problem.truths(case, objectives), detects=0.15)
+    found = problems.value_and_grads(key, case, objectives, 1, 60_000)
+    assert_mean(found, problems.truths(case, objectives), detects=0.15)
 
 
 def test_a_control_that_forgets_its_correction_fails(key, monkeypatch):
@@ -51,9 +53,9 @@ def test_a_control_that_forgets_its_correction_fails(key, monkeypatch):
     wrong = lambda l, b, v: _relaxed.conditional(jax.lax.stop_gradient(l), b, v)  # noqa: E731
     monkeypatch.setattr("vijax.gradients._control.conditional", wrong)
     objectives = {"rebar": fixed(vj.gradients.rebar(ELBO), REBAR)}
-    found = problem.value_and_grads(key, problem.BITS, objectives, 1, 20_000)
+    found = problems.value_and_grads(key, problems.BITS, objectives, 1, 20_000)
     with pytest.raises(AssertionError, match="biased"):
-        assert_mean(found, problem.truths(problem.BITS, objectives), detects=1.0)
+        assert_mean(found, problems.truths(problems.BITS, objectives), detects=1.0)
 
 
 def test_slopes_are_those_of_the_variance(key):
@@ -62,12 +64,12 @@ def test_slopes_are_those_of_the_variance(key):
     def run(params, keys):
         def one(key):
             def total(logits):
-                q = problem.Bits(logits)
-                log_joint = lambda z: problem.BITS.log_p(problem.BITS.params["theta"], z)  # noqa: E731
+                q = problems.Bits(logits)
+                log_joint = lambda z: problems.BITS.log_p(problems.BITS.params["theta"], z)  # noqa: E731
                 estimate, slopes = REBARED(key, log_joint, q, params, num_samples=1)
                 return estimate.value.sum(), slopes
 
-            slope, of_variance = jax.grad(total, has_aux=True)(jnp.asarray(problem.BITS.params["q"]))
+            slope, of_variance = jax.grad(total, has_aux=True)(jnp.asarray(problems.BITS.params["q"]))
             return jnp.sum(jnp.square(slope)), of_variance["scale"]
 
         return jax.tree.map(jnp.mean, jax.vmap(one)(keys))
@@ -82,12 +84,12 @@ def test_slopes_are_those_of_the_variance(key):
 def test_chunks_change_no_number(key):
     def run(chunk_size):
         def total(params):
-            log_joint = lambda z: problem.BITS.log_p(params["theta"], z)  # noqa: E731
-            q = problem.Bits(params["q"])
+            log_joint = lambda z: problems.BITS.log_p(params["theta"], z)  # noqa: E731
+            q = problems.Bits(params["q"])
             estimate, slopes = BOTH(key, log_joint, q, NETWORK, num_samples=5, chunk_size=chunk_size)
             return estimate.value.sum(), slopes
 
-        return jax.jit(jax.value_and_grad(total, has_aux=True))(problem.BITS.params)
+        return jax.jit(jax.value_and_grad(total, has_aux=True))(problems.BITS.params)
 
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), run(None), run(2))
 
@@ -101,7 +103,7 @@ def toy(objective, theta, key, params, num_samples=1):
     """Return -E(b - t)² of a Bernoulli, as the bound of a model that cancels log q, and the control's slopes."""
     log_q = lambda z, a: jnp.sum(z * a - jax.nn.softplus(a), -1)  # noqa: E731
     log_joint = lambda z: -jnp.sum(jnp.square(z - T), -1) + log_q(z, jax.lax.stop_gradient(theta))  # noqa: E731
-    estimate, slopes = objective(key, log_joint, problem.Bits(theta), params, num_samples=num_samples)
+    estimate, slopes = objective(key, log_joint, problems.Bits(theta), params, num_samples=num_samples)
     return estimate.value, slopes
 
 
@@ -169,8 +171,8 @@ def test_relax_varies_less_than_rebar_and_that_less_than_reinforce(key):
 
 def test_rebar_varies_less_than_reinforce_where_the_relaxed_model_speaks(key):
     objectives = {"rebar": fixed(REBARED, REBAR), "reinforce": vj.gradients.score(ELBO, baseline=-1.0)}
-    found = problem.value_and_grads(key, problem.BITS, objectives, 1, 20_000)
-    assert_variance_ratio(problem.of_q(found, "reinforce"), problem.of_q(found, "rebar"), at_least=6.0)
+    found = problems.value_and_grads(key, problems.BITS, objectives, 1, 20_000)
+    assert_variance_ratio(problems.of_q(found, "reinforce"), problems.of_q(found, "rebar"), at_least=6.0)
 
 
 @pytest.mark.slow
@@ -201,7 +203,7 @@ def test_the_toy_converges_for_every_seed(key):
 
 @pytest.mark.slow
 def test_double_precision_and_extreme_logits(x64, key):
-    q = (problem.Bits(jnp.array([60.0, -60.0, 0.1])), problem.Choice(jnp.array([-jnp.inf, 0.3, 1e4, -1e4]), hot=True))
+    q = (problems.Bits(jnp.array([60.0, -60.0, 0.1])), problems.Choice(jnp.array([-jnp.inf, 0.3, 1e4, -1e4]), hot=True))
     log_joint = lambda z: jnp.sum(z[0]) - jnp.sum(z[1] ** 2)  # noqa: E731
     params = {"scale": jnp.array(0.9), "log_temperature": jnp.array(-0.4)}
     estimate, slopes = jax.jit(lambda k: vj.gradients.rebar(ELBO)(k, log_joint, q, params, num_samples=8))(key)
@@ -211,11 +213,11 @@ def test_double_precision_and_extreme_logits(x64, key):
 
 @pytest.mark.slow
 def test_refusals(key, unchecked):
-    q, log_joint = problem.Bits(jnp.zeros(3)), lambda z: jnp.zeros(())
+    q, log_joint = problems.Bits(jnp.zeros(3)), lambda z: jnp.zeros(())
     with pytest.raises(ValueError, match=r"rebar.*linear in log_w.*gradients\.vimco for iwae"):
         vj.gradients.rebar(vj.bounds.iwae)(key, log_joint, q, REBAR, num_samples=1)
     with pytest.raises(ValueError, match="control must return one number"):
         vj.gradients.relax(ELBO, control=lambda p, z, r: z)(key, log_joint, q, REBAR, num_samples=1)
-    whole = problem.Choice(jnp.zeros(4))
+    whole = problems.Choice(jnp.zeros(4))
     with pytest.raises(TypeError, match="integer draws cannot be relaxed"):
         vj.gradients.rebar(ELBO)(key, lambda z: jnp.zeros(()), whole, REBAR, num_samples=1)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import vijax as vj
-from tests.gradients import problem
+from tests import problems
 from tests.marks import some
 from tests.statistics import assert_mean, assert_variance_ratio
 from vijax.gradients import _coupled
@@ -15,26 +15,26 @@ ELBO = vj.bounds.elbo
 OBJECTIVES = {"arm": vj.gradients.arm(ELBO), "disarm": vj.gradients.disarm(ELBO)}
 
 
-@pytest.mark.parametrize("case", problem.CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", problems.DISCRETE, ids=lambda case: case.name)
 def test_unbiased(case, key):
     """Against enumeration: value, q's logits, and the model's parameters."""
-    found = problem.value_and_grads(key, case, OBJECTIVES, 2, 60_000)
-    assert_mean(found, problem.truths(case, OBJECTIVES), detects={"arm": 0.12, "disarm": 0.1})
+    found = problems.value_and_grads(key, case, OBJECTIVES, 2, 60_000)
+    assert_mean(found, problems.truths(case, OBJECTIVES), detects={"arm": 0.12, "disarm": 0.1})
 
 
 def test_a_wrong_sign_fails(key):
     """The control: without (-1)^b̃ the same comparison refuses."""
     wrong = {"disarm": _coupled._coupled(ELBO, lambda u, a, b, c: abs(_coupled._disarmed(u, a, b, c)), "disarm")}
-    found = problem.value_and_grads(key, problem.BITS, wrong, 2, 20_000)
+    found = problems.value_and_grads(key, problems.BITS, wrong, 2, 20_000)
     with pytest.raises(AssertionError, match="biased"):
-        assert_mean(found, problem.truths(problem.BITS, wrong), detects=0.2)
+        assert_mean(found, problems.truths(problems.BITS, wrong), detects=0.2)
 
 
 def test_disarm_varies_less_than_arm_and_than_independent_pairs(key):
     objectives = OBJECTIVES | {"loo": vj.gradients.vimco(ELBO)}
-    for case in (problem.BITS, problem.HOT):
-        found = problem.value_and_grads(key, case, objectives, 2, 20_000)
-        arm, disarm, loo = (problem.of_q(found, name) for name in ("arm", "disarm", "loo"))
+    for case in (problems.BITS, problems.HOT):
+        found = problems.value_and_grads(key, case, objectives, 2, 20_000)
+        arm, disarm, loo = (problems.of_q(found, name) for name in ("arm", "disarm", "loo"))
         assert_variance_ratio(arm, disarm, at_least=1.0)
         assert_variance_ratio(loo, disarm, at_least=1.0)
 
@@ -44,24 +44,24 @@ def test_at_the_exact_posterior_the_gradient_is_zero_draw_by_draw(key):
     logits = jnp.array([0.4, -1.0, 2.0])
 
     def total(a):
-        log_joint = lambda z: problem.Bits(logits).log_prob(z) - 3.0  # noqa: E731
-        return OBJECTIVES["disarm"](key, log_joint, problem.Bits(a), num_samples=6).value
+        log_joint = lambda z: problems.Bits(logits).log_prob(z) - 3.0  # noqa: E731
+        return OBJECTIVES["disarm"](key, log_joint, problems.Bits(a), num_samples=6).value
 
     value, slope = jax.jit(jax.value_and_grad(total))(logits)
     np.testing.assert_allclose(value, -3.0, atol=2e-5)
     np.testing.assert_allclose(slope, 0.0, atol=2e-5)
 
 
-@pytest.mark.parametrize("case", some([problem.BITS, problem.DICT], "bits", name=lambda case: case.name))
+@pytest.mark.parametrize("case", some([problems.BITS, problems.DICT], "bits", name=lambda case: case.name))
 def test_chunks_and_single_keys_change_no_number(case, key):
-    whole = problem.value_and_grads(key, case, OBJECTIVES, 6, 3)
-    chunked = problem.value_and_grads(key, case, OBJECTIVES, 6, 3, chunk_size=4)
+    whole = problems.value_and_grads(key, case, OBJECTIVES, 6, 3)
+    chunked = problems.value_and_grads(key, case, OBJECTIVES, 6, 3, chunk_size=4)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5), whole, chunked)
 
 
 def test_double_precision(x64, key):
-    case = problem.BITS._replace(params=jax.tree.map(lambda a: jnp.asarray(a, jnp.float64), problem.BITS.params))
-    (value, slopes) = problem.value_and_grads(key, case, OBJECTIVES, 4, 2)["disarm"]
+    case = problems.BITS._replace(params=jax.tree.map(lambda a: jnp.asarray(a, jnp.float64), problems.BITS.params))
+    (value, slopes) = problems.value_and_grads(key, case, OBJECTIVES, 4, 2)["disarm"]
     assert value.dtype == slopes["q"].dtype == slopes["theta"]["weight"].dtype == jnp.float64
 
 
@@ -70,7 +70,7 @@ def test_extreme_logits_and_impossible_draws_stay_finite(key):
     logits = jnp.array([-jnp.inf, 0.3, 1e4, -1e4])
 
     def total(a, choice):
-        q = (problem.Bits(a), problem.Choice(choice, hot=True))
+        q = (problems.Bits(a), problems.Choice(choice, hot=True))
         log_joint = lambda z: jnp.where(z[1][2] > 0, -jnp.inf, jnp.sum(z[0]))  # noqa: E731
         return OBJECTIVES["disarm"](key, log_joint, q, num_samples=16).value
 
@@ -149,10 +149,10 @@ def test_parameters_that_are_tracers(key, loose_ranks):
 def test_refusals(name, key):
     make = getattr(vj.gradients, name)
     log_joint = lambda z: jnp.zeros(())  # noqa: E731
-    q = problem.Bits(jnp.zeros(3))
+    q = problems.Bits(jnp.zeros(3))
     with pytest.raises(ValueError, match=r"linear in log_w.*gradients\.vimco for iwae"):
         make(vj.bounds.iwae)(key, log_joint, q, num_samples=2)
     with pytest.raises(ValueError, match="must be even"):
         make(ELBO)(key, log_joint, q, num_samples=3)
     with pytest.raises(ValueError, match="'b' is given the earlier ones.*gradients.auto"):
-        make(ELBO)(key, log_joint, {"a": q, "b": lambda z: problem.Bits(z["a"])}, num_samples=2)
+        make(ELBO)(key, log_joint, {"a": q, "b": lambda z: problems.Bits(z["a"])}, num_samples=2)

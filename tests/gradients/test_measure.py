@@ -10,13 +10,12 @@ import pytest
 from jax.scipy.stats import norm
 
 import vijax as vj
-from tests import cases, oracles
-from tests.gradients import problem
+from tests import cases, oracles, problems
 from tests.statistics import assert_mean, assert_variance_ratio
 
 ELBO, IWAE = vj.bounds.elbo, vj.bounds.iwae
 MAKE = vj.gradients.measure_valued
-NORMAL = lambda q: problem.Normal(q["loc"], jnp.exp(q["log_scale"]))  # noqa: E731
+NORMAL = lambda q: problems.Normal(q["loc"], jnp.exp(q["log_scale"]))  # noqa: E731
 LINE = cases.LINE._replace(build=NORMAL)
 PLANE = next(case for case in cases.MAKES if case.name == "Independent")
 
@@ -24,7 +23,7 @@ PLANE = next(case for case in cases.MAKES if case.name == "Independent")
 def test_unbiased_for_any_bound(key):
     bounds = {"elbo": (ELBO, 1), "iwae": (IWAE, 2)}
     objectives = {name: MAKE(bound) for name, (bound, _) in bounds.items()}
-    found = problem.value_and_grads(key, LINE, objectives, 2, 100_000)
+    found = problems.value_and_grads(key, LINE, objectives, 2, 100_000)
     assert_mean(found, {name: LINE.truth(*b) for name, b in bounds.items()}, detects=0.1)
 
 
@@ -33,7 +32,7 @@ def test_several_latents(key, loose_ranks):
     """Two latents that the model correlates, moved in turn."""
     case = PLANE
     objectives = {"measure": MAKE(ELBO), "iwae": MAKE(IWAE)}
-    found = problem.value_and_grads(key, case, objectives, 2, 40_000)
+    found = problems.value_and_grads(key, case, objectives, 2, 40_000)
     assert_mean(found, {"measure": case.truth(ELBO, 1), "iwae": case.truth(IWAE, 2)}, detects=0.15)
 
 
@@ -44,12 +43,12 @@ JUMP = LINE._replace(log_p=lambda theta, z: norm.logpdf(z, theta, 1.0) - 2.0 * (
 def test_a_model_that_jumps(key):
     """Where the path gives a wrong answer, which is the control: the same comparison refuses it."""
     objectives = {"measure": MAKE(ELBO), "score": vj.gradients.score(ELBO)}
-    found = problem.value_and_grads(key, JUMP, objectives, 2, 60_000)
+    found = problems.value_and_grads(key, JUMP, objectives, 2, 60_000)
     # The grid meets the jump, so the truth is in closed form.
     truth = jump_truth(JUMP.params)
     assert_mean({"measure": found["measure"]}, {"measure": truth}, detects=0.1)
-    assert_variance_ratio(problem.of_q(found, "score"), problem.of_q(found, "measure"), at_least=2.0)
-    wrong = problem.value_and_grads(key, JUMP, {"path": vj.gradients.reparam(ELBO)}, 2, 20_000)
+    assert_variance_ratio(problems.of_q(found, "score"), problems.of_q(found, "measure"), at_least=2.0)
+    wrong = problems.value_and_grads(key, JUMP, {"path": vj.gradients.reparam(ELBO)}, 2, 20_000)
     with pytest.raises(AssertionError, match="biased"):
         assert_mean(wrong, {"path": truth}, detects=0.2)
 

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 import vijax as vj
-from tests import oracles, table
-from tests.gradients import problem
+from tests import oracles, problems, table
 from tests.statistics import assert_mean, assert_variance_ratio
 
 ELBO, IWAE = vj.bounds.elbo, vj.bounds.iwae
@@ -21,7 +20,7 @@ MAKE = {
     "gumbel_rao": lambda bound: vj.gradients.gumbel_rao(bound, temperature=TAU, inner=16),
 }
 
-BIT = problem.BITS._replace(  # one bit, with a model that is not linear in it
+BIT = problems.BITS._replace(  # one bit, with a model that is not linear in it
     params={"q": np.array([[0.6]], np.float32), "theta": np.array([0.4, -0.9], np.float32)},
     log_p=lambda theta, z: theta[0] * z[..., 0] + theta[1] * jnp.square(z[..., 0] - 0.3) ** 2,
 )
@@ -56,7 +55,7 @@ def bit_truth(params, *, hard):
 @pytest.mark.slow
 def test_their_means_are_what_quadrature_says(key):
     objectives = {name: make(ELBO) for name, make in MAKE.items()}
-    found = problem.value_and_grads(key, BIT, objectives, 1, 60_000)
+    found = problems.value_and_grads(key, BIT, objectives, 1, 60_000)
     truth = {name: bit_truth(BIT.params, hard=name != "gumbel_softmax") for name in objectives}
     assert_mean(found, truth, detects=0.05)
 
@@ -67,9 +66,9 @@ def test_biased_as_the_first_line_says(name, key):
     assert name in table.BIASED
     assert "biased" in getattr(vj.gradients, name).__doc__.split("\n")[0]
     objectives = {name: MAKE[name](ELBO)}
-    found = problem.value_and_grads(key, problem.HOT, objectives, 1, 20_000)
+    found = problems.value_and_grads(key, problems.HOT, objectives, 1, 20_000)
     with pytest.raises(AssertionError, match="biased"):
-        assert_mean(found, problem.truths(problem.HOT, objectives), detects=1.0)
+        assert_mean(found, problems.truths(problems.HOT, objectives), detects=1.0)
 
 
 def test_no_other_estimator_says_so():
@@ -81,10 +80,10 @@ def test_no_other_estimator_says_so():
 @pytest.mark.slow
 def test_gumbel_rao_has_the_mean_of_straight_through_and_less_variance(key):
     objectives = {name: MAKE[name](ELBO) for name in ("straight_through", "gumbel_rao")}
-    found = problem.value_and_grads(key, problem.HOT, objectives, 1, 40_000)
-    through, rao = (problem.of_q(found, name) for name in objectives)
-    others = problem.value_and_grads(jax.random.fold_in(key, 1), problem.HOT, objectives, 1, 40_000)
-    assert_mean(rao - problem.of_q(others, "straight_through"), np.zeros((2, 4)), detects=0.1)
+    found = problems.value_and_grads(key, problems.HOT, objectives, 1, 40_000)
+    through, rao = (problems.of_q(found, name) for name in objectives)
+    others = problems.value_and_grads(jax.random.fold_in(key, 1), problems.HOT, objectives, 1, 40_000)
+    assert_mean(rao - problems.of_q(others, "straight_through"), np.zeros((2, 4)), detects=0.1)
     assert_variance_ratio(through, rao, at_least=1.15)
 
 
@@ -92,15 +91,15 @@ def test_gumbel_rao_has_the_mean_of_straight_through_and_less_variance(key):
 def test_the_model_gets_the_gradient_of_the_discrete_bound(key):
     """straight_through and gumbel_rao are unbiased for the model's parameters, under any bound."""
     objectives = {name: MAKE[name](IWAE) for name in ("straight_through", "gumbel_rao")}
-    found = problem.value_and_grads(key, problem.BITS, objectives, 2, 20_000)
-    value, slopes = problem.BITS.truth(IWAE, 2)
+    found = problems.value_and_grads(key, problems.BITS, objectives, 2, 20_000)
+    value, slopes = problems.BITS.truth(IWAE, 2)
     model = {name: (f[0], f[1]["theta"]) for name, f in found.items()}
     assert_mean(model, dict.fromkeys(objectives, (value, slopes["theta"])), detects=0.15)
 
 
 def test_a_low_temperature_is_discrete(key):
     soft = vj.gradients.gumbel_softmax(ELBO, temperature=1e-6)
-    z = soft(key, lambda z: jnp.zeros(2), problem.HOT.build(problem.HOT.params["q"]), num_samples=50).draws.z
+    z = soft(key, lambda z: jnp.zeros(2), problems.HOT.build(problems.HOT.params["q"]), num_samples=50).draws.z
     np.testing.assert_allclose(np.sort(z, -1)[..., -1], 1.0, atol=1e-3)
 
 
@@ -109,10 +108,10 @@ def test_chunks_and_traced_temperatures_change_no_number(name, key):
     def total(a, temperature, chunk_size):
         make = getattr(vj.gradients, name)
         objective = make(ELBO, temperature=temperature, **({"inner": 4} if name == "gumbel_rao" else {}))
-        log_joint = lambda z: problem.BITS.log_p(problem.BITS.params["theta"], z)  # noqa: E731
-        return objective(key, log_joint, problem.Bits(a, jnp.int32), num_samples=5, chunk_size=chunk_size).value.sum()
+        log_joint = lambda z: problems.BITS.log_p(problems.BITS.params["theta"], z)  # noqa: E731
+        return objective(key, log_joint, problems.Bits(a, jnp.int32), num_samples=5, chunk_size=chunk_size).value.sum()
 
-    a = jnp.asarray(problem.BITS.params["q"])
+    a = jnp.asarray(problems.BITS.params["q"])
     whole = jax.jit(jax.value_and_grad(lambda a: total(a, TAU, None)))(a)
     pieces = jax.jit(jax.value_and_grad(lambda a, t: total(a, t, 2)))(a, TAU)
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=2e-5, atol=2e-5), whole, pieces)
@@ -137,7 +136,7 @@ def test_extreme_logits_stay_finite(key):
     logits = jnp.array([[-jnp.inf, 0.3, 1e4, -1e4], [60.0, -60.0, 0.0, 1.0]])
     for name, make in MAKE.items():
         slope = jax.jit(jax.grad(lambda l, make=make: make(IWAE)(
-            key, lambda z: jnp.sum(z**2, -1), problem.Choice(l, hot=True), num_samples=8
+            key, lambda z: jnp.sum(z**2, -1), problems.Choice(l, hot=True), num_samples=8
         ).value.sum()))(logits)  # fmt: skip
         assert np.all(np.isfinite(slope)), name
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import vijax as vj
-from tests.gradients import problem
+from tests import problems
 from tests.marks import some
 from tests.statistics import assert_mean
 from vijax.gradients import _states
@@ -41,11 +41,11 @@ def test_a_laplace_is_no_normal(dtype, n, key):
         G.measure_valued(ELBO)(key, lambda z: -jnp.sum(z**2), q, num_samples=1)
 
 
-class Clipped(problem.Bits):
+class Clipped(problems.Bits):
     """Bits whose density and draws clip the logits that they show."""
 
     def log_prob(self, z):
-        return problem.Bits(jnp.clip(self.logits, -3.0, 3.0)).log_prob(z)
+        return problems.Bits(jnp.clip(self.logits, -3.0, 3.0)).log_prob(z)
 
 
 @pytest.mark.slow
@@ -74,13 +74,13 @@ def total(log_w):
 @pytest.mark.slow
 def test_a_linear_bound_that_is_no_mean_has_its_own_gradient(key):
     """Minus the mean, and a sum: score and local expectations follow the bound; those that need the mean refuse."""
-    case, k = problem.HOT, 2
+    case, k = problems.HOT, 2
     for bound in (loss, total):
         objectives = {"score": G.score(bound), "local": G.local_expectation(bound), "vimco": G.vimco(bound)}
-        found = problem.value_and_grads(key, case, objectives, k, 20_000)
-        assert_mean(found, problem.truths(case, objectives, bound, k), detects=0.4)
+        found = problems.value_and_grads(key, case, objectives, k, 20_000)
+        assert_mean(found, problems.truths(case, objectives, bound, k), detects=0.4)
         with pytest.raises(ValueError, match="use bounds.elbo"):
-            G.disarm(bound)(key, lambda z: z.sum(-1), problem.Bits(jnp.zeros((1, 2))), num_samples=2)
+            G.disarm(bound)(key, lambda z: z.sum(-1), problems.Bits(jnp.zeros((1, 2))), num_samples=2)
 
 
 @pytest.mark.slow
@@ -89,9 +89,9 @@ def test_a_mean_with_weights_keeps_them(key):
     weights = jnp.array([0.5, 0.1, 0.1, 0.2, 0.1])
     by_vmap = lambda w: G.score(partial(ELBO, weights=w))
     objectives = {"known": by_vmap(weights), "local": G.local_expectation(partial(ELBO, weights=weights))}
-    found = problem.value_and_grads(key, problem.HOT, objectives, 5, 20_000)
-    assert_mean(found, problem.truths(problem.HOT, objectives), detects=0.4)
-    bits = problem.Bits(jnp.zeros((1, 2)))
+    found = problems.value_and_grads(key, problems.HOT, objectives, 5, 20_000)
+    assert_mean(found, problems.truths(problems.HOT, objectives), detects=0.4)
+    bits = problems.Bits(jnp.zeros((1, 2)))
     traced = jax.jit(lambda w: by_vmap(w)(key, lambda z: z.sum(-1), bits, num_samples=5).value)(weights)
     np.testing.assert_allclose(traced, by_vmap(weights)(key, lambda z: z.sum(-1), bits, num_samples=5).value, rtol=1e-5)
 
@@ -149,7 +149,7 @@ def test_coupled_draws_under_bounds_of_independent_ones(key):
 def test_rebars_slopes_are_the_derivative_of_the_squared_gradient(key):
     """In the logits, by central differences with the same keys, of Bernoullis beside a categorical."""
     logits = {"b": jnp.array([[0.4, -0.7]]), "c": jnp.array([[0.3, -0.2, 0.6]])}
-    q = lambda l: {"b": problem.Bits(l["b"]), "c": problem.Choice(l["c"], hot=True)}
+    q = lambda l: {"b": problems.Bits(l["b"]), "c": problems.Choice(l["c"], hot=True)}
     log_joint = lambda z: -((z["b"].sum(-1) + (z["c"] @ jnp.array([0.5, -1.0, 2.0])) - 1.3) ** 2)
     rebar, start = G.rebar(ELBO), jnp.array([1.0, -0.5])
     keys = jax.random.split(key, 400)
@@ -221,7 +221,7 @@ def test_weights_of_a_moving_average_go_along_draws():
 
 def test_squared_scores_of_a_dict(key):
     params = {"a": jnp.float32(0.2), "b": jnp.float32(-0.4)}
-    build = lambda p: {name: problem.Normal(loc, 1.0) for name, loc in p.items()}
+    build = lambda p: {name: problems.Normal(loc, 1.0) for name, loc in p.items()}
     z = {"a": jnp.array([0.3, 1.0]), "b": jnp.array([0.0, -1.0])}
     expected = (z["a"] - 0.2) ** 2 + (z["b"] + 0.4) ** 2
     np.testing.assert_allclose(G.squared_scores(build, params, z), expected, rtol=1e-5)

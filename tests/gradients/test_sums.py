@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import vijax as vj
-from tests.gradients import problem
+from tests import problems
 from tests.statistics import assert_mean, assert_variance_ratio
 from vijax.gradients import _sums
 
@@ -17,22 +17,22 @@ LOCAL, TOP = vj.gradients.local_expectation, vj.gradients.top_states
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", problem.CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", problems.DISCRETE, ids=lambda case: case.name)
 def test_local_expectations_are_unbiased_for_any_bound(case, key):
     bounds = {"elbo": ELBO, "iwae": IWAE, "renyi": partial(vj.bounds.renyi, alpha=0.5)}
     objectives = {name: LOCAL(bound) for name, bound in bounds.items()}
-    found = problem.value_and_grads(key, case, objectives, 2, 40_000)
+    found = problems.value_and_grads(key, case, objectives, 2, 40_000)
     assert_mean(found, {name: case.truth(bound, 2) for name, bound in bounds.items()}, detects=0.15)
 
 
 @pytest.mark.slow
 def test_top_states_are_unbiased(key):
     """With and without company among the draws of the rest, and with one state left over."""
-    for case in (problem.HOT, problem.WHOLE):
+    for case in (problems.HOT, problems.WHOLE):
         objectives = {"one": TOP(ELBO, states=1), "three": TOP(ELBO, states=3)}
         for num_samples in (1, 3):
-            found = problem.value_and_grads(key, case, objectives, num_samples, 30_000)
-            assert_mean(found, problem.truths(case, objectives), detects=0.1)
+            found = problems.value_and_grads(key, case, objectives, num_samples, 30_000)
+            assert_mean(found, problems.truths(case, objectives), detects=0.1)
 
 
 def test_a_sum_that_forgets_the_mass_of_the_rest_fails(key, monkeypatch):
@@ -40,12 +40,14 @@ def test_a_sum_that_forgets_the_mass_of_the_rest_fails(key, monkeypatch):
     monkeypatch.setattr(_sums, "_mean_of_others", lambda f: jnp.ones_like(f))
     still = {"right": TOP(ELBO, states=2)}  # any baseline is right, if the mass of the rest is differentiated
     assert_mean(
-        problem.value_and_grads(key, problem.HOT, still, 1, 20_000), problem.truths(problem.HOT, still), detects=0.2
+        problems.value_and_grads(key, problems.HOT, still, 1, 20_000), problems.truths(problems.HOT, still), detects=0.2
     )
     monkeypatch.setattr(_sums, "_mean_of_others", lambda f: jnp.asarray(f))  # but not one that knows its own draw
     with pytest.raises(AssertionError, match="biased"):
         assert_mean(
-            problem.value_and_grads(key, problem.HOT, still, 2, 20_000), problem.truths(problem.HOT, still), detects=0.2
+            problems.value_and_grads(key, problems.HOT, still, 2, 20_000),
+            problems.truths(problems.HOT, still),
+            detects=0.2,
         )
 
 
@@ -53,18 +55,18 @@ def test_a_sum_that_forgets_the_mass_of_the_rest_fails(key, monkeypatch):
 def test_with_nothing_left_to_draw_they_are_exact(key):
     """All states; and one latent's own sum, in the gradient of q."""
     objectives = {"top": TOP(ELBO, states=4), "local": LOCAL(ELBO)}
-    for case in (problem.HOT, problem.WHOLE):
+    for case in (problems.HOT, problems.WHOLE):
         value, slopes = case.truth(ELBO, 1)
-        found = problem.value_and_grads(key, case, objectives, 1, 2)
+        found = problems.value_and_grads(key, case, objectives, 1, 2)
         for row in range(2):
             exact = jax.tree.map(lambda a, row=row: a[row], found["top"])
             jax.tree.map(partial(np.testing.assert_allclose, rtol=2e-5, atol=2e-5), exact, (value, slopes))
-            np.testing.assert_allclose(problem.of_q(found, "local")[row], slopes["q"], rtol=2e-5, atol=2e-5)
+            np.testing.assert_allclose(problems.of_q(found, "local")[row], slopes["q"], rtol=2e-5, atol=2e-5)
 
 
 def test_weights_of_the_draws_sum_to_one_and_give_the_value(key):
-    q = problem.HOT.build(problem.HOT.params["q"])
-    log_joint = lambda z: problem.HOT.log_p(problem.HOT.params["theta"], z)  # noqa: E731
+    q = problems.HOT.build(problems.HOT.params["q"])
+    log_joint = lambda z: problems.HOT.log_p(problems.HOT.params["theta"], z)  # noqa: E731
     value, seen = TOP(ELBO, states=2)(key, log_joint, q, num_samples=3)
     np.testing.assert_allclose(seen.weights.sum(0), 1.0, rtol=1e-6)
     np.testing.assert_allclose(ELBO(seen.log_w, weights=seen.weights), value, rtol=1e-5)
@@ -78,12 +80,12 @@ def test_variances_are_in_order(key):
         "one": TOP(ELBO, states=1),
         "two": TOP(ELBO, states=2),
     }
-    found = problem.value_and_grads(key, problem.HOT, objectives, 1, 20_000)
-    score, one, two = (problem.of_q(found, name) for name in ("score", "one", "two"))
+    found = problems.value_and_grads(key, problems.HOT, objectives, 1, 20_000)
+    score, one, two = (problems.of_q(found, name) for name in ("score", "one", "two"))
     assert_variance_ratio(score, one, at_least=1.0)
     assert_variance_ratio(one, two, at_least=1.0)
-    found = problem.value_and_grads(key, problem.BITS, {n: objectives[n] for n in ("score", "local")}, 1, 20_000)
-    assert_variance_ratio(problem.of_q(found, "score"), problem.of_q(found, "local"), at_least=5.0)
+    found = problems.value_and_grads(key, problems.BITS, {n: objectives[n] for n in ("score", "local")}, 1, 20_000)
+    assert_variance_ratio(problems.of_q(found, "score"), problems.of_q(found, "local"), at_least=5.0)
 
 
 @pytest.mark.slow
@@ -91,9 +93,9 @@ def test_variances_are_in_order(key):
 def test_chunks_change_no_number(chunk_size, key):
     objectives = {"iwae": LOCAL(IWAE), "elbo": LOCAL(ELBO)}
     close = partial(np.testing.assert_allclose, rtol=2e-5, atol=2e-5)
-    for case, make in ((problem.BITS, objectives), (problem.HOT, {"top": TOP(ELBO, states=2)})):
-        whole = problem.value_and_grads(key, case, make, 5, 2)
-        jax.tree.map(close, problem.value_and_grads(key, case, make, 5, 2, chunk_size=chunk_size), whole)
+    for case, make in ((problems.BITS, objectives), (problems.HOT, {"top": TOP(ELBO, states=2)})):
+        whole = problems.value_and_grads(key, case, make, 5, 2)
+        jax.tree.map(close, problems.value_and_grads(key, case, make, 5, 2, chunk_size=chunk_size), whole)
 
 
 @pytest.mark.slow
@@ -102,7 +104,7 @@ def test_impossible_states_stay_finite(key):
     log_joint = lambda z: jnp.where(z[2] > 0, -jnp.inf, z[1])  # noqa: E731
 
     def total(l, objective):
-        return objective(key, log_joint, problem.Choice(l, hot=True), num_samples=3).value
+        return objective(key, log_joint, problems.Choice(l, hot=True), num_samples=3).value
 
     for objective in (LOCAL(ELBO), LOCAL(IWAE), TOP(ELBO, states=2), TOP(ELBO, states=4)):
         assert np.all(np.isfinite(jax.jit(jax.grad(total), static_argnums=1)(logits, objective)))
@@ -111,7 +113,7 @@ def test_impossible_states_stay_finite(key):
 def test_refusals(key):
     log_joint = lambda z: jnp.zeros(())  # noqa: E731
     run = lambda make, q: make(key, log_joint, q, num_samples=2)  # noqa: E731
-    bits, choice = problem.Bits(jnp.zeros(3)), problem.Choice(jnp.zeros(3))
+    bits, choice = problems.Bits(jnp.zeros(3)), problems.Choice(jnp.zeros(3))
     with pytest.raises(ValueError, match="one categorical for each member.*local_expectation"):
         run(TOP(ELBO, states=1), bits)
     for states in (0, 4, True):

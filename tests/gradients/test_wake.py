@@ -9,8 +9,8 @@ import pytest
 import vijax as vj
 from tests import cases, oracles
 from tests.bare import Coin, Die
-from tests.laws.problem import assert_close
 from tests.laws.test_unbiased import gradients
+from tests.problems import assert_close
 from tests.statistics import assert_mean
 
 K = 3

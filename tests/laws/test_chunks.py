@@ -10,8 +10,8 @@ from jax.scipy.stats import norm
 
 import vijax as vj
 from tests.bare import Gauss
-from tests.laws.problem import OBJECTIVES, K, assert_close, inputs, value
 from tests.marks import some
+from tests.problems import OBJECTIVES, K, assert_close, inputs, value
 
 # Ways to split 7 draws: one by one, with a remainder, in one piece; and where it costs little, 4 + 3 and more than whole.
 SIZES = {name: (1, 3, 7) for name in OBJECTIVES} | {"reparam(iwae)": (1, 3, 4, 6, 7, 100)}

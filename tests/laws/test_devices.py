@@ -9,7 +9,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import vijax as vj
 from tests.bare import Gauss
-from tests.laws.problem import assert_close
+from tests.problems import assert_close
 
 MAKERS = {"reparam": vj.gradients.reparam, "dreg": vj.gradients.dreg}
 

@@ -7,8 +7,8 @@ import pytest
 
 import vijax as vj
 from tests.bare import Die, Gauss
-from tests.laws.problem import OBJECTIVES, SameGauss, assert_close
 from tests.marks import some
+from tests.problems import OBJECTIVES, SameGauss, assert_close
 from vijax.types import closed_forms
 
 INF = np.inf

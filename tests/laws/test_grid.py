@@ -24,7 +24,7 @@ from jax.scipy.stats import gamma, norm
 import vijax as vj
 from tests import cases, oracles, table
 from tests import enumeration as enum
-from tests.gradients import problem as shown
+from tests import problems as shown
 from vijax.testing import check_unbiased
 from vijax.types import closed_forms
 
@@ -225,7 +225,7 @@ def verdict(kind, name, row):
     at_home = kind.name == "Gaussian" if name == "measure_valued" else kind.name in ("Bernoulli", "categorical")
     if not at_home or (name in LINEAR and not closed_forms(row.function).linear):
         return "refused"
-    # A categorical of integers has no points between its states; that of one-hot draws is tests/gradients/problem.py's HOT.
+    # A categorical of integers has no points between its states; that of one-hot draws is tests/problems.py's HOT.
     if kind.name == "categorical" and name in table.BIASED | {"rebar", "relax"}:
         return "refused"
     return "biased" if name in table.BIASED else "unbiased"

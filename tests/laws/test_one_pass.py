@@ -11,9 +11,9 @@ from jax.scipy.stats import norm
 import vijax as vj
 from tests import table
 from tests.bare import Gauss
-from tests.laws.problem import assert_close
 from tests.laws.test_chunks import count_scans
 from tests.marks import some
+from tests.problems import assert_close
 
 POWERS = [row.name for row in table.BOUNDS if row.power is not None]
 GRADIENTS = {"reparam": vj.gradients.reparam, "dreg": vj.gradients.dreg}

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from tests.laws import problem
+from tests import problems
 from tests.marks import some
 
 # Python calls of log_joint while a step is traced. dreg of a bound that is not linear looks twice unless chunked.
@@ -14,7 +14,7 @@ CALLS = [
     ("dreg(elbo)", None, 1),
     ("dreg(iwae)", None, 2),
     ("dreg(iwae)", 3, 1),
-    ("dreg(iwae)", problem.K, 1),
+    ("dreg(iwae)", problems.K, 1),
     ("dreg(own)", None, 2),
     ("score(elbo)", None, 1),
     ("vimco(iwae)", None, 1),
@@ -40,17 +40,17 @@ CALLS = [
 def test_one_trace_and_none_on_the_second_call(call, key, monkeypatch):
     name, chunk_size, expected = call
     calls = []
-    model = problem.log_joint
-    monkeypatch.setattr(problem, "log_joint", lambda *args: calls.append(1) or model(*args))
+    model = problems.log_joint
+    monkeypatch.setattr(problems, "log_joint", lambda *args: calls.append(1) or model(*args))
     traces = []
 
     @jax.jit
     def step(params, data, key):
         traces.append(1)
-        return jax.value_and_grad(problem.value(name, chunk_size))(params, data, key)
+        return jax.value_and_grad(problems.value(name, chunk_size))(params, data, key)
 
     for i in range(3):  # new numbers each time, in the shapes of the first
-        params, data = problem.inputs(i)
+        params, data = problems.inputs(i)
         step(params, data, jax.random.fold_in(key, i))
     assert len(traces) == 1
     assert len(calls) == expected

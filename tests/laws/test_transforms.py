@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.laws import problem
-from tests.laws.problem import OBJECTIVES, assert_close, inputs, value
+from tests import problems
 from tests.marks import some
+from tests.problems import OBJECTIVES, assert_close, inputs, value
 
 
 def two(key):
@@ -33,7 +33,7 @@ def stack(trees):
 EITHER = [
     *[(name, None) for name in ("reparam(iwae)", "dreg(iwae)", "vimco(iwae)", "auto(iwae)")],
     *[(name, 3) for name in ("reparam(iwae)", "dreg(iwae)", "dreg(elbo)", "dreg(own)", "score(elbo)", "auto(iwae)")],
-    ("dreg(iwae)", problem.K),
+    ("dreg(iwae)", problems.K),
 ]
 
 
@@ -140,8 +140,8 @@ def test_only_value_is_differentiable(key):
     params, data = inputs()
 
     def drawn(params, chunk_size):
-        target = lambda z: problem.log_joint(params["theta"], data, z)  # noqa: E731
-        q = problem.posterior(params["q"], mixed=False)
+        target = lambda z: problems.log_joint(params["theta"], data, z)  # noqa: E731
+        q = problems.posterior(params["q"], mixed=False)
         draws = OBJECTIVES["reparam(iwae)"](key, target, q, num_samples=4, chunk_size=chunk_size).draws
         return jnp.sum(draws.log_p) + jnp.sum(draws.log_q) + jnp.sum(draws.log_w)
 
