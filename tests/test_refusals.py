@@ -232,3 +232,9 @@ def test_reparam_is_right_where_dreg_refuses(key):
     assert_mean({"h": found}, {"h": 1 / 1.5 - 1.5 / 3}, detects=0.02)
     with pytest.raises(AssertionError, match="biased"):
         assert_mean({"h": found - 1 / 1.5}, {"h": 1 / 1.5 - 1.5 / 3}, detects=0.02)
+
+
+def test_a_bound_that_reduces_the_batch_is_refused(key):
+    q = distrax.Normal(jnp.zeros(3), 1.0)
+    with pytest.raises(ValueError, match=r"maps \[k, \*batch\] to \[\*batch\]"):
+        vj.gradients.reparam(lambda log_w: log_w.mean())(key, lambda z: -(z**2), q, num_samples=2)

@@ -1,7 +1,7 @@
 """Joint, attributes through partial, and what counts as a distribution."""
 
 from collections import OrderedDict
-from functools import partial
+from functools import partial, wraps
 from typing import NamedTuple
 
 import jax
@@ -129,3 +129,21 @@ def test_draws():
     draws = Draws(None, jnp.array([1.0, 2.0]), jnp.array([0.5, 3.0]))
     np.testing.assert_allclose(draws.log_w, [0.5, -1.0])
     assert (draws.weights, draws.aux) == (None, None)
+
+
+def test_a_wrapper_does_not_inherit_closed_forms(key):
+    """functools.wraps copies a bound's gate to a function that computes another thing."""
+
+    @wraps(vj.bounds.iwae)
+    def half(log_w, *, weights=None):
+        return 2 * vj.bounds.iwae(log_w / 2, weights=weights)
+
+    def log_joint(z):
+        return -0.5 * (z - 1.0) ** 2
+
+    def slope(bound):
+        dreg = vj.gradients.dreg(bound)
+        return jax.grad(lambda m: dreg(key, log_joint, Gauss(m, 0.0), num_samples=4).value)(0.3)
+
+    np.testing.assert_allclose(slope(half), slope(lambda log_w: half(log_w)), rtol=1e-6)
+    assert abs(slope(half) - slope(vj.bounds.iwae)) > 1e-3

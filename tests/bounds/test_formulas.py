@@ -189,6 +189,10 @@ def test_hyperparameters_may_be_traced(function, keyword, values, log_w, uncheck
     ("call", "message"),
     [
         (lambda l: bounds.jackknife(l, order=4), "order 1, 2 or 3"),
+        (lambda l: bounds.jackknife(l, order=1.0), "order 1, 2 or 3"),
+        (lambda l: bounds.exp_cubo(l, n=0.5), "n must be at least 1"),
+        (lambda l: bounds.cubo(l, n=np.float32(0.5)), "n must be at least 1"),
+        (lambda l: bounds.ciwae(l, beta=np.float32(2.0)), "beta must lie"),
         (lambda l: bounds.jackknife(l[:2], order=2), r"k >= 1 \+ order"),
         (lambda l: bounds.log_variance(l[:1]), "two draws"),
         (lambda l: bounds.perturbative(l, order=2, reference=0.0), "take 3"),
@@ -213,3 +217,24 @@ def test_groups_divide_the_draws():
             bounds.multi_iwae(jnp.zeros((6, 2)), groups=groups)
     with pytest.raises(ValueError, match="use bounds.elbo"):
         closed_forms(partial(bounds.multi_iwae, groups=6)).leave_one_out(jnp.zeros((6, 2)))
+
+
+def test_a_row_without_weight_does_not_set_the_scale():
+    log_w, weights = jnp.array([0.0, -200.0]), jnp.array([0.0, 1.0])
+    assert bounds.iwae(log_w, weights=weights) == -200.0
+    np.testing.assert_array_equal(vj.numerics.normalized_weights(log_w, weights=weights), [0.0, 1.0])
+
+
+@pytest.mark.parametrize("distance", [1e-2, 1e-4, 1e-6])
+def test_renyi_is_smooth_at_one(distance):
+    """The bound near α = 1 is mean + (1-α)/2 variance: an annealed α walks through it."""
+    log_w = jnp.array([1.0, 2.0, 4.0, -3.0])
+    expected = log_w.mean() + distance / 2 * log_w.var()
+    np.testing.assert_allclose(bounds.renyi(log_w, alpha=1 - distance), expected, rtol=0, atol=2e-6 + 5 * distance**2)
+    slope = jax.grad(lambda alpha: bounds.renyi(log_w, alpha=alpha))(1 - distance)
+    np.testing.assert_allclose(slope, -log_w.var() / 2, rtol=10 * distance + 1e-2 + 1e-7 / distance)
+    np.testing.assert_allclose(
+        closed_forms(bounds.renyi).leave_one_out(log_w, alpha=jnp.float32(1.0)),
+        vj.numerics.leave_one_out_mean(log_w),
+        rtol=1e-6,
+    )

@@ -1,5 +1,7 @@
 """Draws: one key for each, antithetic pairs, log-weights, and the plan that all randomness is in."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -127,3 +129,29 @@ def test_chunked_is_a_map(key):
     for size in (1, 2, 3, 7, 9):
         found = jax.grad(total, has_aux=True)(weight, size)
         jax.tree.map(lambda f, e: np.testing.assert_allclose(f, e, rtol=1e-5), found, expected)
+
+
+@pytest.mark.usefixtures("unchecked", "loose_ranks")
+def test_antithetic_draws_have_the_tails_of_q():
+    """The sixth and eighth moments over the whole grid of cells, 15 and 105; a u of 0 alone would add 47 to the last."""
+    u = (jnp.arange(2.0**20, dtype=jnp.float32) + 0.5) * 2.0**-20
+    z = np.asarray(jax.scipy.stats.norm.ppf(u), np.float64)
+    np.testing.assert_allclose([np.mean(z**6), np.mean(z**8)], [15.0, 105.0], rtol=5e-3)
+    q = vj.families.mean_field().dist({"loc": jnp.zeros(1), "log_scale": jnp.zeros(1)})
+    for word in (0, 2**32 - 1):  # whatever bits come, no draw is at a clip of the quantile function
+        u = vj.draws._qmc.unit(jnp.full((1,), word, jnp.uint32))
+        assert 0 < u < 1
+        assert np.abs(q.transport(u)) < 6
+
+
+@pytest.mark.usefixtures("unchecked", "loose_ranks")
+def test_coupled_draws_under_bounds_of_independent_ones(key):
+    q = vj.families.mean_field().dist({"loc": jnp.zeros(1), "log_scale": jnp.zeros(1)})
+    level = vj.draws.level(key, vj.draws.harmonic(4))
+    for bound in (
+        vj.bounds.log_variance,
+        partial(vj.bounds.jackknife, order=1),
+        partial(vj.bounds.sumo, level=level),
+    ):
+        with pytest.raises(ValueError, match="use draws.iid"):
+            vj.gradients.reparam(bound, draw=vj.draws.antithetic)(key, lambda z: -jnp.sum(z**2), q, num_samples=4)

@@ -37,6 +37,14 @@ def test_refusals(key, unchecked):
         level(jnp.zeros(2, jnp.uint32), harmonic(4))
     with pytest.raises(ValueError, match="vector"):
         level(key, jnp.float32(0.5))
+    with pytest.raises(ValueError, match="must not be negative"):
+        level(key, [-1.0, 2.0])
+    with pytest.raises(ValueError, match="nor all 0"):
+        level(key, jnp.zeros(3))
+    with pytest.raises(ValueError, match="number of levels"):
+        harmonic(0)
+    with pytest.raises(ValueError, match="ratio must be positive"):
+        geometric(3, ratio=-1.0)
 
 
 # --- what levels are for
@@ -110,3 +118,9 @@ def test_a_level_inside_an_objective(key):
     q = vj.families.mean_field().dist({"loc": jnp.zeros(1), "log_scale": jnp.zeros(1)})
     with pytest.raises(ValueError, match="use gradients.score, or bounds.sumo"):
         vj.gradients.vimco(bound)(key, lambda z: -jnp.sum(z**2), q, num_samples=4)
+
+
+def test_a_level_of_no_mass_spoils_no_derivative(key):
+    level = vj.types.Level(jnp.asarray(0), jnp.array([0.6, 0.4, 0.0]))
+    slope = jax.grad(lambda l: vj.bounds.mlmc_iwae(l, level=level))(jnp.array([0.1, -0.3, 0.5, 0.2]))
+    np.testing.assert_array_equal(slope, [1.0, 0.0, 0.0, 0.0])

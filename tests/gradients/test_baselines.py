@@ -168,3 +168,25 @@ def test_refusals():
         BASELINE.update(BASELINE.init((3,)), jnp.zeros((2, 2)))
     with pytest.raises(ValueError, match="this baseline has shape"):
         NETWORK.update(NETWORK.init(START), jnp.zeros((2, 3)), cases.X)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_weights_of_a_moving_average_go_along_draws():
+    average = vj.gradients.moving_average(decay=0.0)
+    log_w = jnp.array([[1.0, 2.0, 3.0], [10.0, 20.0, 30.0], [100.0, 200.0, 300.0]])
+    weights = jnp.array([1.0, 0.0, 0.0])
+    np.testing.assert_allclose(average.value(average.update(average.init(), log_w, weights)), 2.0)
+    np.testing.assert_allclose(average.value(average.update(average.init((3,)), log_w, weights)), [1.0, 2.0, 3.0])
+    with pytest.raises(ValueError, match=r"\[k\] or \[k, \*batch\]"):
+        average.update(average.init(), log_w, jnp.ones(2))
+
+
+def test_squared_scores_of_a_dict(key):
+    params = {"a": jnp.float32(0.2), "b": jnp.float32(-0.4)}
+
+    def build(p):
+        return {name: problems.Normal(loc, 1.0) for name, loc in p.items()}
+
+    z = {"a": jnp.array([0.3, 1.0]), "b": jnp.array([0.0, -1.0])}
+    expected = (z["a"] - 0.2) ** 2 + (z["b"] + 0.4) ** 2
+    np.testing.assert_allclose(vj.gradients.squared_scores(build, params, z), expected, rtol=1e-5)

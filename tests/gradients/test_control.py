@@ -221,3 +221,40 @@ def test_refusals(key, unchecked):
     whole = problems.Choice(jnp.zeros(4))
     with pytest.raises(TypeError, match="integer draws cannot be relaxed"):
         vj.gradients.rebar(ELBO)(key, lambda z: jnp.zeros(()), whole, REBAR, num_samples=1)
+
+
+@pytest.mark.usefixtures("unchecked", "loose_ranks")
+@pytest.mark.slow
+def test_rebars_slopes_are_the_derivative_of_the_squared_gradient(key):
+    """In the logits, by central differences with the same keys, of Bernoullis beside a categorical."""
+    logits = {"b": jnp.array([[0.4, -0.7]]), "c": jnp.array([[0.3, -0.2, 0.6]])}
+
+    def q(logits):
+        return {"b": problems.Bits(logits["b"]), "c": problems.Choice(logits["c"], hot=True)}
+
+    def log_joint(z):
+        return -((z["b"].sum(-1) + (z["c"] @ jnp.array([0.5, -1.0, 2.0])) - 1.3) ** 2)
+
+    rebar, start = vj.gradients.rebar(ELBO), jnp.array([1.0, -0.5])
+    keys = jax.random.split(key, 400)
+
+    def parameters(p):
+        return {"scale": p[0], "log_temperature": p[1]}
+
+    def squared(p, key):
+        def value(logits):
+            return rebar(key, log_joint, q(logits), parameters(p), num_samples=1)[0].value.sum()
+
+        slope = jax.grad(value)(logits)
+        # A categorical's derivative counts as it is; the logit of a bit is one number.
+        return sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(slope))
+
+    @jax.jit
+    def mean(p):
+        return jnp.mean(jax.vmap(squared, (None, 0))(p, keys))
+
+    step = 1e-2
+    differences = [(mean(start + step * e) - mean(start - step * e)) / (2 * step) for e in jnp.eye(2)]
+    slopes = jax.vmap(lambda k: rebar(k, log_joint, q(logits), parameters(start), num_samples=1)[1])(keys)
+    found = [slopes["scale"].mean(), slopes["log_temperature"].mean()]
+    np.testing.assert_allclose(found, differences, rtol=0.03)

@@ -99,3 +99,12 @@ def test_a_scale_that_is_a_python_number(key):
     )(0.0)
     found = jax.jit(jax.vmap(slope))(jax.random.split(key, 20_000))
     assert abs(found.mean() - 2.0) < 6 * found.std() / 20_000**0.5 < 0.2
+
+
+@pytest.mark.usefixtures("unchecked", "loose_ranks")
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
+@pytest.mark.parametrize("n", [1, 50_000])
+def test_a_laplace_is_no_normal(dtype, n, key):
+    q = distrax.Independent(distrax.Laplace(jnp.zeros(n, dtype), jnp.ones(n, dtype)), 1)
+    with pytest.raises(ValueError, match="independent normals"):
+        MAKE(ELBO)(key, lambda z: -jnp.sum(z**2), q, num_samples=1)

@@ -11,6 +11,7 @@ import vijax as vj
 from tests import problems
 from tests.statistics import assert_mean, assert_variance_ratio
 from vijax.gradients import _sums
+from vijax.types import with_closed_forms
 
 ELBO, IWAE = vj.bounds.elbo, vj.bounds.iwae
 LOCAL, TOP = vj.gradients.local_expectation, vj.gradients.top_states
@@ -123,3 +124,47 @@ def test_refusals(key):
         run(TOP(IWAE, states=1), choice)
     with pytest.raises(ValueError, match="given the earlier ones"):
         run(LOCAL(ELBO), {"a": bits, "b": lambda z: bits})
+
+
+@with_closed_forms(linear=True)
+def minus_mean(log_w):
+    return -jnp.mean(log_w, 0)
+
+
+@with_closed_forms(linear=True)
+def plain_sum(log_w):
+    return jnp.sum(log_w, 0)
+
+
+@pytest.mark.usefixtures("unchecked", "loose_ranks")
+@pytest.mark.slow
+def test_a_linear_bound_that_is_no_mean_has_its_own_gradient(key):
+    """Minus the mean, and a sum: score and local expectations follow the bound; those that need the mean refuse."""
+    case, k = problems.HOT, 2
+    for bound in (minus_mean, plain_sum):
+        objectives = {
+            "score": vj.gradients.score(bound),
+            "local": vj.gradients.local_expectation(bound),
+            "vimco": vj.gradients.vimco(bound),
+        }
+        found = problems.value_and_grads(key, case, objectives, k, 20_000)
+        assert_mean(found, problems.truths(case, objectives, bound, k), detects=0.4)
+        with pytest.raises(ValueError, match="use bounds.elbo"):
+            vj.gradients.disarm(bound)(key, lambda z: z.sum(-1), problems.Bits(jnp.zeros((1, 2))), num_samples=2)
+
+
+@pytest.mark.usefixtures("unchecked", "loose_ranks")
+@pytest.mark.slow
+def test_a_mean_with_weights_keeps_them(key):
+    """Known or traced while tracing: the weighted mean of independent draws has the elbo's gradient, exactly in mean."""
+    weights = jnp.array([0.5, 0.1, 0.1, 0.2, 0.1])
+
+    def by_vmap(w):
+        return vj.gradients.score(partial(ELBO, weights=w))
+
+    objectives = {"known": by_vmap(weights), "local": vj.gradients.local_expectation(partial(ELBO, weights=weights))}
+    found = problems.value_and_grads(key, problems.HOT, objectives, 5, 20_000)
+    assert_mean(found, problems.truths(problems.HOT, objectives), detects=0.4)
+    bits = problems.Bits(jnp.zeros((1, 2)))
+    traced = jax.jit(lambda w: by_vmap(w)(key, lambda z: z.sum(-1), bits, num_samples=5).value)(weights)
+    np.testing.assert_allclose(traced, by_vmap(weights)(key, lambda z: z.sum(-1), bits, num_samples=5).value, rtol=1e-5)

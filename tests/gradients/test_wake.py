@@ -166,12 +166,16 @@ def test_sleep_at_the_posterior_has_no_mean_slope(key):
     assert_mean({"q": found}, {"q": np.zeros(3)}, detects=0.03)
 
 
-def test_sleep_refuses(key, unchecked):
+def test_sleep_refuses(key, loose_ranks, unchecked):
     with pytest.raises(TypeError, match="typed key"):
         sleep(jnp.zeros(2, jnp.uint32), generate(0.5), lambda x: Coin(x), num_samples=2)
     with pytest.raises(ValueError, match="num_samples"):
         sleep(key, generate(0.5), lambda x: Coin(x), num_samples=0)
     with pytest.raises(TypeError, match="sample_and_log_prob"):
         sleep(key, generate(0.5), lambda x: x, num_samples=2)
+    with pytest.raises((ValueError, TypeError), match="must agree"):
+        sleep(key, lambda k: (jnp.zeros(3), jnp.zeros((3, 1))), lambda x: distrax.Normal(x, 1.0), num_samples=2)
+    with pytest.raises((ValueError, TypeError), match="pair"):
+        sleep(key, lambda k: jnp.zeros(3), lambda x: distrax.Normal(x, 1.0), num_samples=2)
     dict_of_leaves = lambda key: (jnp.zeros(()), {"a": jnp.int32(1)})  # noqa: E731
     assert sleep(key, dict_of_leaves, lambda x: {"a": Die(jnp.zeros(3))}, num_samples=2) == -jnp.log(3.0)

@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import distrax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -134,3 +135,47 @@ def test_memory_does_not_grow_with_draws(key):
     few, many, whole = compiled(200, 100), compiled(4000, 100), compiled(4000, None)
     assert many - few < 4000 * 4 * 20  # twenty numbers for each draw, where the model makes hundreds
     assert whole > 4 * many  # the control: all at once it does grow
+
+
+def parabola(z):
+    return -0.5 * (z - 1.0) ** 2
+
+
+@pytest.mark.usefixtures("loose_ranks")
+@pytest.mark.parametrize("chunk_size", [2, 4])
+def test_chunks_pass_jax_own_checks(chunk_size, key):
+    def log_joint(z):
+        return parabola(z) + distrax.Normal(jnp.tanh(z), 1.0).log_prob(1.0)
+
+    def loss(m, c):
+        q = distrax.Normal(m, 1.0)
+        return vj.gradients.dreg(vj.bounds.iwae)(key, log_joint, q, num_samples=4, chunk_size=c).value
+
+    with jax.debug_key_reuse(True):
+        found = jax.jit(jax.grad(partial(loss, c=chunk_size)))(0.3)
+    np.testing.assert_allclose(found, jax.grad(partial(loss, c=None))(0.3), rtol=1e-5)
+
+
+@pytest.mark.usefixtures("loose_ranks")
+def test_an_empty_batch_is_empty_in_chunks_too(key):
+    q = distrax.Normal(jnp.zeros(0), 1.0)
+    for name in ("reparam", "dreg", "score", "vimco"):
+        gradient = getattr(vj.gradients, name)
+        assert gradient(vj.bounds.iwae)(key, parabola, q, num_samples=4, chunk_size=3).value.shape == (0,)
+
+
+@pytest.mark.usefixtures("loose_ranks")
+@pytest.mark.parametrize("n", some([1, 2], "2"))
+def test_chunks_do_not_stall_in_half_precision(n, key):
+    """Four thousand small terms, one at a time: summed in bfloat16 they would stop at a sixth."""
+    one = jnp.ones(n, jnp.bfloat16)
+
+    def value(t, size):
+        def target(z):
+            return -0.5 * (z - t) ** 2
+
+        q = distrax.Normal(0.5 * one, one)
+        return vj.gradients.dreg(vj.bounds.elbo)(key, target, q, num_samples=4000, chunk_size=size).value.sum()
+
+    whole, single = (jax.grad(value)(jnp.bfloat16(-1), size) for size in (None, 1))
+    np.testing.assert_allclose(np.float32(single), np.float32(whole), rtol=0.05)

@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import distrax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -152,3 +153,20 @@ def test_slopes_of_a_traced_power(key):
         return objective(key, partial(log_joint, params, data, 1.0), q, num_samples=7, chunk_size=size).value[0]
 
     assert_close(*(jax.grad(partial(run, size=s))(jnp.float32(0.4)) for s in (3, None)))
+
+
+@pytest.mark.usefixtures("loose_ranks")
+@pytest.mark.slow
+def test_infinite_weights_have_no_slope_in_one_pass(key):
+    def slope(bound, spike, size):
+        def target(z):
+            return jnp.where(z > 0, spike, -(z**2))
+
+        def value(m):
+            q = distrax.Normal(m, 1.0)
+            return vj.gradients.reparam(bound)(key, target, q, num_samples=8, chunk_size=size).value[0]
+
+        return jax.grad(value)(jnp.zeros(1))
+
+    for bound, spike in ((vj.bounds.iwae, jnp.inf), (partial(vj.bounds.renyi, alpha=2.0), -jnp.inf)):
+        np.testing.assert_array_equal(slope(bound, spike, 3), slope(bound, spike, None))

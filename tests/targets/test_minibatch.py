@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import distrax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -122,3 +123,15 @@ def test_no_function_around_it_hides_it_from_a_bound(key):
         fitting.pathfinder(key, lambda z: terms(z[0]), jnp.zeros(1), num_samples=8)
     with pytest.raises(ValueError, match="inside another function"):
         vj.targets.collapse_gaussian(lambda z, b: terms(z) - b**2, jnp.zeros(()))[0](z)
+
+
+@pytest.mark.usefixtures("loose_ranks")
+def test_a_keyed_minibatch_stays_a_minibatch(key):
+    def parabola(z):
+        return -0.5 * (z - 1.0) ** 2
+
+    plain = vj.targets.minibatch(parabola, lambda z: jnp.stack([parabola(z)]), num_data=9)
+    keyed = vj.targets.keyed(partial(lambda target, key, z: target(z), plain))
+    with pytest.raises(ValueError, match="linear"):
+        vj.gradients.reparam(vj.bounds.iwae)(key, plain, distrax.Normal(0.0, 1.0), num_samples=2)
+    assert keyed(jnp.array(0.3), key=key) == plain(jnp.array(0.3))

@@ -93,3 +93,12 @@ def test_refusals(key):
         run(num_keys=1)
     with pytest.raises(TypeError, match="batch_size must be a Python int"):
         run(batch_size=2.5)
+
+
+def test_moments_in_half_precision_do_not_stall(key):
+    def noisy(key, p):
+        return p * (1 + jax.random.normal(key).astype(p.dtype))
+
+    found = gradient_moments(key, noisy, jnp.array(1.0, jnp.bfloat16), num_keys=100_000)
+    np.testing.assert_allclose(found.sd, 1.0, rtol=0.02)
+    np.testing.assert_allclose(found.mean, 1.0, rtol=0.02)
