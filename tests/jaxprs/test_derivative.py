@@ -42,6 +42,10 @@ SMOOTH = {
         1
     ],
     "square root and clip": lambda e, p: jnp.clip(jnp.sqrt(p) * e, -3, 3),
+    "half precision": lambda e, p: (p * e).astype(jnp.float16).astype(jnp.float32) + p.astype(jnp.bfloat16),
+    "reduced to bfloat16": lambda e, p: jax.lax.reduce_precision(p * e, 8, 7),
+    "reduced to float16": lambda e, p: jax.lax.reduce_precision(p * e, 5, 10),
+    "printed": lambda e, p: (jax.debug.print("{}", p), jax.debug.callback(lambda p: None, p), p * e)[2],
     "remat": lambda e, p: jax.checkpoint(lambda p: jnp.sin(p) * e)(p),
 }
 BROKEN = {
@@ -62,6 +66,11 @@ BROKEN = {
     "inside jit": (jax.jit(lambda e, p: jnp.floor(p) + e), "floor"),
     "inside scan": (lambda e, p: jax.lax.scan(lambda c, x: (c + jnp.floor(x), c), 0.0, p)[1] + e, "floor"),
     "inside vmap": (lambda e, p: jax.vmap(lambda e, p: (e < p).astype(jnp.float32))(e, p), "lt"),
+    "float8": (lambda e, p: (p * e).astype(jnp.float8_e4m3fn).astype(jnp.float32), "cast"),
+    "float4": (lambda e, p: (p * e).astype(jnp.float4_e2m1fn).astype(jnp.float32), "cast"),
+    "one bit of mantissa": (lambda e, p: jax.lax.reduce_precision(p * e, 5, 1), "reduce_precision"),
+    "half a bfloat16": (lambda e, p: jax.lax.reduce_precision(p * e, 8, 6), "reduce_precision"),
+    "three bits of exponent": (lambda e, p: jax.lax.reduce_precision(p * e, 3, 10), "reduce_precision"),
     "stopped": (lambda e, p: jax.lax.stop_gradient(p) + e, "stop_gradient"),
 }
 

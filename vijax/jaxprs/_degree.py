@@ -114,7 +114,7 @@ def _blamed(several: Sequence[Degree], primitive: str) -> Degree:
 
 
 def _choose(which: Degree, cases: Sequence[Degree], name: str) -> Degree:
-    return _join(cases, name) if which is FREE else _blamed([which, *cases], name)
+    return _join(cases, name) if which is FREE else _blamed([*cases, which], name)
 
 
 def _opaque(name: str, several: Sequence[Degree]) -> Degree:

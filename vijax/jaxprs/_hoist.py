@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.extend import core
 from jaxtyping import Array
 
-from vijax.jaxprs._interpreter import trace
+from vijax.jaxprs._interpreter import is_reference, trace
 from vijax.types import PyTree
 
 
@@ -21,8 +21,11 @@ def hoist(
 
     Returns:
         (parameters, others, *args) -> result; the parameters; the others; and the result's shapes.
+
+    Raises:
+        ValueError: for a function that closes over a mutable reference.
     """
-    closed, shape = trace(function, *args)
+    closed, shape = _without_references(function, *args)
     jaxpr, tree = closed.jaxpr, jax.tree.structure(shape)
     is_parameter = [jnp.issubdtype(jnp.result_type(c), jnp.inexact) for c in closed.consts]
     pairs = list(zip(closed.consts, is_parameter, strict=True))
@@ -73,8 +76,21 @@ def stopped(function: Callable[..., PyTree], *args: PyTree) -> tuple[Callable[..
 
     Returns:
         The stopped function, and the closed jaxpr for further questions of the same trace.
+
+    Raises:
+        ValueError: for a function that closes over a mutable reference.
     """
-    closed, shape = trace(function, *args)
+    closed, shape = _without_references(function, *args)
     consts = [jax.lax.stop_gradient(c) for c in closed.consts]
     call, tree = core.jaxpr_as_fun(core.ClosedJaxpr(closed.jaxpr, consts)), jax.tree.structure(shape)
     return lambda *args: jax.tree.unflatten(tree, call(*jax.tree.leaves(args))), closed
+
+
+def _without_references(function: Callable[..., PyTree], *args: PyTree) -> tuple[core.ClosedJaxpr, PyTree]:
+    closed, shape = trace(function, *args)
+    if any(is_reference(variable) for variable in closed.jaxpr.constvars):
+        raise ValueError(
+            "a function that is evaluated in chunks, or with its parameters held fixed, closes over a mutable "
+            "reference, of which nobody can tell what it holds: read it before, and close over the value ref[...]."
+        )
+    return closed, shape

@@ -125,9 +125,14 @@ def shape_of(variable: Any) -> tuple[int, ...]:
     return getattr(variable.aval, "shape", ())
 
 
+def is_reference(variable: Any) -> bool:
+    """Whether a variable of a jaxpr is a mutable reference."""
+    return "Ref" in type(variable.aval).__name__
+
+
 def touches_reference(eqn: core.JaxprEqn) -> bool:
     """Whether an equation makes, reads or writes a mutable reference. All that do have effects."""
-    return bool(eqn.effects) and any("Ref" in type(v.aval).__name__ for v in (*eqn.invars, *eqn.outvars))
+    return bool(eqn.effects) and any(map(is_reference, (*eqn.invars, *eqn.outvars)))
 
 
 def _hidden(jaxpr: core.Jaxpr) -> str | None:
