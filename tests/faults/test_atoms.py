@@ -1,0 +1,74 @@
+"""A2: the values of a discrete q move with a parameter, a derivative that a score alone does not see."""
+
+import distrax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tensorflow_probability.substrates import jax as tfp
+
+import vijax as vj
+from tests.faults.judging import G, Own, assert_right_or_refused, case, parabola
+
+pytestmark = pytest.mark.usefixtures("loose_ranks", "unchecked", "x64")
+PARAMETERS = np.array([0.4, -0.5, 2.2])  # the log-odds of the first value, and two values
+
+
+def logits(p):
+    return jax.nn.log_softmax(jnp.stack([p[0], 0 * p[0]]))
+
+
+def finite_discrete(p):
+    return vj.families.adapt(tfp.distributions.FiniteDiscrete(p[1:], logits=jnp.stack([p[0], 0 * p[0]])))
+
+
+def codebook(p):
+    nearest = lambda p, z: logits(p)[jnp.argmin(jnp.abs(p[1:] - z[..., None]), -1)]
+    return Own(p, lambda p, key: p[1:][jax.random.categorical(key, logits(p))], nearest)
+
+
+def affine_bernoulli(p):
+    """Return p[2] where a Bernoulli draw is 0, and p[1] where it is 1."""
+
+    def draw(p, key):
+        bit = (jax.random.uniform(key) < jax.nn.sigmoid(p[0])).astype(float)
+        return p[2] + (p[1] - p[2]) * bit
+
+    def log_prob(p, z):
+        bit = jnp.round((z - p[2]) / (p[1] - p[2]))
+        return bit * jax.nn.log_sigmoid(p[0]) + (1 - bit) * jax.nn.log_sigmoid(-p[0])
+
+    return Own(p, draw, log_prob)
+
+
+def truth():
+    first = 1 / (1 + np.exp(-PARAMETERS[0]))
+    weights = np.array([first, 1 - first])
+    log_w = -0.25 * (PARAMETERS[1:] - 1) ** 2 - np.log(weights)
+    return np.array([(log_w[0] - log_w[1]) * first * (1 - first), *(-0.5 * weights * (PARAMETERS[1:] - 1))])
+
+
+KINDS = {
+    "FiniteDiscrete": (finite_discrete, PARAMETERS, truth()),
+    "codebook": (codebook, PARAMETERS, truth()),
+    "affine Bernoulli": (affine_bernoulli, PARAMETERS, truth()),
+    "Deterministic": (distrax.Deterministic, 0.4, -0.5 * (0.4 - 1)),
+}
+ESTIMATORS = ("reparam", "dreg", "score", "vimco", "auto")
+REFUSED = {"reparam", "dreg"}
+SLOW = {("codebook", "vimco"), ("codebook", "dreg"), ("affine Bernoulli", "auto"), ("affine Bernoulli", "dreg")}
+
+
+def cells():
+    for kind in KINDS:
+        for name in ESTIMATORS:
+            right = name in REFUSED or (kind, name) == ("Deterministic", "auto")
+            reason = "" if right else "A2: the derivative of q's values is dropped"
+            yield case(kind, name, name=f"{kind}, {name}", reason=reason, slow=name == "score" or (kind, name) in SLOW)
+
+
+@pytest.mark.parametrize(("kind", "name"), list(cells()))
+def test_atoms_that_move_are_right_or_refused(kind, name):
+    build, parameters, expected = KINDS[kind]
+    objective = getattr(G, name)(vj.bounds.elbo)
+    assert_right_or_refused(objective, parabola, build, jnp.asarray(parameters), expected, sees=0.2)

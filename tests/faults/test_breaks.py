@@ -1,0 +1,100 @@
+"""A5: derivatives that are missing or not the draw's own, and pass for smooth."""
+
+import math
+
+import distrax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import vijax as vj
+from tests.faults.judging import G, Own, assert_right_or_refused, case, parabola
+
+pytestmark = pytest.mark.usefixtures("loose_ranks", "unchecked", "x64")
+
+# --- a Bernoulli draw of log-odds .4 whose step is out of sight
+
+
+def bernoulli(p, z):
+    return z * jax.nn.log_sigmoid(p) + (1 - z) * jax.nn.log_sigmoid(-p)
+
+
+def through_a_ref(p, key):
+    box = jax.new_ref(jnp.zeros(()))
+    box[...] = (jax.random.uniform(key) < jax.nn.sigmoid(p)).astype(float)
+    return box[...]
+
+
+@jax.custom_jvp
+def step(x):
+    return (x > 0).astype(float)
+
+
+step.defjvps(lambda t, out, x: t * jax.nn.sigmoid(x) * jax.nn.sigmoid(-x))
+
+
+def straight_through(p, key):
+    return step(p + jax.random.logistic(key))
+
+
+def bernoulli_truth(p=0.4):
+    one = 1 / (1 + math.exp(-p))
+    return (0.0 - math.log(one) + 0.25 + math.log(1 - one)) * one * (1 - one)
+
+
+# --- a Gaussian of mean .3 and scale .8, of which a part is cut off
+
+
+def gaussian(p, z):
+    return distrax.Normal(p[0], p[1]).log_prob(z)
+
+
+def stopped_scale(p, key):
+    return p[0] + jax.lax.stop_gradient(p[1]) * jax.random.normal(key)
+
+
+def reduced(p, key):
+    return jax.lax.reduce_precision(p[0] + p[1] * jax.random.normal(key), 5, 1)
+
+
+def float8(p, key):
+    return (p[0] + p[1] * jax.random.normal(key)).astype(jnp.float8_e5m2).astype(float)
+
+
+ONE, TWO = 0.4, np.array([0.3, 0.8])
+GAUSSIAN_TRUTH = np.array([-0.5 * (0.3 - 1), 1 / 0.8 - 0.5 * 0.8])
+KINDS = {
+    "a mutable ref": (through_a_ref, bernoulli, ONE, bernoulli_truth()),
+    "a straight-through custom_jvp": (straight_through, bernoulli, ONE, bernoulli_truth()),
+    "a stopped scale": (stopped_scale, gaussian, TWO, GAUSSIAN_TRUTH),
+    "reduce_precision": (reduced, gaussian, TWO, GAUSSIAN_TRUTH),
+    "a cast to float8": (float8, gaussian, TWO, GAUSSIAN_TRUTH),
+}
+PATHS = ("reparam", "dreg", "auto")
+
+
+def cells():
+    for kind in KINDS:
+        for name in PATHS:
+            reason = "A5: trusted where the derivative is not the draw's"
+            yield case(kind, name, name=f"{kind}, {name}", reason=reason, slow=name == "auto")
+    for kind in ("a mutable ref", "a straight-through custom_jvp"):
+        for name in ("score", "vimco"):
+            yield case(kind, name, name=f"{kind}, {name}", slow=name == "score")
+
+
+@pytest.mark.parametrize(("kind", "name"), list(cells()))
+@pytest.mark.skipif(not hasattr(jax, "new_ref"), reason="this JAX has no mutable refs of that name")
+def test_a_hidden_break_is_right_or_refused(kind, name):
+    draw, log_prob, parameters, truth = KINDS[kind]
+    hard = log_prob is bernoulli  # its truth is small
+    assert_right_or_refused(
+        getattr(G, name)(vj.bounds.elbo),
+        parabola,
+        lambda p: Own(p, draw, log_prob),
+        jnp.asarray(parameters),
+        truth,
+        sees=0.03 if hard else 0.1,
+        keys=400_000 if kind.startswith("a straight") and name != "dreg" else 40_000,
+    )

@@ -1,0 +1,129 @@
+"""A7 and A8: second derivatives, and a derivative removed with the -inf that it was guarding."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.scipy.stats import norm
+
+import vijax as vj
+from tests.bare import Gauss
+from tests.faults.judging import G, case, refusal
+
+pytestmark = pytest.mark.usefixtures("loose_ranks", "unchecked", "x64")
+C = vj.targets.constraints
+Y = np.array([0.3, -0.4, 0.5])
+TWICE = "A7: the derivative's own derivative is that of a stopped value"
+
+# --- A7: the Hessian of what a constraint makes, against differences of its gradient
+
+CONSTRAINTS = {
+    "interval(low=0)": (C.interval(low=0.0), Y),
+    "interval(high=1)": (C.interval(high=1.0), Y),
+    "interval(0, 1)": (C.interval(0.0, 1.0), Y),
+    "positive": (C.positive, Y),
+    "affine": (C.affine(1.0, 2.0), Y),
+    "ordered": (C.ordered, Y),
+    "simplex": (C.simplex, Y),
+    "cholesky_correlation": (C.cholesky_correlation, Y),
+    "cholesky_covariance": (C.cholesky_covariance, Y),
+}
+
+
+def hessian_and_differences(f, x, step=1e-5):
+    x = jnp.asarray(x)
+    slope, moved = jax.grad(f), step * jnp.eye(x.size)
+    differences = (jax.vmap(slope)(x + moved) - jax.vmap(slope)(x - moved)) / (2 * step)
+    return jax.hessian(f)(x), differences
+
+
+TWICE_RIGHT = {"positive", "affine", "cholesky_covariance"}
+FAST = {"positive", "interval(low=0)", "ordered"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [case(n, name=n, reason="" if n in TWICE_RIGHT else TWICE, slow=n not in FAST) for n in CONSTRAINTS],
+)
+def test_a_constraint_is_differentiable_twice(name):
+    constraint, y = CONSTRAINTS[name]
+
+    def value(y):
+        z, log_slope = constraint.forward(y)
+        return jnp.sum(jnp.sin(z + 0.1 * z**2)) + jnp.sum(log_slope)
+
+    hessian, differences = jax.jit(lambda y: hessian_and_differences(value, y))(y)
+    np.testing.assert_allclose(hessian, differences, atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.xfail(strict=True, raises=AssertionError, reason=TWICE)
+def test_the_laplace_approximation_of_a_transformed_target():
+    """5 log p + 2 log(1 - p) at p = σ(y) with its Jacobian: 6 log p + 3 log(1 - p), curvature 9 p (1 - p) = 2."""
+    target = vj.targets.transform(lambda z: 5 * jnp.log(z["p"]) + 2 * jnp.log1p(-z["p"]), {"p": C.interval(0.0, 1.0)})
+    params = vj.families.laplace(target.log_joint).init(jax.random.key(0), {"p": jnp.array(0.0)})
+    np.testing.assert_allclose(jnp.exp(params["log_scale"]["p"]), 2**-0.5, rtol=1e-5)
+
+
+# --- A7: Hessians of surrogates, which docstrings call meaningless: right or refused
+
+SCALE = 0.6
+
+
+def elbo_hessian(p):
+    """E of -.25 (z - 1)² under N(p, .6), and its entropy: -.5 in p. With sin z: less E sin z."""
+    return -0.5 - jnp.sin(p) * jnp.exp(-0.5 * SCALE**2)
+
+
+ESTIMATORS = {name: getattr(G, name)(vj.bounds.elbo) for name in ("reparam", "dreg", "score", "vimco", "auto")}
+
+
+@pytest.mark.parametrize(
+    "name", [case(n, name=n, reason="" if n in ("reparam", "auto") else TWICE) for n in ESTIMATORS]
+)
+def test_the_hessian_of_an_objective_is_right_or_refused(name):
+    def value(p, key):
+        q = Gauss(p, jnp.log(SCALE))
+        return ESTIMATORS[name](key, lambda z: -0.25 * (z - 1) ** 2 + jnp.sin(z), q, num_samples=4).value
+
+    run = jax.jit(jax.vmap(jax.hessian(value), (None, 0)))
+    found = []
+    if refusal(lambda: found.append(run(jnp.float64(0.3), jax.random.split(jax.random.key(0), 20_000)))) is None:
+        error = np.std(found[0]) / len(found[0]) ** 0.5 + 1e-9
+        assert abs(np.mean(found[0]) - elbo_hessian(0.3)) < 6 * error
+        assert error < 0.1
+
+
+# --- A8: the slope at a weight of zero
+
+LOG_W = np.array([-0.96, -1.16, -2.36])
+WEIGHTS = np.array([0.0, 0.5, 0.5])
+SLOPES = np.exp(LOG_W) / np.sum(WEIGHTS * np.exp(LOG_W))
+
+
+@pytest.mark.xfail(strict=True, raises=AssertionError, reason="A8: removed with the -inf it was guarding")
+def test_the_slope_at_a_weight_of_zero():
+    slope = jax.grad(lambda w: vj.numerics.log_mean_exp(jnp.asarray(LOG_W), weights=w))(jnp.asarray(WEIGHTS))
+    np.testing.assert_allclose(slope, SLOPES, rtol=1e-6)
+
+
+def test_the_slope_at_other_weights():
+    """The control: the weights that are not zero."""
+    slope = jax.grad(lambda w: vj.numerics.log_mean_exp(jnp.asarray(LOG_W), weights=w))(jnp.asarray(WEIGHTS))
+    np.testing.assert_allclose(slope[1:], SLOPES[1:], rtol=1e-6)
+
+
+@pytest.mark.parametrize("bound", ["elbo", "iwae"])
+@pytest.mark.xfail(strict=True, raises=AssertionError, reason="A8: removed with the -inf it was guarding")
+def test_the_slope_of_a_bound_at_a_weight_of_zero(bound):
+    """The same through `weights=`, against differences on the side of weights that are not negative."""
+    value = lambda w: getattr(vj.bounds, bound)(jnp.asarray(LOG_W), weights=w)
+    step = 1e-7 * np.array([1.0, 0.0, 0.0])
+    expected = (value(jnp.asarray(WEIGHTS + step)) - value(jnp.asarray(WEIGHTS))) / 1e-7
+    np.testing.assert_allclose(jax.grad(value)(jnp.asarray(WEIGHTS))[0], expected, rtol=1e-5)
+
+
+def test_log_of_a_weight_of_zero_is_the_users():
+    """What no library can undo, and `weights=` is the cure for: a mixture's own log(w) has an infinite slope there."""
+    slope = jax.grad(lambda w: jax.nn.logsumexp(jnp.log(w) + norm.logpdf(LOG_W)))(jnp.asarray(WEIGHTS))
+    assert not np.isfinite(slope[0])
