@@ -10,8 +10,8 @@ from jax.scipy.stats import norm
 import vijax as vj
 from tests.bare import Gauss
 from tests.marks import some
-from vijax import engine
 from tests.problems import assert_close
+from vijax import engine
 
 pytestmark = pytest.mark.usefixtures("loose_ranks")  # Flax adds biases by NumPy's promotion
 
