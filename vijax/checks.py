@@ -123,25 +123,6 @@ def log_densities(log_p: Any, log_q: Any, z: Any, names: tuple[str, str] = ("log
     )
 
 
-def batch_leads(z: Any, log_q: Any) -> None:
-    """Refuse draws whose leaves do not begin with q's batch axes, which a gate for each member of the batch needs."""
-    for name, leaf in named_leaves(z):
-        if jnp.shape(leaf)[: log_q.ndim] != log_q.shape:
-            raise ValueError(
-                f"each leaf of a draw must begin with q's batch shape {log_q.shape[1:]}; leaf '{name}' is "
-                f"{jnp.shape(leaf)[1:]}. Use gradients.reparam, or give q that batch shape."
-            )
-
-
-def rows(others: Any, log_w: Any, bound: Any) -> None:
-    """Refuse a bound whose value without each draw is not one number for each draw."""
-    if jnp.shape(others) != log_w.shape:
-        raise ValueError(
-            f"{describe(bound)} without each draw has shape {jnp.shape(others)}, expected {log_w.shape}: a bound maps "
-            "[k, *batch] to [*batch] for any k."
-        )
-
-
 def named_leaves(z: Any) -> list[tuple[str, Any]]:
     """Return the leaves of a pytree with names a person would use; a bare array is called z."""
     paths = jax.tree_util.tree_leaves_with_path(z)

@@ -7,7 +7,7 @@ from vijax.engine._chunks import chunked
 from vijax.engine._evaluate import Plan, evaluate, plan, split
 from vijax.engine._objective import Estimator, Evaluated, OnePass, Strategy, estimate, make_objective
 from vijax.engine._one_pass import one_pass
-from vijax.engine._refusals import CURE, densities_disagree
+from vijax.engine._refusals import CURE, densities_disagree, not_one_value_per_draw
 from vijax.engine._request import Needs, Request, admit, is_mean, require, require_log_joint, stopped_log_prob
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "evaluate",
     "is_mean",
     "make_objective",
+    "not_one_value_per_draw",
     "one_pass",
     "plan",
     "require",

@@ -114,3 +114,19 @@ def densities_disagree(path_log_q: Any, log_q: Any) -> ValueError:
 def wrong_shape_of_bound(log_q: Any, value: Any) -> ValueError:
     """A bound whose value is not [*batch]."""
     return ValueError(f"a bound maps [k, *batch] to [*batch]: from {log_q.shape} this one made {value.shape}.")
+
+
+def not_one_value_per_draw(bound: Any, others: Any, log_w: Any) -> ValueError:
+    """A bound whose value without each draw is not one number for each draw."""
+    return ValueError(
+        f"{checks.describe(bound)} without each draw has shape {others.shape}, expected {log_w.shape}: a bound maps "
+        "[k, *batch] to [*batch] for any k."
+    )
+
+
+def leaf_without_batch(name: str, shape: tuple[int, ...], batch: tuple[int, ...]) -> ValueError:
+    """A draw whose leaf does not begin with q's batch axes, where each member of the batch has a gate."""
+    return ValueError(
+        f"each leaf of a draw must begin with q's batch shape {batch}; leaf '{name}' is {shape}. Use "
+        "gradients.reparam, or give q that batch shape."
+    )

@@ -123,6 +123,14 @@ class Request:
         """Return the draws of some seeds and log q of them, with a leading axis."""
         return jax.vmap(lambda seed: self.draw.sample(seed, self.q))(seeds.draw)
 
+    def sample_members(self, seeds: Plan) -> tuple[PyTree, Array]:
+        """Return draws as `sample` does; refuse leaves that do not begin with q's batch axes."""
+        z, log_q = self.sample(seeds)
+        for name, leaf in checks.named_leaves(z):
+            if jnp.shape(leaf)[: log_q.ndim] != log_q.shape:
+                raise refusals.leaf_without_batch(name, jnp.shape(leaf)[1:], log_q.shape[1:])
+        return z, log_q
+
     def evaluate(self, z: PyTree, log_q: Array, seeds: Plan) -> tuple[Array, PyTree]:
         """Return log p of draws, [k, *batch], and the auxiliary output."""
         known, beyond_mean = self.target, self.beyond_mean

@@ -69,8 +69,7 @@ def _carried(request: Request, prior: Any, carry: Callable[[PyTree], PyTree]) ->
     bound = request.bound
 
     def evaluate(seeds: Plan) -> Evaluated:
-        z, log_q = request.sample(seeds)
-        checks.batch_leads(z, log_q)
+        z, log_q = request.sample_members(seeds)
         _refuse_jumps(carry, jax.tree.map(lambda leaf: leaf[0], z))
         stopped = jax.lax.stop_gradient(z)
         path_log_q = request.stopped_log_prob(stopped)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from vijax import checks, draws
+from vijax import draws
 from vijax.engine import (
     Estimator,
     Evaluated,
@@ -161,7 +161,7 @@ def _linear(request: Request) -> Strategy:
     """Without curvature the path gets B'ₖ itself: one evaluation, q's score dropped."""
 
     def evaluate(seeds: Plan) -> Evaluated:
-        z, log_q = _sample(request, seeds)
+        z, log_q = request.sample_members(seeds)
         (log_p, log_q), aux = _weigh(request, z, log_q, seeds)
         return Evaluated(log_p, log_q, z, aux)
 
@@ -175,7 +175,7 @@ def _gated_in_two_evaluations(request: Request, gate: Gate) -> Strategy:
     """
 
     def evaluate(seeds: Plan) -> Evaluated:
-        z, log_q = _sample(request, seeds)
+        z, log_q = request.sample_members(seeds)
         log_p, _ = request.evaluate(jax.lax.stop_gradient(z), log_q, seeds)
         gated = scale_gradient(z, jax.lax.stop_gradient(gate(log_p - log_q)))
         (log_p, log_q), aux = _weigh(request, gated, log_q, seeds)
@@ -188,7 +188,7 @@ def _gated_in_one_evaluation(request: Request, gate: Gate) -> Strategy:
     """Evaluate the model once; the gate comes back to the draws with the cotangents."""
 
     def evaluate(seeds: Plan) -> Evaluated:
-        z, log_q = _sample(request, seeds)
+        z, log_q = request.sample_members(seeds)
         gated, token = _receive(z, jnp.zeros_like(log_q))
         (log_p, log_q), aux = _weigh(request, gated, log_q, seeds)
         return Evaluated(log_p, log_q, z, aux, token)
@@ -201,7 +201,7 @@ def _ungated(request: Request) -> Strategy:
     bound, path_bound = request.bound, request.path_bound
 
     def evaluate(seeds: Plan) -> Evaluated:
-        z, log_q = _sample(request, seeds)
+        z, log_q = request.sample_members(seeds)
         log_p_of_model, _ = request.evaluate(jax.lax.stop_gradient(z), log_q, seeds)
         (log_p, log_q), aux = _weigh(request, z, log_q, seeds)
         return Evaluated(log_p, log_q, z, aux, log_p_of_model)
@@ -222,12 +222,6 @@ def _ungated(request: Request) -> Strategy:
 # --- what the doubly reparameterized strategies share
 
 
-def _sample(request: Request, seeds: Plan) -> tuple[PyTree, Array]:
-    z, log_q = request.sample(seeds)
-    checks.batch_leads(z, log_q)
-    return z, log_q
-
-
 def _weigh(request: Request, z: PyTree, log_q: Array, seeds: Plan) -> tuple[tuple[Array, Array], PyTree]:
     """Return log p and log q, the latter with the derivative that passes through z alone, and aux."""
     path_log_q = request.stopped_log_prob(z)(z)
@@ -246,13 +240,10 @@ def _value_of(request: Request) -> Callable[[Array, Array, Any], Array]:
 
 
 def _one_pass(request: Request) -> OnePass:
-    def sample(seeds: Plan) -> tuple[PyTree, Array]:
-        return _sample(request, seeds)
-
     def weigh(z: PyTree, log_q: Array, seeds: Plan) -> tuple[tuple[Array, Array], PyTree]:
         return _weigh(request, z, log_q, seeds)
 
-    return OnePass(sample, weigh, gated=True)
+    return OnePass(request.sample_members, weigh, gated=True)
 
 
 # --- slopes of a bound that brings no closed form of its own

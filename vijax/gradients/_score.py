@@ -8,7 +8,16 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike
 
 from vijax import checks, draws
-from vijax.engine import Estimator, Evaluated, Needs, Plan, Request, Strategy, make_objective
+from vijax.engine import (
+    Estimator,
+    Evaluated,
+    Needs,
+    Plan,
+    Request,
+    Strategy,
+    make_objective,
+    not_one_value_per_draw,
+)
 from vijax.numerics import with_score
 from vijax.types import Bound, ClosedForms, Objective, keywords
 
@@ -127,7 +136,8 @@ def left_out(request: Request, log_w: Array) -> Array:
     """Return B - B₋ₖ for each draw, [k, *batch], stopped."""
     bound, log_w = request.bound, jax.lax.stop_gradient(log_w)
     others = without_each(bound, request.forms, log_w)
-    checks.rows(others, log_w, bound)
+    if jnp.shape(others) != log_w.shape:
+        raise not_one_value_per_draw(bound, others, log_w)
     # Others that are all impossible offer no comparison; 0 in their place depends on no draw, so no
     # bias comes of it.
     return bound(log_w)[None] - jnp.where(jnp.isfinite(others), others, 0.0)
