@@ -18,10 +18,12 @@ PACKAGE = ROOT / "vijax"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 # Who may import whom; a room may always import its own files. DESIGN.md, section 3.
-GROUND = {"types", "numerics"}
+GROUND = {"types", "numerics", "trees", "resampling"}
 MAY_IMPORT = {
     "types": set(),
     "numerics": set(),
+    "trees": {"types"},
+    "resampling": set(),
     "gaussians": GROUND,
     "checks": GROUND,
     "jaxprs": GROUND | {"checks"},

@@ -172,3 +172,11 @@ def _accident(message: str) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
             if len(short) < len(long) and short and long[-1] == 1 and long[-2] == short[-1] > 1:
                 return short, long
     return None
+
+
+def static_count(value: Any, name: str, *, least: int = 1) -> None:
+    """Refuse counts that are not Python ints of at least `least`, known when a function is traced."""
+    if isinstance(value, bool) or not hasattr(value, "__index__") or isinstance(value, jax.core.Tracer):
+        raise TypeError(f"{name} must be a Python int, fixed when the function is traced; got {value!r}.")
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, got {value}.")

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Key
 from vijax import checks
 from vijax.diagnostics._moments import agree
 from vijax.numerics import normalized_weights
+from vijax.resampling import systematic
 from vijax.types import Draws, Estimate, PyTree
 
 
@@ -48,11 +49,6 @@ def predictive(
     agree(z, jnp.zeros(k) if log_w is None else log_w)
     of_order, of_data = jax.random.split(key)
     if log_w is not None:
-        shares = jnp.cumsum(normalized_weights(log_w))
-        places = (jnp.arange(k) + jax.random.uniform(of_order, (), shares.dtype)) / k
-        # Rounding may leave the last share below the last place, whose draw may be impossible: stay below the total.
-        chosen = jnp.searchsorted(
-            shares, jnp.minimum(places * shares[-1], jnp.nextafter(shares[-1], 0.0)), side="right"
-        )
-        z = jax.tree.map(lambda leaf: leaf[jnp.minimum(chosen, k - 1)], z)
+        chosen = systematic(of_order, normalized_weights(log_w), k)
+        z = jax.tree.map(lambda leaf: leaf[chosen], z)
     return jax.vmap(simulate)(jax.random.split(of_data, k), z)
