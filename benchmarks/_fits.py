@@ -15,7 +15,6 @@ from jax import Array
 from jax.scipy.stats import norm
 
 import vijax as vj
-import vijax.fitting
 from benchmarks._peers import peer
 
 LogDensity = Callable[[Array], Array]
@@ -168,7 +167,7 @@ def flow(make: Any, estimator: Any, log_density: LogDensity, y: Array) -> Fit:
 
 def pathfinder(log_density: LogDensity, y: Array) -> Fit:
     """The climb is the fit; nothing is left to advance."""
-    find = lambda key: vj.fitting.pathfinder(key, log_density, y, num_samples=200, steps=100).q  # noqa: E731
+    find = lambda key: vj.solvers.pathfinder(key, log_density, y, num_samples=200, steps=100).q  # noqa: E731
     draw = lambda key, q, n: q.sample_and_log_prob(seed=key, sample_shape=(n,))  # noqa: E731
     return Fit(PATH, find, lambda state, *_: state, draw, ONCE)
 

@@ -32,7 +32,7 @@ from jax.scipy.stats import t as student
 from sklearn.datasets import load_diabetes
 
 import vijax as vj
-from vijax.fitting import maximize
+from vijax.solvers import maximize
 
 in_notebook = "ipykernel" in sys.modules
 small = os.environ.get("VIJAX_SMALL", "0") not in ("", "0")
@@ -432,7 +432,7 @@ both, when_both = vj.targets.enumerate(lambda log_s, c: inner((log_s, c)), years
 
 # %% [markdown]
 # The truth, by hand again: given $c$ and $s$ both halves are Gaussian with a Gaussian mean; a sum over $c$, and one
-# dimension by quadrature. The bounds are fitted by `fitting.maximize`, L-BFGS on the ELBO at fixed draws, and judged
+# dimension by quadrature. The bounds are fitted by `solvers.maximize`, L-BFGS on the ELBO at fixed draws, and judged
 # by Gauss and Hermite.
 
 # %%

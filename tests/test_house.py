@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 import vijax as vj
-import vijax.fitting
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "vijax"
@@ -37,14 +36,15 @@ MAY_IMPORT = {
     ),
     # They evaluate log_joint as objectives do.
     "updates": GROUND | {"jaxprs", "checks", "gaussians", "engine", "draws"},
-    # The outer ring: it may come to import every room, and no room imports it.
-    "fitting": GROUND | {"checks", "diagnostics", "engine", "draws", "bounds", "gradients"},
+    # Outside: no room imports them, nor does one the other.
+    "solvers": GROUND | {"checks", "diagnostics", "engine", "draws", "bounds", "gradients"},
+    "fitting": GROUND | {"checks", "diagnostics"},
 }
 # Optional libraries, and the rooms that may import them, inside a function alone. JAX itself depends on SciPy.
 OPTIONAL = dict.fromkeys(("arviz_stats", "distrax", "flax", "tensorflow_probability"), {"families"}) | {
     "arviz_base": {"diagnostics"},
     "numpyro": {"targets"},
-    "optax": {"fitting", "updates"},
+    "optax": {"fitting", "solvers", "updates"},
     "orbax": {"fitting"},
     "scipy": {"families", "draws"},
     "tqdm": {"fitting"},
@@ -111,6 +111,7 @@ def public():
         "fitting",
         "gradients",
         "sequences",
+        "solvers",
         "targets",
         "testing",
         "updates",

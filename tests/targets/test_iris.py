@@ -9,7 +9,7 @@ from sklearn.datasets import load_iris
 
 import vijax as vj
 from tests import oracles
-from vijax.fitting import maximize
+from vijax.solvers import maximize
 
 minorizers, targets = vj.targets.minorizers, vj.targets
 

@@ -12,7 +12,7 @@ from sklearn.datasets import load_diabetes
 
 import vijax as vj
 from vijax import bounds, draws, families, gradients
-from vijax.fitting import maximize
+from vijax.solvers import maximize
 
 X, Y = (np.asarray(a, np.float64) for a in load_diabetes(return_X_y=True))
 X, Y = (X - X.mean(0)) / X.std(0), (Y - Y.mean()) / Y.std()

@@ -12,7 +12,7 @@ from jax.scipy.stats import norm
 import vijax as vj
 from tests.bare import Gauss
 from tests.statistics import assert_mean
-from vijax import fitting
+from vijax import solvers
 
 DATA = np.linspace(-1.0, 2.0, 12).astype(np.float32)
 
@@ -120,7 +120,7 @@ def test_no_function_around_it_hides_it_from_a_bound(key):
     with pytest.raises(ValueError, match="inside another function"):
         rule.step(key, lambda z: terms(z[0]), state)
     with pytest.raises(ValueError, match="inside another function"):
-        fitting.pathfinder(key, lambda z: terms(z[0]), jnp.zeros(1), num_samples=8)
+        solvers.pathfinder(key, lambda z: terms(z[0]), jnp.zeros(1), num_samples=8)
     with pytest.raises(ValueError, match="inside another function"):
         vj.targets.collapse_gaussian(lambda z, b: terms(z) - b**2, jnp.zeros(()))[0](z)
 

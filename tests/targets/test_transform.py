@@ -10,7 +10,7 @@ from jax.scipy.stats import beta, dirichlet, gamma, norm, poisson
 import vijax as vj
 from tests import oracles
 from tests.bare import Gauss
-from vijax.fitting import maximize
+from vijax.solvers import maximize
 from vijax.targets import constraints as c
 
 # name -> constraint, how many free numbers one value takes (0: it is elementwise), z's free coordinates, whether z is inside

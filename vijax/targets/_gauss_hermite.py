@@ -22,7 +22,7 @@ def gauss_hermite(
 
     For generalised linear models, and Gaussian processes at their data: x = predictor(z) is linear in z, so that each
     xₙ is Gaussian by itself, however many latents there are. As the likelihood of `split` it leaves an ELBO without
-    noise, which `fitting.maximize` climbs to machine precision:
+    noise, which `solvers.maximize` climbs to machine precision:
 
         def bound(params):
             q = family.dist(params)                                    # full_rank(), mean_field() or low_rank(rank=r)

@@ -9,8 +9,8 @@ import pytest
 from jax.scipy.stats import multivariate_normal, norm
 
 import vijax as vj
-from vijax.fitting import Path, Paths, QuasiNewton, multi_pathfinder, pathfinder, scatter
-from vijax.fitting._quasi_newton import History, gaussian, remember
+from vijax.solvers import Path, Paths, QuasiNewton, multi_pathfinder, pathfinder, scatter
+from vijax.solvers._quasi_newton import History, gaussian, remember
 
 D = 5
 RNG = np.random.default_rng(0)

@@ -9,7 +9,7 @@ from jax.scipy.stats import norm
 import vijax as vj
 from tests.statistics import assert_mean
 from vijax.families import full_rank, mean_field
-from vijax.fitting import Maximum, Response, dadvi, dense, linear_response
+from vijax.solvers import Maximum, Response, dadvi, dense, linear_response
 
 COVARIANCE = np.array([[1.0, 0.9, 0.0], [0.9, 1.5, -0.4], [0.0, -0.4, 0.5]])
 MEAN = np.array([1.0, -2.0, 0.5])

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vijax.fitting import Maximum, maximize
+from vijax.solvers import Maximum, maximize
 
 
 def rosenbrock(params):

@@ -1,0 +1,119 @@
+"""Pathfinder: the best of the Gaussians that a climb to the mode passes by."""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Float, Int, Key
+
+from vijax import checks, engine
+from vijax.solvers._path import Problem, climb_to_mode
+from vijax.solvers._quasi_newton import QuasiNewton
+from vijax.types import Draws, LogJoint, PyTree, properties
+
+
+class Path(NamedTuple):
+    """What one climb found.
+
+    Fields:
+        q: the Gaussian of the largest ELBO on the way.
+        draws: fresh draws of it, [num_samples], with log p and log q.
+        elbo: its ELBO, (), from those draws; the largest of `elbos` is an optimist's.
+        elbos: the ELBO of each Gaussian on the way, [steps + 1], the first that of a unit
+            covariance at the start; -inf where it could not be found, and past the end.
+        steps: how many steps were taken, ().
+    """
+
+    q: QuasiNewton
+    draws: Draws
+    elbo: Float[Array, ""]
+    elbos: Float[Array, " path"]
+    steps: Int[Array, ""]
+
+
+def pathfinder(
+    key: Key[Array, ""],
+    log_joint: LogJoint,
+    like: PyTree,
+    *,
+    num_samples: int,
+    steps: int = 100,
+    history: int = 10,
+) -> Path:
+    """The Gaussian of the largest ELBO, of those that a climb to the mode passes by.
+
+        qₗ = N(θₗ + Hₗ ∇log p(θₗ), Hₗ),   Hₗ the inverse Hessian that L-BFGS has seen until step l
+
+    A posterior in some tens of gradients, for a first look, for starting a longer fit or a sampler,
+    and for many starts at once (`multi_pathfinder`). Covariances are rough where the history is
+    shorter than d: weigh the draws (`diagnostics.khat`, `psis`). O(d · history) memory and
+    operations, so d may be large. Steps go towards the mean of the last Gaussian, whose diagonal a
+    badly scaled posterior needs; and all ELBOs of a path are estimated with the same noise, which
+    the choice of the best then feels less.
+
+    Args:
+        key: a typed key, consumed.
+        log_joint: z -> log p(x, z), () in nats, or a dict of factors; over free numbers
+            (`targets.transform`), without noise of its own.
+        like: where to start; a pytree of floats of one dtype. jit and vmap over starts and keys are
+            fine.
+        num_samples: draws for each ELBO, and fresh ones of the result.
+        steps: the most steps to take; the climb ends by itself at the mode.
+        history: J, how many pairs of steps and gradients the inverse Hessian remembers.
+
+    Returns:
+        Path. A climb that never had an ELBO, as from a start without a finite density, has `elbos`
+        of -inf.
+
+    Raises:
+        TypeError: for a raw key, counts that are not whole numbers, or a start not made of floats
+            of one dtype.
+        ValueError: for a target with noise, of a minibatch, or with terms of q in closed form; for
+            counts below 1.
+
+    Reference: Zhang, Carpenter, Gelman, Vehtari, Pathfinder: parallel quasi-Newton variational
+        inference, 2022, arXiv:2108.03782; Gilbert, Lemaréchal, Some numerical experiments with
+        variable-storage quasi-Newton algorithms, 1989 (the diagonal).
+    """
+    checks.key(key)
+    target = _admitted(log_joint)
+    checks.num_samples(num_samples)
+    checks.static_count(steps, "steps")
+    checks.static_count(history, "history")
+    position, unravel = ravel_pytree(_checked_start(like))
+    key_path, key_draws = jax.random.split(key)
+
+    noise = jax.random.normal(key_path, (num_samples, position.size), position.dtype)
+    log_p = partial(_log_p, target)
+    climb = climb_to_mode(Problem(log_p, unravel, noise, steps, history), position)
+
+    z, log_q = climb.q.sample_and_log_prob(seed=key_draws, sample_shape=(num_samples,))
+    fresh = Draws(z, log_p(z), log_q)
+    return Path(climb.q, fresh, jnp.mean(fresh.log_w), climb.elbos, climb.taken)
+
+
+def _log_p(log_joint: LogJoint, z: PyTree) -> Array:
+    """Return log p of several draws, [k]; with the shape checks of every objective."""
+    rows = jax.tree.leaves(z)[0]
+    return engine.evaluate(log_joint, z, jnp.zeros(rows.shape[:1], rows.dtype))[0]
+
+
+def _admitted(log_joint: LogJoint) -> LogJoint:
+    """Refuse targets that are not log p(x, z) itself, the same at every call."""
+    engine.require_log_joint(log_joint, "pathfinder")
+    known = properties(log_joint)
+    if known.keyed:
+        raise ValueError("pathfinder climbs a function without noise: fix the key, partial(log_joint, key=key).")
+    if known.only_mean:
+        raise ValueError(f"{known.only_mean}, and pathfinder weighs draws by it: give it all the data.")
+    return checks.exact(log_joint)
+
+
+def _checked_start(like: PyTree) -> PyTree:
+    like = jax.tree.map(jnp.asarray, like)
+    dtypes = {leaf.dtype for leaf in jax.tree.leaves(like)}
+    if len(dtypes) != 1 or not jnp.issubdtype(min(dtypes), jnp.floating):
+        raise TypeError(f"like must be a pytree of floats of one dtype, got {jax.tree.map(jnp.result_type, like)}.")
+    return like
