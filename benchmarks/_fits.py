@@ -100,7 +100,7 @@ def stochastic(
     return Fit(kind, start, advance, family_draw(family, lambda s: s[1]), settings)
 
 
-def update(kind: str, rule: Any, family: vj.Family, log_density: LogDensity, y: Array, steps: int) -> Fit:
+def update(kind: str, rule: vj.types.Rule, family: vj.Family, y: Array, steps: int) -> Fit:
     """A rule of vijax.updates at its own rate."""
 
     def start(key: Array) -> Any:
@@ -111,7 +111,7 @@ def update(kind: str, rule: Any, family: vj.Family, log_density: LogDensity, y: 
         def step(state: Any) -> Any:
             key, inner = state
             key, of_step = jax.random.split(key)
-            return key, rule.step(of_step, log_density, inner)[0]
+            return key, rule.step(of_step, inner)[0]
 
         return loop(step, state, steps)
 
@@ -119,8 +119,8 @@ def update(kind: str, rule: Any, family: vj.Family, log_density: LogDensity, y: 
 
 
 def natural(kind: str, family: vj.Family, log_density: LogDensity, y: Array, num_samples: int = NATURAL_DRAWS) -> Fit:
-    rule = vj.updates.natural_gradient(num_samples=num_samples)
-    return update(kind, rule, family, log_density, y, 1000)
+    rule = vj.updates.natural_gradient(log_density, num_samples=num_samples)
+    return update(kind, rule, family, y, 1000)
 
 
 def projected(
@@ -131,9 +131,9 @@ def projected(
     Its own from a far start are Jacobi's iteration, which strong correlations keep from arriving.
     """
     slow = lambda t: 0.3 * vj.updates.settling(t / 3)  # noqa: E731
-    rule = vj.updates.natural_gradient(num_samples=num_samples, learning_rate=slow)
+    rule = vj.updates.natural_gradient(log_density, num_samples=num_samples, learning_rate=slow)
     full = natural(FULL_RANK, family or vj.families.full_rank(), log_density, y, num_samples)
-    own = update(MEAN_FIELD, rule, vj.families.mean_field(), log_density, y, 1000)
+    own = update(MEAN_FIELD, rule, vj.families.mean_field(), y, 1000)
 
     def start(key: Array) -> Any:
         of_full, key = jax.random.split(key)
@@ -146,8 +146,8 @@ def projected(
 
 
 def match(log_density: LogDensity, y: Array, family: Any = None) -> Fit:
-    rule = vj.updates.batch_and_match(num_samples=64)
-    return update(MATCH, rule, family or vj.families.full_rank(), log_density, y, 300)
+    rule = vj.updates.batch_and_match(log_density, num_samples=64)
+    return update(MATCH, rule, family or vj.families.full_rank(), y, 300)
 
 
 def flow(make: Any, estimator: Any, log_density: LogDensity, y: Array) -> Fit:
@@ -155,7 +155,7 @@ def flow(make: Any, estimator: Any, log_density: LogDensity, y: Array) -> Fit:
     base = vj.families.full_rank()
     gaussian = natural(FULL_RANK, base, log_density, y)
     bent = stochastic(FLOW, make(base=base), log_density, y, estimator, settings=FLOWING)
-    rule = vj.updates.natural_gradient(num_samples=NATURAL_DRAWS)
+    rule = vj.updates.natural_gradient(log_density, num_samples=NATURAL_DRAWS)
 
     def start(key: Array) -> Any:
         key, params, opt = bent.start(key)

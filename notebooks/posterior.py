@@ -24,7 +24,6 @@ from jax.scipy.special import logsumexp
 from jax.scipy.stats import cauchy, multivariate_normal, norm
 
 import vijax as vj
-import vijax.fitting
 
 in_notebook = "ipykernel" in sys.modules
 small = os.environ.get("VIJAX_SMALL", "0") not in ("", "0")
@@ -120,14 +119,13 @@ for name, (mean, error) in published.items():
 # %%
 start = {"mu": jnp.zeros(()), "tau": jnp.ones(()), "theta": jnp.zeros(8)}
 centred = vj.targets.transform(log_joint, {"mu": None, "tau": C.positive, "theta": None})
-rule = vj.updates.natural_gradient(num_samples=64, learning_rate=0.2)  # constant, for `fit` averages the iterates
 
 
 def fitted(key, target, family, start, steps=2000):
     """Return the family's params after natural gradients of the ELBO."""
-    state = rule.init(family.init(key, target.unconstrain(start)))
-    step = lambda key, state: rule.step(key, target.log_joint, state)  # noqa: E731
-    found = vj.fitting.fit(key, step, state, steps=steps, watch=rule.params)
+    # The rate is constant, for `fit` averages the iterates.
+    rule = vj.updates.natural_gradient(target.log_joint, num_samples=64, learning_rate=0.2)
+    found = vj.fitting.fit(key, rule, rule.init(family.init(key, target.unconstrain(start))), steps=steps)
     print(f"{found.stopped};  ELBO {found.bound:.3f} +- {found.bound_error:.3f} nats")
     return found.average
 
@@ -206,7 +204,7 @@ climb = vj.fitting.ascent(
     optax.adam(optax.cosine_decay_schedule(5e-3, 1000 if small else 5000)),
 )
 params = flow.init(next(keys), straight.unconstrain(start)) | {"base": fitted(next(keys), straight, base, start)}
-found = vj.fitting.fit(next(keys), climb.step, climb.init(params), steps=1000 if small else 5000, stop=None)
+found = vj.fitting.fit(next(keys), climb, climb.init(params), steps=1000 if small else 5000, stop=None)
 q_flow = flow.dist(found.state.params)
 draws_flow, summary_flow = looked_at(next(keys), straight, q_flow)
 print(f"spline flow: k-hat {summary_flow.khat:.2f}, errors {rms(errors(draws_flow, straight)):.2f} sd")
@@ -226,7 +224,7 @@ climb = vj.fitting.ascent(
     lambda key, params: vj.gradients.dreg(vj.bounds.elbo)(key, collapsed, heavy.dist(params), num_samples=64),
     optax.adam(optax.cosine_decay_schedule(0.03, 1000)),
 )
-found = vj.fitting.fit(next(keys), climb.step, climb.init(heavy.init(next(keys), jnp.zeros(()))), steps=1000, stop=None)
+found = vj.fitting.fit(next(keys), climb, climb.init(heavy.init(next(keys), jnp.zeros(()))), steps=1000, stop=None)
 draws_tau = vj.draws.weigh(next(keys), collapsed, heavy.dist(found.state.params), num_samples=DRAWS)
 of_nine = jax.random.split(next(keys), DRAWS)
 b, _ = jax.jit(jax.vmap(lambda key, tau: conditional(tau).sample_and_log_prob(seed=key)))(of_nine, draws_tau.z)

@@ -30,7 +30,7 @@ def run(folder, **options):
     saves = None if folder is None else Checkpoints(f"{folder}/steps", every=EVERY)
     reports = () if folder is None else [jsonl(f"{folder}/metrics.jsonl")]
     options = {"steps": STEPS, "stop": None, "log_every": 20, "reports": reports, "checkpoints": saves} | options
-    return fit(jax.random.key(3), RULE.step, state, **options)
+    return fit(jax.random.key(3), RULE, state, **options)
 
 
 def digest(found):

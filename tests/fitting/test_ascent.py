@@ -1,5 +1,7 @@
 """Steps that climb: the same as by hand with Optax, with memories, in loops, under vmap; and what they refuse."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,8 +9,9 @@ import optax
 import pytest
 
 import vijax as vj
-from vijax.fitting import Ascent, AscentState, Seen, ascent
-from vijax.types import Draws, Estimate
+from vijax.fitting import ascent
+from vijax.fitting._ascent import AscentState
+from vijax.types import Draws, Estimate, Rule, Step
 
 X = jnp.array([1.0, -0.5, 2.0])
 FAMILY = vj.families.mean_field()
@@ -30,7 +33,7 @@ def start():
 def test_a_step_is_the_step_by_hand(key):
     optimizer = optax.adam(0.1)
     rule = ascent(estimate, optimizer)
-    assert isinstance(rule, Ascent)
+    assert isinstance(rule, Rule)
 
     @jax.jit
     def both(key):
@@ -44,7 +47,7 @@ def test_a_step_is_the_step_by_hand(key):
 
     found, expected, seen, gradient = both(key)
     jax.tree.map(lambda f, e: np.testing.assert_allclose(f, e, rtol=1e-6), found, expected)
-    assert isinstance(seen, Seen)
+    assert isinstance(seen, Step)
     jax.tree.map(lambda f, e: np.testing.assert_allclose(f, -e, rtol=1e-6), seen.gradient, gradient)
     assert seen.draws.log_w.shape == (2,)
 
@@ -124,3 +127,7 @@ def test_what_is_refused(key, unchecked):
         step(lambda key, p, memory: Estimate(p, None), memory=jnp.int32(0))
     with pytest.raises(TypeError, match="float arrays, leaf 'a' is int32"):
         ascent(estimate, optax.sgd(0.1)).init({"a": jnp.int32(0)})
+    rule = ascent(estimate, optax.sgd(0.1))
+    for use in (partial(rule.step, key), rule.params):
+        with pytest.raises(TypeError, match=r"state must be what the rule's init\(params\) returned, got a dict"):
+            use(start())

@@ -7,8 +7,9 @@ import optax
 import pytest
 
 import vijax as vj
-from vijax.fitting import Checkpoints, Fit, NotFinite, ascent, fit, stationary
-from vijax.types import Draws, Estimate
+from vijax.fitting import Checkpoints, Fit, ascent, fit, stationary
+from vijax.fitting._trouble import NotFinite
+from vijax.types import Draws, Estimate, Rule, Step
 
 X = jnp.array([1.0, -2.0, 3.0])
 SD = jnp.array([0.5, 1.0, 2.0])
@@ -34,7 +35,7 @@ def bits(tree):
 
 
 def run(key, steps=1500, **options):
-    return fit(key, RULE.step, STATE, **{"steps": steps, "stop": None, "reports": ()} | options)
+    return fit(key, RULE, STATE, **{"steps": steps, "stop": None, "reports": ()} | options)
 
 
 def test_a_fit_finds_the_posterior_and_says_why_it_stopped(key):
@@ -93,16 +94,25 @@ def test_a_step_of_your_own(key):
 
     def step(key, state):
         x, n = state
-        return (0.9 * x + jax.random.normal(key), n + 1), -(x**2)
+        return (0.9 * x + jax.random.normal(key), n + 1), Step(-(x**2))
 
-    found = fit(
-        key, step, (jnp.float32(5.0), 0), steps=800, watch=lambda state: (), reports=(), stop=stationary(error=1.0)
-    )
+    rule = Rule(lambda x: (x, 0), step, lambda state: ())
+    found = fit(key, rule, rule.init(jnp.float32(5.0)), steps=800, reports=(), stop=stationary(error=1.0))
     assert found.state[1] == found.steps
     assert found.average == ()
     np.testing.assert_allclose(found.bound, -1 / 0.19, atol=6 * found.bound_error)
-    with pytest.raises(TypeError, match="shows no params: say what is to be averaged"):
-        fit(key, step, (5.0, 0), steps=10, reports=())
+    # Another part may be watched than the rule's params.
+    found = fit(key, rule, rule.init(jnp.float32(5.0)), steps=80, reports=(), watch=lambda state: state[0])
+    assert np.isfinite(found.average)
+
+
+def test_a_rule_of_updates_needs_no_more(key):
+    """Neither a function around its step nor a word on what is watched."""
+    rule = vj.updates.natural_gradient(lambda z: -0.5 * jnp.sum(jnp.square((z - X) / SD)), num_samples=4)
+    found = fit(key, rule, rule.init(STATE.params), steps=40, reports=())
+    np.testing.assert_allclose(found.average["loc"], X, atol=0.1)
+    np.testing.assert_allclose(found.average["log_scale"], np.log(SD), atol=0.1)
+    assert found.log_w.shape == (5, 4)
 
 
 # --- what is not finite
@@ -144,12 +154,12 @@ def test_it_says_where_nan_arose_and_keeps_what_came_before(key, stage, where):
     expected = first_bad(key, 2.8)
     assert 100 < expected < 2900
     with pytest.warns(UserWarning, match=f"not finite in step {expected}: {where}"):
-        found = fit(key, rule.step, state, steps=3000, stop=None, reports=())
+        found = fit(key, rule, state, steps=3000, stop=None, reports=())
     assert isinstance(found.trouble, NotFinite)
     assert found.steps == found.trouble.step == expected
     assert found.trouble.where == where
     assert found.stopped == f"not finite in step {expected}: {where}"
-    clean = fit(key, rule.step, state, steps=expected, stop=None, reports=())
+    clean = fit(key, rule, state, steps=expected, stop=None, reports=())
     assert bits(found.state) == bits(clean.state)
     assert np.all(np.isfinite(found.average["bad"]))
     # The key does it again.
@@ -163,7 +173,7 @@ def test_what_was_never_finite_is_no_trouble(key):
     rule = ascent(estimate, optimizer)
     state = rule.init(STATE.params)
     assert any(np.isinf(leaf).any() for leaf in jax.tree.leaves(state.optimizer))
-    assert fit(key, rule.step, state, steps=20, stop=None, reports=()).trouble is None
+    assert fit(key, rule, state, steps=20, stop=None, reports=()).trouble is None
 
 
 def test_an_interruption_loses_nothing(key):
@@ -201,17 +211,21 @@ def test_neither_a_report_that_raises_nor_a_full_disk_costs_the_fit(key, tmp_pat
 
 def test_double_precision(key, x64):
     state = RULE.init(FAMILY.init(jax.random.key(0), jnp.zeros(3, jnp.float64)))
-    found = fit(key, RULE.step, state, steps=200, stop=STOP, reports=())
+    found = fit(key, RULE, state, steps=200, stop=STOP, reports=())
     assert found.average["loc"].dtype == jnp.float64
     assert found.bound.dtype == jnp.float64
 
 
 def test_a_schedule_of_the_optimiser_is_part_of_the_state(key):
     rule = ascent(estimate, optax.adam(optax.cosine_decay_schedule(0.1, 300)))
-    whole = fit(key, rule.step, rule.init(STATE.params), steps=300, stop=None, reports=())
-    assert bits(
-        fit(key, rule.step, rule.init(STATE.params), steps=300, stop=None, reports=(), log_every=7).state
-    ) == bits(whole.state)
+    whole = fit(key, rule, rule.init(STATE.params), steps=300, stop=None, reports=())
+    assert bits(fit(key, rule, rule.init(STATE.params), steps=300, stop=None, reports=(), log_every=7).state) == bits(
+        whole.state
+    )
+
+
+def own(step):
+    return Rule(lambda params: params, step, lambda state: ())
 
 
 def test_what_is_refused(key, unchecked):
@@ -219,15 +233,24 @@ def test_what_is_refused(key, unchecked):
         run(0)
     with pytest.raises(ValueError, match="steps must be at least 1, got 0"):
         run(key, 0)
-    with pytest.raises(TypeError, match="log_every must be a whole number of steps, got 0.5"):
+    with pytest.raises(TypeError, match="log_every must be a whole number, got 0.5"):
         run(key, log_every=0.5)
     with pytest.raises(TypeError, match="leaf 'z' was float32\\[\\] and came back as float32\\[1\\]"):
-        fit(key, lambda k, s: (s[None], s), jnp.float32(0.0), steps=2, watch=lambda s: ())
-    with pytest.raises(TypeError, match="step must return \\(state, seen\\)"):
-        fit(key, lambda k, s: s, jnp.float32(0.0), steps=2, watch=lambda s: ())
-    with pytest.raises(TypeError, match="an Estimate or the bound alone, got dict"):
-        fit(key, lambda k, s: (s, {}), jnp.float32(0.0), steps=2, watch=lambda s: ())
+        fit(key, own(lambda k, s: (s[None], Step(s))), jnp.float32(0.0), steps=2)
+    with pytest.raises(TypeError, match="step must return \\(state, types.Step\\)"):
+        fit(key, own(lambda k, s: s), jnp.float32(0.0), steps=2)
+    with pytest.raises(TypeError, match="or the bound alone in place of the Step, got dict"):
+        fit(key, own(lambda k, s: (s, {})), jnp.float32(0.0), steps=2)
     with pytest.raises(TypeError, match="under jit or vmap use lax.scan"):
-        jax.jit(lambda s: fit(key, RULE.step, s, steps=2).state)(STATE)
+        jax.jit(lambda s: fit(key, RULE, s, steps=2).state)(STATE)
     with pytest.raises(TypeError, match="leaf 'z' is key<fry>; leave it out"):
-        fit(key, lambda k, s: (s, jnp.float32(0)), key, steps=2, watch=lambda s: s)
+        fit(key, own(lambda k, s: (s, Step(jnp.float32(0)))), key, steps=2, watch=lambda s: s)
+    for step, name in ((RULE.step, "step"), (lambda key, state: (state, Step(0.0)), "<lambda>")):
+        with pytest.raises(TypeError, match=rf"takes the rule itself.*got a function, {name}.*types.Rule\(init, step"):
+            fit(key, step, STATE.params, steps=2)
+    with pytest.raises(TypeError, match="takes the rule itself.*got AscentState"):
+        fit(key, STATE, RULE, steps=2)
+    natural = vj.updates.natural_gradient(lambda z: -jnp.sum(z**2), num_samples=2)
+    for rule in (RULE, natural):
+        with pytest.raises(TypeError, match=r"init\(params\) returned, got a dict; begin with rule.init\(params\)"):
+            fit(key, rule, STATE.params, steps=2)

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vijax.fitting import Tail, Verdict, _iterates, scale_units, stationary
+from vijax.fitting import Verdict, _iterates, scale_units, stationary
+from vijax.fitting._iterates import Tail
 
 
 @jax.jit

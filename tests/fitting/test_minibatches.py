@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from tests.statistics import assert_mean
-from vijax.fitting import Cursor, Minibatches, minibatches
+from vijax.fitting import minibatches
+from vijax.fitting._minibatches import Cursor, Minibatches
 
 
 def stream(batches, cursor, steps):

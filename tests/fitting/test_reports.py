@@ -11,7 +11,7 @@ import pytest
 
 import vijax as vj
 from vijax.fitting import bar, fit, jsonl
-from vijax.types import Draws, Estimate
+from vijax.types import Draws, Rule, Step
 
 LINE = {"step": 5, "steps": 10, "first": 0, "bound": -1.5, "ess": 2.0, "khat": None, "rhat": float("nan")}
 
@@ -19,12 +19,15 @@ LINE = {"step": 5, "steps": 10, "first": 0, "bound": -1.5, "ess": 2.0, "khat": N
 def step(key, state):
     """Log-weights of a normal, four a step: the bound is their mean."""
     log_w = jax.random.normal(key, (4,))
-    return state + 1, Estimate(log_w.mean(), Draws(None, log_w, jnp.zeros(4)))
+    return state + 1, Step(log_w.mean(), Draws(None, log_w, jnp.zeros(4)))
+
+
+RULE = Rule(lambda params: params, step, lambda state: ())
 
 
 def told(key, steps, **options):
     lines = []
-    fit(key, step, jnp.int32(0), steps=steps, watch=lambda s: (), reports=[lines.append], **options)
+    fit(key, RULE, jnp.int32(0), steps=steps, reports=[lines.append], **options)
     return lines
 
 
@@ -65,14 +68,14 @@ def test_a_file_of_lines_is_json_after_a_kill(key, tmp_path):
     with jsonl(path) as write:
         write(LINE)
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 5]
-    fit(key, step, jnp.int32(0), steps=40, watch=lambda s: (), log_every=20, reports=[jsonl(path)])
+    fit(key, RULE, jnp.int32(0), steps=40, log_every=20, reports=[jsonl(path)])
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 5, 20, 40]
 
 
 def test_the_bar_shows_bound_sample_size_and_khat(key, monkeypatch):
     screen = io.StringIO()
     monkeypatch.setattr("sys.stderr", screen)
-    fit(key, step, jnp.int32(0), steps=600, watch=lambda s: (), log_every=200, reports=[bar(every=0.0)])
+    fit(key, RULE, jnp.int32(0), steps=600, log_every=200, reports=[bar(every=0.0)])
     shown = screen.getvalue().split("\r")[-1]
     assert "600/600" in shown
     for word in ("step/s", "bound ", "ess ", "khat ", "rhat "):
@@ -81,7 +84,7 @@ def test_the_bar_shows_bound_sample_size_and_khat(key, monkeypatch):
 
 def test_a_bar_serves_one_fit(key, unchecked):
     again = bar()
-    run = lambda reports, **more: fit(key, step, jnp.int32(0), steps=8, watch=lambda s: (), reports=reports, **more)
+    run = lambda reports, **more: fit(key, RULE, jnp.int32(0), steps=8, reports=reports, **more)
     run([again])
     with pytest.raises(ValueError, match=r"make another, fitting.bar\(\)"):
         run([again])
@@ -104,4 +107,4 @@ def test_without_tqdm_the_bar_says_so_and_a_fit_goes_on(key, monkeypatch):
     with pytest.raises(ImportError, match="tqdm"), bar():
         pass
     monkeypatch.setattr("vijax.fitting._reports.find_spec", lambda name: None)
-    assert fit(key, step, jnp.int32(0), steps=8, watch=lambda s: (), stop=None).steps == 8
+    assert fit(key, RULE, jnp.int32(0), steps=8, stop=None).steps == 8

@@ -62,9 +62,9 @@ def test_the_fixed_point_is_the_mean_field_optimum(x64, key):
     def log_joint(z):
         return -N * loss(z) - 0.5 * N * DECAY * (z["b"] ** 2 + jnp.sum(z["w"] ** 2))
 
-    rule = vj.updates.natural_gradient(num_samples=2, learning_rate=0.5, curvature=vj.updates.hessian)
+    rule = vj.updates.natural_gradient(log_joint, num_samples=2, learning_rate=0.5, curvature=vj.updates.hessian)
     other = rule.init(vj.families.mean_field().init(key, params))
-    step = lambda s, k: (rule.step(k, log_joint, s)[0], None)  # noqa: E731
+    step = lambda s, k: (rule.step(k, s)[0], None)  # noqa: E731
     other, _ = jax.jit(lambda keys: jax.lax.scan(step, other, keys))(jax.random.split(key, 200))
     np.testing.assert_allclose(variance(state), other.root**2, rtol=1e-6)
     np.testing.assert_allclose(join(params), join(other.loc), atol=1e-6)

@@ -52,7 +52,7 @@ def test_the_update_solves_its_matrix_equation(size, x64, key):
 
 def test_a_gaussian_target_is_matched_exactly(x64, key):
     """No noise is left at the end, since scores of a matched Gaussian are exact; and the score-based divergence falls."""
-    update = updates.batch_and_match(num_samples=8, learning_rate=24.0)
+    update = updates.batch_and_match(gaussian, num_samples=8, learning_rate=24.0)
 
     def divergence(state):
         """E_q ‖∇ log q - ∇ log p‖²_Σ of Gaussians, in closed form."""
@@ -61,7 +61,7 @@ def test_a_gaussian_target_is_matched_exactly(x64, key):
         return jnp.trace(gap @ sigma @ gap @ sigma) + off @ sigma @ off
 
     def body(state, key):
-        return update.step(key, gaussian, state)[0], divergence(state)
+        return update.step(key, state)[0], divergence(state)
 
     state, falls = jax.jit(lambda keys: jax.lax.scan(body, update.init(start()), keys))(jax.random.split(key, 40))
     np.testing.assert_allclose(vector(state.loc), MEAN, atol=1e-9)
@@ -77,21 +77,22 @@ def test_a_gaussian_target_is_matched_exactly(x64, key):
 @pytest.mark.slow
 def test_the_rate_is_how_far_it_goes(x64, key):
     """λ → 0 leaves q as it was."""
-    still, _ = run(updates.batch_and_match(num_samples=4, learning_rate=1e-9), gaussian, start(), key, 1)
+    still, _ = run(updates.batch_and_match(gaussian, num_samples=4, learning_rate=1e-9), start(), key, 1)
     np.testing.assert_allclose(covariance(still), 0.25 * np.eye(3), atol=1e-6)
     np.testing.assert_allclose(vector(still.loc), 0.0, atol=1e-6)
-    schedule = updates.batch_and_match(num_samples=4, learning_rate=lambda t: 12 / (t + 1))
-    moved = [run(rule, gaussian, start(), key, 3)[0] for rule in (schedule, updates.batch_and_match(num_samples=4))]
+    schedule = updates.batch_and_match(gaussian, num_samples=4, learning_rate=lambda t: 12 / (t + 1))
+    default = updates.batch_and_match(gaussian, num_samples=4)
+    moved = [run(rule, start(), key, 3)[0] for rule in (schedule, default)]
     np.testing.assert_allclose(moved[0].root, moved[1].root)  # the default is the paper's B d / (t + 1)
 
 
 @pytest.mark.parametrize("halvings", [0, 10])
 def test_nothing_turns_nan_five_standard_deviations_away(halvings, key):
     """In float32; scores of e^10 and more. Looking before it steps, it arrives besides."""
-    update = updates.batch_and_match(num_samples=16, halvings=halvings)
+    update = updates.batch_and_match(scale_unknown, num_samples=16, halvings=halvings)
     for log_sigma in (-5.0, 5.0):
         params = full.init(key, {"log_sigma": jnp.float32(log_sigma), "mu": jnp.float32(0.0)})
-        state, _ = run(update, scale_unknown, params, key, 150)
+        state, _ = run(update, params, key, 150)
         assert jax.tree.all(jax.tree.map(lambda x: jnp.all(jnp.isfinite(x)), state))
         assert jnp.all(jnp.diagonal(covariance(state)) > 0)
     if halvings:
@@ -99,17 +100,17 @@ def test_nothing_turns_nan_five_standard_deviations_away(halvings, key):
 
 
 def test_seeds_by_vmap_are_seeds_one_by_one(key):
-    update = updates.batch_and_match(num_samples=8)
+    update = updates.batch_and_match(logistic, num_samples=8)
     keys = jax.random.split(key, 3)
-    one = lambda key: update.step(key, logistic, update.init(full.init(key, jnp.zeros(2))))  # noqa: E731
+    one = lambda key: update.step(key, update.init(full.init(key, jnp.zeros(2))))  # noqa: E731
     many, alone = jax.jit(jax.vmap(one))(keys), jax.jit(one)(keys[1])
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a[1], b, rtol=2e-3, atol=2e-4), many, alone)
 
 
 def test_a_traced_rate(key):
-    state = updates.batch_and_match(num_samples=8).init(full.init(key, jnp.zeros(2)))
+    state = updates.batch_and_match(logistic, num_samples=8).init(full.init(key, jnp.zeros(2)))
     found = [
-        step(lambda r: updates.batch_and_match(num_samples=8, learning_rate=r).step(key, logistic, state)[0])(16.0)
+        step(lambda r: updates.batch_and_match(logistic, num_samples=8, learning_rate=r).step(key, state)[0])(16.0)
         for step in (lambda f: f, jax.jit)
     ]
     np.testing.assert_allclose(found[0].loc, found[1].loc, rtol=1e-4)
@@ -117,13 +118,13 @@ def test_a_traced_rate(key):
 
 def test_what_is_refused(unchecked, key):
     with pytest.raises(ValueError, match="num_samples must be at least 2, got 1"):
-        updates.batch_and_match(num_samples=1)
+        updates.batch_and_match(logistic, num_samples=1)
     for rate in (0.0, -1.0):
         with pytest.raises(ValueError, match="learning_rate must be a number positive"):
-            updates.batch_and_match(num_samples=2, learning_rate=rate)
-    update = updates.batch_and_match(num_samples=2)
+            updates.batch_and_match(logistic, num_samples=2, learning_rate=rate)
+    update = updates.batch_and_match(logistic, num_samples=2)
     with pytest.raises(TypeError, match="needs params of families.full_rank"):
         update.init(vj.families.mean_field().init(key, jnp.zeros(2)))
     target = vj.targets.minibatch(lambda z: -(z**2), lambda z: -(z[None] ** 2), num_data=2)
     with pytest.raises(ValueError, match="scores are matched in square: use natural_gradient"):
-        update.step(key, target, update.init(full.init(key, jnp.zeros(()))))
+        updates.batch_and_match(target, num_samples=2).step(key, update.init(full.init(key, jnp.zeros(()))))

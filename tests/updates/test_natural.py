@@ -10,7 +10,8 @@ from jax.flatten_util import ravel_pytree
 
 import vijax as vj
 from tests.statistics import assert_mean
-from vijax.updates import _gaussian, _natural, _square_root
+from vijax.types import Rule, Step
+from vijax.updates import _curvature, _natural, _square_root, _whitened
 
 updates = vj.updates
 full, mean_field = vj.families.full_rank(scale=0.5), vj.families.mean_field(scale=0.5)
@@ -31,14 +32,14 @@ def start(family=full):
     return family.init(jax.random.key(0), {"a": jnp.zeros(()), "b": jnp.zeros(2)})
 
 
-def run(update, log_joint, params, key, steps):
+def run(rule, params, key, steps):
     """Return the last state, and the ELBO and the share taken of every step."""
 
     def body(state, key):
-        new, estimate = update.step(key, log_joint, state)
-        return new, (estimate.value, new.taken)
+        new, report = rule.step(key, state)
+        return new, (report.value, new.taken)
 
-    return jax.jit(lambda keys: jax.lax.scan(body, update.init(params), keys))(jax.random.split(key, steps))
+    return jax.jit(lambda keys: jax.lax.scan(body, rule.init(params), keys))(jax.random.split(key, steps))
 
 
 def covariance(state):
@@ -51,8 +52,8 @@ def vector(tree):
 
 
 def test_a_gaussian_target_is_reached_in_one_step(x64, key):
-    update = natural(num_samples=2)
-    state, _ = run(update, gaussian, start(), key, 1)
+    update = natural(gaussian, num_samples=2)
+    state, _ = run(update, start(), key, 1)
     np.testing.assert_allclose(vector(state.loc), MEAN, atol=1e-12)
     np.testing.assert_allclose(covariance(state), ROOT @ ROOT.T, atol=1e-12)
     assert state.taken == 1.0
@@ -61,11 +62,11 @@ def test_a_gaussian_target_is_reached_in_one_step(x64, key):
     z, log_q = q.sample_and_log_prob(seed=key, sample_shape=(8,))
     assert jnp.ptp(jax.vmap(gaussian)(z) - log_q) < 1e-10
     # Mean-field: the mean, and the variances 1 / diag of the precision, after the mean has been found around itself.
-    state, _ = run(natural(num_samples=2, learning_rate=0.5), gaussian, start(mean_field), key, 600)
+    state, _ = run(natural(gaussian, num_samples=2, learning_rate=0.5), start(mean_field), key, 600)
     np.testing.assert_allclose(vector(state.loc), MEAN, atol=1e-8)
     np.testing.assert_allclose(state.root**-2, np.diag(PRECISION), rtol=1e-10)
     # The control: half the rate does not arrive.
-    state, _ = run(natural(num_samples=2, learning_rate=0.5), gaussian, start(), key, 1)
+    state, _ = run(natural(gaussian, num_samples=2, learning_rate=0.5), start(), key, 1)
     assert abs(vector(state.loc) - MEAN).max() > 1e-2
 
 
@@ -73,11 +74,11 @@ def test_a_gaussian_target_is_reached_in_one_step(x64, key):
 def test_others_reach_a_gaussian_target_too(name, x64, key):
     """In tens of steps; with Stein's identity the noise vanishes with the distance, so that the last digits come too."""
     update = {
-        "square_root": square_root(num_samples=2, learning_rate=1.0),
-        "quadratic": natural(num_samples=2, learning_rate=1.0, retraction=updates.quadratic),
-        "stein": natural(num_samples=64, learning_rate=0.5, curvature=updates.stein),
+        "square_root": square_root(gaussian, num_samples=2, learning_rate=1.0),
+        "quadratic": natural(gaussian, num_samples=2, learning_rate=1.0, retraction=updates.quadratic),
+        "stein": natural(gaussian, num_samples=64, learning_rate=0.5, curvature=updates.stein),
     }[name]
-    state, _ = run(update, gaussian, start(), key, 80)
+    state, _ = run(update, start(), key, 80)
     np.testing.assert_allclose(vector(state.loc), MEAN, atol=1e-6)
     np.testing.assert_allclose(covariance(state), ROOT @ ROOT.T, atol=1e-6)
 
@@ -134,7 +135,7 @@ def fisher(natural):
 def by_quadrature():
     f = lambda e: logistic(M + L @ e)  # noqa: E731
     slope = jnp.asarray(MASS) @ jax.vmap(jax.grad(f))(jnp.asarray(GRID))
-    return updates.Local(
+    return _curvature.Local(
         jnp.zeros(2), slope, -jnp.einsum("k,kij->ij", MASS, jax.vmap(jax.hessian(f))(jnp.asarray(GRID)))
     )
 
@@ -171,9 +172,9 @@ def test_slope_and_curvature_are_unbiased(curvature, x64, key):
     find, state = getattr(updates, curvature), here()
 
     def one(key):
-        sight = _gaussian.see(key, logistic, state, 2, paired=True, who="test")
-        log_p = lambda e: sight.log_p(state, e)  # noqa: E731
-        dense, diagonal = find.dense(log_p, sight.noise), find.diagonal(log_p, sight.noise)
+        target = _whitened.whiten(key, logistic, state, 2, paired=True)
+        log_p = lambda e: target.log_p(state, e)  # noqa: E731
+        dense, diagonal = find.dense(log_p, target.noise), find.diagonal(log_p, target.noise)
         return {
             "slope": dense.slope,
             "curvature": dense.curvature,
@@ -212,11 +213,11 @@ def scale_unknown(z):
 )
 def test_nothing_turns_nan_five_standard_deviations_away(name, family, key):
     """In float32, from log sigma 5 too low or too high; e^10 is how wrong the first curvature is."""
-    update = BOTH[name](num_samples=64)
+    update = BOTH[name](scale_unknown, num_samples=64)
     posterior = np.array([np.log(DATA.std()), DATA.mean()])
     for log_sigma in (-5.0, 5.0):
         params = family.init(key, {"log_sigma": jnp.float32(log_sigma), "mu": jnp.float32(0.0)})
-        state, (values, taken) = run(update, scale_unknown, params, key, 100)
+        state, (values, taken) = run(update, params, key, 100)
         assert jax.tree.all(jax.tree.map(lambda x: jnp.all(jnp.isfinite(x)), (state, taken)))
         assert jnp.all(jnp.diagonal(covariance(state)) > 0)
         spread = np.array([1 / np.sqrt(80), DATA.std() / np.sqrt(40)])
@@ -229,11 +230,11 @@ def test_a_step_into_nan_is_not_taken(key):
     nowhere = lambda z: -1e4 * (z - 3.0) ** 2 + jnp.sqrt(1.0 - z)  # noqa: E731
     params = mean_field.init(key, jnp.float32(0.0))
     for halvings in (0, 10):
-        state, (_, taken) = run(natural(num_samples=4, halvings=halvings), nowhere, params, key, 10)
+        state, (_, taken) = run(natural(nowhere, num_samples=4, halvings=halvings), params, key, 10)
         assert jnp.isfinite(state.loc)
         assert jnp.any(taken < 1)
     # The control: the same target without the wall is climbed.
-    state, _ = run(natural(num_samples=4), lambda z: -1e4 * (z - 3.0) ** 2, params, key, 10)
+    state, _ = run(natural(lambda z: -1e4 * (z - 3.0) ** 2, num_samples=4), params, key, 10)
     assert abs(state.loc - 3.0) < 1e-2
 
 
@@ -241,27 +242,29 @@ def test_looking_before_a_step_matters(key):
     """Newton's step of a heavy tail overshoots: taken as it comes, it leaves."""
     heavy = lambda z: -2.0 * jnp.sqrt(1 + (4 * z) ** 2)  # noqa: E731
     params = vj.families.mean_field(scale=0.01).init(key, jnp.float32(2.0))
-    wild, _ = run(natural(num_samples=8, learning_rate=1.0, halvings=0), heavy, params, key, 4)
-    calm, _ = run(natural(num_samples=8, learning_rate=1.0), heavy, params, key, 20)
+    wild, _ = run(natural(heavy, num_samples=8, learning_rate=1.0, halvings=0), params, key, 4)
+    calm, _ = run(natural(heavy, num_samples=8, learning_rate=1.0), params, key, 20)
     assert abs(wild.loc) > 4
     assert abs(calm.loc) < 0.5
 
 
 @pytest.mark.slow
 def test_seeds_by_vmap_are_seeds_one_by_one(key):
-    update = natural(num_samples=8)
+    update = natural(logistic, num_samples=8)
     keys = jax.random.split(key, 3)
-    one = lambda key: update.step(key, logistic, update.init(full.init(key, jnp.zeros(2))))  # noqa: E731
+    one = lambda key: update.step(key, update.init(full.init(key, jnp.zeros(2))))  # noqa: E731
     many = jax.jit(jax.vmap(one))(keys)
     alone = jax.jit(one)(keys[1])
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a[1], b, rtol=2e-3, atol=2e-4), many, alone)
-    state, estimate = alone
-    assert isinstance(update, updates.Update)
+    state, report = alone
+    assert isinstance(update, Rule)
+    assert isinstance(report, Step)
+    assert report.gradient is None
     assert isinstance(updates.stein, updates.Curvature)
-    assert (estimate.draws.log_p.shape, estimate.draws.z.shape) == ((8,), (8, 2))
-    np.testing.assert_allclose(estimate.value, estimate.draws.log_w.mean(), rtol=1e-5)
+    assert (report.draws.log_p.shape, report.draws.z.shape) == ((8,), (8, 2))
+    np.testing.assert_allclose(report.value, report.draws.log_w.mean(), rtol=1e-5)
     q = full.dist(update.params(update.init(full.init(keys[1], jnp.zeros(2)))))
-    np.testing.assert_allclose(jax.vmap(q.log_prob)(estimate.draws.z), estimate.draws.log_q, rtol=1e-4)
+    np.testing.assert_allclose(jax.vmap(q.log_prob)(report.draws.z), report.draws.log_q, rtol=1e-4)
     assert state.root.dtype == jnp.float32
 
 
@@ -271,46 +274,98 @@ def test_minibatches_and_schedules(x64, key):
     x = jnp.asarray(np.stack([np.ones(60), np.linspace(-1, 1, 60)], 1))
     y = x @ jnp.array([0.5, -1.0]) + 0.3 * jnp.sin(jnp.arange(60.0) * 7)
     precision = x.T @ x / 0.09 + jnp.eye(2)
-    update = natural(num_samples=2, learning_rate=lambda t: 1 / (t + 1), halvings=0)
 
     def body(state, key):
         key_batch, key_step = jax.random.split(key)
         rows = jax.random.choice(key_batch, 60, (10,), replace=False)
         terms = lambda z: -0.5 * jnp.square((y[rows] - x[rows] @ z) / 0.3)  # noqa: E731
         target = vj.targets.minibatch(lambda z: -0.5 * jnp.sum(z**2), terms, num_data=60)
-        return update.step(key_step, target, state)[0], None
+        update = natural(target, num_samples=2, learning_rate=lambda t: 1 / (t + 1), halvings=0)
+        return update.step(key_step, state)[0], None
 
-    first = update.init(full.init(key, jnp.zeros(2)))
+    first = natural(logistic, num_samples=2).init(full.init(key, jnp.zeros(2)))
     state, _ = jax.jit(lambda keys: jax.lax.scan(body, first, keys))(jax.random.split(key, 400))
     np.testing.assert_allclose(jnp.linalg.inv(covariance(state)), precision, rtol=0.05, atol=15)
     error = jnp.linalg.cholesky(precision).T @ (state.loc - jnp.linalg.solve(precision, x.T @ y / 0.09))
     assert jnp.linalg.norm(error) < 0.5
 
 
+@pytest.mark.parametrize("name", ["natural", "square_root", "match"])
+def test_a_memory_is_the_target_that_changes(name, key):
+    """A cursor through the data, called once a step: the same as a new target made by hand for each step."""
+    make = BOTH.get(name, updates.batch_and_match)
+    data = jnp.array([[0.5, -1.0], [2.0, 0.3], [-0.4, 1.5]])
+    log_joint = lambda x: lambda z: -0.5 * jnp.sum(jnp.square(z - x))  # noqa: E731
+    calls = []
+
+    def target(memory):
+        calls.append(memory)
+        return log_joint(data[memory["cursor"] % 3]), {"cursor": memory["cursor"] + 1}
+
+    rule = make(target, num_samples=8)
+    params = full.init(key, jnp.zeros(2))
+    state = rule.init(params, memory={"cursor": 0})
+    step = jax.jit(rule.step)
+    by_hand = make(log_joint(data[0]), num_samples=8).init(params)
+    assert by_hand.memory is None
+    for i, of_step in enumerate(jax.random.split(key, 4)):
+        state, report = step(of_step, state)
+        by_hand, expected = jax.jit(make(log_joint(data[i % 3]), num_samples=8).step)(of_step, by_hand)
+        np.testing.assert_allclose(report.value, expected.value, rtol=1e-5)
+        np.testing.assert_allclose(state.loc, by_hand.loc, rtol=1e-4, atol=1e-5)
+    assert state.memory["cursor"] == 4
+    assert len(calls) == 1  # one trace, in which the target was asked for once
+
+
+def test_minibatches_under_fit(key):
+    """What the docstring shows: a cursor as the memory of the rule, its target of a minibatch, the loop of fit."""
+    x = jax.random.normal(jax.random.key(7), (60, 2)) + jnp.array([[1.0, -2.0]])
+    batches = vj.fitting.minibatches(num_data=60, batch_size=12)
+
+    def target(cursor):
+        rows, cursor = batches.next(cursor)
+        terms = lambda z: -0.5 * jnp.sum(jnp.square(x[rows] - z[None]), 1)  # noqa: E731
+        return vj.targets.minibatch(lambda z: -0.5 * jnp.sum(z**2), terms, num_data=60), cursor
+
+    rule = updates.natural_gradient(target, num_samples=16, learning_rate=0.1)
+    state = rule.init(full.init(key, jnp.zeros(2)), memory=batches.init(key))
+    found = vj.fitting.fit(key, rule, state, steps=600, stop=None, reports=())
+    assert found.state.memory.epoch == 600 * 12 // 60
+    np.testing.assert_allclose(found.average["loc"], x.sum(0) / 61, atol=0.02)
+    np.testing.assert_allclose(found.average["log_scale"], -0.5 * np.log(61), atol=0.1)
+
+
 def test_what_is_refused(unchecked, key):
     with pytest.raises(ValueError, match="num_samples must be even, got 3"):
-        natural(num_samples=3)
+        natural(logistic, num_samples=3)
     for update in (natural, updates.square_root_natural_gradient):
         for rate in (0.0, -1.0, 3.0):
             with pytest.raises(ValueError, match=r"learning_rate must be a number in \(0, 1\]"):
-                update(num_samples=2, learning_rate=rate)
-    with pytest.raises(ValueError, match="halvings must be a whole number of at least 0, got -1"):
-        updates.square_root_natural_gradient(num_samples=2, halvings=-1)
-    update = natural(num_samples=2)
+                update(logistic, num_samples=2, learning_rate=rate)
+    with pytest.raises(ValueError, match="halvings must be at least 0, got -1"):
+        updates.square_root_natural_gradient(logistic, num_samples=2, halvings=-1)
+    update = natural(logistic, num_samples=2)
     low = vj.families.low_rank(rank=1).init(key, jnp.zeros(2))
     with pytest.raises(TypeError, match=r"params must be those of families.mean_field .*got \['factor'"):
         update.init(dict(sorted(low.items())))
     with pytest.raises(TypeError, match="float32 or float64, got bfloat16"):
         update.init(full.init(key, jnp.zeros(2, jnp.bfloat16)))
-    with pytest.raises(TypeError, match=r"natural_gradient's init\(params\) returned, got a dict"):
-        update.step(key, logistic, full.init(key, jnp.zeros(2)))
+    with pytest.raises(TypeError, match=r"the rule's init\(params\) returned, got a dict"):
+        update.step(key, full.init(key, jnp.zeros(2)))
+    with pytest.raises(TypeError, match=r"begin with rule.init\(params\)"):
+        update.params(full.init(key, jnp.zeros(2)))
     state = update.init(full.init(key, jnp.zeros(2)))
     with pytest.raises(TypeError, match="key must be a typed key"):
-        update.step(0, logistic, state)
+        update.step(0, state)
     with pytest.raises(ValueError, match=r"log_joint\(z\) has shape \(2,\) for one draw"):
-        update.step(key, lambda z: -(z**2), state)
+        natural(lambda z: -(z**2), num_samples=2).step(key, state)
+    split = vj.targets.exact_entropy(logistic, full.dist(update.params(state)))
     with pytest.raises(ValueError, match="holds terms of q in closed form"):
-        update.step(key, vj.targets.exact_entropy(logistic, full.dist(update.params(state))), state)
+        natural(split, num_samples=2).step(key, state)
+    with pytest.raises(TypeError, match="log_joint must be a function .* got a Transformed: pass its log_joint"):
+        natural(vj.targets.transform(logistic, None), num_samples=2)
+    with pytest.raises(TypeError, match=r"memory -> \(log_joint, memory\), this one returned"):
+        natural(logistic, num_samples=2).step(key, update.init(full.init(key, jnp.zeros(2)), memory=jnp.zeros(2)))
 
 
 def test_the_default_rate():

@@ -1,28 +1,18 @@
-"""The optional outer ring: whole fits. Nothing else in vijax imports it."""
+"""The outer ring: whole fits by a rule, restarts, stopping, checkpoints and minibatches."""
 
-from vijax.fitting._ascent import Ascent, AscentState, Seen, ascent
+from vijax.fitting._ascent import ascent
 from vijax.fitting._checkpoint import Checkpoints, Restored, restore, save
 from vijax.fitting._fit import Fit, fit
-from vijax.fitting._iterates import Tail
-from vijax.fitting._minibatches import Cursor, Minibatches, minibatches
+from vijax.fitting._minibatches import minibatches
 from vijax.fitting._reports import bar, jsonl
-from vijax.fitting._restarts import Many, Restarts, restarts
+from vijax.fitting._restarts import Restarts, restarts
 from vijax.fitting._stopping import Verdict, scale_units, stationary
-from vijax.fitting._trouble import NotFinite
 
 __all__ = [
-    "Ascent",
-    "AscentState",
     "Checkpoints",
-    "Cursor",
     "Fit",
-    "Many",
-    "Minibatches",
-    "NotFinite",
     "Restarts",
     "Restored",
-    "Seen",
-    "Tail",
     "Verdict",
     "ascent",
     "bar",

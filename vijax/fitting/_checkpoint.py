@@ -44,8 +44,8 @@ class Restored(NamedTuple):
 
     Fields:
         step: of the checkpoint, None where the folder holds none.
-        tree: what was saved, on the devices of `like` (NumPy's arrays and Python's numbers come back as NumPy's);
-            `like` itself where the folder holds none.
+        tree: what was saved, on the devices of `like` (NumPy's arrays and Python's numbers come
+            back as NumPy's); `like` itself where the folder holds none.
         skipped: steps that were newer and did not verify, each with the reason.
     """
 
@@ -59,9 +59,9 @@ def save(path: str | os.PathLike[str], step: SupportsIndex, tree: PyTree, *, kee
 
         path/step/{tree, manifest.json},     manifest: sha256 of every file of tree
 
-    Written to a hidden folder by orbax, digested, and renamed, which is atomic: a process killed at any moment leaves
-    the earlier checkpoints as they were. Typed keys are kept with their implementation. Arrays must be addressable from
-    this process.
+    Written to a hidden folder by orbax, digested, and renamed, which is atomic: a process killed at
+    any moment leaves the earlier checkpoints as they were. Typed keys are kept with their
+    implementation. Arrays must be addressable from this process.
 
     Args:
         path: the folder of one fit.
@@ -108,8 +108,9 @@ def restore(path: str | os.PathLike[str], like: PyTree) -> Restored:
 
         sha256(file) = manifest(file) for every file, newest step first
 
-    Digests are compared before orbax reads anything, and each attempt stands alone: a flipped byte, a file cut short or
-    an emptied folder costs that step and no other. What is skipped is warned of. Nothing is ever deleted here.
+    Digests are compared before orbax reads anything, and each attempt stands alone: a flipped byte,
+    a file cut short or an emptied folder costs that step and no other. What is skipped is warned
+    of. Nothing is ever deleted here.
 
     Args:
         path: the folder of one fit.
@@ -119,7 +120,8 @@ def restore(path: str | os.PathLike[str], like: PyTree) -> Restored:
         Restored(step, tree, skipped); step is None where the folder holds no checkpoint at all.
 
     Raises:
-        RuntimeError: where there are checkpoints and none verifies: a fit never starts again in silence.
+        RuntimeError: where there are checkpoints and none verifies: a fit never starts again in
+            silence.
         ValueError: for a checkpoint that is sound and of another structure, naming the leaf.
 
     Reference: none.

@@ -1,4 +1,4 @@
-"""Which rows of the data come next: epochs in random order, from a cursor that scans and is saved like any state."""
+"""Which rows of the data come next: epochs in random order, from a cursor like any state."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -11,7 +11,7 @@ from vijax import checks
 
 
 class Cursor(NamedTuple):
-    """Where the stream of rows is; a pytree of arrays, to be carried by a scan and kept in a checkpoint.
+    """Where the stream of rows is; a pytree of arrays, for a scan to carry and checkpoints to keep.
 
     Fields:
         key: from which the order of every epoch is made.
@@ -34,39 +34,41 @@ class Minibatches(NamedTuple):
 
 
 def minibatches(*, num_data: int, batch_size: int) -> Minibatches:
-    """Rows of the data in random order, each once before any comes again: minibatches by reshuffled epochs.
+    """Minibatches by reshuffled epochs: rows in random order, each once before any comes again.
 
-        rows = π₁ π₂ π₃ ... cut into pieces of B,   πₑ a fresh permutation of 0 ... N - 1 for each epoch
+        rows = π₁ π₂ π₃ ... cut into pieces of B,   πₑ a permutation of 0 ... N - 1 for each epoch
 
-    The stream is never cut short: where B does not divide N, the piece at the end of an epoch is filled from the next
-    one (and may then hold a row twice). So every row is drawn once in each N draws, and at any step every row is as
-    likely as another, which keeps `targets.minibatch` unbiased; it is there, and only there, that N/B is applied.
+    The stream is never cut short: where B does not divide N, the piece at the end of an epoch is
+    filled from the next one (and may then hold a row twice). So every row is drawn once in each N
+    draws, and at any step every row is as likely as another, which keeps `targets.minibatch`
+    unbiased; it is there, and only there, that N/B is applied.
 
         rows, cursor = batches.next(cursor)     # inside jit or scan
         target = targets.minibatch(log_prior, lambda z: log_likelihood(z, data[rows]), num_data=N)
 
-    Reshuffled rows vary less than independent ones: over an epoch the error of a gradient cancels. For shards of data
-    that are read from files, map them over rows in your own order and restore the same cursor.
+    Reshuffled rows vary less than independent ones: over an epoch the error of a gradient cancels.
+    For shards of data that are read from files, map them over rows in your own order and restore
+    the same cursor.
 
     Args:
         num_data: N.
         batch_size: B, at most N.
 
     Returns:
-        Minibatches (init, next), both jittable and vmappable. Restored from a checkpoint, a cursor continues with the
-        same rows. Under vmap an order is drawn at every step.
+        Minibatches: `init(key) -> cursor` and `next(cursor) -> (rows [B], cursor)`, both jittable and
+        vmappable. Restored from a checkpoint, a cursor continues with the same rows. Under vmap an
+        order is drawn at every step.
 
     Raises:
         TypeError: for counts that are not Python ints; (init) for a raw key.
         ValueError: for B < 1 or B > N.
 
-    Reference: Bottou, Curiously fast convergence of some stochastic gradient descent algorithms, 2009; Hoffman, Blei,
-        Wang, Paisley, Stochastic variational inference, 2013, arXiv:1206.7051.
+    Reference: Bottou, Curiously fast convergence of some stochastic gradient descent algorithms,
+        2009; Hoffman, Blei, Wang, Paisley, Stochastic variational inference, 2013, arXiv:1206.7051.
     """
-    for name, count in (("num_data", num_data), ("batch_size", batch_size)):
-        if isinstance(count, bool) or not hasattr(count, "__index__") or isinstance(count, jax.core.Tracer):
-            raise TypeError(f"{name} must be a Python int, fixed when the function is traced; got {count!r}.")
-    if not 1 <= batch_size <= num_data:
+    checks.static_count(num_data, "num_data")
+    checks.static_count(batch_size, "batch_size")
+    if batch_size > num_data:
         raise ValueError(f"batch_size must be from 1 to num_data = {num_data}, got {batch_size}.")
 
     def order(key: Any, epoch: Array) -> Array:

@@ -1,4 +1,4 @@
-"""What is told of a fit while it runs: a bar on the screen, a file of one JSON line after another."""
+"""What is told of a fit while it runs: a bar on the screen, a file of JSON lines."""
 
 import json
 import math
@@ -11,18 +11,19 @@ from pathlib import Path
 from typing import Any
 
 Line = dict[str, Any]
-"""step, steps, bound, ess, khat, rhat, error, steps_per_second, seconds, stopped; numbers or None."""
+"""step, steps, first, bound, ess, khat, rhat, error, steps_per_second, seconds, stopped."""
 Write = Callable[[Line], None]
 Report = AbstractContextManager[Write] | Write
 
 
 @contextmanager
 def bar(*, every: float = 0.1) -> Iterator[Write]:
-    """Show a live bar: steps, the bound, its draws' effective sample size and k-hat, steps per second.
+    """Show a live bar: steps, the bound, effective sample size and k-hat of its draws, the pace.
 
         step / steps,    mean bound of the last steps,    1 / Σ w̃²,    k̂ of pooled last draws
 
-    It is updated from the host between chunks of steps, so the device never waits for it. Needs tqdm.
+    It is updated from the host between chunks of steps, so the device never waits for it. Needs
+    tqdm.
 
     Args:
         every: the fewest seconds from one drawing to the next.
@@ -60,8 +61,9 @@ def jsonl(path: str | os.PathLike[str]) -> Iterator[Write]:
 
         {"step": 2000, "steps": 20000, "bound": -12.3, "ess": 8.1, "khat": 0.31, ...}
 
-    Each line is one write to the end of the file. A half line that an earlier kill left is cut off first. After a
-    resumed fit some steps stand there twice: the later line counts. Numbers that JSON has no word for are null.
+    Each line is one write to the end of the file. A half line that an earlier kill left is cut off
+    first. After a resumed fit some steps stand there twice: the later line counts. Numbers that
+    JSON has no word for are null.
 
     Args:
         path: of the file; its folder is made.
@@ -91,7 +93,7 @@ def _plain(value: Any) -> Any:
 
 
 def _mend(file: int) -> None:
-    """Cut off what follows the last end of a line, unless it is a line that lacks no more than its end."""
+    """Cut off what follows the last end of a line, unless it only lacks its own end."""
     size = os.fstat(file).st_size
     tail = os.pread(file, min(size, 1 << 20), max(size - (1 << 20), 0))
     rest = tail[tail.rfind(b"\n") + 1 :]
@@ -131,4 +133,4 @@ def tell(writers: list[Write], line: Line) -> None:
             write(line)
         except Exception as why:
             writers.remove(write)
-            warnings.warn(f"a report raised at step {line['step']} and is told no more: {why!r}", stacklevel=4)
+            warnings.warn(f"a report raised at step {line['step']} and is told no more: {why!r}", stacklevel=5)

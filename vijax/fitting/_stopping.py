@@ -1,4 +1,4 @@
-"""When a stochastic fit may stop: iterates that are stationary, and an average of them that is known well enough."""
+"""When a stochastic fit may stop: iterates are stationary, and their average is known."""
 
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
@@ -28,13 +28,14 @@ class Verdict(NamedTuple):
 
 
 def scale_units(average: PyTree) -> PyTree:
-    """Return the unit in which an error of each parameter counts: q's own scale for its location, 1 for the rest.
+    """Return the unit of each parameter's error: q's own scale for its location, 1 for the rest.
 
         unit(loc) = exp(log_scale),     unit(anything else) = 1
 
-    A location is known well enough when its error is small beside the posterior's own spread; logarithms of scales and
-    relative triangles are numbers without a unit already. This reads params as `vijax.families` write them: wherever a
-    dict has `loc` and `log_scale` of the same shapes. For others write your own, as a pytree like params.
+    A location is known well enough when its error is small beside the posterior's own spread;
+    logarithms of scales and relative triangles are numbers without a unit already. This reads
+    params as `vijax.families` write them: wherever a dict has `loc` and `log_scale` of the same
+    shapes. For others write your own, as a pytree like params.
 
     Args:
         average: params.
@@ -42,8 +43,8 @@ def scale_units(average: PyTree) -> PyTree:
     Returns:
         A pytree like params.
 
-    Reference: Welandawe, Andersen, Vehtari, Huggins, Robust, automated, and accurate black-box variational inference,
-        2022, arXiv:2203.15945.
+    Reference: Welandawe, Andersen, Vehtari, Huggins, Robust, automated, and accurate black-box
+        variational inference, 2022, arXiv:2203.15945.
     """
     if isinstance(average, Mapping):
         found = {name: scale_units(part) for name, part in average.items()}
@@ -61,18 +62,20 @@ def scale_units(average: PyTree) -> PyTree:
 def stationary(
     *, rhat: float = 1.1, error: float = 0.02, ess: float = 50.0, unit: Callable[[PyTree], PyTree] = scale_units
 ) -> Callable[[Tail], Verdict]:
-    """Stop once the iterates are stationary, and their average is known well enough; no threshold on the bound.
+    """Stop once the iterates are stationary, and their average is known well enough.
 
-        max R̂ < 1.1,    max se(θ̄) / unit < .02,    min ess > 50      over all parameters, for the tail that looks best
+        max R̂ < 1.1,    max se(θ̄) / unit < .02,    min ess > 50,     over all parameters of the tail
 
-    With a constant step size iterates first travel, then wander about the optimum. R-hat of the two halves of a tail
-    tells one from the other; while they wander, the average of the tail is far better than any of them, and the means
-    of its batches say how well it is known. The bound's own noise, which is many times what a step gains, plays no
-    part. It cannot see a fit that has not left a plateau, nor one of several optima: use `restarts`. With a step size
-    that goes to zero, iterates stand still wherever they are: this rule is for a constant one.
+    With a constant step size iterates first travel, then wander about the optimum. R-hat of the two
+    halves of a tail tells one from the other; while they wander, the average of the tail is far
+    better than any of them, and the means of its batches say how well it is known. The bound's own
+    noise, which is many times what a step gains, plays no part. It cannot see a fit that has not
+    left a plateau, nor one of several optima: use `restarts`. With a step size that goes to zero,
+    iterates stand still wherever they are: this rule is for a constant one.
 
     Args:
-        rhat: the largest R-hat allowed; the tail is chosen to have the smallest, from the last quarter to 95 % of all.
+        rhat: the largest R-hat allowed; the tail is chosen to have the smallest, from the last
+            quarter to 95 % of all.
         error: the largest standard error of the averaged parameters, in units.
         ess: the fewest effectively independent iterates.
         unit: params -> a pytree like it, or a prefix of it, the unit of each number.
@@ -83,9 +86,10 @@ def stationary(
     Raises:
         ValueError: for limits that can never be met.
 
-    Reference: Welandawe, Andersen, Vehtari, Huggins, Robust, automated, and accurate black-box variational inference,
-        2022, arXiv:2203.15945; Dhaka, Catalina, Andersen, Magnusson, Huggins, Vehtari, Robust, accurate stochastic
-        optimization for variational inference, 2020, arXiv:2009.00666. Of theirs this is the rule at one step size.
+    Reference: Welandawe, Andersen, Vehtari, Huggins, Robust, automated, and accurate black-box
+        variational inference, 2022, arXiv:2203.15945; Dhaka, Catalina, Andersen, Magnusson,
+        Huggins, Vehtari, Robust, accurate stochastic optimization for variational inference, 2020,
+        arXiv:2009.00666. Of theirs this is the rule at one step size.
     """
     for name, value, least in (("rhat", rhat, 1.0), ("error", error, 0.0), ("ess", ess, -1.0)):
         if not value > least:

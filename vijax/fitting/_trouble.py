@@ -1,6 +1,7 @@
-"""Where a fit stopped being finite: the first step, found again by halving, and what in it came first."""
+"""Where a fit stopped being finite: the first such step, found by halving, and what in it."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -10,6 +11,7 @@ from jaxtyping import Array
 
 from vijax import checks
 from vijax.fitting._loop import Loop, Program
+from vijax.trees import is_floating
 from vijax.types import PyTree
 
 
@@ -19,7 +21,8 @@ class NotFinite(NamedTuple):
     Fields:
         step: its number, counted from 0.
         key: the key that it was given.
-        where: what was not finite first, in the order of a step: draws, log q, log p, bound, gradient, state.
+        where: what was not finite first, in the order of a step: draws, log q, log p, bound,
+            gradient, state.
         found: the names of all that was not finite.
     """
 
@@ -30,10 +33,10 @@ class NotFinite(NamedTuple):
 
 
 def find(step: Callable[..., Any], program: Program, loop: Loop, until: int) -> tuple[Loop, NotFinite]:
-    """Return the loop as it was before the first step that was not finite, and what went wrong there.
+    """Return the loop before the first step that was not finite, and what went wrong there.
 
-    What is not finite stays so, or the bound's sum does; so the step is found by halving with the program that made it,
-    and no step pays for a check.
+    What is not finite stays so, or the bound's sum does; so the step is found by halving with the
+    program that made it, and no step pays for a check.
     """
     good, bad = int(loop.step), until
     before = loop
@@ -45,48 +48,60 @@ def find(step: Callable[..., Any], program: Program, loop: Loop, until: int) -> 
         else:
             good, before = middle, after
     key = jax.random.fold_in(loop.key, good)
-    found = _names(*jax.device_get(jax.jit(_look(step))(key, before.state)))
-    where = found[0] if found else "nothing, when the step was done again by itself: it is at the edge of its precision"
-    return before, NotFinite(good, key, where, tuple(found))
+    names = _names(*jax.device_get(jax.jit(partial(_counts, step))(key, before.state)))
+    unclear = "nothing, when the step was done again by itself: it is at the edge of its precision"
+    return before, NotFinite(good, key, names[0] if names else unclear, tuple(names))
 
 
-def _look(step: Callable[..., Any]) -> Callable[..., Any]:
+class _Counts(NamedTuple):
+    """Of one step, for each of STAGES, a pytree of counts, one for each leaf.
+
+    Fields:
+        bad: how many numbers are not finite.
+        size: how many numbers there are.
+        bad_before: how many were not finite before the step; None where there was nothing before.
+    """
+
+    bad: dict[str, PyTree]
+    size: dict[str, PyTree]
+    bad_before: dict[str, PyTree]
+
+
+STATE = "the new state"
+STAGES = ("the draw", "log q", "log p", "the bound", "the gradient of", STATE)
+
+
+def _counts(step: Callable[..., Any], key: Any, state: PyTree) -> _Counts:
     """Count what is not finite in a step, leaf by leaf, in the order in which it is computed."""
 
-    def counts(tree: PyTree) -> PyTree:
-        return jax.tree.map(lambda l: jnp.sum(~jnp.isfinite(l)) if _floating(l) else jnp.int32(0), tree)
+    def not_finite(tree: PyTree) -> PyTree:
+        return jax.tree.map(lambda leaf: jnp.sum(~jnp.isfinite(leaf)) if is_floating(leaf) else jnp.int32(0), tree)
 
-    def look(key: Any, state: PyTree) -> Any:
-        new, seen = step(key, state)
-        draws = getattr(seen, "draws", None)
-        stages = {
-            "the draw": getattr(draws, "z", None),
-            "log q": getattr(draws, "log_q", None),
-            "log p": getattr(draws, "log_p", None),
-            "the bound": getattr(seen, "value", seen),
-            "the gradient of": getattr(seen, "gradient", None),
-            "the new state": new,
-        }
-        sizes = jax.tree.map(lambda l: jnp.int32(jnp.size(l)), stages)
-        # Leaves that were not finite before the step, such as a best value of inf, did not go wrong in it.
-        stages_before = {name: None for name in stages} | {"the new state": counts(state)}
-        return counts(stages), sizes, stages_before
-
-    return look
+    new, report = step(key, state)
+    draws = getattr(report, "draws", None)
+    computed = (
+        getattr(draws, "z", None),
+        getattr(draws, "log_q", None),
+        getattr(draws, "log_p", None),
+        getattr(report, "value", report),
+        getattr(report, "gradient", None),
+        new,
+    )
+    stages = dict(zip(STAGES, computed, strict=True))
+    sizes = jax.tree.map(lambda leaf: jnp.int32(jnp.size(leaf)), stages)
+    # What was not finite before the step, such as a best value of inf, did not go wrong in it.
+    before = dict.fromkeys(STAGES) | {STATE: not_finite(state)}
+    return _Counts(not_finite(stages), sizes, before)
 
 
-def _names(counted: Any, sizes: Any, before: Any) -> list[str]:
-    stages = ("the draw", "log q", "log p", "the bound", "the gradient of", "the new state")
-    found = []
-    for stage in stages:
-        already = [] if before[stage] is None else [n for _, n in checks.named_leaves(before[stage])]
-        pairs = zip(checks.named_leaves(counted[stage]), checks.named_leaves(sizes[stage]), strict=True)
-        for i, ((name, count), (_, size)) in enumerate(pairs):
-            if count > 0 and not (already and already[i] > 0):
+def _names(bad: Any, size: Any, bad_before: Any) -> list[str]:
+    """Say of every leaf that became not finite which it is, and in how many numbers."""
+    names = []
+    for stage in STAGES:
+        before = [count for _, count in checks.named_leaves(bad_before[stage])]
+        leaves = zip(checks.named_leaves(bad[stage]), checks.named_leaves(size[stage]), strict=True)
+        for i, ((name, count), (_, of)) in enumerate(leaves):
+            if count > 0 and not (before and before[i] > 0):
                 leaf = "" if name == "z" and stage != "the draw" else f" '{name}'"
-                found.append(f"{stage}{leaf}, {int(count)} of {int(size)} numbers")
-    return found
-
-
-def _floating(leaf: Any) -> bool:
-    return jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
+                names.append(f"{stage}{leaf}, {int(count)} of {int(of)} numbers")
+    return names

@@ -1,7 +1,7 @@
-"""Rules with no scalar objective, each as (init, step): natural gradients, batch and match, IVON."""
+"""Updates with no scalar objective: rules of a Gaussian q, and IVON as an Optax optimizer."""
 
-from vijax.updates._curvature import Curvature, Local, hessian, stein
-from vijax.updates._gaussian import GaussianState, Update
+from vijax.updates._curvature import Curvature, hessian, stein
+from vijax.updates._gaussian import GaussianState
 from vijax.updates._ivon import IvonState, ivon, perturb
 from vijax.updates._match import batch_and_match
 from vijax.updates._natural import clipped, natural_gradient, quadratic, settling
@@ -11,8 +11,6 @@ __all__ = [
     "Curvature",
     "GaussianState",
     "IvonState",
-    "Local",
-    "Update",
     "batch_and_match",
     "clipped",
     "hessian",

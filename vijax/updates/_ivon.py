@@ -1,4 +1,4 @@
-"""IVON: a diagonal Gaussian over the weights of a network, at the price of Adam, as an Optax transformation."""
+"""IVON: a diagonal Gaussian over a network's weights, at the price of Adam, by Optax."""
 
 from typing import Any, NamedTuple
 
@@ -7,8 +7,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from vijax import checks
+from vijax.trees import finite_leaves, where
 from vijax.types import PyTree
-from vijax.updates._gaussian import Rate
+from vijax.updates._rule import Rate
 
 
 class IvonState(NamedTuple):
@@ -39,47 +40,52 @@ def ivon(
     beta2: float = 0.99999,
     clip_radius: float = float("inf"),
 ) -> Any:
-    """Improved variational online Newton: natural gradients of a diagonal Gaussian over params, as an Optax optimizer.
+    """Improved variational online Newton: a diagonal Gaussian over params, as an Optax optimizer.
 
-        ĥ = E[∇l(w) (w - m)] / σ²,   σ² = 1 / (N (h + δ)),   h ← β₂ h + (1 - β₂) ĥ + ½ (1 - β₂)² (h - ĥ)² / (h + δ)
+        ĥ = E[∇l(w) (w - m)] / σ²,   σ² = 1 / (N (h + δ))
+        h ← β₂ h + (1 - β₂) ĥ + ½ (1 - β₂)² (h - ĥ)² / (h + δ)
         g ← β₁ g + (1 - β₁) E[∇l(w)],   m ← m - α (g / (1 - β₁ᵗ) + δ m) / (h + δ)
 
-    Here l is the MEAN negative log-likelihood of a datum (in nats; the mean over a minibatch estimates it, and no N/B
-    belongs to it, since N comes in by σ² alone) and the prior of every weight is N(0, 1/(N δ)): weight decay is prior
-    precision over N, and is not to be put into the loss too. The fixed point is the mean-field optimum, with variance
-    1/(N (h + δ)). For networks, where `natural_gradient` is too dear; the Hessian comes from gradients at perturbed
-    weights (Stein's identity), and the last term of h keeps h + δ positive.
+    Here l is the MEAN negative log-likelihood of a datum (in nats; the mean over a minibatch
+    estimates it, and no N/B belongs to it, since N comes in by σ² alone) and the prior of every
+    weight is N(0, 1/(N δ)): weight decay is prior precision over N, and is not to be put into the
+    loss too. The fixed point is the mean-field optimum, with variance 1/(N (h + δ)). For networks,
+    where `natural_gradient` is too dear; the Hessian comes from gradients at perturbed weights
+    (Stein's identity), and the last term of h keeps h + δ positive.
 
-        weights = perturb(key, params, state, num_samples=1)                  # leaves [k, ...]
-        grads = jax.vmap(jax.grad(loss))(weights)                             # of one draw, or [k, ...] alike
+        weights = perturb(key, params, state, num_samples=1)       # leaves [k, ...]
+        grads = jax.vmap(jax.grad(loss))(weights)                  # of one draw, or [k, ...] alike
         updates, state = optimizer.update(grads, state, params, weights=weights)
 
     A step whose gradients are not finite changes nothing but the count of steps.
 
     Args:
-        learning_rate: α, of Newton's scale (.1 to 1 where the Hessian is right), or a function of the count of steps.
+        learning_rate: α, of Newton's scale (.1 to 1 where the Hessian is right), or a function of
+            the count of steps.
         num_data: N, the number of data behind the mean; or N over a temperature.
         weight_decay: δ > 0.
         initial_hessian: h at the start; larger is more careful.
         beta1: memory of the momentum.
-        beta2: memory of the Hessian; noisy estimates want 1 - 1e-5, the default, and short runs less.
+        beta2: memory of the Hessian; noisy estimates want 1 - 1e-5, the default, and short runs
+            less.
         clip_radius: the largest size of (g + δ m) / (h + δ) in any element.
 
     Returns:
-        optax.GradientTransformationExtraArgs, of which `update` takes `weights` besides; updates have the dtypes of
-        params, momentum and Hessian are kept in float32 at least.
+        optax.GradientTransformationExtraArgs, of which `update` takes `weights` besides; updates
+        have the dtypes of params, momentum and Hessian are kept in float32 at least.
 
     Raises:
-        ValueError: for num_data < 1, weight_decay <= 0 (an improper prior: σ² would have no bound), an initial_hessian
-            below 0, beta1 or beta2 outside [0, 1), a clip_radius that is not positive; (update) without params or
-            weights.
+        ValueError: for num_data < 1, weight_decay <= 0 (an improper prior: σ² would have no bound),
+            an initial_hessian below 0, beta1 or beta2 outside [0, 1), a clip_radius that is not
+            positive; (update) without params or weights.
 
-    Reference: Shen et al., Variational learning is effective for large deep networks, 2024, arXiv:2402.17641; Lin,
-        Schmidt, Khan, Handling the positive-definite constraint in the Bayesian learning rule, 2020, arXiv:2002.10060.
+    Reference: Shen et al., Variational learning is effective for large deep networks, 2024,
+        arXiv:2402.17641; Lin, Schmidt, Khan, Handling the positive-definite constraint in the
+        Bayesian learning rule, 2020, arXiv:2002.10060.
     """
     import optax
 
-    for name, value, fine, where in (
+    for name, value, fine, allowed in (
         ("num_data", num_data, lambda n: n >= 1, "at least 1"),
         ("weight_decay", weight_decay, lambda d: d > 0, "positive"),
         ("initial_hessian", initial_hessian, lambda h: h >= 0, "at least 0"),
@@ -89,10 +95,12 @@ def ivon(
     ):
         # Traced where optax.inject_hyperparams makes the optimizer anew in a jitted step.
         if not (isinstance(value, jax.core.Tracer) or fine(value)):
-            raise ValueError(f"{name} must be {where}, got {value}.")
+            raise ValueError(f"{name} must be {allowed}, got {value}.")
 
     def init(params: PyTree) -> IvonState:
-        full = lambda value: jax.tree.map(lambda p: jnp.full(jnp.shape(p), value, _wide(p)), params)  # noqa: E731
+        def full(value: float) -> PyTree:
+            return jax.tree.map(lambda p: jnp.full(jnp.shape(p), value, _wide(p)), params)
+
         numbers = (jnp.asarray(n, jnp.float32) for n in (num_data, weight_decay))
         return IvonState(full(0.0), full(initial_hessian), jnp.int32(0), *numbers)
 
@@ -124,17 +132,17 @@ def ivon(
 
         made = jax.tree.map(leaf, grads, weights, params, state.momentum, state.hessian)
         steps, momentum, hessian = jax.tree.transpose(jax.tree.structure(params), jax.tree.structure((0, 0, 0)), made)
-        finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves((steps, momentum, hessian))]))
-        keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)  # noqa: E731
-        steps = jax.tree.map(lambda s, p: jnp.where(finite, s, 0).astype(jnp.result_type(p)), steps, params)
-        momentum, hessian = keep(momentum, state.momentum), keep(hessian, state.hessian)
+        finite = jnp.all(jnp.stack(finite_leaves((steps, momentum, hessian))))
+        steps = where(finite, steps, jax.tree.map(jnp.zeros_like, steps))
+        steps = jax.tree.map(lambda s, p: s.astype(jnp.result_type(p)), steps, params)
+        momentum, hessian = where(finite, (momentum, hessian), (state.momentum, state.hessian))
         return steps, state._replace(momentum=momentum, hessian=hessian, steps=count)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
 def perturb(key: Any, params: PyTree, state: IvonState, *, num_samples: int = 1) -> PyTree:
-    """Draw weights from IVON's Gaussian: to take gradients at while training, and to predict with afterwards.
+    """Draw weights from IVON's Gaussian: for gradients while training, for predictions afterwards.
 
         w ~ N(m, 1 / (N (h + δ)))
 
@@ -150,7 +158,8 @@ def perturb(key: Any, params: PyTree, state: IvonState, *, num_samples: int = 1)
     Raises:
         TypeError: for a raw key, or a state that is not IVON's.
 
-    Reference: Shen et al., Variational learning is effective for large deep networks, 2024, arXiv:2402.17641.
+    Reference: Shen et al., Variational learning is effective for large deep networks, 2024,
+        arXiv:2402.17641.
     """
     checks.key(key)
     checks.num_samples(num_samples)

@@ -1,0 +1,67 @@
+"""The target in units of q: log p and log q as functions of standard normal noise."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Float, Key
+
+from vijax import draws, engine
+from vijax.types import Draws, LogJoint, PyTree, Step
+from vijax.updates._gaussian import GaussianState, half_log_det, times_root
+
+
+class Whitened(NamedTuple):
+    """The target in units of a Gaussian q: z = loc + L e, where e is standard normal under q.
+
+    Fields:
+        noise: e, [k, d], from which a step is made.
+        fresh_noise: others, [k, d], by which it is judged: the noise that made a step flatters it.
+        log_p: (state, e [k, d]) -> log p(x, z), [k] in nats.
+    """
+
+    noise: Float[Array, "k d"]
+    fresh_noise: Float[Array, "k d"]
+    log_p: Callable[[GaussianState, Array], Array]
+
+
+def whiten(
+    key: Key[Array, ""], log_joint: LogJoint, state: GaussianState, num_samples: int, *, paired: bool
+) -> Whitened:
+    """Draw the noise of a step, in mirrored pairs if asked, and write log p as a function of it."""
+    size, dtype = state.root.shape[0], ravel_pytree(state.loc)[0].dtype
+    key_noise, key_fresh, key_model = jax.random.split(key, 3)
+    model_keys = engine.plan(key_model, properties(log_joint).keyed, draws.iid, num_samples).model
+
+    def log_p(state: GaussianState, e: Array) -> Array:
+        # The target is given log q for its shape alone; targets that add log q are refused.
+        log_q = jax.lax.stop_gradient(log_density(state, e))
+        value, _ = engine.evaluate(log_joint, latents(state, e), log_q, model_keys)
+        return value.astype(e.dtype)
+
+    def normal(key: Key[Array, ""]) -> Array:
+        e = jax.random.normal(key, (num_samples // 2 if paired else num_samples, size), dtype)
+        return jnp.concatenate([e, -e]) if paired else e
+
+    return Whitened(normal(key_noise), normal(key_fresh), log_p)
+
+
+def latents(state: GaussianState, e: Float[Array, "k d"]) -> PyTree:
+    """Return the draws z = loc + L e, leaves [k, ...]."""
+    loc, unravel = ravel_pytree(state.loc)
+    return jax.vmap(lambda e: unravel(loc + times_root(state.root, e)))(e)
+
+
+def log_density(state: GaussianState, e: Float[Array, "k d"]) -> Float[Array, " k"]:
+    """Return log q of the draws that noise becomes, [k] in nats."""
+    of_noise = -0.5 * jnp.sum(jnp.square(e) + jnp.log(2 * jnp.pi).astype(e.dtype), -1)
+    return of_noise - half_log_det(state.root)
+
+
+def report(state: GaussianState, target: Whitened, log_p: Float[Array, " k"]) -> Step:
+    """Return the ELBO of the state that came in, with the draws that a step was made from."""
+    log_q = log_density(state, target.noise)
+    drawn = Draws(latents(state, target.noise), log_p, log_q)
+    return Step(jnp.mean(log_p - log_q), drawn)
