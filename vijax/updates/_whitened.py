@@ -9,7 +9,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Key
 
 from vijax import draws, engine
-from vijax.types import Draws, LogJoint, PyTree, Step
+from vijax.types import Draws, LogJoint, PyTree, Step, properties
 from vijax.updates._gaussian import GaussianState, half_log_det, times_root
 
 
