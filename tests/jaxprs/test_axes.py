@@ -62,6 +62,10 @@ APART = {
     "vmapped solve": lambda c: jax.vmap(
         lambda c: jnp.sum(jnp.linalg.cholesky(jnp.eye(3) * (2.0 + c) + MATRIX @ MATRIX.T))
     )(c),
+    "vmapped linear system": lambda c: jax.vmap(
+        lambda c: jnp.sum(jnp.linalg.solve(jnp.eye(3) * (2.0 + c) + MATRIX @ MATRIX.T, V * c))
+    )(c),
+    "vmapped Fourier": lambda c: jax.vmap(lambda c: jnp.sum(jnp.abs(jnp.fft.fft(V * c))))(c),
     "map": lambda c: jax.lax.map(lambda a: V[a[0]] + a[1], (c, X)),
     "map of cond": lambda c: jax.lax.map(lambda c: jax.lax.cond(c > 1, lambda: 1.0, lambda: 0.0), c),
     "map of loop": lambda c: jax.lax.map(lambda c: jax.lax.fori_loop(0, c, lambda i, a: a * 1.5, 1.0), c),
@@ -90,6 +94,8 @@ COUPLED = {
         V[c][:, None] * SQUARE_N, jnp.float32(1), lambda a, b: a + b + a * b, (0,)
     ),
     "a mutable array": mutated,
+    "a linear system": lambda c: jnp.linalg.solve(SQUARE_N + jnp.eye(N), V[c]),
+    "Fourier": lambda c: jnp.abs(jnp.fft.fft(V[c])),
     "windows": lambda c: jax.lax.reduce_window(V[c], 0.0, jax.lax.add, (2,), (1,), "SAME"),
     "chain": lambda c: MATRIX[jnp.roll(c, 1), c],
     "counts": lambda c: V[c] / (1.0 + jnp.sum(c == 0)),

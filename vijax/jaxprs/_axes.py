@@ -143,13 +143,13 @@ def _kept(eqn: core.JaxprEqn, i: int) -> dict[int, int]:
         stay = [a for a in same if a not in gone]
         return {a: j for j, a in enumerate(stay)} if name in AWAY else {a: a for a in stay}
     if name == "broadcast_in_dim" and i == 0:
-        return {a: b for a, b in enumerate(params["broadcast_dimensions"]) if shape[a] == out[b]}
+        return {a: int(b) for a, b in enumerate(params["broadcast_dimensions"]) if shape[a] == out[b]}
     if name == "stack":
         return {a: a + (a >= params["axis"]) for a in same}
     if name == "tile":
         return {a: a for a in same if params["reps"][a] == 1}
     if name == "transpose":
-        return {a: j for j, a in enumerate(params["permutation"])}
+        return {int(a): j for j, a in enumerate(params["permutation"])}
     if name == "reshape" and i == 0 and params.get("dimensions") is None:
         return _reshape(shape, out)
     if name == "pad" and i == 0:
@@ -161,10 +161,15 @@ def _kept(eqn: core.JaxprEqn, i: int) -> dict[int, int]:
         return {a: a for a in same if shape_of(eqn.invars[1])[a] == out[a]} if i else same
     if name in LINEAR_ALGEBRA:
         return {a: a for a in range(len(shape) - 2)}
+    if name == "lu_pivots_to_permutation":
+        return {a: a for a in range(len(shape) - 1)}
+    if name == "fft":
+        return {a: a for a in range(len(shape) - len(params["fft_lengths"]))}
     if name == "top_k":
         return {a: a for a in same if a != params.get("axis", -1) % len(shape)}
     if name == "conv_general_dilated" and i == 0 and params["batch_group_count"] == 1:
-        return {params["dimension_numbers"].lhs_spec[0]: params["dimension_numbers"].out_spec[0]}
+        numbers = params["dimension_numbers"]
+        return {int(numbers.lhs_spec[0]): int(numbers.out_spec[0])}
     if name == "dot_general":
         return _dot_general(eqn, i)
     if name == "gather":
@@ -187,7 +192,7 @@ def _dot_general(eqn: core.JaxprEqn, i: int) -> dict[int, int]:
         [a for a in range(len(shape_of(eqn.invars[j]))) if a not in (*contracting[j], *batching[j])] for j in (0, 1)
     ]
     start = len(batching[i]) + (len(free[0]) if i else 0)
-    return {a: j for j, a in enumerate(batching[i])} | {a: start + j for j, a in enumerate(free[i])}
+    return {int(a): j for j, a in enumerate(batching[i])} | {a: start + j for j, a in enumerate(free[i])}
 
 
 def _gather(eqn: core.JaxprEqn, i: int) -> dict[int, int]:
@@ -198,19 +203,20 @@ def _gather(eqn: core.JaxprEqn, i: int) -> dict[int, int]:
     shape = shape_of(eqn.invars[0])
     inside = (*numbers.collapsed_slice_dims, *numbers.operand_batching_dims)
     window = [a for a in range(len(shape)) if a not in inside]
-    whole = {a: b for a, b in zip(window, sorted(numbers.offset_dims), strict=True) if sizes[a] == shape[a]}
+    whole = {a: b for a, b in zip(window, sorted(map(int, numbers.offset_dims)), strict=True) if sizes[a] == shape[a]}
     batch = zip(numbers.operand_batching_dims, numbers.start_indices_batching_dims, strict=True)
-    return whole | {a: rows[b] for a, b in batch}
+    return whole | {int(a): rows[b] for a, b in batch}
 
 
 def _scatter(eqn: core.JaxprEqn, i: int) -> dict[int, int]:
     numbers = eqn.params["dimension_numbers"]
-    batch = dict(zip(numbers.scatter_indices_batching_dims, numbers.operand_batching_dims, strict=True))
+    pairs = zip(numbers.scatter_indices_batching_dims, numbers.operand_batching_dims, strict=True)
+    batch = {int(a): int(b) for a, b in pairs}
     if i == 1:
         return batch
     operand, updates = shape_of(eqn.invars[0]), shape_of(eqn.invars[2])
     rows = [a for a in range(len(updates)) if a not in numbers.update_window_dims]
     inside = (*numbers.inserted_window_dims, *numbers.operand_batching_dims)
     window = [a for a in range(len(operand)) if a not in inside]
-    pairs = zip(sorted(numbers.update_window_dims), window, strict=True)
+    pairs = zip(sorted(map(int, numbers.update_window_dims)), window, strict=True)
     return {a: b for a, b in pairs if updates[a] == operand[b]} | {rows[a]: b for a, b in batch.items()}

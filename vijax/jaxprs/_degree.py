@@ -158,6 +158,14 @@ def _solve(eqn: core.JaxprEqn, ins: list[Degree]) -> list[Degree]:
     return [ins[1] if ins[0] is FREE else _blamed(ins, eqn.primitive.name)]
 
 
+def _linear_solve(eqn: core.JaxprEqn, ins: list[Degree]) -> list[Degree]:
+    """Solve operators that are free of the argument for right sides that may not be."""
+    operands = sum(eqn.params["const_lengths"])
+    operator = _join(ins[:operands], eqn.primitive.name)
+    right = _join(ins[operands:], eqn.primitive.name)
+    return [right if operator is FREE else _blamed(ins, eqn.primitive.name)] * len(eqn.outvars)
+
+
 def _select(eqn: core.JaxprEqn, ins: list[Degree]) -> list[Degree]:
     return [_choose(ins[0], ins[1:], eqn.primitive.name)]
 
@@ -211,6 +219,7 @@ def _question(limit: int) -> Question[Degree]:
             **dict.fromkeys(_INDICES, _indexed),
             "div": _quotient,
             "triangular_solve": _solve,
+            "custom_linear_solve": _linear_solve,
             "select_n": _select,
             "convert_element_type": _convert,
         },

@@ -220,7 +220,8 @@ _QUESTION: Question[Flow] = Question(
     nothing=NOTHING,
     join=lambda flows, _: merge(flows),
     rules={
-        **dict.fromkeys(DECLARED, _smooth),  # as its author declared, so the body is not looked into
+        # As their authors declared, or implicit, so that bodies are not looked into.
+        **dict.fromkeys((*DECLARED, "custom_linear_solve"), _smooth),
         **dict.fromkeys(_JUMPS.split(), _jump),
         **dict.fromkeys((*_INDICES, *_SCATTERS.split()), _indexed),
         **dict.fromkeys("broadcast_in_dim reshape squeeze copy transpose slice".split(), _same),

@@ -251,9 +251,17 @@ def _scan(walk: _Walk[V], eqn: core.JaxprEqn, ins: list[V]) -> list[V]:
 
     carry = walk.fixpoint(turn, carry, "scan")
     outs = walk.call(body, [*consts, *carry, *xs])
-    if loops is None:
-        return outs
-    return [loops.leave(v) for v in carry] + [loops.stack(v) for v in outs[carried:]]
+    if loops is not None:
+        return [loops.leave(v) for v in carry] + [loops.stack(v) for v in outs[carried:]]
+    return outs if eqn.params["length"] else [*carry, *outs[carried:]]
+
+
+def _linear_solve(walk: _Walk[V], eqn: core.JaxprEqn, ins: list[V]) -> list[V]:
+    """Its value is that of the solver alone; of operators and transposes only derivatives are made."""
+    lengths = eqn.params["const_lengths"]
+    start = lengths.matvec + lengths.vecmat
+    consts, right = ins[start : start + lengths.solve], ins[sum(lengths) :]
+    return walk.call(eqn.params["jaxprs"].solve, [*consts, *right])
 
 
 def _same_rank(outside: Any, inside: Any) -> bool:
@@ -266,4 +274,5 @@ _STRUCTURES: dict[str, Callable[[_Walk[Any], core.JaxprEqn, list[Any]], list[Any
     "while": _while,
     "scan": _scan,
     "optimization_barrier": _barrier,
+    "custom_linear_solve": _linear_solve,
 }

@@ -58,7 +58,7 @@ def _all(eqn: core.JaxprEqn, masks: list[int]) -> list[int]:
 _QUESTION: Question[int] = Question(
     nothing=0,
     join=_join,
-    rules=dict.fromkeys(DECLARED, _all),
+    rules=dict.fromkeys((*DECLARED, "custom_linear_solve"), _all),
     default=_all,
     choose=_choose,
     opaque=_opaque,
