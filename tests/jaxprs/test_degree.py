@@ -21,6 +21,14 @@ def doubled(b):
 
 doubled.defjvps(lambda t, out, b: 2 * t)
 
+
+@jax.custom_jvp
+def fourth_power(b):
+    return b**4
+
+
+fourth_power.defjvps(lambda t, out, b: 2 * t)  # which is wrong
+
 DEGREES = {
     "constant": (lambda b: jnp.float32(1.0), 0),
     "matrix": (lambda b: A @ b, 1),
@@ -43,7 +51,10 @@ DEGREES = {
     "multivariate density": (lambda b: multivariate_normal.logpdf(b, X, A @ A.T), 2),
     "spectrum": (lambda b: jnp.sum(jnp.fft.fft(b).real ** 2), 2),
     "scan of squares": (lambda b: jax.lax.scan(lambda s, x: (s + x**2, s), 0.0, b)[0], 2),
-    "chain": (lambda b: jax.lax.scan(lambda s, x: ((x, s[1] - (x - s[0]) ** 2), None), (0.0, 0.0), b)[0][1], 2),
+    "chain": (
+        lambda b: jax.lax.scan(lambda s, x: ((x, s[1] - (x - s[0]) ** 2), None), (0.0, 0.0), b)[0][1],
+        2,
+    ),
     "derivative of a cube": (lambda b: jax.grad(lambda b: jnp.sum(b**3))(b), 2),
     "remat in jit": (jax.jit(jax.checkpoint(lambda b: b * b[::-1])), 2),
 }
@@ -52,6 +63,7 @@ HIGHER = {
     "three": (lambda b: b[0] * b[1] * b[2], "mul"),
     "product in a scan": (lambda b: jax.lax.scan(lambda s, x: (s * x, s), 1.0, b)[0], "mul"),
     "einsum": (lambda b: jnp.einsum("i,j,k->", b, b, b), "dot_general"),
+    "a wrong derivative": (lambda b: fourth_power(b), "integer_pow"),
     "exp": (lambda b: jnp.exp(b), "exp"),
     "quotient": (lambda b: X / b, "div"),
     "absolute": (lambda b: jnp.abs(b), "abs"),

@@ -18,10 +18,16 @@ CASES = {
     "in jit": (lambda a, b, c: jax.jit(lambda x, y: x + 1)(a, b), {0}),
     "a declared derivative": (lambda a, b, c: jax.nn.softplus(a), {0}),
     "a scan": (lambda a, b, c: jax.lax.scan(lambda s, x: (s + x, s), a[0], b)[0], {0, 1}),
-    "carried late": (lambda a, b, c: jax.lax.fori_loop(0, 3, lambda i, s: (s[1], s[2], s[2]), (a, b, c))[0], {1, 2}),
+    "carried late": (
+        lambda a, b, c: jax.lax.fori_loop(0, 3, lambda i, s: (s[1], s[2], s[2]), (a, b, c))[0],
+        {1, 2},
+    ),
     "a loop of no turns": (lambda a, b, c: jax.lax.fori_loop(0, 0, lambda i, s: b, a), {0, 1}),
     "a branch": (lambda a, b, c: jax.lax.cond(a[0] > 0, lambda: b, lambda: 2 * b), {0, 1}),
-    "a loop until": (lambda a, b, c: jax.lax.while_loop(lambda s: s < a[0], lambda s: s + 1, c[0]), {0, 2}),
+    "a loop until": (
+        lambda a, b, c: jax.lax.while_loop(lambda s: s < a[0], lambda s: s + 1, c[0]),
+        {0, 2},
+    ),
     "a linear system": (lambda a, b, c: jnp.linalg.solve(jnp.diag(a + 1), b), {0, 1}),
 }
 

@@ -184,7 +184,10 @@ def test_the_degree(keep):
 @unseen
 def test_what_is_read(keep):
     def ask(keep):
-        return jaxprs.reads(lambda z: {"a": z["a"] + keep(z["b"]), "b": z["b"]}, {"a": NOISE, "b": NOISE, "c": NOISE})
+        return jaxprs.reads(
+            lambda z: {"a": z["a"] + keep(z["b"]), "b": z["b"]},
+            {"a": NOISE, "b": NOISE, "c": NOISE},
+        )
 
     assert ask(printed) == {"a": {0, 1}, "b": {1}}
     # A pure callback returns what its operands say; a memory may hold anything.
@@ -236,7 +239,10 @@ def hidden_bernoulli(p):
 
 
 def quantized(p):
-    return Own(lambda key: jax.lax.reduce_precision(p + jax.random.normal(key), 5, 1), lambda z: -0.5 * (z - p) ** 2)
+    return Own(
+        lambda key: jax.lax.reduce_precision(p + jax.random.normal(key), 5, 1),
+        lambda z: -0.5 * (z - p) ** 2,
+    )
 
 
 @pytest.mark.parametrize("name", ["reparam", "dreg", "auto"])

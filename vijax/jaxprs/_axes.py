@@ -35,7 +35,10 @@ ALONG = {
 AWAY = {
     "unstack": "axis",
     "squeeze": "dimensions",
-    **dict.fromkeys("argmax argmin reduce_and reduce_max reduce_min reduce_or reduce_prod reduce_sum".split(), "axes"),
+    **dict.fromkeys(
+        "argmax argmin reduce_and reduce_max reduce_min reduce_or reduce_prod reduce_sum".split(),
+        "axes",
+    ),
 }
 LINEAR_ALGEBRA = frozenset("cholesky eigh lu qr svd triangular_solve".split())
 

@@ -78,7 +78,7 @@ def _above(
     found = _join(interpret(closed, [ARGUMENT], _QUESTIONS[limit], [FREE] * len(closed.consts)), "")
     if found.blame is None and not found.declared:
         return None
-    if found.blame is not None and found.blame.opaque:
+    if found.blame is not None and (found.blame.opaque or found.degree > limit):
         return found.blame
     argument = Flow(smooth=frozenset({"argument"}))
     reached = flows(closed, [argument], Flow())
@@ -188,10 +188,11 @@ def _power(limit: int) -> Callable[[core.JaxprEqn, list[Degree]], list[Degree]]:
     def rule(eqn: core.JaxprEqn, ins: list[Degree]) -> list[Degree]:
         name = eqn.primitive.name
         power = {"square": 2, "integer_pow": eqn.params.get("y", 1)}.get(name, 1)
-        degree = power * sum(d.degree for d in ins)
-        if power < 0 or degree > limit:
+        degree, joined = power * sum(d.degree for d in ins), _join(ins, name)
+        if joined.blame is not None or power < 0:
             return [_blamed(ins, name)]
-        return [_join(ins, name)._replace(degree=degree)]
+        # Beyond the limit the degree itself is known, and no derivative need be asked.
+        return [joined._replace(degree=degree, blame=Blame(name) if degree > limit else None)]
 
     return rule
 

@@ -208,7 +208,10 @@ def _with_zero(flow: Flow, of: Sequence[Flow], cut: str) -> Flow:
 # Operands from this position on only say where to read or write; of a scatter it is the second alone.
 _INDICES = {
     **{"gather": 1, "dynamic_slice": 1, "dynamic_update_slice": 2},
-    **{"select_and_scatter_add": 1, "select_and_gather_add": 1},  # derivatives of a pool: its operand says where
+    **{
+        "select_and_scatter_add": 1,
+        "select_and_gather_add": 1,
+    },  # derivatives of a pool: its operand says where
 }
 _SCATTERS = "scatter scatter-add scatter_add scatter-sub scatter_sub scatter_mul scatter_min scatter_max scatter_apply"
 # Derivatives of these are zero or undefined, so whatever passes through them arrives without its derivative.

@@ -82,7 +82,10 @@ def stopped(function: Callable[..., PyTree], *args: PyTree) -> tuple[Callable[..
     """
     closed, shape = _without_references(function, *args)
     consts = [jax.lax.stop_gradient(c) for c in closed.consts]
-    call, tree = core.jaxpr_as_fun(core.ClosedJaxpr(closed.jaxpr, consts)), jax.tree.structure(shape)
+    call, tree = (
+        core.jaxpr_as_fun(core.ClosedJaxpr(closed.jaxpr, consts)),
+        jax.tree.structure(shape),
+    )
     return lambda *args: jax.tree.unflatten(tree, call(*jax.tree.leaves(args))), closed
 
 

@@ -84,7 +84,10 @@ def trace(function: Callable[..., PyTree], *args: PyTree) -> tuple[core.ClosedJa
 
 
 def interpret(
-    closed: core.ClosedJaxpr, inputs: Sequence[V], question: Question[V], consts: Sequence[V] | None = None
+    closed: core.ClosedJaxpr,
+    inputs: Sequence[V],
+    question: Question[V],
+    consts: Sequence[V] | None = None,
 ) -> list[V]:
     """Answer a question about each output of a jaxpr.
 
@@ -240,7 +243,11 @@ def _scan(walk: _Walk[V], eqn: core.JaxprEqn, ins: list[V]) -> list[V]:
     # JAX 0.12 no longer states the counts; what is scanned over or collected has one axis more outside the body.
     carried = sum(map(_same_rank, eqn.outvars, opened(body).outvars))
     constant = sum(map(_same_rank, eqn.invars, opened(body).invars)) - carried
-    consts, carry, xs = ins[:constant], ins[constant : constant + carried], ins[constant + carried :]
+    consts, carry, xs = (
+        ins[:constant],
+        ins[constant : constant + carried],
+        ins[constant + carried :],
+    )
     if loops is not None:
         consts, carry = [loops.enter(v) for v in consts], [loops.enter(v) for v in carry]
         xs = [loops.slice(v) for v in xs]

@@ -82,7 +82,10 @@ def _conditional_paths(
         conditional = _Conditional(joint, name)
         inputs = [*given, dict(shapes)]
         # JAX flattens a dict in the order of its sorted names.
-        input_flows = [*given_flows, *(flow for other in sorted(shapes) for flow in leaf_flows[other])]
+        input_flows = [
+            *given_flows,
+            *(flow for other in sorted(shapes) for flow in leaf_flows[other]),
+        ]
         closed, shape = trace(conditional.sample, key, *inputs)
         if isinstance(conditional.part, Joint):
             inner = _conditional_paths(conditional.at, conditional.part.names(), key, inputs, input_flows)

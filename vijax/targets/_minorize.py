@@ -9,7 +9,7 @@ from jaxtyping import Array
 
 from vijax import checks
 from vijax.gaussians import Gaussian, Precision, dense
-from vijax.targets._quadratic import _floats, _total, collapse_gaussian
+from vijax.targets._quadratic import collapse_gaussian, require_floats, summed
 from vijax.targets.minorizers import Minorizer
 from vijax.types import LogJoint, PyTree, properties
 
@@ -93,11 +93,11 @@ def minorize(
         )
     rest = checks.exact(rest)
 
-    _floats(like)
+    require_floats(like)
 
     def below(at: PyTree, tilt: PyTree) -> tuple[LogJoint, Callable[[PyTree], Gaussian]]:
         def log_joint(z: PyTree, b: PyTree) -> Array:
-            x, total = predictor(z, b), jnp.asarray(_total(rest(z, b)))
+            x, total = predictor(z, b), jnp.asarray(summed(rest(z, b)))
             terms = minorizer.lower(x, at)
             if tilt is not None:
                 terms = (terms, jax.tree.map(jnp.multiply, tilt, minorizer.statistics(x)))

@@ -53,7 +53,7 @@ def collapse_gaussian(
             "a minibatch is not the conditional given the data."
         )
     log_joint = checks.exact(log_joint)
-    _floats(like)
+    require_floats(like)
 
     @_precisely
     def found(z: PyTree) -> tuple[Array, Gaussian]:
@@ -97,7 +97,7 @@ def laplace(
     Reference: Tierney, Kadane, Accurate approximations for posterior moments and marginal densities, 1986; Rue,
         Martino, Chopin, Approximate Bayesian inference for latent Gaussian models, 2009.
     """
-    _floats(like)
+    require_floats(like)
 
     @_precisely
     def found(z: PyTree) -> tuple[Array, Gaussian]:
@@ -152,7 +152,7 @@ class _Function:
         self.batch = _batch(jax.eval_shape(lambda: log_joint(z, like)), like)
         self.join, self.split = cut(like, len(self.batch), precision.kept)
         self.precision = precision
-        self.density = lambda v: _total(log_joint(z, self.split(v)))
+        self.density = lambda v: summed(log_joint(z, self.split(v)))
         self.slope = jax.grad(lambda v: jnp.sum(self.density(v)))
         shape = jax.eval_shape(self.join, like).shape
         self.axes = tuple(range(len(self.batch), len(shape)))
@@ -175,7 +175,8 @@ class _Function:
         return value * sure, Gaussian(mean, root, self.precision, len(self.batch))
 
 
-def _total(log_p: Any) -> Any:
+def summed(log_p: Any) -> Any:
+    """Return the log joint, whose factors may come in a dict."""
     return sum(log_p.values()) if isinstance(log_p, dict) else log_p
 
 
@@ -196,7 +197,8 @@ def _batch(log_p: Any, like: PyTree) -> tuple[int, ...]:
     return batch
 
 
-def _floats(like: PyTree) -> None:
+def require_floats(like: PyTree) -> None:
+    """Refuse a b that is no pytree of floats of full precision."""
     leaves = jax.tree.leaves(like)
     if not leaves or not all(jnp.issubdtype(jnp.result_type(leaf), jnp.floating) for leaf in leaves):
         raise TypeError(f"like must be a pytree of float arrays, shaped as b; got {like!r}.")
