@@ -85,8 +85,9 @@ def cells():
 
 
 @pytest.mark.parametrize(("kind", "name"), list(cells()))
-@pytest.mark.skipif(not hasattr(jax, "new_ref"), reason="this JAX has no mutable refs of that name")
 def test_a_hidden_break_is_right_or_refused(kind, name):
+    if kind == "a mutable ref" and jax.__version_info__ < (0, 12):
+        pytest.skip("an error of this JAX itself")
     draw, log_prob, parameters, truth = KINDS[kind]
     hard = log_prob is bernoulli  # its truth is small
     assert_right_or_refused(
