@@ -1,4 +1,4 @@
-"""How a fault is judged: a mean within six standard errors of the truth, or a refusal that names a cure."""
+"""How a fault is judged: a mean within six standard errors, or a refusal that names a cure."""
 
 import math
 import re
@@ -24,13 +24,13 @@ def wrong(reason, *, when=True):
 
 
 def case(*values, name, reason="", slow=False):
-    """Return one row of a table of cases: wrong today where there is a reason, left to `make slow` where slow."""
+    """Return one row of a table of cases: wrong today where a reason is given."""
     marks = [*wrong(reason, when=bool(reason)), *([pytest.mark.slow] if slow else [])]
     return pytest.param(*values, id=name, marks=marks)
 
 
 def refusal(call):
-    """Return the words of a refusal that names a cure, or None where the call is accepted; any other error is raised."""
+    """Return the words of a refusal that names a cure, None without one; raise any other error."""
     try:
         call()
     except REFUSALS as error:
@@ -41,7 +41,7 @@ def refusal(call):
 
 
 def assert_refused(call):
-    """Assert that a call is refused with a cure: neither accepted, nor left to Python's own words."""
+    """Assert that a call is refused with a cure, not accepted or left to Python's own words."""
     try:
         call()
     except REFUSALS as error:
@@ -57,7 +57,7 @@ def assert_accepted(call):
 
 
 def slopes(objective, target, build, params, *, num_samples=2, keys=4096, seed=5):
-    """Return the gradient of an objective in the parameters of q = build(params) for each of many keys."""
+    """Return an objective's gradient in the parameters of q = build(params), for many keys."""
 
     def value(params, key):
         return objective(key, target, build(params), num_samples=num_samples).value.sum()
@@ -67,7 +67,7 @@ def slopes(objective, target, build, params, *, num_samples=2, keys=4096, seed=5
 
 
 def assert_right(samples, truth, *, sees, truth_error=0.0):
-    """Assert that the mean of samples [n, ...] is the truth; too few samples to see a bias of `sees` are another error."""
+    """Assert that samples [n, ...] have mean `truth`; too few to see a bias of `sees` are an error."""
     samples, truth = np.asarray(samples, np.float64), np.asarray(truth, np.float64)
     error = np.sqrt(samples.var(0) / len(samples) + truth_error**2) + 1e-9
     if np.any(Z * error > sees):
@@ -84,7 +84,7 @@ def assert_right_or_refused(objective, target, build, params, truth, *, sees, tr
 
 
 class Own:
-    """A q of one's own from two functions: draw(params, key) and log_prob(params, z), batch shape ()."""
+    """A q of one's own from draw(params, key) and log_prob(params, z), batch shape ()."""
 
     def __init__(self, params, draw, log_prob):
         self.params, self._draw, self._log_prob = params, draw, log_prob

@@ -1,4 +1,4 @@
-"""A2: the values of a discrete q move with a parameter, a derivative that a score alone does not see."""
+"""A2: the values of a discrete q move with a parameter, which a score alone does not see."""
 
 import distrax
 import jax

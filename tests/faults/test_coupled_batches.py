@@ -1,4 +1,4 @@
-"""A3: members of the batch that log_joint couples, where a signal or gate of each member is not enough."""
+"""A3: log_joint couples members of the batch; a signal or gate of each is not enough."""
 
 from functools import partial
 
@@ -30,7 +30,8 @@ def gaussian(loc):
     return distrax.Normal(loc, jnp.full(4, jnp.exp(-0.5)))
 
 
-# The slope of q's four means at four draws: reparam is the derivative of the value itself; here of 1,000,000 other keys.
+# The slope of q's four means at four draws, by reparam of 1,000,000 other keys: the derivative
+# of the value itself.
 TRUTH = {
     "iwae": (np.array([-0.608, -1.016, 0.430, -0.918]), 0.0024),
     "elbo": (np.array([0.802, -3.662, 3.779, -2.169]), 0.0033),
@@ -84,7 +85,7 @@ def bernoulli(log_odds):
 
 
 def stateful(make, parameters):
-    """Return the objective of an estimator that takes a state of its own and gives its slopes back."""
+    """Return the objective of an estimator that takes a state and gives its slopes back."""
 
     def objective(key, log_joint, q, *, num_samples):
         return make(elbo)(key, log_joint, q, parameters, num_samples=num_samples)[0]
@@ -142,7 +143,7 @@ def plain(z):
 
 
 def chained_truth(p):
-    """-(m - .5)²/2 and -(s² (m² + 1) - 2 s m y)/(2 .25), summed over members, less constants and with entropy fixed."""
+    """-(m - .5)²/2 and -(s² (m² + 1) - 2 s m y)/(2 .25), summed over members, less constants."""
     m, other = p["first"], p["first"][::-1]
     y = jnp.array([1.0, -2.0])
     second = -2 * (p["slope"] ** 2 * (other**2 + 1) - 2 * p["slope"] * other * y)

@@ -59,7 +59,7 @@ def test_a_constraint_is_differentiable_twice(name):
 @pytest.mark.slow
 @pytest.mark.xfail(strict=True, raises=AssertionError, reason=TWICE)
 def test_the_laplace_approximation_of_a_transformed_target():
-    """5 log p + 2 log(1 - p) at p = σ(y) with its Jacobian: 6 log p + 3 log(1 - p), curvature 9 p (1 - p) = 2."""
+    """6 log p + 3 log(1 - p) at p = σ(y), the Jacobian's terms among it: curvature 9 p (1 - p) = 2."""
     target = vj.targets.transform(lambda z: 5 * jnp.log(z["p"]) + 2 * jnp.log1p(-z["p"]), {"p": C.interval(0.0, 1.0)})
     params = vj.families.laplace(target.log_joint).init(jax.random.key(0), {"p": jnp.array(0.0)})
     np.testing.assert_allclose(jnp.exp(params["log_scale"]["p"]), 2**-0.5, rtol=1e-5)
@@ -116,7 +116,7 @@ def test_the_slope_at_other_weights():
 @pytest.mark.parametrize("bound", ["elbo", "iwae"])
 @pytest.mark.xfail(strict=True, raises=AssertionError, reason="A8: removed with the -inf it was guarding")
 def test_the_slope_of_a_bound_at_a_weight_of_zero(bound):
-    """The same through `weights=`, against differences on the side of weights that are not negative."""
+    """The same through `weights=`, against differences on the side of positive weights."""
     value = lambda w: getattr(vj.bounds, bound)(jnp.asarray(LOG_W), weights=w)
     step = 1e-7 * np.array([1.0, 0.0, 0.0])
     expected = (value(jnp.asarray(WEIGHTS + step)) - value(jnp.asarray(WEIGHTS))) / 1e-7
@@ -124,6 +124,6 @@ def test_the_slope_of_a_bound_at_a_weight_of_zero(bound):
 
 
 def test_log_of_a_weight_of_zero_is_the_users():
-    """What no library can undo, and `weights=` is the cure for: a mixture's own log(w) has an infinite slope there."""
+    """What no library can undo: a user's own log(w) has an infinite slope; `weights=` is the cure."""
     slope = jax.grad(lambda w: jax.nn.logsumexp(jnp.log(w) + norm.logpdf(LOG_W)))(jnp.asarray(WEIGHTS))
     assert not np.isfinite(slope[0])

@@ -72,7 +72,7 @@ def noisy(key, z):
 
 
 def marks_of_noise():
-    """Return the targets that a public function of (key, z) makes, of which only the mean is said to count."""
+    """Return the targets made of (key, z) of which only the mean is said to count."""
     found = []
     for name in vj.targets.__all__:
         try:
@@ -101,7 +101,7 @@ def test_noise_of_log_p_has_a_name_and_is_refused_under_iwae():
 
 @pytest.mark.slow
 def test_noise_of_the_model_passes_under_iwae():
-    """The control: E exp f = p here, as dropout masks and inner bounds have it, and iwae is right."""
+    """The control: E exp f = p, as dropout masks and inner bounds have it, and iwae is right."""
     target = vj.targets.keyed(lambda key, z: norm.logpdf(z) + 2 * jax.random.normal(key) - 2)
     found = G.reparam(iwae)(jax.random.key(0), target, Gauss(0.0, 0.0), num_samples=200_000).value
     assert abs(found) < 0.2

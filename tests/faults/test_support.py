@@ -176,7 +176,7 @@ OVERREFUSED = {"TFP Kumaraswamy", "TFP RelaxedBernoulli", "TFP TruncatedNormal"}
     [case(q, name=q, reason="A1: its constant limits pass for moving ones" if q in OVERREFUSED else "") for q in FIXED],
 )
 def test_a_fixed_support_is_accepted(q, name):
-    """A sampler that hides its path is another matter: dreg asks for a declaration, which names no support."""
+    """A hidden path is another matter: dreg asks for a declaration, which names no support."""
     objective = (ESTIMATORS | HELD)[name]
 
     def value(p):

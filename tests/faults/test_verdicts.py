@@ -1,4 +1,4 @@
-"""B1 and E1: garbage that is given verdict 0, and a signal whose noise grows with the number of draws."""
+"""B1 and E1: garbage that is given verdict 0, and noise that grows with the number of draws."""
 
 from functools import partial
 
@@ -54,7 +54,7 @@ MEANS = {
     ],
 )
 def test_the_noise_of_a_mean_falls_with_the_draws(name):
-    """From 10 draws to 1,000 the sd of one gradient falls by 10; here by 4 or more, of a q that is not far off."""
+    """From 10 draws to 1,000 the sd of one gradient falls by 10; a fall by 4 is asked for."""
 
     def sd(k):
         def slope(key):

@@ -1,4 +1,4 @@
-"""What the peers' cases share: a line of the record for each, and the comparison at the peer's own tolerance."""
+"""What the peers' cases share: a record of each, and the comparison at the peer's tolerance."""
 
 import jax
 import numpy as np
@@ -17,7 +17,7 @@ def show(x, most=4):
 
 @pytest.fixture
 def row(record_property):
-    """Record what is compared (the peer's case, the call, both numbers), then compare at the peer's tolerance."""
+    """Record the peer's case, the call and both numbers, then compare at the peer's tolerance."""
 
     def record(**properties):
         for name, value in properties.items():
