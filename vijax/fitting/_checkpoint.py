@@ -19,8 +19,6 @@ from vijax.types import PyTree
 
 MANIFEST = "manifest.json"
 SAVING = ".saving"  # a step that is being written; it gets its name when it is whole
-
-
 REMOVING = ".removing"
 BROKEN = (OSError, ValueError, KeyError, TypeError, AttributeError)  # what reading a damaged manifest may raise
 
@@ -78,7 +76,7 @@ def save(path: str | os.PathLike[str], step: SupportsIndex, tree: PyTree, *, kee
 
     Reference: none.
     """
-    step = _whole(step)
+    step = _step_number(step)
     if keep < 1:
         raise ValueError(f"keep must be at least 1, got {keep}: the checkpoint would delete itself.")
     import orbax.checkpoint as ocp
@@ -146,7 +144,7 @@ def restore(path: str | os.PathLike[str], like: PyTree) -> Restored:
     return Restored(None, like)
 
 
-def _whole(step: SupportsIndex) -> int:
+def _step_number(step: SupportsIndex) -> int:
     try:
         number = operator.index(step)
     except TypeError as why:
@@ -215,8 +213,11 @@ def _plain(leaf: Any) -> np.ndarray:
 
 def _description(tree: PyTree) -> list[list[Any]]:
     # NumPy's own arrays keep their 64 bits, whatever JAX would make of them.
-    dtype = lambda leaf: leaf.dtype if hasattr(leaf, "dtype") else np.asarray(leaf).dtype  # noqa: E731
-    return [[name, str(dtype(leaf)), list(jnp.shape(leaf))] for name, leaf in named_leaves(tree)]
+    described = []
+    for name, leaf in named_leaves(tree):
+        dtype = leaf.dtype if hasattr(leaf, "dtype") else np.asarray(leaf).dtype
+        described.append([name, str(dtype), list(jnp.shape(leaf))])
+    return described
 
 
 def _fits(saved: list[list[Any]], wanted: list[list[Any]], folder: Path) -> None:

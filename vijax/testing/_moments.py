@@ -68,8 +68,8 @@ def gradient_moments(
     Reference: Rainforth et al., Tighter variational bounds are not necessarily better, 2018, arXiv:1802.04537.
     """
     checks.key(key)
-    whole("num_keys", num_keys, 2)
-    whole("batch_size", batch_size, 1)
+    checks.static_count(num_keys, "num_keys", least=2)
+    checks.static_count(batch_size, "batch_size")
     shape = jax.eval_shape(value, key, params)
     if not hasattr(shape, "shape") or shape.shape != ():
         raise ValueError(f"value(key, params) must be a scalar, got {shape}; an Estimate's is [*batch]: take the mean.")
@@ -134,11 +134,3 @@ def merge(a: Sums, b: Sums) -> Sums:
 def deviation(sums: Sums) -> PyTree:
     """Return the standard deviation of one estimate."""
     return jax.tree.map(lambda m2: jnp.sqrt(m2 / jnp.maximum(sums.keys - 1, 1).astype(m2.dtype)), sums.m2)
-
-
-def whole(name: str, value: Any, least: int) -> None:
-    """Refuse counts that are not static whole numbers of at least `least`."""
-    if isinstance(value, (bool, jax.core.Tracer)) or not hasattr(value, "__index__"):
-        raise TypeError(f"{name} must be a Python int, fixed when the function is traced; got {value!r}.")
-    if value < least:
-        raise ValueError(f"{name} must be at least {least}, got {value}.")

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array
 
 from vijax import checks
-from vijax.testing._moments import Sums, gather, whole
+from vijax.testing._moments import Sums, gather
 from vijax.types import PyTree
 
 TINY = 1e-37  # in place of no variance at all
@@ -92,9 +92,9 @@ def design(
     numbers: int, *, level: float, power: float, one_sided: bool, pilot: int, max_keys: int, batch_size: int
 ) -> Design:
     """Check what the user asked for, and turn it into standard errors."""
-    whole("pilot", pilot, 2)
-    whole("max_keys", max_keys, 2)
-    whole("batch_size", batch_size, 1)
+    checks.static_count(pilot, "pilot", least=2)
+    checks.static_count(max_keys, "max_keys", least=2)
+    checks.static_count(batch_size, "batch_size")
     for name, value in (("level", level), ("power", power)):
         if not 0 < value < 1:
             raise ValueError(f"{name} is a probability between 0 and 1, got {value}.")
