@@ -297,7 +297,6 @@ PUBLIC = {
         "Maximum": "tests/solvers/test_maximize.py",
         "Path": "tests/solvers/test_pathfinder.py",
         "Paths": "tests/solvers/test_pathfinder.py",
-        "QuasiNewton": "tests/solvers/test_pathfinder.py",
         "Response": "tests/solvers/test_dadvi.py",
         "dadvi": "tests/solvers/test_dadvi.py",
         "dense": "tests/solvers/test_dadvi.py",
@@ -341,6 +340,14 @@ PUBLIC = {
         "settling": "tests/updates/test_natural.py",
         "square_root_natural_gradient": "tests/updates/test_natural.py",
         "stein": "tests/updates/test_natural.py",
+    },
+    "gaussians": {
+        "AffineGaussian": "tests/gaussians/test_affine.py",
+        "Gaussian": "tests/gaussians/test_precision.py",
+        "Precision": "tests/gaussians/test_precision.py",
+        "dense": "tests/gaussians/test_precision.py",
+        "diagonal": "tests/gaussians/test_precision.py",
+        "tridiagonal": "tests/gaussians/test_precision.py",
     },
     "types": dict.fromkeys(vj.types.__all__, "tests/test_types.py"),
     "testing": {

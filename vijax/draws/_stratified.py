@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from vijax.engine import split
-from vijax.types import Draw, PyTree
+from vijax.types import Draw, PyTree, Stratified, offers
 
 # Row i belongs to component i mod m, so that any m rows in succession hold each component once.
 
@@ -37,7 +37,7 @@ def _weights(q: Any, num_samples: int) -> Float[Array, "k *batch"]:
 
 
 def _log_weights(q: Any) -> Array:
-    if not (hasattr(q, "log_weights") and hasattr(q, "component")):
+    if not offers(q, Stratified):
         raise TypeError(
             f"stratified draws need q.log_weights [*batch, m] and q.component(j), a distribution; {type(q).__name__} "
             "lacks them. Use families.mixture, or families.strata(q) for a mixture of distrax, TFP or NumPyro."

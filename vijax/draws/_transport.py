@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from vijax.types import Joint, PyTree
+from vijax.types import Joint, PyTree, Transport, offers
 
 
 def dimensions(q: Any, draws: str) -> int:
@@ -16,7 +16,7 @@ def dimensions(q: Any, draws: str) -> int:
     sizes: list[int] = []
 
     def count(part: Any) -> PyTree:
-        if not (hasattr(part, "transport") and hasattr(part, "uniforms")):
+        if not offers(part, Transport):
             raise TypeError(
                 f"{draws} draws need q.uniforms (a shape) and q.transport(u), uniforms -> z, of every leaf; "
                 f"{type(part).__name__} lacks them. The Gaussian distributions of vijax.families have both."

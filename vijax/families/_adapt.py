@@ -5,7 +5,7 @@ from typing import Any
 
 from jaxtyping import Array
 
-from vijax.types import PyTree
+from vijax.types import Distribution, PyTree, Sampled, offers
 
 
 class _Adapted:
@@ -17,7 +17,7 @@ class _Adapted:
 
     def sample_and_log_prob(self, *, seed: Any, sample_shape: Any = ()) -> tuple[PyTree, Array]:
         q, shape = self._distribution, tuple(sample_shape)
-        if hasattr(q, "sample_and_log_prob"):
+        if offers(q, Distribution):
             return q.sample_and_log_prob(seed=seed, sample_shape=shape)
         by_name = "seed" in inspect.signature(q.sample).parameters
         z = q.sample(seed=seed, sample_shape=shape) if by_name else q.sample(seed, shape)
@@ -50,7 +50,7 @@ def adapt(distribution: Any, *, reparameterized: bool | None = None) -> Any:
 
     Reference: Dillon et al., TensorFlow distributions, 2017, arXiv:1711.10604.
     """
-    draws = hasattr(distribution, "sample") or hasattr(distribution, "sample_and_log_prob")
-    if isinstance(distribution, type) or not (draws and hasattr(distribution, "log_prob")):
+    fits = offers(distribution, Distribution) or offers(distribution, Sampled)
+    if isinstance(distribution, type) or not fits:
         raise TypeError(f"adapt needs an object with sample and log_prob, got {distribution!r}.")
     return _Adapted(distribution, reparameterized=reparameterized)

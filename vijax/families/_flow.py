@@ -9,6 +9,9 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
 from vijax import checks
+from vijax.families._gaussian import affine_member
+from vijax.gaussians.affine import standard_quantile
+from vijax.gaussians.whitening import location, whiten
 from vijax.types import Family, PyTree
 
 Map = Callable[[Array], tuple[Array, Array]]
@@ -30,10 +33,8 @@ class _Flow:
 
     def transport(self, u: Float[Array, " d"]) -> PyTree:
         """Carry uniforms to a draw, smoothly in the parameters."""
-        u = u.astype(jnp.promote_types(self._dtype, jnp.float32))
-        tiny = jnp.finfo(u.dtype).tiny
-        e = jax.scipy.special.ndtri(jnp.clip(u, tiny, 1 - jnp.finfo(u.dtype).epsneg))
-        return self._gaussian.affine(self._forward(e.astype(self._dtype))[0])
+        e = standard_quantile(u, self._dtype)
+        return self._gaussian.affine(self._forward(e)[0])
 
     def sample_and_log_prob(self, *, seed: Any, sample_shape: Any = ()) -> tuple[PyTree, Array]:
         def one(e: Array) -> tuple[PyTree, Array]:
@@ -48,31 +49,13 @@ class _Flow:
         return self._density(*self._inverse(whiten(self._gaussian, z, self._dtype)))
 
     def _density(self, e: Array, log_det: Array) -> Array:
-        loc = self._gaussian.affine(jnp.zeros(self.uniforms, self._dtype))
-        return self._gaussian.log_prob(loc) - 0.5 * jnp.sum(jnp.square(e)) - log_det
-
-
-def whiten(gaussian: Any, z: PyTree, dtype: Any) -> Float[Array, " n"]:
-    """Return Sᵀ Σ⁻¹ (z - loc), which is the noise e that `affine` carries to z where S is square.
-
-    Both factors are derivatives, Σ⁻¹ (z - loc) = -∇ log N(z) and Sᵀ that of `affine`, so that a family costs here what
-    its own density does: nothing is inverted that it does not invert.
-    """
-    jax.eval_shape(gaussian.log_prob, z)  # which refuses a z that is no draw of the family
-    drawn, pull = jax.vjp(gaussian.affine, jnp.zeros(gaussian.uniforms, dtype))
-    z = jax.tree.map(lambda leaf, like: jnp.asarray(leaf, like.dtype), z, drawn)
-    (e,) = pull(jax.grad(lambda z: -gaussian.log_prob(z))(z))
-    return e
+        of_loc = self._gaussian.log_prob(location(self._gaussian, self._dtype))
+        return of_loc - 0.5 * jnp.sum(jnp.square(e)) - log_det
 
 
 def size(base: Family, params: PyTree, flow: str) -> int:
     """Return how many latents a Gaussian base has; refuse one that no flow can be inverted through."""
-    gaussian = base.dist(params)
-    if not (hasattr(gaussian, "affine") and hasattr(gaussian, "uniforms")):
-        raise TypeError(
-            f"base of {flow} must be a Gaussian family whose members offer affine(e), such as families.full_rank(); "
-            f"this one makes a {type(gaussian).__name__}."
-        )
+    gaussian = affine_member(base, params, flow)
     drawn = jax.eval_shape(lambda: ravel_pytree(gaussian.affine(jnp.zeros(gaussian.uniforms)))[0])
     if gaussian.uniforms != drawn.shape:
         raise ValueError(

@@ -9,6 +9,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
 from vijax.families._gaussian import full_rank
+from vijax.gaussians.triangle import factor_of_inverse, parameters_of_covariance
 from vijax.types import Family, LogJoint, PyTree, properties
 
 _TRIES = 100  # halvings of a step: Newton's step from a flat place, such as a logistic tail, is too long by far
@@ -67,7 +68,7 @@ def laplace(log_joint: LogJoint, *, steps: int = 100) -> Family:
             return jnp.asarray(total, start.dtype)
 
         mode, root = _climb(density, start, steps)
-        log_scale, lower = _relative_triangle(root)
+        log_scale, lower = parameters_of_covariance(root)
         return {"loc": unravel(mode), "log_scale": unravel(log_scale), "lower": lower}
 
     return Family(init, plain.dist)
@@ -81,7 +82,7 @@ def _climb(
     slope = jax.grad(density)
 
     def look(x: Array) -> tuple[Array, Array, Array]:
-        return density(x), slope(x), _root(-jax.hessian(density)(x))
+        return density(x), slope(x), factor_of_inverse(-jax.hessian(density)(x))
 
     def going(carry: Any) -> Array:
         *_, count, uphill = carry
@@ -118,26 +119,3 @@ def _climb(
     sure = jnp.isfinite(first[0]) & jnp.all(jnp.isfinite(first[1])) & jnp.all(jnp.isfinite(first[2]))
     mode, (_, _, root), _, _ = jax.lax.while_loop(going, step, (start, first, jnp.int32(0), sure))
     return mode, jnp.where(sure, root, jnp.nan)
-
-
-def _root(precision: Float[Array, "d d"]) -> Float[Array, "d d"]:
-    """Return R with R Rᵀ = Λ⁻¹ where Λ is positive definite, and a positive definite stand-in elsewhere."""
-    size = jnp.abs(jnp.diag(precision))
-    scale = jax.lax.rsqrt(jnp.where(size > 0, size, 1.0))
-    # In units of its diagonal, latents may differ in scale by more than the precision holds.
-    values, vectors = jnp.linalg.eigh(scale[:, None] * precision * scale[None, :])
-    values = jnp.abs(values)
-    floor = values.size * jnp.finfo(values.dtype).eps * jnp.max(values)
-    values = jnp.maximum(values, jnp.where(floor > 0, floor, 1.0))
-    return scale[:, None] * vectors * jax.lax.rsqrt(values)[None, :]
-
-
-def _relative_triangle(root: Float[Array, "d d"]) -> tuple[Float[Array, " d"], Float[Array, " n"]]:
-    """Return full_rank's log-scales and triangle of the covariance root rootᵀ, which is not formed: it would square
-    the condition number.
-    """
-    spread = jnp.sqrt(jnp.sum(jnp.square(root), 1))
-    triangle = jnp.linalg.qr((root / spread[:, None]).T, mode="r").T
-    diagonal = jnp.diag(triangle)
-    unit = triangle * jnp.sign(diagonal)[None, :] / jnp.abs(diagonal)[:, None]
-    return jnp.log(spread) + jnp.log(jnp.abs(diagonal)), unit[jnp.tril_indices(spread.size, -1)]

@@ -9,7 +9,8 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array
 
 from vijax import checks
-from vijax.families._gaussian import full_rank
+from vijax.families._gaussian import affine_member, full_rank
+from vijax.gaussians.whitening import location, squared_distance
 from vijax.types import Family, PyTree
 
 _FULL_RANK = full_rank()
@@ -38,13 +39,8 @@ class _StudentT:
         return one(e, jax.random.loggamma(of_scale, self._degrees / 2, shape, self._dtype))
 
     def log_prob(self, z: PyTree, /) -> Array:
-        jax.eval_shape(self._gaussian.log_prob, z)  # which refuses a z that is no draw of the family
-        loc = self._gaussian.affine(jnp.zeros(self._gaussian.uniforms, self._dtype))
-        z = jax.tree.map(lambda leaf, like: jnp.asarray(leaf, like.dtype), z, loc)
-        # (z - loc)ᵀ Σ⁻¹ (z - loc) from the Gaussian's slope: a difference of its densities would cancel.
-        slope = jax.grad(self._gaussian.log_prob)(z)
-        inner = jax.tree.map(lambda z, loc, slope: jnp.sum((loc - z) * slope), z, loc, slope)
-        square = jnp.sum(jnp.stack([s.astype(self._dtype) for s in jax.tree.leaves(inner)]))
+        square = squared_distance(self._gaussian, z, self._dtype)
+        loc = location(self._gaussian, self._dtype)
         d, n = ravel_pytree(loc)[0].size, self._degrees
         constant = math.lgamma((n + d) / 2) - math.lgamma(n / 2) - 0.5 * d * math.log(n / 2)
         return self._gaussian.log_prob(loc) + constant - 0.5 * (n + d) * jnp.log1p(square / n)
@@ -83,12 +79,7 @@ def student_t(*, degrees: float | int, base: Family = _FULL_RANK) -> Family:
         raise ValueError(f"degrees must be positive and finite, got {degrees}.")
 
     def dist(params: PyTree) -> _StudentT:
-        gaussian = base.dist(params)
-        if not (hasattr(gaussian, "affine") and hasattr(gaussian, "uniforms")):
-            raise TypeError(
-                "base of student_t must be a Gaussian family whose members offer affine(e), such as "
-                f"families.full_rank(); this one makes a {type(gaussian).__name__}."
-            )
+        gaussian = affine_member(base, params, "student_t")
         return _StudentT(gaussian, degrees, jnp.result_type(*jax.tree.leaves(params)))
 
     return Family(base.init, dist)

@@ -5,13 +5,11 @@ from vijax.solvers._linear_response import Response, dense, linear_response
 from vijax.solvers._maximize import Maximum, maximize
 from vijax.solvers._multi_pathfinder import Paths, multi_pathfinder, scatter
 from vijax.solvers._pathfinder import Path, pathfinder
-from vijax.solvers._quasi_newton import QuasiNewton
 
 __all__ = [
     "Maximum",
     "Path",
     "Paths",
-    "QuasiNewton",
     "Response",
     "dadvi",
     "dense",

@@ -9,10 +9,10 @@ from jaxtyping import Array, Bool, Float, Key
 
 from vijax import checks
 from vijax.diagnostics import khat, psis
+from vijax.gaussians import AffineGaussian
 from vijax.numerics import log_mean_exp
 from vijax.resampling import systematic
 from vijax.solvers._pathfinder import Path, pathfinder
-from vijax.solvers._quasi_newton import QuasiNewton
 from vijax.types import Draws, LogJoint, PyTree
 
 
@@ -37,7 +37,7 @@ class Paths(NamedTuple):
     draws: Draws
     khat: Float[Array, ""]
     log_evidence: Float[Array, ""]
-    q: QuasiNewton
+    q: AffineGaussian
     elbo: Float[Array, " paths"]
     apart: Float[Array, "paths paths"]
     agree: Bool[Array, " paths"]
@@ -151,13 +151,13 @@ def _pooled(found: Path, arrived: Array, num_samples: int) -> tuple[Draws, Array
     return Draws(z, log_p, log_q), weights, log_evidence
 
 
-def _distances(q: QuasiNewton) -> Array:
+def _distances(q: AffineGaussian) -> Array:
     """Return the largest difference of two paths' means, in units of sds, [paths, paths]."""
 
     def flat(tree: PyTree) -> Array:
         return jax.vmap(lambda leaves: ravel_pytree(leaves)[0])(tree)
 
-    means, variances = flat(q.loc), flat(jax.vmap(QuasiNewton.variance)(q))
+    means, variances = flat(q.loc), flat(jax.vmap(AffineGaussian.variance)(q))
     sds = jnp.sqrt(0.5 * (variances[:, None] + variances[None]))
     return jnp.max(jnp.abs(means[:, None] - means[None]) / sds, -1, initial=0.0)
 

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
+from vijax.gaussians import AffineGaussian
 from vijax.solvers._line_search import Point, point_at, search_line
-from vijax.solvers._quasi_newton import History, QuasiNewton, gaussian, remember
+from vijax.solvers._quasi_newton import History, gaussian, remember
 from vijax.trees import where
 from vijax.types import PyTree
 
@@ -51,7 +52,7 @@ class Climb(NamedTuple):
     search: PyTree
     history: History
     direction: Array
-    q: QuasiNewton
+    q: AffineGaussian
     elbos: Array
     taken: Array
     stalled: Array
@@ -117,10 +118,10 @@ def _descend(problem: Problem, x: Array) -> Array:
     return -problem.log_p(jax.vmap(problem.unravel)(x[None]))[0].astype(x.dtype)
 
 
-def _elbo(problem: Problem, q: QuasiNewton) -> Array:
+def _elbo(problem: Problem, q: AffineGaussian) -> Array:
     """Return the ELBO of a Gaussian at the problem's noise, -inf where it is not a number."""
-    z = jax.vmap(q.affine)(problem.noise)
-    elbo = jnp.mean(problem.log_p(z) - jax.vmap(q.density)(problem.noise))
+    z, log_q = jax.vmap(q.draw)(problem.noise)
+    elbo = jnp.mean(problem.log_p(z) - log_q)
     return jnp.where(jnp.isnan(elbo) | (elbo == jnp.inf), -jnp.inf, elbo)
 
 

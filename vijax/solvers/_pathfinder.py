@@ -9,8 +9,8 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int, Key
 
 from vijax import checks, engine
+from vijax.gaussians import AffineGaussian
 from vijax.solvers._path import Problem, climb_to_mode
-from vijax.solvers._quasi_newton import QuasiNewton
 from vijax.types import Draws, LogJoint, PyTree, properties
 
 
@@ -26,7 +26,7 @@ class Path(NamedTuple):
         steps: how many steps were taken, ().
     """
 
-    q: QuasiNewton
+    q: AffineGaussian
     draws: Draws
     elbo: Float[Array, ""]
     elbos: Float[Array, " path"]

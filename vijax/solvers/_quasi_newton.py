@@ -1,80 +1,15 @@
 """Gaussians whose covariance is an L-BFGS estimate of an inverse Hessian: a diagonal and a few directions."""
 
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
+from vijax.gaussians.affine import AffineGaussian
+from vijax.gaussians.roots import QuasiNewtonRoot
 from vijax.types import PyTree
-
-
-class QuasiNewton(NamedTuple):
-    """A Gaussian over a pytree: a diagonal, bent along a few directions. It is a pytree, and so its own parameters.
-
-        z = loc + s ⊙ (e + A B e),   e ~ N(0, I);     log q(z) = log N(e) - Σ log s - log |det(I + B A)|
-
-    What `pathfinder` finds, in O(d J) numbers and operations. It is a q for every objective, on from where the path
-    ended: jax.grad(lambda q: reparam(elbo)(key, log_joint, q, num_samples=K).value)(found.q).
-
-    Fields:
-        loc: the mean, like z.
-        log_scale: log s, [d], in the order of the leaves.
-        left: A, [d, J].
-        right: B, [J, d].
-    """
-
-    loc: PyTree
-    log_scale: Array
-    left: Array
-    right: Array
-
-    @property
-    def uniforms(self) -> tuple[int, ...]:
-        """Return the shape of the noise, and of the uniforms that `transport` takes."""
-        return self.log_scale.shape
-
-    def affine(self, e: Float[Array, " d"]) -> PyTree:
-        """Carry standard normal noise to a draw."""
-        loc, unravel = ravel_pytree(self.loc)
-        return unravel(loc + jnp.exp(self.log_scale) * (e + self.left @ (self.right @ e)))
-
-    def transport(self, u: Float[Array, " d"]) -> PyTree:
-        """Carry uniforms to a draw, smoothly in the parameters."""
-        u = u.astype(jnp.promote_types(self.log_scale.dtype, jnp.float32))
-        e = jax.scipy.special.ndtri(jnp.clip(u, jnp.finfo(u.dtype).tiny, 1 - jnp.finfo(u.dtype).epsneg))
-        return self.affine(e.astype(self.log_scale.dtype))
-
-    def density(self, e: Float[Array, " d"]) -> Array:
-        """Return log q of the draw that standard normal noise becomes, () in nats."""
-        log_det = jnp.sum(self.log_scale) + jnp.linalg.slogdet(self._small())[1]
-        return -0.5 * jnp.sum(jnp.square(e)) - 0.5 * e.size * math.log(2 * math.pi) - log_det
-
-    def log_prob(self, z: PyTree, /) -> Array:
-        """Return log q(z), () in nats."""
-        if jax.tree.map(jnp.shape, z) != (like := jax.tree.map(jnp.shape, self.loc)):
-            raise ValueError(f"z must be one draw, {like}, got {jax.tree.map(jnp.shape, z)}; for several use jax.vmap.")
-        x = (ravel_pytree(z)[0] - ravel_pytree(self.loc)[0]) * jnp.exp(-self.log_scale)
-        return self.density(x - self.left @ jnp.linalg.solve(self._small(), self.right @ x))
-
-    def sample_and_log_prob(self, *, seed: Any, sample_shape: Any = ()) -> tuple[PyTree, Array]:
-        """Draw z and return it with its log-density."""
-        one: Callable[[Array], Any] = lambda e: (self.affine(e), self.density(e))  # noqa: E731
-        for _ in sample_shape:
-            one = jax.vmap(one)
-        return one(jax.random.normal(seed, (*sample_shape, *self.uniforms), self.log_scale.dtype))
-
-    def variance(self) -> PyTree:
-        """Return the variance of each element, like z."""
-        inner = self.right @ self.right.T
-        bent = 1 + 2 * jnp.sum(self.left * self.right.T, 1) + jnp.sum((self.left @ inner) * self.left, 1)
-        return ravel_pytree(self.loc)[1](jnp.exp(2 * self.log_scale) * bent)
-
-    def _small(self) -> Array:
-        return jnp.eye(self.right.shape[0], dtype=self.right.dtype) + self.right @ self.left
 
 
 class History(NamedTuple):
@@ -106,7 +41,7 @@ def remember(history: History, s: Float[Array, " d"], y: Float[Array, " d"]) -> 
     return jax.tree.map(lambda new, old: jnp.where(curved, new, old), later, history)
 
 
-def gaussian(position: Array, slope: Array, history: History, unravel: Callable[[Array], PyTree]) -> QuasiNewton:
+def gaussian(position: Array, slope: Array, history: History, unravel: Callable[[Array], PyTree]) -> AffineGaussian:
     """Return N(θ + H ∇log p(θ), H), H the BFGS estimate from a history.
 
     In units of √α a BFGS update is H₊ = (I - s wᵀ) H (I - w sᵀ), w = y/(sᵀy) - B s / √(sᵀy · sᵀB s), B = H⁻¹: a factor
@@ -134,4 +69,5 @@ def gaussian(position: Array, slope: Array, history: History, unravel: Callable[
     (left, right), _ = jax.lax.scan(add, (nothing, nothing), (jnp.arange(pairs), history.steps, history.slopes))
     push = lambda e: scale * (e + left.T @ (right @ e))  # noqa: E731
     pull = lambda g: (scale * g) + right.T @ (left @ (scale * g))  # noqa: E731
-    return QuasiNewton(unravel(position + push(pull(slope))), jnp.log(scale), left.T, right)
+    root = QuasiNewtonRoot(jnp.log(scale), left.T, right)
+    return AffineGaussian(unravel(position + push(pull(slope))), root)

@@ -3,7 +3,6 @@
 Tuples of arrays, so that jax.vmap over whatever builds one gives one with a batch.
 """
 
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -12,9 +11,9 @@ import jax.numpy as jnp
 from jax.scipy.special import betaln, gammaln
 from jaxtyping import Array
 
+from vijax.gaussians import Gaussian, dense
+from vijax.gaussians.affine import LOG_2PI
 from vijax.types import PyTree
-
-LOG_2PI = math.log(2 * math.pi)
 
 
 def _tiny(dtype: Any) -> float:
@@ -85,25 +84,6 @@ class Dirichlet(NamedTuple):
         return jnp.sum((c - 1) * jnp.log(z) - gammaln(c), -1) + gammaln(jnp.sum(c, -1))
 
 
-class Gaussian(NamedTuple):
-    """Vectors of mean [*batch, d], their precision given as its lower Cholesky factor [*batch, d, d]."""
-
-    mean: Array
-    cholesky: Array
-
-    def sample_and_log_prob(self, *, seed: Any, sample_shape: Any = ()) -> tuple[Array, Array]:
-        return _drawn(self, self.draw, seed, sample_shape)
-
-    def draw(self, key: Any) -> Array:
-        e = jax.random.normal(key, self.mean.shape, self.mean.dtype)
-        return self.mean + triangular(self.cholesky, e, transpose=True)
-
-    def log_prob(self, z: Array, /) -> Array:
-        log_det = jnp.sum(jnp.log(jnp.diagonal(self.cholesky, axis1=-2, axis2=-1)), -1)
-        scaled = jnp.einsum("...ji,...j->...i", self.cholesky, z - self.mean)
-        return log_det - 0.5 * (jnp.sum(jnp.square(scaled), -1) + z.shape[-1] * LOG_2PI)
-
-
 class NormalGamma(NamedTuple):
     """A precision of Gamma(a, b) and a mean of N(loc, 1 / (strength precision)), all [*batch]."""
 
@@ -142,19 +122,13 @@ class NormalInverseGamma(NamedTuple):
     def draw(self, key: Any) -> dict[str, Array]:
         of_variance, of_weights = jax.random.split(key)
         precision = Gamma(self.a, self.b).draw(of_variance)
-        w = Gaussian(jnp.zeros_like(self.mean), self.cholesky).draw(of_weights)
+        w = dense.push(self.cholesky, jax.random.normal(of_weights, self.mean.shape, self.mean.dtype))
         return {"weights": self.mean + w * jax.lax.rsqrt(precision)[..., None], "variance": 1 / precision}
 
     def log_prob(self, z: dict[str, Array], /) -> Array:
         variance = z["variance"]
         scaled = (z["weights"] - self.mean) * jax.lax.rsqrt(variance)[..., None]
-        of_weights = Gaussian(jnp.zeros_like(self.mean), self.cholesky).log_prob(scaled)
+        of_weights = Gaussian(jnp.zeros_like(self.mean), self.cholesky, dense).log_prob(scaled)
         of_weights = of_weights - 0.5 * self.mean.shape[-1] * jnp.log(variance)
         # Of the variance, whose reciprocal is the gamma variable: the Jacobian is variance⁻².
         return of_weights + Gamma(self.a, self.b).log_prob(1 / variance) - 2 * jnp.log(variance)
-
-
-def triangular(factor: Array, x: Array, *, transpose: bool) -> Array:
-    """Return C⁻¹ x, or C⁻ᵀ x, of lower triangles [*batch, d, d] and vectors [*batch, d]."""
-    solve = jax.lax.linalg.triangular_solve
-    return solve(factor, x[..., None], left_side=True, lower=True, transpose_a=transpose)[..., 0]

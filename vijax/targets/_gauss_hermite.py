@@ -10,7 +10,7 @@ from jaxtyping import Array
 
 from vijax import checks, jaxprs
 from vijax.targets._split import WHY
-from vijax.types import LogJoint, PyTree, derive
+from vijax.types import Affine, LogJoint, PyTree, derive, offers
 
 
 def gauss_hermite(
@@ -53,7 +53,7 @@ def gauss_hermite(
         raise TypeError(f"nodes must be a Python int, fixed when the function is traced; got {nodes!r}.")
     if nodes < 1:
         raise ValueError(f"nodes must be at least 1, got {nodes}.")
-    if not hasattr(q, "affine"):
+    if not offers(q, Affine):
         raise TypeError(
             f"gauss_hermite needs one Gaussian of vijax.families over all latents (mean_field, full_rank, low_rank), "
             f"which says how its draws are made of standard noise; got {type(q).__name__}."

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from vijax import checks, jaxprs
-from vijax.gaussians import Gaussian, Precision, cut, dense
+from vijax.gaussians import Gaussian, Precision, dense
+from vijax.gaussians.conditional import ravel_after
 from vijax.types import LogJoint, PyTree, properties
 
 
@@ -150,7 +151,7 @@ class _Function:
     def __init__(self, log_joint: Any, z: PyTree, like: PyTree, precision: Precision):
         self.like = like = jax.tree.map(jnp.asarray, like)
         self.batch = _batch(jax.eval_shape(lambda: log_joint(z, like)), like)
-        self.join, self.split = cut(like, len(self.batch), precision.kept)
+        self.join, self.split = ravel_after(like, len(self.batch), precision.kept)
         self.precision = precision
         self.density = lambda v: summed(log_joint(z, self.split(v)))
         self.slope = jax.grad(lambda v: jnp.sum(self.density(v)))
@@ -172,7 +173,7 @@ class _Function:
         sure = jnp.where(valid, 1.0, jnp.nan).astype(near.dtype)  # a factor: derivatives are nan with the value
         mark = lambda a: a * sure.reshape(*sure.shape, *(1,) * (a.ndim - sure.ndim))  # noqa: E731
         mean, root = jax.tree.map(mark, (mean, root))
-        return value * sure, Gaussian(mean, root, self.precision, len(self.batch))
+        return value * sure, Gaussian(mean, root, self.precision)
 
 
 def summed(log_p: Any) -> Any:

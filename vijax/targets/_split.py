@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from vijax import checks
-from vijax.types import Joint, LogJoint, PyTree, derive, lift, properties
+from vijax.types import Divergence, Entropy, Joint, LogJoint, PyTree, derive, lift, offers, properties
 
 # Of one draw, log_likelihood(z) - KL is no log-weight: its exponential has another mean than p(x).
 WHY = "a target with a closed-form {} has the right mean, but its exponential has not, and would exceed log p(x)"
@@ -15,7 +15,7 @@ WHY = "a target with a closed-form {} has the right mean, but its exponential ha
 
 def kl_divergence(q: Any, prior: Any) -> Array:
     """Return KL(q ‖ prior) by q's own method of that name, as distrax, TFP and vijax's Gaussian families have it."""
-    return _closed(q, "kl_divergence", prior)
+    return _closed(q, Divergence, "kl_divergence", prior)
 
 
 def split(
@@ -85,7 +85,7 @@ def exact_entropy(log_joint: Callable[[PyTree], Array], q: Any) -> LogJoint:
     """
     posterior = lift(q)
 
-    entropy = lambda q, _: _closed(q, "entropy")  # noqa: E731
+    entropy = lambda q, _: _closed(q, Entropy, "entropy")  # noqa: E731
     exact = lambda z: _sum_over_leaves(entropy, posterior, posterior, z)  # noqa: E731
     return _with(log_joint, exact, posterior, ("log_joint(z)", "entropy"))
 
@@ -134,16 +134,16 @@ def _sum_over_leaves(term: Callable[[Any, Any], Array], q: Any, prior: Any, z: P
     return jnp.asarray(total)
 
 
-def _closed(q: Any, name: str, *args: Any) -> Array:
+def _closed(q: Any, ability: type, name: str, *args: Any) -> Array:
     """Return q.name(*args), or say that it is not known and what to do."""
     against = f" from {type(args[0]).__name__}" if args else ""
     refusal = (
         f"{type(q).__name__} has no closed-form {name}{against}: leave it to Monte Carlo, with the plain "
         "log_joint(z) = log_likelihood(z) + prior.log_prob(z)" + (", or pass kl=." if args else ".")
     )
-    if not callable(method := getattr(q, name, None)):
+    if not offers(q, ability):
         raise TypeError(refusal)
     try:
-        return jnp.asarray(method(*args))
+        return jnp.asarray(getattr(q, name)(*args))
     except NotImplementedError as error:  # what distrax and TFP raise for a pair, or an entropy, that they lack
         raise TypeError(refusal) from error

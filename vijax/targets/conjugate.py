@@ -15,15 +15,8 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike
 
-from vijax.targets._exponential import (
-    Beta,
-    Dirichlet,
-    Gamma,
-    Gaussian,
-    NormalGamma,
-    NormalInverseGamma,
-    triangular,
-)
+from vijax.gaussians import Gaussian, dense
+from vijax.targets._exponential import Beta, Dirichlet, Gamma, NormalGamma, NormalInverseGamma
 
 
 def beta_bernoulli(a: ArrayLike, b: ArrayLike, *, successes: ArrayLike, failures: ArrayLike) -> Beta:
@@ -89,7 +82,7 @@ def linear_regression(
     divide y and the design by it and give noise = 1. `jax.vmap` gives each member of a batch a design of its own.
     """
     given = _regression(design, y, 1 / jnp.square(jnp.asarray(noise)), loc, scale)
-    return Gaussian(given.mean, given.cholesky)
+    return Gaussian(given.mean, given.cholesky, dense)
 
 
 def linear_regression_unknown_noise(
@@ -142,7 +135,7 @@ def _regression(design: Any, y: Any, over: Any, loc: Any, scale: Any) -> _Poster
     precision = over[..., None] * gram.reshape(one) + prior[..., None] * jnp.eye(d, dtype=gram.dtype).reshape(one)
     cholesky = jnp.linalg.cholesky(jnp.broadcast_to(precision, many))
     moment = prior * loc + over * jnp.einsum("nd,...n->...d", design, y, precision="highest")
-    mean = triangular(cholesky, triangular(cholesky, moment, transpose=False), transpose=True)
+    mean = dense.solve(cholesky, moment)
     # As a sum of squares, where yᵀy less that of the mean would cancel.
     left = y - jnp.einsum("nd,...d->...n", design, mean, precision="highest")
     squares = over[..., 0] * jnp.sum(jnp.square(left), -1) + jnp.sum(prior * jnp.square(mean - loc), -1)

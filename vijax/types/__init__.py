@@ -1,5 +1,16 @@
 """Types: the kinds of function, the values they exchange, and what is known of targets and bounds."""
 
+from vijax.types._abilities import (
+    Affine,
+    Divergence,
+    Entropy,
+    Sampled,
+    Stratified,
+    Support,
+    Transport,
+    is_conditional,
+    offers,
+)
 from vijax.types._joint import Joint, lift
 from vijax.types._records import (
     ClosedForms,
@@ -26,11 +37,14 @@ from vijax.types._values import (
 )
 
 __all__ = [
+    "Affine",
     "Bound",
     "ClosedForms",
     "Distribution",
+    "Divergence",
     "Draw",
     "Draws",
+    "Entropy",
     "Estimate",
     "Family",
     "Joint",
@@ -40,11 +54,17 @@ __all__ = [
     "Properties",
     "PyTree",
     "Rule",
+    "Sampled",
     "Step",
+    "Stratified",
+    "Support",
+    "Transport",
     "closed_forms",
     "derive",
+    "is_conditional",
     "keywords",
     "lift",
+    "offers",
     "properties",
     "with_closed_forms",
 ]

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from vijax.types._abilities import is_conditional
 from vijax.types._values import Distribution, PyTree
 
 
@@ -49,8 +50,7 @@ class Joint:
     def conditional(self, name: Any, earlier: Mapping[Any, Any]) -> Any:
         """Return the distribution of one leaf given the earlier ones."""
         part = self.conditionals[name]
-        # NumPyro's distributions are callable, and `lift` tells how to adapt them.
-        if callable(part) and not isinstance(part, Distribution) and not hasattr(part, "log_prob"):
+        if is_conditional(part):
             part = part(self.collect(earlier))
         return lift(part)
 

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int
 
+from vijax.gaussians.triangle import from_parameters, half_log_det, to_parameters
 from vijax.trees import strong_dtypes
 from vijax.types import PyTree
 
@@ -39,12 +40,12 @@ def init(params: PyTree, memory: PyTree = None) -> GaussianState:
             f"(loc, log_scale, lower), got {found}: begin with families.full_rank().init(key, like)."
         )
     loc, _ = ravel_pytree(params["loc"])
-    root = jnp.exp(ravel_pytree(params["log_scale"])[0]).astype(loc.dtype)
+    log_scale = ravel_pytree(params["log_scale"])[0].astype(loc.dtype)
+    root = jnp.exp(log_scale)
     if "lower" in params:
         if jnp.finfo(loc.dtype).bits < 32:
             raise TypeError(f"a full-rank q is updated in float32 or float64, got {loc.dtype}: it factorizes matrices.")
-        unit = jnp.eye(loc.size, dtype=loc.dtype)
-        root = root[:, None] * unit.at[jnp.tril_indices(loc.size, -1)].set(params["lower"])
+        root = from_parameters(log_scale, params["lower"])
     taken = jnp.ones((), loc.dtype)
     strong_loc, strong_memory = strong_dtypes((params["loc"], memory))
     return GaussianState(strong_loc, root, jnp.int32(0), taken, strong_memory)
@@ -56,9 +57,8 @@ def params(state: GaussianState) -> PyTree:
     _, unravel = ravel_pytree(state.loc)
     if state.root.ndim == 1:
         return {"loc": state.loc, "log_scale": unravel(jnp.log(state.root))}
-    scale = jnp.diagonal(state.root)
-    lower = (state.root / scale[:, None])[jnp.tril_indices(scale.size, -1)]
-    return {"loc": state.loc, "log_scale": unravel(jnp.log(scale)), "lower": lower}
+    log_scale, lower = to_parameters(state.root)
+    return {"loc": state.loc, "log_scale": unravel(log_scale), "lower": lower}
 
 
 def check_state(state: Any) -> None:
@@ -68,22 +68,6 @@ def check_state(state: Any) -> None:
             "state must be what the rule's init(params) returned, got a "
             f"{type(state).__name__}; begin with rule.init(params)."
         )
-
-
-def half_log_det(root: Array) -> Array:
-    """Return ½ log |L Lᵀ|."""
-    return jnp.sum(jnp.log(root if root.ndim == 1 else jnp.diagonal(root)))
-
-
-def times_root(root: Array, e: Array) -> Array:
-    """Return L e for a vector e [d]."""
-    return root * e if root.ndim == 1 else root @ e
-
-
-def triangle(root: Array) -> Array:
-    """Return the Cholesky factor of root rootᵀ, from a root [d, n] with n >= d."""
-    lower = jnp.linalg.qr(root.T, mode="r").T
-    return lower * jnp.where(jnp.diagonal(lower) < 0, -1, 1)[None, :]
 
 
 def replaced(state: GaussianState, change: Array, root: Array) -> GaussianState:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from vijax import checks, types
+from vijax.gaussians.triangle import triangle
 from vijax.types import LogJoint, PyTree, Rule
 from vijax.updates import _gaussian, _rule
 from vijax.updates._curvature import slopes
@@ -119,7 +120,7 @@ def matched(state: GaussianState, noise: Array, scores: Array, rate: Array) -> G
 
     # In roots, U = Q Qᵀ and V = L R Rᵀ Lᵀ; then Σ = L R X Rᵀ Lᵀ where X A Aᵀ X + X = I, A = Rᵀ Q.
     before = jnp.eye(d, dtype=noise.dtype)
-    root = _gaussian.triangle(jnp.concatenate([before, root_of_spread(noise, center)], 1))
+    root = triangle(jnp.concatenate([before, root_of_spread(noise, center)], 1))
     axes, s, _ = jnp.linalg.svd(root.T @ root_of_spread(scores, score), full_matrices=False)
     x = 2 / (1 + jnp.hypot(1.0, 2 * s))
 
@@ -129,5 +130,5 @@ def matched(state: GaussianState, noise: Array, scores: Array, rate: Array) -> G
 
     wide = state.root @ root
     change = weight * (wide @ times(x, root.T @ score) + state.root @ center)
-    new_root = _gaussian.triangle(wide @ times(jnp.sqrt(x), jnp.eye(d, dtype=x.dtype)))
+    new_root = triangle(wide @ times(jnp.sqrt(x), jnp.eye(d, dtype=x.dtype)))
     return _gaussian.replaced(state, change, new_root)

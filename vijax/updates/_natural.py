@@ -6,6 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from vijax.gaussians.triangle import triangle
 from vijax.types import Rule
 from vijax.updates import _gaussian, _rule
 from vijax.updates._curvature import Curvature, Local, local_at, stein
@@ -214,6 +215,6 @@ def mover(state: GaussianState, local: Local, rate: Array, retraction: Retractio
     def turn(share: Array) -> GaussianState:
         precision = retraction(w, rate * share)
         change = turned @ (rate * share * slope / precision)
-        return _gaussian.replaced(state, change, _gaussian.triangle(turned / jnp.sqrt(precision)[None]))
+        return _gaussian.replaced(state, change, triangle(turned / jnp.sqrt(precision)[None]))
 
     return turn

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from vijax import checks, engine
+from vijax.gaussians.triangle import half_log_det
 from vijax.trees import where
 from vijax.types import LogJoint, PyTree, Rule, Step
 from vijax.updates import _gaussian
@@ -111,7 +112,7 @@ def take(
         if halvings == 0:
             return ~_gaussian.is_gaussian(new)
         gain = target.log_p(new, target.fresh_noise) - before
-        entropy, entropy_before = (_gaussian.half_log_det(s.root) for s in (new, state))
+        entropy, entropy_before = (half_log_det(s.root) for s in (new, state))
         rise = jnp.mean(gain) + entropy - entropy_before
         # The mean deviation: a square would overflow, and an infinite error excuse anything.
         error = jnp.mean(jnp.abs(gain - jnp.mean(gain))) / gain.size**0.5

@@ -9,8 +9,10 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Key
 
 from vijax import draws, engine
+from vijax.gaussians.affine import standard_log_density
+from vijax.gaussians.triangle import half_log_det, push
 from vijax.types import Draws, LogJoint, PyTree, Step, properties
-from vijax.updates._gaussian import GaussianState, half_log_det, times_root
+from vijax.updates._gaussian import GaussianState
 
 
 class Whitened(NamedTuple):
@@ -51,13 +53,12 @@ def whiten(
 def latents(state: GaussianState, e: Float[Array, "k d"]) -> PyTree:
     """Return the draws z = loc + L e, leaves [k, ...]."""
     loc, unravel = ravel_pytree(state.loc)
-    return jax.vmap(lambda e: unravel(loc + times_root(state.root, e)))(e)
+    return jax.vmap(lambda e: unravel(loc + push(state.root, e)))(e)
 
 
 def log_density(state: GaussianState, e: Float[Array, "k d"]) -> Float[Array, " k"]:
     """Return log q of the draws that noise becomes, [k] in nats."""
-    of_noise = -0.5 * jnp.sum(jnp.square(e) + jnp.log(2 * jnp.pi).astype(e.dtype), -1)
-    return of_noise - half_log_det(state.root)
+    return standard_log_density(e) - half_log_det(state.root)
 
 
 def report(state: GaussianState, target: Whitened, log_p: Float[Array, " k"]) -> Step:

@@ -1,0 +1,37 @@
+"""What flows ask of any affine map of noise (`types.Affine`), through its derivatives alone."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from vijax.types import PyTree
+
+
+def whiten(gaussian: Any, z: PyTree, dtype: Any) -> Float[Array, " n"]:
+    """Return Sᵀ Σ⁻¹ (z - loc), which is the noise e that `affine` carries to z where S is square.
+
+    Both factors are derivatives, Σ⁻¹ (z - loc) = -∇ log N(z) and Sᵀ that of `affine`: it costs
+    what q's own density does, and nothing is inverted that q does not invert.
+    """
+    jax.eval_shape(gaussian.log_prob, z)  # which refuses a z that is no draw of the family
+    drawn, pull = jax.vjp(gaussian.affine, jnp.zeros(gaussian.uniforms, dtype))
+    z = jax.tree.map(lambda leaf, like: jnp.asarray(leaf, like.dtype), z, drawn)
+    (e,) = pull(jax.grad(lambda z: -gaussian.log_prob(z))(z))
+    return e
+
+
+def location(gaussian: Any, dtype: Any) -> PyTree:
+    """Return loc, like z."""
+    return gaussian.affine(jnp.zeros(gaussian.uniforms, dtype))
+
+
+def squared_distance(gaussian: Any, z: PyTree, dtype: Any) -> Array:
+    """Return (z - loc)ᵀ Σ⁻¹ (z - loc), (), from the density's slope: differences would cancel."""
+    jax.eval_shape(gaussian.log_prob, z)  # which refuses a z that is no draw of the family
+    loc = location(gaussian, dtype)
+    z = jax.tree.map(lambda leaf, like: jnp.asarray(leaf, like.dtype), z, loc)
+    slope = jax.grad(gaussian.log_prob)(z)
+    inner = jax.tree.map(lambda z, loc, slope: jnp.sum((loc - z) * slope), z, loc, slope)
+    return jnp.sum(jnp.stack([s.astype(dtype) for s in jax.tree.leaves(inner)]))

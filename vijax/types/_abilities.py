@@ -1,0 +1,112 @@
+"""Optional abilities of q: what some estimators, draws and targets ask of it."""
+
+from typing import Any, Protocol, runtime_checkable
+
+from jaxtyping import Array, Float
+
+from vijax.types._values import Distribution, PyTree
+
+
+@runtime_checkable
+class Transport(Protocol):
+    """q made of uniforms: what antithetic and quasi-Monte Carlo draws ask for."""
+
+    @property
+    def uniforms(self) -> tuple[int, ...]:
+        """Return the shape of the uniforms that make one draw."""
+        ...
+
+    def transport(self, u: Float[Array, "..."]) -> PyTree:
+        """Carry uniforms of shape `uniforms` to one draw, smoothly in them and the parameters."""
+        ...
+
+
+@runtime_checkable
+class Affine(Protocol):
+    """q as an affine map of normal noise: what flows, `student_t` and `gauss_hermite` ask for."""
+
+    @property
+    def uniforms(self) -> tuple[int, ...]:
+        """Return the shape of the noise that makes one draw."""
+        ...
+
+    def affine(self, e: Float[Array, "..."]) -> PyTree:
+        """Carry standard normal noise, of shape `uniforms`, to one draw, loc + S e."""
+        ...
+
+
+@runtime_checkable
+class Stratified(Protocol):
+    """q as a mixture of m components: what `draws.stratified` asks for."""
+
+    @property
+    def log_weights(self) -> Float[Array, "*batch m"]:
+        """Return the log-probability of each component."""
+        ...
+
+    def component(self, j: Any) -> Any:
+        """Return component j, a number or a traced integer (), as something that draws like q."""
+        ...
+
+
+@runtime_checkable
+class Support(Protocol):
+    """q that declares where its density is positive, as NumPyro's distributions do."""
+
+    @property
+    def support(self) -> Any:
+        """Return the set, in the words of q's own library."""
+        ...
+
+
+@runtime_checkable
+class Entropy(Protocol):
+    """q whose entropy has a closed form: what `targets.exact_entropy` asks for."""
+
+    def entropy(self) -> Float[Array, "*batch"]:
+        """Return H[q] in nats."""
+        ...
+
+
+@runtime_checkable
+class Divergence(Protocol):
+    """q with a closed-form divergence from some distributions: what `targets.split` asks for."""
+
+    def kl_divergence(self, other: Any) -> Float[Array, "*batch"]:
+        """Return KL(q ‖ other) in nats; NotImplementedError where none is known."""
+        ...
+
+
+@runtime_checkable
+class Sampled(Protocol):
+    """A distribution of TFP or NumPyro: what `families.adapt` lends vijax's two methods."""
+
+    def log_prob(self, value: PyTree, /) -> Float[Array, "*batch"]:
+        """Return log q(z)."""
+        ...
+
+    def sample(self, *args: Any, **kwargs: Any) -> PyTree:
+        """Draw z: TFP takes (sample_shape, seed), NumPyro (key, sample_shape)."""
+        ...
+
+
+def offers(q: Any, ability: type) -> bool:
+    """Return whether q has all that a Protocol asks for, its methods callable.
+
+    Unlike isinstance this finds what a wrapper forwards by `__getattr__`, on every Python.
+    """
+    return all(_has(q, name, ability) for name in vars(ability) if not name.startswith("_"))
+
+
+def is_conditional(part: Any) -> bool:
+    """Return whether a part of a Joint is a function of the earlier leaves, and not a distribution.
+
+    NumPyro's distributions are callable too, and `lift` says how to adapt them.
+    """
+    return callable(part) and not isinstance(part, Distribution) and not hasattr(part, "log_prob")
+
+
+def _has(q: Any, name: str, ability: type) -> bool:
+    if isinstance(vars(ability)[name], property):
+        return hasattr(q, name)
+    return callable(getattr(q, name, None))
