@@ -8,10 +8,9 @@ from vijax.types._abilities import (
     Stratified,
     Support,
     Transport,
-    is_conditional,
     offers,
 )
-from vijax.types._joint import Joint, lift
+from vijax.types._joint import Joint, is_conditional, lift
 from vijax.types._records import (
     ClosedForms,
     Properties,

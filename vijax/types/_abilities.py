@@ -4,7 +4,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from jaxtyping import Array, Float
 
-from vijax.types._values import Distribution, PyTree
+from vijax.types._values import PyTree
 
 
 @runtime_checkable
@@ -96,14 +96,6 @@ def offers(q: Any, ability: type) -> bool:
     Unlike isinstance this finds what a wrapper forwards by `__getattr__`, on every Python.
     """
     return all(_has(q, name, ability) for name in vars(ability) if not name.startswith("_"))
-
-
-def is_conditional(part: Any) -> bool:
-    """Return whether a part of a Joint is a function of the earlier leaves, and not a distribution.
-
-    NumPyro's distributions are callable too, and `lift` says how to adapt them.
-    """
-    return callable(part) and not isinstance(part, Distribution) and not hasattr(part, "log_prob")
 
 
 def _has(q: Any, name: str, ability: type) -> bool:

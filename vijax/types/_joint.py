@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from vijax.types._abilities import is_conditional
 from vijax.types._values import Distribution, PyTree
 
 
@@ -99,6 +98,14 @@ def _add(total: Any, log_prob: Array, name: Any) -> Any:
             f"{jnp.shape(log_prob)}, those before it {jnp.shape(total)}. Wrap event dimensions in Independent."
         )
     return total + log_prob
+
+
+def is_conditional(part: Any) -> bool:
+    """Return whether a part of a Joint is a function of the earlier leaves, and not a distribution.
+
+    NumPyro's distributions are callable too, and `lift` says how to adapt them.
+    """
+    return callable(part) and not isinstance(part, Distribution) and not hasattr(part, "log_prob")
 
 
 def lift(q: Any) -> Any:
