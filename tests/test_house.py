@@ -35,7 +35,7 @@ MAY_IMPORT = {
         GROUND | {"jaxprs", "checks", "gaussians"},
     ),
     # They evaluate log_joint as objectives do.
-    "updates": GROUND | {"jaxprs", "checks", "gaussians", "engine", "draws"},
+    "updates": GROUND | {"jaxprs", "checks", "gaussians", "engine"},
     # Outside: no room imports them, nor does one the other.
     "solvers": GROUND | {"checks", "gaussians", "diagnostics", "engine", "draws", "bounds", "gradients"},
     "fitting": GROUND | {"checks", "diagnostics"},

@@ -6,8 +6,7 @@ import jax
 from jaxtyping import Array, Key
 
 from vijax import checks
-from vijax.draws._iid import iid
-from vijax.engine import evaluate, plan
+from vijax.engine import evaluate, iid, plan
 from vijax.types import Draw, Draws, LogJoint, lift, properties
 
 

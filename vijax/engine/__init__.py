@@ -4,7 +4,7 @@ Private to vijax: gradient estimators, updates and solvers are built on it.
 """
 
 from vijax.engine._chunks import chunked
-from vijax.engine._evaluate import Plan, evaluate, plan, split
+from vijax.engine._evaluate import Plan, evaluate, iid, plan, split
 from vijax.engine._objective import Estimator, Evaluated, OnePass, Strategy, estimate, make_objective
 from vijax.engine._one_pass import one_pass
 from vijax.engine._refusals import CURE, densities_disagree, not_one_value_per_draw
@@ -24,6 +24,7 @@ __all__ = [
     "densities_disagree",
     "estimate",
     "evaluate",
+    "iid",
     "is_mean",
     "make_objective",
     "not_one_value_per_draw",

@@ -33,6 +33,15 @@ def split(key: Any, num_samples: int) -> Any:
     return key[None] if num_samples == 1 else jax.random.split(key, num_samples)
 
 
+def _sample(key: Any, q: Any) -> tuple[PyTree, Array]:
+    z, log_q = q.sample_and_log_prob(seed=key, sample_shape=())
+    return z, log_q
+
+
+iid = Draw(seeds=split, sample=_sample, independent=True)
+"""Independent draws: one key for each, so that draw i is the same however many are drawn at a time."""
+
+
 def plan(key: Any, keyed: bool, draw: Draw, num_samples: int) -> Plan:  # noqa: FBT001
     """Turn one key into one row of seeds for each draw, and of the target's where it is `keyed`."""
     if not keyed:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Key
 
-from vijax import draws, engine
+from vijax import engine
 from vijax.gaussians.affine import standard_log_density
 from vijax.gaussians.triangle import half_log_det, push
 from vijax.types import Draws, LogJoint, PyTree, Step, properties
@@ -35,7 +35,7 @@ def whiten(
     """Draw the noise of a step, in mirrored pairs if asked, and write log p as a function of it."""
     size, dtype = state.root.shape[0], ravel_pytree(state.loc)[0].dtype
     key_noise, key_fresh, key_model = jax.random.split(key, 3)
-    model_keys = engine.plan(key_model, properties(log_joint).keyed, draws.iid, num_samples).model
+    model_keys = engine.plan(key_model, properties(log_joint).keyed, engine.iid, num_samples).model
 
     def log_p(state: GaussianState, e: Array) -> Array:
         # The target is given log q for its shape alone; targets that add log q are refused.

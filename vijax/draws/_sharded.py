@@ -1,20 +1,10 @@
-"""Independent draws: one key for each, so that draw i is the same however many are drawn at a time."""
+"""Draws laid out over devices along the sample axis."""
 
 from typing import Any
 
 import jax
-from jaxtyping import Array
 
-from vijax.engine import split
 from vijax.types import Draw, PyTree
-
-
-def _sample(key: Any, q: Any) -> tuple[PyTree, Array]:
-    z, log_q = q.sample_and_log_prob(seed=key, sample_shape=())
-    return z, log_q
-
-
-iid = Draw(seeds=split, sample=_sample, independent=True)
 
 
 def sharded(draw: Draw, sharding: jax.sharding.Sharding) -> Draw:
