@@ -1,5 +1,6 @@
 """Small matrices, and the associative algebra of Gaussian steps that the parallel forms scan over."""
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -7,6 +8,18 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from vijax.sequences._model import Steps
+
+LOG_2PI = math.log(2 * math.pi)
+
+
+def before(a: Array) -> Array:
+    """Return what stands one step earlier, [T, ...], with 0 before the first."""
+    return jnp.concatenate([jnp.zeros_like(a[:1]), a[:-1]])
+
+
+def after(a: Array) -> Array:
+    """Return what stands one step later, [T, ...], with 0 after the last."""
+    return jnp.concatenate([a[1:], jnp.zeros_like(a[:1])])
 
 
 def transpose(a: Array) -> Array:
@@ -47,6 +60,12 @@ def log_det(lower: Array) -> Array:
     return 2 * jnp.sum(jnp.log(jnp.diagonal(lower, axis1=-2, axis2=-1)), -1)
 
 
+def quadratic_form(lower: Array, a: Array) -> Array:
+    """Return a (L Lᵀ)⁻¹ aᵀ, as a sum of squares."""
+    half = forward(lower, transpose(a))
+    return transpose(half) @ half
+
+
 def correct(cov: Array, s: Steps) -> tuple[Array, Array, Array]:
     """Return the gain of a step's observation, the covariance it leaves, and the factor of its own.
 
@@ -82,7 +101,11 @@ def element(s: Steps) -> tuple[Element, Array, Array]:
     seen = forward(lower, ahead)
     surprise = s.x - s.emission @ s.offset
     eta = transpose(seen) @ forward(lower, surprise)
-    return Element(s.transition - gain @ ahead, cov, transpose(seen) @ seen), s.offset + gain @ surprise, eta
+    return (
+        Element(s.transition - gain @ ahead, cov, transpose(seen) @ seen),
+        s.offset + gain @ surprise,
+        eta,
+    )
 
 
 def tell(e: Element, precision: Array) -> tuple[Array, Array]:

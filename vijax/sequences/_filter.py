@@ -1,6 +1,5 @@
 """The Kalman filter, one step after another and all steps at once."""
 
-import math
 from functools import partial
 from typing import NamedTuple
 
@@ -8,11 +7,20 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from vijax.sequences._algebra import backward, cholesky, correct, forward, log_det, symmetric, transpose
+from vijax.sequences._algebra import (
+    LOG_2PI,
+    backward,
+    before,
+    cholesky,
+    correct,
+    forward,
+    log_det,
+    quadratic_form,
+    symmetric,
+    transpose,
+)
 from vijax.sequences._model import LinearGaussian, Observations, Observed, steps
 from vijax.sequences._scans import Scans, parallel, sequential
-
-LOG_2PI = math.log(2 * math.pi)
 
 
 class Filtered(NamedTuple):
@@ -89,49 +97,65 @@ def parallel_kalman_filter(model: LinearGaussian, x: Observations, *, mask: Obse
 @partial(jax.jit, static_argnums=0)
 def _filter(scans: Scans, model: LinearGaussian, x: Array, mask: Array | None) -> Filtered:
     s = steps(model, x, mask)
+    # Gains and covariances need no data; given them the means are an affine recursion.
     gain, cov, lower = jax.vmap(correct)(scans.predicted(s), s)
     surprise = s.x - s.emission @ s.offset
-    mean = scans.affine(s.transition - gain @ s.emission @ s.transition, s.offset + gain @ surprise, False)  # noqa: FBT003
-    before = jnp.concatenate([jnp.zeros_like(mean[:1]), mean[:-1]])
-    white = jax.vmap(forward)(lower, surprise - s.emission @ (s.transition @ before))
+    carried = s.transition - gain @ s.emission @ s.transition
+    mean = scans.affine(carried, s.offset + gain @ surprise, False)  # noqa: FBT003
+    # Innovations, whitened by the factor of their own covariance.
+    white = jax.vmap(forward)(lower, surprise - s.emission @ (s.transition @ before(mean)))
     constant = log_det(lower) + s.observed * LOG_2PI
-    if s.x.shape[-1] == 1:
-        terms = -0.5 * (jnp.sum(jnp.square(white[..., 0]), -1) + constant)
-        return Filtered(jnp.sum(terms), terms, mean[..., 0], cov)
+    if s.x.shape[-1] > 1:
+        return _with_diffuse_start(mean, cov, white, constant)
+    terms = -0.5 * (jnp.sum(jnp.square(white[..., 0]), -1) + constant)
+    return Filtered(jnp.sum(terms), terms, mean[..., 0], cov)
+
+
+def _with_diffuse_start(mean: Array, cov: Array, white: Array, constant: Array) -> Filtered:
+    """Integrate the diffuse directions δ out: column 0 is what holds at δ = 0, the others are slopes in δ."""
     # Given δ the chain has a proper start, and its whitened innovations are white₀ + W δ: least squares.
     white, slopes = white[..., 0], white[..., 1:]
+    mean, mean_slopes = mean[..., 0], mean[..., 1:]
     precision = transpose(slopes) @ slopes
     eta = -(transpose(slopes) @ white[..., None])[..., 0]
-    sums = jnp.cumsum(precision, 0)
-    delta, factor, known = jax.vmap(flat)(jnp.cumsum(eta, 0), sums)
-    m = delta.shape[-1]
+    delta, factor, known = jax.vmap(flat)(jnp.cumsum(eta, 0), jnp.cumsum(precision, 0))
     # Judged at the best δ, where the sum of squares is least and nothing cancels.
     residual = white + (slopes @ delta[-1][None, :, None])[..., 0]
-    total = -0.5 * (jnp.sum(jnp.square(residual)) + jnp.sum(constant) + log_det(factor[-1]) - m * LOG_2PI)
-    told = known[:, None]
-    means = mean[..., 0] + (mean[..., 1:] @ delta[..., None])[..., 0]
-    half = jax.vmap(forward)(factor, transpose(mean[..., 1:]))
-    covs = symmetric(cov + transpose(half) @ half)
+    squares = jnp.sum(jnp.square(residual))
+    m = delta.shape[-1]
+    evidence = -0.5 * (squares + jnp.sum(constant) + log_det(factor[-1]) - m * LOG_2PI)
+    # States at the δ known so far, whose own covariance comes on top.
+    means = mean + (mean_slopes @ delta[..., None])[..., 0]
+    covs = symmetric(cov + jax.vmap(quadratic_form)(factor, mean_slopes))
     return Filtered(
-        jnp.where(known[-1], total, jnp.inf),
+        jnp.where(known[-1], evidence, jnp.inf),
         _predictive(white, slopes, constant, delta, factor, known),
-        jnp.where(told, means, jnp.nan),
-        jnp.where(told[..., None], covs, jnp.inf),
+        jnp.where(known[:, None], means, jnp.nan),
+        jnp.where(known[:, None, None], covs, jnp.inf),
     )
 
 
-def _predictive(white: Array, slopes: Array, constant: Array, delta: Array, factor: Array, known: Array) -> Array:
-    """Return log p(xₜ | x₁..ₜ₋₁), δ being uncertain: the whitened innovation has covariance I + W J⁻¹ Wᵀ."""
-    delta, factor = delta[:-1], factor[:-1]
-    half = jax.vmap(forward)(factor, transpose(slopes[1:]))
-    unit = jnp.broadcast_to(
-        jnp.eye(white.shape[-1], dtype=white.dtype)[None], (half.shape[0],) + (white.shape[-1],) * 2
-    )
-    lower = jax.vmap(cholesky)(unit + transpose(half) @ half)
-    residual = jax.vmap(forward)(lower, white[1:, :, None] + slopes[1:] @ delta[..., None])
-    terms = -0.5 * (jnp.sum(jnp.square(residual), (-2, -1)) + constant[1:] + log_det(lower))
+def _predictive(
+    white: Array,
+    slopes: Array,
+    constant: Array,
+    delta: Array,
+    factor: Array,
+    known: Array,
+) -> Array:
+    """Return log p(xₜ | x₁..ₜ₋₁), δ being uncertain.
+
+    The whitened innovation has covariance I + W J⁻¹ Wᵀ, J of the data before.
+    """
+    white, slopes, constant = white[1:], slopes[1:], constant[1:]
+    delta, factor, known = delta[:-1], factor[:-1], known[:-1]
+    unit = jnp.eye(white.shape[-1], dtype=white.dtype)[None]
+    lower = jax.vmap(cholesky)(unit + jax.vmap(quadratic_form)(factor, slopes))
+    residual = jax.vmap(forward)(lower, white[..., None] + slopes @ delta[..., None])
+    squares = jnp.sum(jnp.square(residual), (-2, -1))
+    terms = -0.5 * (squares + constant + log_det(lower))
     nothing = jnp.full(1, jnp.nan, terms.dtype)
-    return jnp.concatenate([nothing, jnp.where(known[:-1], terms, jnp.nan)])
+    return jnp.concatenate([nothing, jnp.where(known, terms, jnp.nan)])
 
 
 def flat(eta: Array, precision: Array) -> tuple[Array, Array, Array]:

@@ -72,5 +72,8 @@ def associative(operator: Operator, first: PyTree, elements: PyTree) -> PyTree:
 
 def backward(fold: Fold, operator: Operator, last: PyTree, elements: PyTree) -> PyTree:
     """Fold from the last on: r_T = last, rₜ = operator(rₜ₊₁, elementsₜ)."""
-    flip = lambda tree: jax.tree.map(lambda a: jnp.flip(a, 0), tree)  # noqa: E731
+
+    def flip(tree: PyTree) -> PyTree:
+        return jax.tree.map(lambda a: jnp.flip(a, 0), tree)
+
     return flip(fold(operator, last, flip(elements)))

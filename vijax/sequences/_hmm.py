@@ -43,7 +43,8 @@ class Path(NamedTuple):
         c = jnp.asarray(c)
         if not jnp.issubdtype(c.dtype, jnp.integer):
             raise TypeError(f"a path holds whole numbers, the states; got {c.dtype}.")
-        if jnp.shape(c) != (expected := (*self.log_last.shape[:-1], self.log_back.shape[-3] + 1)):
+        expected = (*self.log_last.shape[:-1], self.log_back.shape[-3] + 1)
+        if jnp.shape(c) != expected:
             raise ValueError(f"a path has shape {expected}, [*batch, T]; got {jnp.shape(c)}.")
         found = self._batched(_log_prob)(self.log_last, self.log_back, c)
         return jnp.where(jnp.all((c >= 0) & (c < self.log_last.shape[-1]), -1), found, -jnp.inf)

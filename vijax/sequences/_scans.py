@@ -7,7 +7,18 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from vijax.sequences._algebra import Element, combine, correct, element, pull, symmetric, tell, transpose
+from vijax.sequences._algebra import (
+    Element,
+    after,
+    before,
+    combine,
+    correct,
+    element,
+    pull,
+    symmetric,
+    tell,
+    transpose,
+)
 from vijax.sequences._model import Steps
 
 
@@ -30,10 +41,6 @@ class Scans(NamedTuple):
 def step(cov: Array, s: Steps) -> Array:
     """Return the covariance of a state from that of the one before."""
     return symmetric(s.transition @ cov @ transpose(s.transition) + s.cov)
-
-
-def _before(a: Array) -> Array:
-    return jnp.concatenate([jnp.zeros_like(a[:1]), a[:-1]])
 
 
 # --- one step after another
@@ -76,7 +83,9 @@ sequential = Scans(_affine, _spread, _predicted, _future)
 
 
 def _all_affine(a: Array, b: Array, reverse: bool) -> Array:  # noqa: FBT001
-    then = lambda one, two: (two[0] @ one[0], two[0] @ one[1] + two[1])  # noqa: E731
+    def then(one: tuple[Array, Array], two: tuple[Array, Array]) -> tuple[Array, Array]:
+        return two[0] @ one[0], two[0] @ one[1] + two[1]
+
     found: Array = jax.lax.associative_scan(jax.vmap(then), (a, b), reverse=reverse)[1]
     return found
 
@@ -91,14 +100,16 @@ def _all_spread(a: Array, c: Array) -> Array:
 
 def _all_predicted(s: Steps) -> Array:
     prefix: Element = jax.lax.associative_scan(jax.vmap(combine), jax.vmap(element)(s)[0])
-    return jax.vmap(step)(_before(prefix.cov), s)
+    return jax.vmap(step)(before(prefix.cov), s)
 
 
 def _all_future(elements: Element) -> Array:
     # In reverse a scan hands over what it has gathered from later steps first.
-    backwards = lambda later, e: jax.vmap(combine)(e, later)  # noqa: E731
+    def backwards(later: Element, e: Element) -> Element:
+        return jax.vmap(combine)(e, later)
+
     suffix: Element = jax.lax.associative_scan(backwards, elements, reverse=True)
-    return jnp.concatenate([suffix.precision[1:], jnp.zeros_like(suffix.precision[:1])])
+    return after(suffix.precision)
 
 
 parallel = Scans(_all_affine, _all_spread, _all_predicted, _all_future)

@@ -1,6 +1,5 @@
 """The states given all the data, as a distribution over whole paths."""
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -11,12 +10,23 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from vijax.sequences._algebra import cholesky, element, forward, log_det, pull, symmetric, tell, transpose
+from vijax.sequences._algebra import (
+    LOG_2PI,
+    after,
+    before,
+    cholesky,
+    element,
+    forward,
+    log_det,
+    pull,
+    quadratic_form,
+    symmetric,
+    tell,
+    transpose,
+)
 from vijax.sequences._filter import flat
-from vijax.sequences._model import LinearGaussian, Observations, Observed, steps
+from vijax.sequences._model import LinearGaussian, Observations, Observed, Steps, steps
 from vijax.sequences._scans import Scans, parallel, sequential
-
-LOG_2PI = math.log(2 * math.pi)
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["gain", "offset", "cov"], meta_fields=["scans"])
@@ -75,9 +85,8 @@ def _draw(scans: Scans, gain: Array, offset: Array, cov: Array, e: Array) -> tup
 @partial(jax.jit, static_argnums=0)
 def _log_prob(scans: Scans, gain: Array, offset: Array, cov: Array, z: Array) -> Array:
     lower = jax.vmap(cholesky)(cov)
-    before = jnp.concatenate([jnp.zeros_like(z[:1]), z[:-1]])
-    r = (z - offset)[..., None] - gain @ before[..., None]
-    return _log_density(lower, jax.vmap(forward)(lower, r)[..., 0])
+    residual = (z - offset)[..., None] - gain @ before(z)[..., None]
+    return _log_density(lower, jax.vmap(forward)(lower, residual)[..., 0])
 
 
 def _log_density(lower: Array, e: Array) -> Array:
@@ -145,22 +154,29 @@ def parallel_kalman_smoother(model: LinearGaussian, x: Observations, *, mask: Ob
 def _smoother(scans: Scans, model: LinearGaussian, x: Array, mask: Array | None) -> _Paths:
     s = steps(model, x, mask)
     s = s._replace(offset=s.offset[..., :1], x=s.x[..., :1])
+    # Each step says something of its state given the one before; later data tell it more.
     elements, mean, eta = jax.vmap(element)(s)
     precision = scans.future(elements)
     gain, cov = jax.vmap(tell)(elements, precision)
     # What is told of zₜ₋₁ is what is told of zₜ, carried back, and what xₜ says.
     back = transpose(gain)
-    after = lambda a: jnp.concatenate([a[1:], jnp.zeros_like(a[:1])])  # noqa: E731
-    slope = scans.affine(after(back), after(eta - back @ (precision @ mean)), True)  # noqa: FBT003
-    offset = mean + cov @ (slope - precision @ mean)
+    said = eta - back @ (precision @ mean)
+    slope = scans.affine(after(back), after(said), True)  # noqa: FBT003
+    offset = (mean + cov @ (slope - precision @ mean))[..., 0]
     if model.diffuse is not None:
-        # The first state is a step from δ, whose own posterior is then added to it.
-        first = jax.tree.map(lambda a: a[0], s)._replace(transition=jnp.asarray(model.diffuse, s.cov.dtype))
-        e, b, h = element(first)
-        g, _ = tell(e, precision[0])
-        told = h + transpose(g) @ (slope[0] - precision[0] @ b)
-        delta, factor, known = flat(told[:, 0], pull(e, g, precision[0]))
-        half = forward(factor, transpose(g))
-        offset = offset.at[0].add(jnp.where(known, g @ delta[:, None], jnp.nan))
-        cov = cov.at[0].add(jnp.where(known, symmetric(transpose(half) @ half), jnp.inf))
-    return _Paths(gain, offset[..., 0], cov, scans)
+        first = jax.tree.map(lambda a: a[0], s)
+        first = first._replace(transition=jnp.asarray(model.diffuse, s.cov.dtype))
+        more_offset, more_cov = _diffuse_start(first, slope[0], precision[0])
+        offset, cov = offset.at[0].add(more_offset), cov.at[0].add(more_cov)
+    return _Paths(gain, offset, cov, scans)
+
+
+def _diffuse_start(first: Steps, slope: Array, precision: Array) -> tuple[Array, Array]:
+    """Return what δ's own posterior adds to mean and covariance of the first state, a step from δ."""
+    e, mean, eta = element(first)
+    gain, _ = tell(e, precision)
+    told = eta + transpose(gain) @ (slope - precision @ mean)
+    delta, factor, known = flat(told[:, 0], pull(e, gain, precision))
+    offset = jnp.where(known, gain @ delta[:, None], jnp.nan)[:, 0]
+    cov = jnp.where(known, symmetric(quadratic_form(factor, gain)), jnp.inf)
+    return offset, cov
