@@ -49,8 +49,8 @@ def ascent(estimate: Callable[..., Any], optimizer: Any) -> Rule:
             `value` is given -value.
 
     Returns:
-        types.Rule: `init(params, memory=None)`, `step(key, state) -> (state, Step)` with the gradient
-        of the estimate, and `params(state)`. A step jits, vmaps and scans, and keeps the dtypes of
+        types.Rule: `init(params, memory=None)`, `step(key, state) -> (state, Step)` with the
+        gradient of the estimate, and `params(state)`. A step jits, vmaps and scans, and keeps the dtypes of
         the state.
 
     Raises:
@@ -114,8 +114,8 @@ def _check_state(state: Any) -> None:
 def _pair(made: Any) -> tuple[Any, PyTree]:
     if isinstance(made, Estimate) or not isinstance(made, tuple) or len(made) != 2:
         raise TypeError(
-            "estimate(key, params, memory) must return (Estimate, memory), for its state has a memory; got "
-            f"{type(made).__name__}."
+            "estimate(key, params, memory) must return (Estimate, memory), for its state has a "
+            f"memory; got {type(made).__name__}."
         )
     return made
 
@@ -123,12 +123,12 @@ def _pair(made: Any) -> tuple[Any, PyTree]:
 def _scalar(made: Any) -> Array:
     if not hasattr(made, "value") or not hasattr(made, "draws"):
         raise TypeError(
-            f"estimate must return an Estimate(value, draws), as objectives do, got {type(made).__name__}; one that "
-            "returns a memory too needs init(params, memory)."
+            "estimate must return an Estimate(value, draws), as objectives do, got "
+            f"{type(made).__name__}; one that returns a memory too needs init(params, memory)."
         )
     if jnp.shape(made.value) != ():
         raise ValueError(
-            f"the estimate's value must be one number, got shape {jnp.shape(made.value)}: sum or average over the "
-            "batch, estimate._replace(value=estimate.value.mean())."
+            f"the estimate's value must be one number, got shape {jnp.shape(made.value)}: sum or "
+            "average over the batch, estimate._replace(value=estimate.value.mean())."
         )
     return made.value

@@ -1,4 +1,4 @@
-"""Checkpoints: one pytree a step through orbax, every byte under a digest, the newest that verifies is restored."""
+"""Checkpoints through orbax, every byte under a digest; the newest that verifies is restored."""
 
 import hashlib
 import json
@@ -20,7 +20,13 @@ from vijax.types import PyTree
 MANIFEST = "manifest.json"
 SAVING = ".saving"  # a step that is being written; it gets its name when it is whole
 REMOVING = ".removing"
-BROKEN = (OSError, ValueError, KeyError, TypeError, AttributeError)  # what reading a damaged manifest may raise
+BROKEN = (
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+)  # what reading a damaged manifest may raise
 
 
 class Checkpoints(NamedTuple):
@@ -90,7 +96,8 @@ def save(path: str | os.PathLike[str], step: SupportsIndex, tree: PyTree, *, kee
     arrays = {f"{i:05d}": _plain(leaf) for i, leaf in enumerate(jax.tree.leaves(tree))}
     with ocp.StandardCheckpointer() as checkpointer:  # zero-size arrays it cannot write, and there is nothing to write
         checkpointer.save(
-            saving / "tree", {name: a for name, a in arrays.items() if a.size} | {"step": np.asarray(step)}
+            saving / "tree",
+            {name: a for name, a in arrays.items() if a.size} | {"step": np.asarray(step)},
         )
     manifest = {"step": step, "leaves": _description(tree), "files": _digests(saving)}
     (saving / MANIFEST).write_text(json.dumps({"sha256": _digest(manifest), **manifest}, indent=1))
@@ -166,7 +173,7 @@ def _remove(folder: Path, step: int) -> None:
 
 
 def _finish(folder: Path) -> None:
-    """Give a checkpoint its name that is whole but for that: its writer was killed while it made room."""
+    """Give a checkpoint its name that is whole: its writer was killed while it made room."""
     try:
         step = int(json.loads((folder / SAVING / MANIFEST).read_bytes())["step"])
         _verified(folder / SAVING, step)
@@ -189,7 +196,7 @@ def _digests(folder: Path) -> dict[str, str]:
 
 
 def _verified(folder: Path, step: int) -> dict[str, Any]:
-    """Return the manifest of a checkpoint; an error where any byte of it, or of any file, is not as it was."""
+    """Return the manifest of a checkpoint; an error where any byte is not as it was."""
     manifest = json.loads((folder / MANIFEST).read_bytes())
     if manifest.pop("sha256") != _digest(manifest):
         raise ValueError(f"{MANIFEST} was altered")
@@ -226,8 +233,8 @@ def _fits(saved: list[list[Any]], wanted: list[list[Any]], folder: Path) -> None
     for there, here in zip(saved, wanted, strict=True):
         if there != here:
             raise ValueError(
-                f"{folder} holds another fit: its leaf '{there[0]}' is {there[1]}{there[2]}, where '{here[0]}' is "
-                f"{here[1]}{here[2]} now. Name another folder."
+                f"{folder} holds another fit: its leaf '{there[0]}' is {there[1]}{there[2]}, where "
+                f"'{here[0]}' is {here[1]}{here[2]} now. Name another folder."
             )
 
 

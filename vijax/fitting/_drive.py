@@ -79,7 +79,10 @@ def drive(settings: Settings, loop: Loop, writers: list[Write]) -> Ended:
         at = int(loop.step)
         stopped = f"interrupted after step {at}"
     if trouble or stopped.startswith("interrupted"):
-        warnings.warn(f"the fit stopped early, {stopped}; its result is that of the steps before", stacklevel=3)
+        warnings.warn(
+            f"the fit stopped early, {stopped}; its result is that of the steps before",
+            stacklevel=3,
+        )
     if saver.saved != at:
         saver.save(at, loop)
     return Ended(loop, stopped, trouble)
@@ -201,8 +204,8 @@ def _content(verdict: Verdict | None, at: int) -> str:
     if verdict is None or not verdict.done:
         return ""
     return (
-        f"stationary at step {at}: R-hat {verdict.rhat:.3f}, standard error {verdict.error:.3g} units, "
-        f"{verdict.ess:.0f} effective iterates"
+        f"stationary at step {at}: R-hat {verdict.rhat:.3f}, standard error "
+        f"{verdict.error:.3g} units, {verdict.ess:.0f} effective iterates"
     )
 
 

@@ -55,8 +55,8 @@ def minibatches(*, num_data: int, batch_size: int) -> Minibatches:
         batch_size: B, at most N.
 
     Returns:
-        Minibatches: `init(key) -> cursor` and `next(cursor) -> (rows [B], cursor)`, both jittable and
-        vmappable. Restored from a checkpoint, a cursor continues with the same rows. Under vmap an
+        Minibatches: `init(key) -> cursor` and `next(cursor) -> (rows [B], cursor)`, both jittable
+        and vmappable. Restored from a checkpoint, a cursor continues with the same rows. Under vmap an
         order is drawn at every step.
 
     Raises:
@@ -84,7 +84,11 @@ def minibatches(*, num_data: int, batch_size: int) -> Minibatches:
         over = cursor.position + batch_size >= num_data
         later = jax.lax.cond(over, lambda: order(cursor.key, cursor.epoch + 1), lambda: cursor.order)
         here = places < num_data
-        rows = jnp.where(here, cursor.order[jnp.where(here, places, 0)], later[jnp.where(here, 0, places - num_data)])
+        rows = jnp.where(
+            here,
+            cursor.order[jnp.where(here, places, 0)],
+            later[jnp.where(here, 0, places - num_data)],
+        )
         position = cursor.position + batch_size - jnp.where(over, num_data, 0)
         return rows, Cursor(cursor.key, cursor.epoch + over, position.astype(jnp.int32), later)
 

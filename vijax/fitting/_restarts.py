@@ -126,8 +126,8 @@ def _number_of_restarts(states: PyTree) -> int:
     sizes = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(states)}
     if len(sizes) != 1 or sizes == {()}:
         raise ValueError(
-            f"every leaf of states must be [restarts, ...] with one number of restarts, got {sorted(sizes)}; make them "
-            "with jax.vmap(rule.init)(params)."
+            "every leaf of states must be [restarts, ...] with one number of restarts, got "
+            f"{sorted(sizes)}; make them with jax.vmap(rule.init)(params)."
         )
     return int(sizes.pop()[0])
 

@@ -60,11 +60,15 @@ def scale_units(average: PyTree) -> PyTree:
 
 
 def stationary(
-    *, rhat: float = 1.1, error: float = 0.02, ess: float = 50.0, unit: Callable[[PyTree], PyTree] = scale_units
+    *,
+    rhat: float = 1.1,
+    error: float = 0.02,
+    ess: float = 50.0,
+    unit: Callable[[PyTree], PyTree] = scale_units,
 ) -> Callable[[Tail], Verdict]:
     """Stop once the iterates are stationary, and their average is known well enough.
 
-        max R̂ < 1.1,    max se(θ̄) / unit < .02,    min ess > 50,     over all parameters of the tail
+        max R̂ < 1.1,    max se(θ̄) / unit < .02,    min ess > 50     over all parameters
 
     With a constant step size iterates first travel, then wander about the optimum. R-hat of the two
     halves of a tail tells one from the other; while they wander, the average of the tail is far

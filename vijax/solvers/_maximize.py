@@ -29,11 +29,15 @@ class Maximum(NamedTuple):
 
 
 def maximize(
-    function: Callable[[PyTree], Float[Array, ""]], start: PyTree, *, steps: int = 1000, slope: float | None = None
+    function: Callable[[PyTree], Float[Array, ""]],
+    start: PyTree,
+    *,
+    steps: int = 1000,
+    slope: float | None = None,
 ) -> Maximum:
     """Climb a function without noise by L-BFGS, until nothing is left to climb.
 
-        θ ← θ + η H ∇f(θ),     H from the last ten steps, η by a line search (strong Wolfe conditions)
+        θ ← θ + η H ∇f(θ),     H from the last ten steps, η by a strong Wolfe line search
 
     For bounds in closed form (`targets.gauss_hermite`, a collapsed target without further latents)
     and for estimates at fixed draws: the same key at every step, so that the function is the same.

@@ -115,7 +115,11 @@ def slopes(log_p: LogP, noise: Array) -> tuple[Array, Array]:
 def _stein(log_p: LogP, noise: Array) -> Local:
     values, slope = slopes(log_p, noise)
     products = noise.T @ (slope + noise) / len(noise)
-    return Local(values, jnp.mean(slope, 0), jnp.eye(noise.shape[1], dtype=noise.dtype) - 0.5 * (products + products.T))
+    return Local(
+        values,
+        jnp.mean(slope, 0),
+        jnp.eye(noise.shape[1], dtype=noise.dtype) - 0.5 * (products + products.T),
+    )
 
 
 def _stein_diagonal(log_p: LogP, noise: Array) -> Local:

@@ -37,7 +37,8 @@ def init(params: PyTree, memory: PyTree = None) -> GaussianState:
         found = list(params) if isinstance(params, dict) else type(params).__name__
         raise TypeError(
             "params must be those of families.mean_field (loc, log_scale) or families.full_rank "
-            f"(loc, log_scale, lower), got {found}: begin with families.full_rank().init(key, like)."
+            f"(loc, log_scale, lower), got {found}: begin with families.full_rank().init(key, "
+            "like)."
         )
     loc, _ = ravel_pytree(params["loc"])
     log_scale = ravel_pytree(params["log_scale"])[0].astype(loc.dtype)

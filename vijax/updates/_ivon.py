@@ -109,8 +109,8 @@ def ivon(
     ) -> tuple[PyTree, IvonState]:
         if params is None or weights is None:
             raise ValueError(
-                "update(grads, state, params, weights=weights) needs params, the mean, and weights, what "
-                "`perturb(key, params, state)` drew and grads were taken at."
+                "update(grads, state, params, weights=weights) needs params, the mean, and weights, "
+                "what `perturb(key, params, state)` drew and grads were taken at."
             )
         rate = learning_rate(state.steps) if callable(learning_rate) else learning_rate
         count = state.steps + 1

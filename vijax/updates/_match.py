@@ -25,7 +25,8 @@ def batch_and_match(
 ) -> Rule:
     """Match the scores of a full-rank Gaussian to the target's, near the last q, without an ELBO.
 
-        qₜ₊₁ = argmin_q  1/B Σ_b ‖∇ log q(z_b) - ∇ log p(z_b)‖²_Σ + 2/λₜ KL(qₜ ‖ q),   ‖v‖²_Σ = vᵀ Σ v
+        qₜ₊₁ = argmin_q  1/B Σ_b ‖∇ log q(z_b) - ∇ log p(z_b)‖²_Σ + 2/λₜ KL(qₜ ‖ q)
+        ‖v‖²_Σ = vᵀ Σ v
 
     Its covariance solves Σ U Σ + Σ = V, with V from the draws' spread and U from the scores'. Here
     both are kept as roots and never squared: one singular value decomposition of a [d, B + 1]
@@ -45,8 +46,8 @@ def batch_and_match(
             as they come, unless they end in nan.
 
     Returns:
-        types.Rule: `init(params, memory=None)` of `families.full_rank`, `step(key, state) -> (state,
-        Step)`, with the ELBO in nats of the state that came in, and `params(state)`.
+        types.Rule: `init(params, memory=None)` of `families.full_rank`, `step(key, state) ->
+        (state, Step)`, with the ELBO in nats of the state that came in, and `params(state)`.
 
     Raises:
         ValueError: for num_samples < 2, a learning_rate that is not positive, a negative number of

@@ -97,7 +97,7 @@ def _target(log_joint: Callable[..., Any], memory: PyTree) -> tuple[LogJoint, Py
 def take(
     state: GaussianState, target: Whitened, move: Callable[[Array], GaussianState], halvings: int
 ) -> GaussianState:
-    """Take the longest of the steps 1, 1/2, 1/4, ... under which the ELBO of fresh draws does not fall.
+    """Take the longest of the steps 1, 1/2, 1/4, ... that does not lower the ELBO of fresh draws.
 
     The same draws judge before and after, on the same minibatch, and only the difference counts,
     which is far less noisy than the ELBO. It may be below zero by half its own error, since a good

@@ -30,7 +30,12 @@ class Whitened(NamedTuple):
 
 
 def whiten(
-    key: Key[Array, ""], log_joint: LogJoint, state: GaussianState, num_samples: int, *, paired: bool
+    key: Key[Array, ""],
+    log_joint: LogJoint,
+    state: GaussianState,
+    num_samples: int,
+    *,
+    paired: bool,
 ) -> Whitened:
     """Draw the noise of a step, in mirrored pairs if asked, and write log p as a function of it."""
     size, dtype = state.root.shape[0], ravel_pytree(state.loc)[0].dtype
