@@ -57,6 +57,8 @@ BROKEN = {
     "cast": (lambda e, p: (p * e).astype(jnp.int32).astype(jnp.float32), "cast"),
     "index": (lambda e, p: e[(p * e).astype(jnp.int32)], None),
     "where on a parameter": (lambda e, p: jnp.where(p > 0, e, -e), "gt"),
+    "index of a product": (lambda e, p: jnp.ones(3).at[(p * e).astype(jnp.int32)].multiply(e), None),
+    "index of a write": (lambda e, p: jnp.ones(3).at[(p * e).astype(jnp.int32)].set(e), None),
     "argsort": (lambda e, p: e[jnp.argsort(p + e)], None),
     "conditional on a parameter": (lambda e, p: jax.lax.cond(p[0] > 0, lambda: e, lambda: -e), None),
     "while on a parameter": (

@@ -1,7 +1,7 @@
 """What a traced function shows: one walk over its jaxpr, and for each question a table of rules.
 
-Private to vijax. No question is answered by the absence of a sign: what a mutable reference or a host callback returns
-is unknown to each of them.
+Private to vijax. No question is answered by the absence of a sign: what a mutable reference or a
+host callback returns is unknown to each of them.
 """
 
 from vijax.jaxprs._axes import Axes, axes

@@ -1,4 +1,4 @@
-"""Which axes of an array still tell apart what an input's axes did: sites of a plate, members of a batch."""
+"""Which axes of an array still tell apart what an input's did: sites of a plate, or a batch."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -9,8 +9,9 @@ from jax.extend import core
 from vijax.jaxprs._interpreter import Loops, Question, interpret, shape_of
 
 Axes = tuple[int | str, ...] | None
-"""None: free of what is followed. Else for each axis followed: the array's own axis that it still is; below zero, the
-loop over it whose body this is, counted from the innermost, -1; or the name of the primitive that mixed it.
+"""None: free of what is followed. Else for each axis followed: the array's own axis that it still
+is; below zero, the loop over it whose body this is, counted from the innermost, -1; or the name of
+the primitive that mixed it.
 """
 
 # Each output element reads the same element of every operand of full rank, and no other.
@@ -24,7 +25,8 @@ ELEMENTWISE = frozenset(
     shift_right_arithmetic shift_right_logical sign sin sinh sqrt square stop_gradient sub tan tanh
     xor zeta""".split()
 )
-# The parameter that names the axes along which elements meet; the others stay, moved up where it removes axes.
+# The parameter that names the axes along which elements meet; the others stay, moved up where it
+# removes axes.
 ALONG = {
     "concatenate": "dimension",
     "rev": "dimensions",
@@ -44,7 +46,18 @@ LINEAR_ALGEBRA = frozenset("cholesky eigh lu qr svd triangular_solve".split())
 
 
 def axes(closed: core.ClosedJaxpr, inputs: Sequence[Axes]) -> list[Axes]:
-    """Follow axes from the inputs of a jaxpr to its outputs; what it closes over is free of them."""
+    """Follow axes from the inputs of a jaxpr to its outputs.
+
+    Independent are those that an output still has: sites of a plate, or members of a batch, whose
+    values do not read each other. It is granted only where the jaxpr proves it.
+
+    Args:
+        closed: the jaxpr; what it closes over is free of what is followed.
+        inputs: for each input, which of its axes are followed, such as (0,) of [n, d], or None.
+
+    Returns:
+        For each output the same: (0,) where axis 0 of the input has become axis 0 and nothing met.
+    """
     return interpret(closed, inputs, _QUESTION, [None] * len(closed.consts))
 
 
@@ -70,7 +83,9 @@ def _meet(a: int | str, b: int | str, name: str) -> int | str:
 
 def _map(axes: Axes, to: Callable[[int], int | str]) -> Axes:
     """Move an array's own axes; those of loops outside, and what is mixed, stay as they are."""
-    return None if axes is None else tuple(a if isinstance(a, str) or a < 0 else to(a) for a in axes)
+    if axes is None:
+        return None
+    return tuple(a if isinstance(a, str) or a < 0 else to(a) for a in axes)
 
 
 def _choose(which: Axes, cases: Sequence[Axes], name: str) -> Axes:
@@ -99,7 +114,8 @@ def _each(to: Callable[[int], int | str]) -> Callable[[Axes], Axes]:
     return move
 
 
-# A scan may run over what is followed, one after another, as long as nothing of one is carried to the next.
+# A scan may run over what is followed, one after another, as long as nothing of one is carried to
+# the next.
 _LOOPS: Loops[Axes] = Loops(
     enter=_each(lambda a: a - 1 if a < 0 else a),
     slice=_each(lambda a: a - 1),  # axis 0 becomes the innermost loop, -1
@@ -115,7 +131,8 @@ def _rule(eqn: core.JaxprEqn, ins: list[Axes]) -> list[Axes]:
     for i, axes in enumerate(ins):
         if axes is not None:
             kept = _kept(eqn, i)
-            moved.append(tuple(a if isinstance(a, str) or a < 0 else kept.get(a, name) for a in axes))
+            still = (a if isinstance(a, str) or a < 0 else kept.get(a, name) for a in axes)
+            moved.append(tuple(still))
     return [_join(moved, name)] * len(eqn.outvars)
 
 
@@ -134,7 +151,7 @@ _QUESTION: Question[Axes] = Question(
 
 
 def _kept(eqn: core.JaxprEqn, i: int) -> dict[int, int]:
-    """Return which axes of operand i become which of the output's, index for index; what is left out is mixed."""
+    """Return which axes of operand i become which of the output's; what is left out is mixed."""
     name, params = eqn.primitive.name, eqn.params
     shape, out = shape_of(eqn.invars[i]), shape_of(eqn.outvars[0])
     same = {a: a for a in range(len(shape))}
@@ -146,7 +163,8 @@ def _kept(eqn: core.JaxprEqn, i: int) -> dict[int, int]:
         stay = [a for a in same if a not in gone]
         return {a: j for j, a in enumerate(stay)} if name in AWAY else {a: a for a in stay}
     if name == "broadcast_in_dim" and i == 0:
-        return {a: int(b) for a, b in enumerate(params["broadcast_dimensions"]) if shape[a] == out[b]}
+        to = [int(b) for b in params["broadcast_dimensions"]]
+        return {a: b for a, b in enumerate(to) if shape[a] == out[b]}
     if name == "stack":
         return {a: a + (a >= params["axis"]) for a in same}
     if name == "tile":
@@ -156,7 +174,7 @@ def _kept(eqn: core.JaxprEqn, i: int) -> dict[int, int]:
     if name == "reshape" and i == 0 and params.get("dimensions") is None:
         return _reshape(shape, out)
     if name == "pad" and i == 0:
-        return {a: a for a, config in enumerate(params["padding_config"]) if tuple(config) == (0, 0, 0)}
+        return {a: a for a in same if tuple(params["padding_config"][a]) == (0, 0, 0)}
     if name in ("slice", "dynamic_slice") and i == 0:  # whole along an axis: it can only start at 0
         strides = params.get("strides") or (1,) * len(shape)
         return {a: a for a in same if out[a] == shape[a] and strides[a] == 1}
@@ -191,11 +209,12 @@ def _reshape(shape: Sequence[int], out: Sequence[int]) -> dict[int, int]:
 
 def _dot_general(eqn: core.JaxprEqn, i: int) -> dict[int, int]:
     contracting, batching = eqn.params["dimension_numbers"]
-    free = [
-        [a for a in range(len(shape_of(eqn.invars[j]))) if a not in (*contracting[j], *batching[j])] for j in (0, 1)
-    ]
+    free = []
+    for operand, meet, pair in zip(eqn.invars, contracting, batching, strict=True):
+        free.append([a for a in range(len(shape_of(operand))) if a not in (*meet, *pair)])
     start = len(batching[i]) + (len(free[0]) if i else 0)
-    return {int(a): j for j, a in enumerate(batching[i])} | {a: start + j for j, a in enumerate(free[i])}
+    own = {a: start + j for j, a in enumerate(free[i])}
+    return {int(a): j for j, a in enumerate(batching[i])} | own
 
 
 def _gather(eqn: core.JaxprEqn, i: int) -> dict[int, int]:
@@ -206,7 +225,8 @@ def _gather(eqn: core.JaxprEqn, i: int) -> dict[int, int]:
     shape = shape_of(eqn.invars[0])
     inside = (*numbers.collapsed_slice_dims, *numbers.operand_batching_dims)
     window = [a for a in range(len(shape)) if a not in inside]
-    whole = {a: b for a, b in zip(window, sorted(map(int, numbers.offset_dims)), strict=True) if sizes[a] == shape[a]}
+    pairs = zip(window, sorted(map(int, numbers.offset_dims)), strict=True)
+    whole = {a: b for a, b in pairs if sizes[a] == shape[a]}
     batch = zip(numbers.operand_batching_dims, numbers.start_indices_batching_dims, strict=True)
     return whole | {int(a): rows[b] for a, b in batch}
 
@@ -222,4 +242,5 @@ def _scatter(eqn: core.JaxprEqn, i: int) -> dict[int, int]:
     inside = (*numbers.inserted_window_dims, *numbers.operand_batching_dims)
     window = [a for a in range(len(operand)) if a not in inside]
     pairs = zip(sorted(map(int, numbers.update_window_dims)), window, strict=True)
-    return {a: b for a, b in pairs if updates[a] == operand[b]} | {rows[a]: b for a, b in batch.items()}
+    whole = {a: b for a, b in pairs if updates[a] == operand[b]}
+    return whole | {rows[a]: b for a, b in batch.items()}

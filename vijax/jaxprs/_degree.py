@@ -1,6 +1,4 @@
-"""Whether a function is linear, or quadratic, in its argument: from its jaxpr, or where that does not tell, from the
-jaxpr of its derivative.
-"""
+"""Whether a function is linear, or quadratic, in its argument: read from its jaxpr."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -20,7 +18,8 @@ class Blame(NamedTuple):
 
     Fields:
         primitive: the first primitive on the argument's way that does.
-        opaque: whether it is a mutable reference or a host callback, behind which nothing can be followed.
+        opaque: whether it is a mutable reference or a host callback, behind which nothing can be
+            followed.
     """
 
     primitive: str
@@ -32,8 +31,10 @@ class Degree(NamedTuple):
 
     Fields:
         degree: 0 for what does not depend on it.
-        blame: what makes it no polynomial of the degree asked for, or one that the rules do not know.
-        declared: whether its derivative is somewhere what a function's author declared, not the value's own.
+        blame: what makes it no polynomial of the degree asked for, or one that the rules do not
+            know.
+        declared: whether its derivative is somewhere what a function's author declared, not the
+            value's own.
     """
 
     degree: int = 0
@@ -45,7 +46,7 @@ FREE, ARGUMENT = Degree(), Degree(1)
 
 
 def not_linear(function: Callable[[Array], Array], at: Array) -> Blame | None:
-    """Return what keeps a function of one array from being linear in it, but for a constant; None if it is."""
+    """Return what keeps a function of one array from being affine in it, or None."""
 
     def slope(x: Array, along: Array) -> Array:
         return jax.jvp(function, (x,), (along,))[1]
@@ -54,7 +55,7 @@ def not_linear(function: Callable[[Array], Array], at: Array) -> Blame | None:
 
 
 def not_quadratic(function: Callable[[Array], Array], at: Array) -> Blame | None:
-    """Return what keeps a function of one array from being quadratic in it; None if it is."""
+    """Return what keeps a function of one array from being quadratic in it, or None."""
     slope = jax.grad(lambda x: jnp.sum(function(x)))
 
     def curvature(x: Array, along: Array) -> Array:
@@ -71,8 +72,9 @@ def _above(
 ) -> Blame | None:
     """Return what raises the degree of functions[0] above the limit, if anything.
 
-    Rules for each primitive prove most polynomials at once. What they do not know is one still if its last derivative
-    does not read the argument, and neither it nor those before have jumps: |x| has second derivative 0.
+    Rules for each primitive prove most polynomials at once. What they do not know is one still if
+    its last derivative does not read the argument, and neither it nor those before have jumps: |x|
+    has second derivative 0.
     """
     closed = trace(functions[0], at)[0]
     found = _join(interpret(closed, [ARGUMENT], _QUESTIONS[limit], [FREE] * len(closed.consts)), "")
@@ -108,7 +110,7 @@ def _first(several: Sequence[Degree]) -> Blame | None:
 
 
 def _blamed(several: Sequence[Degree], primitive: str) -> Degree:
-    """Return the degree of what is no polynomial; operands that are none already keep their blame."""
+    """Return the degree of what is no polynomial; operands already blamed keep their blame."""
     joined = _join(several, primitive)
     return joined if joined is FREE or joined.blame else joined._replace(blame=Blame(primitive))
 
@@ -198,9 +200,11 @@ def _power(limit: int) -> Callable[[core.JaxprEqn, list[Degree]], list[Degree]]:
 
 
 _LINEAR = (
-    "add add_any broadcast_in_dim complex concatenate conj copy copy_p cumsum fft imag neg pad real reduce_sum "
-    "reduce_window_sum reshape rev sharding_constraint slice split squeeze stack sub tile transpose unstack"
+    "add add_any broadcast_in_dim complex concatenate conj copy copy_p cumsum fft imag neg "
+    "pad real reduce_sum reduce_window_sum reshape rev sharding_constraint slice split squeeze "
+    "stack sub tile transpose unstack"
 )
+_PRODUCTS = "mul dot_general conv_general_dilated square integer_pow"
 # From which operand to which they only say where to read or write.
 _INDICES: dict[str, tuple[int, int | None]] = {
     "gather": (1, None),
@@ -216,7 +220,7 @@ def _question(limit: int) -> Question[Degree]:
         join=_join,
         rules={
             **dict.fromkeys(_LINEAR.split(), _linear),
-            **dict.fromkeys("mul dot_general conv_general_dilated square integer_pow".split(), _power(limit)),
+            **dict.fromkeys(_PRODUCTS.split(), _power(limit)),
             **dict.fromkeys(_INDICES, _indexed),
             "div": _quotient,
             "triangular_solve": _solve,

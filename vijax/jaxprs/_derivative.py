@@ -18,8 +18,8 @@ class Flow(NamedTuple):
         smooth: sources that arrive with their derivative.
         broken: sources that arrive through a jump, each with the primitive that jumps.
         opaque: mutable references and host callbacks on the way, which cannot be analyzed.
-        cuts: whether a density was set to zero by a comparison of the draw with a parameter: "log" where it is a
-            log-density (-inf), "zero" where it is a density still to be logged.
+        cuts: whether a density was set to zero by a comparison of the draw with a parameter: "log"
+            where it is a log-density (-inf), "zero" where it is a density still to be logged.
         constant: the value, where it is 0 or -inf and known while tracing.
     """
 
@@ -36,7 +36,8 @@ class Flow(NamedTuple):
     def broken_by(self, source: str) -> str | None:
         """Return the primitive through which `source` jumps on its way here, if any.
 
-        Stopping is a break only where nothing else carries the derivative: softmax stops its own harmless shift.
+        Stopping is a break only where nothing else carries the derivative: softmax stops its own
+        harmless shift.
         """
         jumps = {how for s, how in self.broken if s == source}
         if source in self.smooth:
@@ -51,7 +52,16 @@ _CUTS = {-np.inf: "log", 0.0: "zero"}
 
 
 def flows(closed: core.ClosedJaxpr, inputs: Sequence[Flow], const: Flow) -> list[Flow]:
-    """Follow `inputs`, and `const` for every differentiable closed-over value, to the outputs of a jaxpr."""
+    """Follow inputs, and closed-over values that can be differentiated, to the outputs of a jaxpr.
+
+    Args:
+        closed: the jaxpr, as `trace` returns it.
+        inputs: the flow of each input.
+        const: the flow of every closed-over float array of JAX.
+
+    Returns:
+        The flow of each output.
+    """
     const = _bare(const)
     consts = [const if _is_parameter(c) else _constant(c) for c in closed.consts]
     return interpret(closed, [_bare(flow) for flow in inputs], _QUESTION, consts)
@@ -80,7 +90,8 @@ def _bare(flow: Flow) -> Flow:
 
 
 def _is_parameter(value: Any) -> bool:
-    # numpy arrays are constants of the code; only a jax array or tracer may be what somebody differentiates.
+    # numpy arrays are constants of the code; only a jax array or tracer may be what somebody
+    # differentiates.
     return isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jnp.inexact)
 
 
@@ -100,7 +111,8 @@ def _constant(value: Any) -> Flow:
 def _break(flow: Flow, how: str) -> Flow:
     """Return the flow of what is piecewise constant in a variable."""
     if not flow.smooth:
-        return flow if flow.constant is None and not flow.cuts else Flow(broken=flow.broken, opaque=flow.opaque)
+        plain = flow.constant is None and not flow.cuts
+        return flow if plain else Flow(broken=flow.broken, opaque=flow.opaque)
     return Flow(frozenset(), flow.broken | {(s, how) for s in flow.smooth}, flow.opaque)
 
 
@@ -170,12 +182,13 @@ def _convert(eqn: core.JaxprEqn, ins: list[Flow]) -> list[Flow]:
     whole = not jnp.issubdtype(target, jnp.inexact)
     if whole or np.dtype(target).itemsize < 2:  # float8 and less: quantized
         return [_break(flow, "cast") if _inexact(eqn.invars[0]) else flow]
-    indicator = getattr(eqn.invars[0].aval, "dtype", None) == np.dtype(bool)  # as in log((z < h) / h)
+    # An indicator, as in log((z < h) / h).
+    indicator = getattr(eqn.invars[0].aval, "dtype", None) == np.dtype(bool)
     return [flow._replace(cuts=frozenset({"zero"})) if indicator and _moves(flow) else flow]
 
 
 def _reduce_precision(eqn: core.JaxprEqn, ins: list[Flow]) -> list[Flow]:
-    """Let everyday mixed precision through: bfloat16 has 7 bits of mantissa, float16 5 of exponent."""
+    """Let mixed precision through: bfloat16 has 7 bits of mantissa, float16 5 of exponent."""
     coarse = eqn.params["mantissa_bits"] < 7 or eqn.params["exponent_bits"] < 5
     return [_break(ins[0], "reduce_precision") if coarse else ins[0]]
 
@@ -205,7 +218,8 @@ def _with_zero(flow: Flow, of: Sequence[Flow], cut: str) -> Flow:
     return flow._replace(cuts=flow.cuts | {cut}) if any("zero" in f.cuts for f in of) else flow
 
 
-# Operands from this position on only say where to read or write; of a scatter it is the second alone.
+# Operands from this position on only say where to read or write; of a scatter it is the second
+# alone.
 _INDICES = {
     **{"gather": 1, "dynamic_slice": 1, "dynamic_update_slice": 2},
     **{
@@ -213,11 +227,12 @@ _INDICES = {
         "select_and_gather_add": 1,
     },  # derivatives of a pool: its operand says where
 }
-_SCATTERS = "scatter scatter-add scatter_add scatter-sub scatter_sub scatter_mul scatter_min scatter_max scatter_apply"
-# Derivatives of these are zero or undefined, so whatever passes through them arrives without its derivative.
+_SCATTERS = "scatter scatter-add scatter-sub scatter-mul scatter-min scatter-max"
+# Derivatives of these are zero or undefined, so whatever passes through them arrives without its
+# derivative.
 _JUMPS = (
-    "eq ne lt le gt ge eq_to le_to lt_to argmax argmin floor ceil round sign is_finite rem stop_gradient "
-    "reduce_and reduce_or"
+    "eq ne lt le gt ge eq_to le_to lt_to argmax argmin floor ceil round sign is_finite rem "
+    "stop_gradient reduce_and reduce_or"
 )
 _QUESTION: Question[Flow] = Question(
     nothing=NOTHING,

@@ -43,7 +43,8 @@ def hoist(
 def bare(tree: PyTree) -> tuple[PyTree, Callable[[PyTree], PyTree]]:
     """Strip keys to their numbers, and return how to wrap them again.
 
-    The backward pass draws the same draws anew, which JAX's check against the reuse of keys would call an accident.
+    The backward pass draws the same draws anew, which JAX's check against the reuse of keys would
+    call an accident.
     """
 
     def is_key(leaf: Any) -> bool:
@@ -60,15 +61,18 @@ def bare(tree: PyTree) -> tuple[PyTree, Callable[[PyTree], PyTree]]:
 
 
 def totals(parameters: list[Array]) -> list[Array]:
-    """Return zeros to sum gradients of parameters in: in float32 at least, since many small terms stall in less."""
+    """Return zeros to sum gradients in: float32 at least, since many small terms stall in less."""
     return [jnp.zeros(jnp.shape(p), jnp.promote_types(p.dtype, jnp.float32)) for p in parameters]
 
 
-def stopped(function: Callable[..., PyTree], *args: PyTree) -> tuple[Callable[..., PyTree], core.ClosedJaxpr]:
-    """Return a function with all that it closes over stopped, and its jaxpr with the values as they are.
+def stopped(
+    function: Callable[..., PyTree],
+    *args: PyTree,
+) -> tuple[Callable[..., PyTree], core.ClosedJaxpr]:
+    """Return a function with all that it closes over stopped, and its jaxpr as it was.
 
-    Stopping a distribution itself leaks: it may hold its parameters where jax.tree.map does not see them.
-    Arguments keep their derivative.
+    Stopping a distribution itself leaks: it may hold its parameters where jax.tree.map does not see
+    them. Arguments keep their derivative.
 
     Args:
         function: args -> a pytree of arrays.
@@ -86,14 +90,22 @@ def stopped(function: Callable[..., PyTree], *args: PyTree) -> tuple[Callable[..
         core.jaxpr_as_fun(core.ClosedJaxpr(closed.jaxpr, consts)),
         jax.tree.structure(shape),
     )
-    return lambda *args: jax.tree.unflatten(tree, call(*jax.tree.leaves(args))), closed
+
+    def run(*args: PyTree) -> PyTree:
+        return jax.tree.unflatten(tree, call(*jax.tree.leaves(args)))
+
+    return run, closed
 
 
-def _without_references(function: Callable[..., PyTree], *args: PyTree) -> tuple[core.ClosedJaxpr, PyTree]:
+def _without_references(
+    function: Callable[..., PyTree],
+    *args: PyTree,
+) -> tuple[core.ClosedJaxpr, PyTree]:
     closed, shape = trace(function, *args)
     if any(is_reference(variable) for variable in closed.jaxpr.constvars):
         raise ValueError(
-            "a function that is evaluated in chunks, or with its parameters held fixed, closes over a mutable "
-            "reference, of which nobody can tell what it holds: read it before, and close over the value ref[...]."
+            "a function evaluated in chunks, or with its parameters held fixed, closes over a mutable "
+            "reference, and what that holds cannot be known: read it before, and close over the value "
+            "ref[...]."
         )
     return closed, shape

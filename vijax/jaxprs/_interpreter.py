@@ -1,4 +1,4 @@
-"""One walk over a jaxpr that every question shares: from what its inputs are to what its outputs are."""
+"""One walk over a jaxpr that every question shares: from what inputs are to what outputs are."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -53,15 +53,19 @@ class Question(Generic[V]):
     """What one analysis asks of a jaxpr; the walk itself is the same for all.
 
     Fields:
-        nothing: of a variable that depends on no input; results of such operands alone are `nothing` too.
+        nothing: of a variable that depends on no input; results of such operands alone are
+            `nothing` too.
         join: (values, name) -> of what depends on several, joined by the primitive of that name.
         rules: primitives by name; they have precedence over the walk's own handling of calls.
         default: the rule of all other primitives.
-        choose: (predicate, cases, name) -> of one result chosen among cases by select_n, cond or while.
-        opaque: (name, values) -> of whatever comes out of an equation that cannot be seen into. What a
-            mutable reference or an io_callback returns may depend on every input, so these are its values.
+        choose: (predicate, cases, name) -> of one result chosen among cases by select_n, cond or
+            while.
+        opaque: (name, values) -> of whatever comes out of an equation that cannot be seen into.
+            What a mutable reference or an io_callback returns may depend on every input, so these
+            are its values.
         constant: of a literal, or a value that an inner jaxpr holds.
-        into_unknown: whether the jaxpr of an unknown primitive, where it fits the operands, is applied to them.
+        into_unknown: whether the jaxpr of an unknown primitive, where it fits the operands, is
+            applied to them.
         called: (equation, what its body says of its results) -> what to make of it, for calls.
         loops: what a scan changes, if anything.
     """
@@ -79,7 +83,7 @@ class Question(Generic[V]):
 
 
 def trace(function: Callable[..., PyTree], *args: PyTree) -> tuple[core.ClosedJaxpr, PyTree]:
-    """Trace a function once; return its jaxpr, closed-over values as consts, and the tree of its output shapes."""
+    """Trace a function; return its jaxpr, closed-over values as consts, and its output's shapes."""
     return jax.make_jaxpr(function, return_shape=True)(*args)
 
 
@@ -95,7 +99,8 @@ def interpret(
         closed: the jaxpr, as `trace` returns it.
         inputs: what is known of each input.
         question: what is asked.
-        consts: what is known of each closed-over value; by default what the question says of constants.
+        consts: what is known of each closed-over value; by default what the question says of
+            constants.
 
     Returns:
         What is known of each output.
@@ -105,7 +110,7 @@ def interpret(
 
 
 def hidden(closed: core.ClosedJaxpr) -> str | None:
-    """Return the first primitive that keeps values where no variable tells: in a mutable array, or on the host."""
+    """Return the first primitive that keeps values out of sight: in a reference, or on the host."""
     return _hidden(closed.jaxpr)
 
 
@@ -178,8 +183,10 @@ class _Walk(Generic[V]):
             return []
         if name in PURE_HOST:
             return [question.opaque(name, ins)] * count
-        if name == "io_callback" or touches_reference(eqn):
+        if name == "io_callback":
             return [question.opaque(name, self.reach)] * count
+        if touches_reference(eqn):
+            return [question.opaque("a mutable reference", self.reach)] * count
         nothing = question.nothing
         if all(value is nothing for value in ins):
             return [nothing] * count
@@ -240,7 +247,8 @@ def _while(walk: _Walk[V], eqn: core.JaxprEqn, ins: list[V]) -> list[V]:
 
 def _scan(walk: _Walk[V], eqn: core.JaxprEqn, ins: list[V]) -> list[V]:
     body, loops = eqn.params["jaxpr"], walk.question.loops
-    # JAX 0.12 no longer states the counts; what is scanned over or collected has one axis more outside the body.
+    # JAX 0.12 no longer states the counts; what is scanned over or collected has one axis more
+    # outside the body.
     carried = sum(map(_same_rank, eqn.outvars, opened(body).outvars))
     constant = sum(map(_same_rank, eqn.invars, opened(body).invars)) - carried
     consts, carry, xs = (
@@ -264,7 +272,7 @@ def _scan(walk: _Walk[V], eqn: core.JaxprEqn, ins: list[V]) -> list[V]:
 
 
 def _linear_solve(walk: _Walk[V], eqn: core.JaxprEqn, ins: list[V]) -> list[V]:
-    """Its value is that of the solver alone; of operators and transposes only derivatives are made."""
+    """Follow the solver alone: of operators and transposes only derivatives are made."""
     lengths = eqn.params["const_lengths"]
     start = lengths.matvec + lengths.vecmat
     consts, right = ins[start : start + lengths.solve], ins[sum(lengths) :]

@@ -1,4 +1,4 @@
-"""What carries the derivative of q to its draws, leaf by leaf, and whether q's support moves with its parameters."""
+"""What carries q's derivative to its draws, leaf by leaf, and whether its support moves."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -33,9 +33,10 @@ class Scored(NamedTuple):
     """The leaves of a Joint that need a score.
 
     Fields:
-        names: those without a path, and earlier ones that reach their density through a jump, which the density's
-            own derivative would miss.
-        moving: why the score of one of `names` has a mean other than zero, as `moving_support` says, or None.
+        names: those without a path, and earlier ones that reach their density through a jump, which
+            the density's own derivative would miss.
+        moving: why the score of one of `names` has a mean other than zero, as `moving_support`
+            says, or None.
     """
 
     names: set[Any]
@@ -43,19 +44,27 @@ class Scored(NamedTuple):
 
 
 def paths(q: Any, draw: Draw, key: Key[Array, ""]) -> dict[str, Path]:
-    """Return the path of each leaf of q's draws, by the names that errors use; a bare array is called z.
+    """Return the path of each leaf of q's draws, by its name; a bare array is called z.
 
-    A parameter that reaches a leaf through a comparison, argmax, rounding, cast or index is missing from that leaf's
-    derivative, and a leaf that noise reaches only so is discrete.
+    A parameter that reaches a leaf through a comparison, argmax, rounding, cast or index is missing
+    from that leaf's derivative, and a leaf that noise reaches only so is discrete.
     """
     if isinstance(q, Joint):
         return by_leaf(joint_paths(q, key))
-    closed, shape = trace(lambda k: draw.sample(jax.tree.map(lambda s: s[0], draw.seeds(k, 2)), q)[0], key)
+
+    def sample(key: Key[Array, ""]) -> PyTree:
+        first = jax.tree.map(lambda seeds: seeds[0], draw.seeds(key, 2))
+        return draw.sample(first, q)[0]
+
+    closed, shape = trace(sample, key)
     return _leaf_paths(q, shape, flows(closed, [NOISE], PARAMETER))
 
 
 def joint_paths(q: Joint, key: Key[Array, ""]) -> dict[Any, dict[str, Path]]:
-    """Return the paths of each conditional; an earlier leaf counts as a parameter where it carries a derivative."""
+    """Return the paths of each conditional.
+
+    An earlier leaf counts as a parameter where it carries a derivative.
+    """
     return _conditional_paths(lambda: q, q.names(), key, [], [])
 
 
@@ -66,7 +75,7 @@ def _conditional_paths(
     given: list[PyTree],
     given_flows: list[Flow],
 ) -> dict[Any, dict[str, Path]]:
-    """Return the paths of each conditional of the Joint `joint(*given)`, and of those that are Joints themselves.
+    """Return the paths of each conditional of the Joint `joint(*given)`, and of Joints within it.
 
     Args:
         joint: the leaves given from outside -> the Joint.
@@ -88,10 +97,11 @@ def _conditional_paths(
         ]
         closed, shape = trace(conditional.sample, key, *inputs)
         if isinstance(conditional.part, Joint):
-            inner = _conditional_paths(conditional.at, conditional.part.names(), key, inputs, input_flows)
-            found[name] = by_leaf(inner)
+            within = conditional.part.names()
+            found[name] = by_leaf(_conditional_paths(conditional.at, within, key, inputs, input_flows))
         else:
-            found[name] = _leaf_paths(conditional.part, shape, flows(closed, [NOISE, *input_flows], PARAMETER))
+            of_leaves = flows(closed, [NOISE, *input_flows], PARAMETER)
+            found[name] = _leaf_paths(conditional.part, shape, of_leaves)
         carried = all(path.broken is None for path in found[name].values())
         leaf_flows[name] = [PARAMETER if carried else Flow()] * len(jax.tree.leaves(shape))
         shapes[name] = shape
@@ -99,7 +109,7 @@ def _conditional_paths(
 
 
 class _Conditional:
-    """One conditional of a Joint as a function of what it is given; `part` is the distribution sampled last."""
+    """One conditional of a Joint as a function of what it is given; `part` is what it was last."""
 
     def __init__(self, joint: Callable[..., Joint], name: Any) -> None:
         self.joint, self.name = joint, name
@@ -126,8 +136,9 @@ def _leaf_paths(q: Any, shape: PyTree, of_leaves: Sequence[Flow]) -> dict[str, P
     declared = getattr(q, "reparameterized", None)
     found = {}
     for (name, leaf), flow in zip(checks.named_leaves(shape), of_leaves, strict=True):
-        continuous = jnp.issubdtype(leaf.dtype, jnp.inexact) and ("noise" in flow.smooth or bool(declared))
-        parametric = continuous and "parameter" in flow.sources()
+        continuous = "noise" in flow.smooth or bool(declared)
+        real = jnp.issubdtype(leaf.dtype, jnp.inexact)
+        parametric = real and continuous and "parameter" in flow.sources()
         found[name] = Path(_broken(leaf, flow, declared=declared), parametric)
     return found
 
@@ -139,14 +150,14 @@ def _broken(leaf: Any, flow: Flow, *, declared: bool | None) -> str | None:
         return None if declared else "comes from a q that declares reparameterized = False"
     if flow.opaque:
         return (
-            f"comes through {min(flow.opaque)}, which cannot be analysed: declare q.reparameterized = True if draws "
-            "are differentiable in its parameters, False otherwise"
+            f"comes through {min(flow.opaque)}, which cannot be analysed: declare q.reparameterized "
+            "= True if draws are differentiable in its parameters, False otherwise"
         )
     how = flow.broken_by("parameter")
     if how is not None:
         return (
-            f"depends on a parameter through '{how}', whose derivative is zero or missing (if the draw is continuous "
-            "there, declare it: families.adapt(q, reparameterized=True))"
+            f"depends on a parameter through '{how}', whose derivative is zero or missing (if the "
+            "draw is continuous there, declare it: families.adapt(q, reparameterized=True))"
         )
     how = flow.broken_by("noise")
     if "noise" not in flow.smooth and how is not None:
@@ -154,14 +165,19 @@ def _broken(leaf: Any, flow: Flow, *, declared: bool | None) -> str | None:
     return None
 
 
-def moving_support(log_prob: core.ClosedJaxpr, leaves: Mapping[str, Path], given: Sequence[Flow] = ()) -> str | None:
-    """Return why q's support may move with its parameters, so that its score has a mean other than zero, or None.
+def moving_support(
+    log_prob: core.ClosedJaxpr,
+    leaves: Mapping[str, Path],
+    given: Sequence[Flow] = (),
+) -> str | None:
+    """Return why q's support may move with its parameters, or None; where it does, E[score] ≠ 0.
 
-    Its signs: log_prob is -inf where the draw crosses a parameter, does not depend on a parametric leaf at all, or
-    cannot be seen into.
+    Its signs: log_prob is -inf where the draw crosses a parameter, does not depend on a parametric
+    leaf at all, or cannot be seen into.
 
     Args:
-        log_prob: the jaxpr of q.log_prob, closed over q's parameters, as `trace` or `stopped` return it.
+        log_prob: the jaxpr of q.log_prob, closed over q's parameters, as `trace` or `stopped`
+            return it.
         leaves: the paths of the draw's leaves, in order.
         given: the flows of further inputs of log_prob, after the leaves.
     """
@@ -182,7 +198,7 @@ def moving_support(log_prob: core.ClosedJaxpr, leaves: Mapping[str, Path], given
 def scored_leaves(q: Joint, key: Key[Array, ""], found: Mapping[Any, Mapping[str, Path]]) -> Scored:
     """Return which leaves of a Joint need a score, from the paths that `joint_paths` found."""
     names = q.names()
-    scored = {name for name, leaves in found.items() if any(path.broken is not None for path in leaves.values())}
+    scored = {name for name in names if any(path.broken for path in found[name].values())}
     if not scored:
         return Scored(scored, None)
     z = jax.eval_shape(lambda k: q.sample_and_log_prob(seed=k)[0], key)
@@ -205,7 +221,7 @@ def scored_leaves(q: Joint, key: Key[Array, ""], found: Mapping[Any, Mapping[str
 
 
 def _density(q: Joint, z: PyTree, name: Any) -> core.ClosedJaxpr:
-    """Trace the log-density of one leaf as a function of that leaf, and of the whole draw for the earlier ones."""
+    """Trace the log-density of one leaf as a function of it, and of the draw for earlier ones."""
     names = q.names()
     earlier = names[: names.index(name)]
 
@@ -224,7 +240,10 @@ def _jumping(density: core.ClosedJaxpr, z: PyTree, earlier: Sequence[Any]) -> se
 
     def jumps(source: str) -> bool:
         # What cannot be seen into may jump.
-        return any(flow.broken_by(source) or (flow.opaque and source in flow.smooth) for flow in outputs)
+        for flow in outputs:
+            if flow.broken_by(source) or (flow.opaque and source in flow.smooth):
+                return True
+        return False
 
     return {name for at, name in enumerate(earlier) if jumps(f"leaf {at}")}
 

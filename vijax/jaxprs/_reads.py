@@ -15,8 +15,8 @@ from vijax.types import PyTree
 def reads(function: Callable[..., PyTree], *args: PyTree) -> PyTree:
     """Return, in the tree of the function's outputs, which inputs each depends on.
 
-    Inputs are counted as `jax.tree.leaves(args)` lists them. What comes out of a mutable reference, or from a host
-    callback with a memory, may depend on all of them.
+    Inputs are counted as `jax.tree.leaves(args)` lists them. What comes out of a mutable reference,
+    or from a host callback with a memory, may depend on all of them.
 
     Args:
         function: args -> a pytree of arrays.

@@ -12,7 +12,7 @@ from jaxtyping import Array
 from vijax.jaxprs._interpreter import hidden, trace
 
 Spelling = Callable[[np.ndarray], np.ndarray]
-"""Probabilities -> what kind of numbers stands for a parameter: probabilities, their logs, real numbers."""
+"""Probabilities -> the numbers that stand for a parameter: themselves, their logs, real numbers."""
 
 
 def misfit(
@@ -20,12 +20,12 @@ def misfit(
     points: Sequence[Any],
     spellings: Sequence[tuple[Spelling, Spelling]],
 ) -> float:
-    """Return how far a log-density is from the sum of its terms, in units of what rounding explains; inf if unrelated.
+    """Return how far a log-density is from the sum of its terms, in units of rounding, or inf.
 
-    Tried while tracing: both(point) gives them, [*batch] and [*batch, ...], and numbers stand in for every parameter
-    it closes over, which may be tracers and have no numbers yet. Each spelling says what kind of numbers, near and
-    far: one that fits near must fit far too, and one or more must fit. A density that keeps values in a mutable
-    reference or on the host is unrelated.
+    Tried while tracing: both(point) gives them, [*batch] and [*batch, ...], and numbers stand in
+    for every parameter it closes over, which may be tracers and have no numbers yet. Each spelling
+    says what kind of numbers, near and far: one that fits near must fit far too, and one or
+    more must fit. A density that keeps values in a mutable reference or on the host fits nothing.
     """
     closed, (left, terms) = trace(both, points[0])
     if terms.shape[: left.ndim] != left.shape or hidden(closed) is not None:
@@ -38,7 +38,7 @@ def misfit(
         consts = [_stand_in(rng, c) for c in closed.consts]
 
         def error(spell: Spelling, untold: float) -> float:
-            """Return the largest error over the points, `untold` where numbers are too large to tell."""
+            """Return the largest error over the points, `untold` for numbers too large to tell."""
             numbers = [c if p is None else jnp.asarray(spell(p), c.dtype) for c, p in consts]
             evaluate = core.jaxpr_as_fun(core.ClosedJaxpr(closed.jaxpr, numbers))
             worst = 0.0
@@ -46,7 +46,8 @@ def misfit(
                 a, b = (np.asarray(out, np.float64) for out in evaluate(point))
                 axes = tuple(range(a.ndim, b.ndim))
                 size = np.abs(b).sum(axes)
-                off = np.where(size < largest, np.abs(a - b.sum(axes)) / (allowed * (1 + size)), untold)
+                off = np.abs(a - b.sum(axes)) / (allowed * (1 + size))
+                off = np.where(size < largest, off, untold)
                 worst = max(worst, float(np.max(np.where(np.isnan(off), np.inf, off), initial=0.0)))
             return worst
 
@@ -57,7 +58,7 @@ def misfit(
 
 
 def _stand_in(rng: np.random.Generator, const: Any) -> tuple[Any, np.ndarray | None]:
-    """Return a constant that may stay with None, or its shape and dtype with probabilities that sum to 1."""
+    """Return a constant that may stay, and None; or its shape and dtype, and probabilities."""
     dtype, shape = jnp.result_type(const), jnp.shape(const)
     if jnp.issubdtype(dtype, jnp.floating):
         p = np.asarray(rng.uniform(0.2, 0.8, shape))
