@@ -17,28 +17,32 @@ PACKAGE = ROOT / "vijax"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 # Who may import whom; a room may always import its own files. DESIGN.md, section 3.
-GROUND = {"types", "numerics", "trees", "resampling"}
+GROUND = {"types", "numerics", "trees", "checks", "resampling"}
+LOOK = GROUND | {"gaussians", "jaxprs"}
 MAY_IMPORT = {
+    # The ground.
     "types": set(),
     "numerics": set(),
     "trees": {"types"},
     "resampling": set(),
-    "gaussians": GROUND,
-    "checks": GROUND,
-    "jaxprs": GROUND | {"checks"},
-    "engine": GROUND | {"checks", "jaxprs"},
-    "draws": GROUND | {"checks", "jaxprs", "engine"},
-    "gradients": GROUND | {"checks", "jaxprs", "engine", "draws"},
-    "testing": GROUND | {"checks", "draws"},
-    **dict.fromkeys(
-        ("bounds", "targets", "families", "sequences", "diagnostics"),
-        GROUND | {"jaxprs", "checks", "gaussians"},
-    ),
+    "checks": {"types"},
+    "gaussians": {"types"},
+    "jaxprs": {"types", "checks"},
+    # What every objective does, and the kinds of function.
+    "engine": {"types", "numerics", "checks", "jaxprs"},
+    "draws": GROUND | {"jaxprs", "engine"},
+    "gradients": GROUND | {"jaxprs", "engine", "draws"},
+    # They rest on the ground and jaxprs, and never import each other.
+    **dict.fromkeys(("bounds", "targets", "families", "sequences", "diagnostics"), LOOK),
     # They evaluate log_joint as objectives do.
-    "updates": GROUND | {"jaxprs", "checks", "gaussians", "engine"},
+    "updates": LOOK | {"engine"},
+    "particles": LOOK | {"engine", "draws"},
+    "testing": GROUND | {"draws"},
     # Outside: no room imports them, nor does one the other.
-    "solvers": GROUND | {"checks", "gaussians", "diagnostics", "engine", "draws", "bounds", "gradients"},
-    "fitting": GROUND | {"checks", "diagnostics"},
+    "solvers": LOOK | {"engine", "draws", "bounds", "gradients", "diagnostics"},
+    "fitting": GROUND | {"diagnostics"},
+    "models": LOOK | {"draws", "bounds", "gradients", "targets", "families", "sequences"},
+    "coding": LOOK | {"draws", "bounds", "gradients", "targets", "families", "models"},
 }
 # Optional libraries, and the rooms that may import them, inside a function alone. JAX itself depends on SciPy.
 OPTIONAL = dict.fromkeys(("arviz_stats", "distrax", "flax", "tensorflow_probability"), {"families"}) | {
@@ -77,6 +81,34 @@ def test_imports_run_one_way(path):
         if module.startswith("vijax."):
             other = module.split(".")[1]
             assert other == own or other in MAY_IMPORT[own], f"{own} may not import {other}"
+
+
+def test_no_arrow_points_up_and_none_in_a_circle():
+    """The rooms have an order in which each imports earlier ones alone."""
+    left = {name: set(may) for name, may in MAY_IMPORT.items()}
+    while left:
+        free = {name for name, may in left.items() if not may & set(left)}
+        assert free, f"a circle among {sorted(left)}"
+        left = {name: may for name, may in left.items() if name not in free}
+
+
+def test_no_private_name_crosses_files():
+    """A name with a leading underscore is its file's own; files themselves may be private to their room."""
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("vijax"):
+                modules = {file.stem for file in (PACKAGE / Path(*node.module.split(".")[1:])).glob("*.py")}
+                for alias in node.names:
+                    assert not alias.name.startswith("_") or alias.name in modules, f"{path} imports {alias.name}"
+                parts = node.module.split(".")[1:]
+                private = [part for part in parts if part.startswith("_")]
+                assert not private or parts[0] == room(path), f"{path} imports from {node.module}"
+
+
+def test_every_room_says_what_it_maps_to_what():
+    for init in PACKAGE.glob("*/__init__.py"):
+        first = ast.get_docstring(ast.parse(init.read_text())).split("\n")[0]
+        assert re.search(r"^[A-Z\w].{20,}", first), init
 
 
 def test_the_rule_can_tell():
