@@ -49,14 +49,16 @@ def jackknife(
     falling = jnp.sort(log_w, 0, descending=True)
     usable = (falling[0] < jnp.inf) & (falling[order] > -jnp.inf)
     falling = jnp.where(usable[None], falling, 0.0)
+    relative = falling - jax.lax.stop_gradient(falling[0])[None]
     correction = jnp.zeros_like(log_w[0])
-    for i, mean in enumerate(_differences(falling - jax.lax.stop_gradient(falling[0])[None], order), 1):
+    for i, mean in enumerate(_mean_differences(relative, order), 1):
         share = sum(_coefficient(k, order, j) * math.comb(j, i) for j in range(i, order + 1))
         correction = correction + share * (mean - _constant(k, i))
     return log_mean_exp(log_w) + jnp.where(usable, correction, 0.0)
 
 
 def _coefficient(k: int, order: int, j: int) -> float:
+    """Return cⱼ, the weight of L(k-j) in the estimate."""
     return (-1) ** j * (k - j) ** order / (math.factorial(order - j) * math.factorial(j))
 
 
@@ -69,7 +71,7 @@ def _constant(k: int, i: int) -> float:
     return math.log1p(-(2 - 3 / k) / (k - 2) ** 3)
 
 
-def _differences(falling: Array, order: int) -> list[Array]:
+def _mean_differences(falling: Array, order: int) -> list[Array]:
     """Return the mean over subsets of 1 .. order draws of the differences Δ of log(1 - share of the subset).
 
         Δ(a) = log(1-a),     Δ(a, b) = log1p(-ab / (1-a)(1-b)),
@@ -78,28 +80,45 @@ def _differences(falling: Array, order: int) -> list[Array]:
     The quotients are taken in logarithms, so that none underflows, and are a half or so at most, but for the subset of
     the largest draws: with rows that fall it comes first, and is summed afresh without them.
     """
-    k = falling.shape[0]
     total = jax.nn.logsumexp(falling, axis=0)
-    log_a = falling - total[None]
-    without = [jax.nn.logsumexp(falling[i:], axis=0) - total for i in range(1, order + 1)]
-    after = lambda first, rest: jnp.concatenate([first[None], rest])  # noqa: E731
-    one = after(without[0], jnp.log1p(-jnp.exp(log_a[1:])))
-    means = [jnp.mean(one, 0)]
+    log_share = falling - total[None]
+    # remaining[i - 1] is log(1 - share of the i largest draws).
+    remaining = [jax.nn.logsumexp(falling[i:], axis=0) - total for i in range(1, order + 1)]
+    singles = _led_by(remaining[0], jnp.log1p(-jnp.exp(log_share[1:])))
+    means = [jnp.mean(singles, 0)]
     if order >= 2:
-        i, j = np.triu_indices(k, 1)
-        pair = jnp.exp(log_a[i] + log_a[j] - one[i] - one[j])[1:]
-        two = after(without[1] - one[0] - one[1], jnp.log1p(-pair))
-        means.append(jnp.mean(two, 0))
+        pairs = _pair_differences(log_share, singles, remaining[1])
+        means.append(jnp.mean(pairs, 0))
     if order >= 3:
-        h, i, j = np.array(list(combinations(range(k), 3))).T
-        place = np.zeros((k, k), int)
-        place[np.triu_indices(k, 1)] = np.arange(k * (k - 1) // 2)
-        pairs = two[place[h, i]] + two[place[h, j]] + two[place[i, j]]
-        each = one[h] + one[i] + one[j]
-        a = jnp.exp(log_a)
-        triple = jnp.exp(log_a[h] + log_a[i] + log_a[j] - 2 * each - pairs) * (2 - a[h] - a[i] - a[j])
-        means.append(jnp.mean(after(without[2] - (each + pairs)[0], jnp.log1p(-triple[1:])), 0))
+        triples = _triple_differences(log_share, singles, pairs, remaining[2])
+        means.append(jnp.mean(triples, 0))
     return means
+
+
+def _led_by(first: Array, rest: Array) -> Array:
+    return jnp.concatenate([first[None], rest])
+
+
+def _pair_differences(log_share: Array, singles: Array, without_two: Array) -> Array:
+    """Return Δ(a, b) of all pairs, in the order of `np.triu_indices`."""
+    i, j = np.triu_indices(len(log_share), 1)
+    quotient = jnp.exp(log_share[i] + log_share[j] - singles[i] - singles[j])
+    return _led_by(without_two - singles[0] - singles[1], jnp.log1p(-quotient[1:]))
+
+
+def _triple_differences(log_share: Array, singles: Array, pairs: Array, without_three: Array) -> Array:
+    """Return Δ(a, b, c) of all triples, in the order of `combinations`."""
+    k = len(log_share)
+    h, i, j = np.array(list(combinations(range(k), 3))).T
+    row_of_pair = np.zeros((k, k), int)
+    row_of_pair[np.triu_indices(k, 1)] = np.arange(k * (k - 1) // 2)
+    of_pairs = pairs[row_of_pair[h, i]] + pairs[row_of_pair[h, j]] + pairs[row_of_pair[i, j]]
+    of_singles = singles[h] + singles[i] + singles[j]
+    share = jnp.exp(log_share)
+    # log (1-a-b)(1-a-c)(1-b-c) is twice the singles and the pairs.
+    log_quotient = log_share[h] + log_share[i] + log_share[j] - 2 * of_singles - of_pairs
+    quotient = jnp.exp(log_quotient) * (2 - share[h] - share[i] - share[j])
+    return _led_by(without_three - (of_singles + of_pairs)[0], jnp.log1p(-quotient[1:]))
 
 
 @with_closed_forms(independent=True)
@@ -131,7 +150,10 @@ def sumo(log_w: Float[Array, "k *batch"], *, level: Level, weights: Array | None
     if not 1 <= k <= m:
         raise ValueError(f"sumo with {m} levels takes k draws, m >= k >= 1; got k = {k}: draw a level of {k}.")
     value = _level("sumo", log_w, level, weights)[None]
-    column = lambda v: jnp.asarray(v).reshape(-1, *(1,) * (log_w.ndim - 1))  # noqa: E731
+
+    def column(values: Array) -> Array:
+        return jnp.asarray(values).reshape(-1, *(1,) * (log_w.ndim - 1))
+
     j = column(jnp.arange(1, k))
     reached = j <= value
     survival = column(jnp.cumsum(level.probabilities[::-1])[::-1][1:k])
