@@ -1,5 +1,6 @@
 """Which latent is to blame: k-hat of each one's marginal density ratio, from the joint log-weights alone."""
 
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -45,15 +46,17 @@ def marginal_khat(z: PyTree, log_w: Float[Array, "k *batch"]) -> PyTree:
     """
     agree(z, log_w)
     k, columns = log_w.shape[0], log_w.size // max(log_w.shape[0], 1)
-    weights = jnp.moveaxis(log_w, 0, -1).reshape(columns, k).astype(jnp.promote_types(log_w.dtype, jnp.float32))
+    dtype = jnp.promote_types(log_w.dtype, jnp.float32)
+    weights = jnp.moveaxis(log_w, 0, -1).reshape(columns, k).astype(dtype)
 
-    def leaf(x: Array) -> Array:
-        x = jnp.asarray(x, jnp.promote_types(jnp.promote_types(jnp.result_type(x), log_w.dtype), jnp.float32))
-        each = jnp.moveaxis(x.reshape(k, columns, -1), 0, -1)  # [columns, event, k]
-        ratio, index = _log_ratio(each, weights)
-        return jnp.maximum(index, khat(jnp.moveaxis(ratio, -1, 0))).reshape(x.shape[1:])
+    def of_leaf(leaf: Array) -> Array:
+        leaf = jnp.asarray(leaf, jnp.promote_types(jnp.result_type(leaf), dtype))
+        latents = jnp.moveaxis(leaf.reshape(k, columns, -1), 0, -1)  # [columns, event, k]
+        log_ratio, tail_index = _log_ratio(latents, weights)
+        smoothed = khat(jnp.moveaxis(log_ratio, -1, 0))
+        return jnp.maximum(tail_index, smoothed).reshape(leaf.shape[1:])
 
-    return jax.tree.map(leaf, z)
+    return jax.tree.map(of_leaf, z)
 
 
 @jax.jit
@@ -62,18 +65,38 @@ def marginal_khat(z: PyTree, log_w: Float[Array, "k *batch"]) -> PyTree:
 def _log_ratio(x: Array, log_w: Array) -> tuple[Array, Array]:
     """Return log E[w | x] up to a constant at every draw, and its tail index 2a, from x and log w, both [k]."""
     possible = log_w != -jnp.inf
-    score = normal_scores(x)
+    top = jnp.max(log_w)
+    relative = jnp.where(possible, log_w, 0.0) - jnp.where(jnp.isfinite(top), top, 0.0)
+    basis, fit = _quadratic_fit(normal_scores(x), possible)
+    # E[w | x] of weights that are log-normal given x: the mean of log w, and half its variance, which is the mean
+    # square of what lies above.
+    mean = fit(relative)
+    coefficients = mean + fit(jnp.square(jnp.maximum(relative - basis @ mean, 0.0)))
+    return _where_undefined(x, top, basis @ coefficients, 2 * coefficients[2])
+
+
+def _quadratic_fit(score: Array, possible: Array) -> tuple[Array, Callable[[Array], Array]]:
+    """Return the basis of a parabola in the scores, [k, 3], and least squares on it over the possible draws."""
     # Hermite's polynomials: uncorrelated under the scores, so that the three equations are solved in float32 as well.
     basis = jnp.stack([jnp.ones_like(score), score, score**2 - 1], 1)
     used = jnp.where(possible[:, None], basis, 0.0)
-    gram = used.T @ used + jnp.finfo(basis.dtype).eps * x.shape[0] * jnp.eye(3, dtype=basis.dtype)
-    fit = lambda y: jnp.linalg.solve(gram, used.T @ jnp.where(possible, y, 0.0))  # noqa: E731
-    top = jnp.max(log_w)
-    centred = jnp.where(possible, log_w, 0.0) - jnp.where(jnp.isfinite(top), top, 0.0)
-    mean = fit(centred)
-    found = mean + fit(jnp.square(jnp.maximum(centred - basis @ mean, 0.0)))
-    # What is no number, and what has no tail, `khat` knows how to answer from such weights.
-    odd = jnp.isnan(jnp.sum(x)) | ~jnp.isfinite(top)
+    ridge = jnp.finfo(basis.dtype).eps * score.shape[0]
+    gram = used.T @ used + ridge * jnp.eye(3, dtype=basis.dtype)
+
+    def fit(y: Array) -> Array:
+        return jnp.linalg.solve(gram, used.T @ jnp.where(possible, y, 0.0))
+
+    return basis, fit
+
+
+def _where_undefined(x: Array, top: Array, log_ratio: Array, tail_index: Array) -> tuple[Array, Array]:
+    """Answer a nan, an infinite weight, no possible draw, and a latent without a tail.
+
+    The index is -inf there, so that the k-hat of these ratios decides: `khat` answers each of them.
+    """
+    is_nan = jnp.isnan(jnp.sum(x))
+    undefined = is_nan | ~jnp.isfinite(top)
     tailless = jnp.sum(jnp.diff(jnp.sort(x)) > 0) < FEW
-    ratio = jnp.where(odd, jnp.where(jnp.isnan(jnp.sum(x)), jnp.nan, top), jnp.where(tailless, 0.0, basis @ found))
-    return ratio, jnp.where(odd | tailless, -jnp.inf, 2 * found[2])
+    answered = jnp.where(is_nan, jnp.nan, top)
+    log_ratio = jnp.where(undefined, answered, jnp.where(tailless, 0.0, log_ratio))
+    return log_ratio, jnp.where(undefined | tailless, -jnp.inf, tail_index)

@@ -64,7 +64,11 @@ class Summary(NamedTuple):
 
     def _repr_html_(self) -> str:
         head, rows = _cells(self)
-        line = lambda tag, row: "<tr>" + "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in row) + "</tr>"  # noqa: E731
+
+        def line(tag: str, row: list[str]) -> str:
+            cells = "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in row)
+            return f"<tr>{cells}</tr>"
+
         body = "".join(line("td", row) for row in rows)
         notes = "<br>".join(escape(note) for note in _notes(self) if note)
         return f"<table><thead>{line('th', ['', *head])}</thead><tbody>{body}</tbody></table><p>{notes}</p>"
@@ -100,31 +104,46 @@ def summarize(draws: Draws | Estimate, *, constrain: Callable[[PyTree], PyTree] 
 
 @jax.jit
 def _numbers(z: PyTree, log_w: Array) -> Summary:
+    """Return the summary, but for its names, of draws [runs, k, ...] and log-weights [runs, k]."""
     runs, k = log_w.shape
-    elbos = jnp.mean(log_w, 1)
-    best = jnp.argmax(jnp.where(jnp.isnan(elbos), -jnp.inf, elbos))
+    # Latents in a row, and the run with the highest ELBO.
     flat = jnp.concatenate([jnp.reshape(leaf, (runs, k, -1)) for leaf in jax.tree.leaves(z)], 2)
+    best = _best_run(log_w)
     x, weights = flat[best], log_w[best]
-    plain, corrected = moments(x, jnp.zeros(k, log_w.dtype)), moments(x, weights)
+    # What q says, and what its weights correct.
+    plain = moments(x, jnp.zeros(k, log_w.dtype))
+    corrected = moments(x, weights)
+    # Whether to believe it.
+    joint_khat, marginal_khats, count = khat(weights), marginal_khat(x, weights), ess(weights)
     agreement = rhat(flat) if runs > 1 else None
-    tail, count, each = khat(weights), ess(weights), marginal_khat(x, weights)
-    apart = None if agreement is None else jnp.max(agreement)
-    return Summary(
-        (),
-        plain.mean,
-        plain.sd,
-        corrected.mean,
-        corrected.sd,
-        corrected.mean_error,
-        each,
-        agreement,
-        mean_of(weights),
-        evidence(weights),
+    judgement = verdict(
+        jnp.maximum(joint_khat, jnp.max(marginal_khats)),
         count,
-        tail,
-        k,
-        verdict(jnp.maximum(tail, jnp.max(each)), count, num_samples=k, rhat=apart),
+        num_samples=k,
+        rhat=None if agreement is None else jnp.max(agreement),
     )
+    return Summary(
+        names=(),
+        mean=plain.mean,
+        sd=plain.sd,
+        corrected_mean=corrected.mean,
+        corrected_sd=corrected.sd,
+        error=corrected.mean_error,
+        marginal_khat=marginal_khats,
+        rhat=agreement,
+        elbo=mean_of(weights),
+        log_evidence=evidence(weights),
+        ess=count,
+        khat=joint_khat,
+        num_samples=k,
+        verdict=judgement,
+    )
+
+
+def _best_run(log_w: Array) -> Array:
+    """Return which run has the highest ELBO; one that is nan is below all."""
+    elbos = jnp.mean(log_w, 1)
+    return jnp.argmax(jnp.where(jnp.isnan(elbos), -jnp.inf, elbos))
 
 
 def _elements(z: PyTree) -> tuple[str, ...]:
