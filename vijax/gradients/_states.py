@@ -38,7 +38,10 @@ class States(NamedTuple):
 
     def dot(self, a: list[Array], b: list[Array]) -> Array:
         """Return Σ over leaves, events and states of a * b, [*batch]."""
-        return sum((jnp.sum(x * y, range(self.batch, x.ndim)) for x, y in zip(a, b, strict=True)), jnp.asarray(0.0))
+        return sum(
+            (jnp.sum(x * y, range(self.batch, x.ndim)) for x, y in zip(a, b, strict=True)),
+            jnp.asarray(0.0),
+        )
 
     def stopped(self) -> "States":
         """Return the same states without the derivative of q's parameters."""
@@ -74,9 +77,19 @@ BERNOULLI = Kind(
     real=lambda x: x[..., 1] - x[..., 0],
     fits=lambda z, logits: z == logits,
 )
-ONE_HOT = Kind(jax.nn.log_softmax, lambda x: x, lambda x: x, lambda x: x, lambda z, logits: z == logits and len(z) > 0)
+ONE_HOT = Kind(
+    jax.nn.log_softmax,
+    lambda x: x,
+    lambda x: x,
+    lambda x: x,
+    lambda z, logits: z == logits and len(z) > 0,
+)
 CATEGORICAL = Kind(
-    jax.nn.log_softmax, lambda x: jnp.argmax(x, -1), _whole, lambda x: x, lambda z, logits: z == logits[:-1] != logits
+    jax.nn.log_softmax,
+    lambda x: jnp.argmax(x, -1),
+    _whole,
+    lambda x: x,
+    lambda z, logits: z == logits[:-1] != logits,
 )
 
 
@@ -89,35 +102,49 @@ def states(q: Any, key: Any, estimator: str) -> States:
     shapes, log_q = jax.eval_shape(lambda k: q.sample_and_log_prob(seed=k, sample_shape=()), key)
     leaves, tree = jax.tree.flatten(shapes)
     leaf_qs = parts(q, estimator)
-    refusal = (
-        f"{estimator} needs a q of independent Bernoulli or categorical variables that shows its logits as q.logits "
-        f"(or a dict or tuple of such q), and {{}}; {CURE}."
-    )
     if len(leaf_qs) != len(leaves):
-        raise ValueError(refusal.format(f"this one draws {len(leaves)} arrays from {len(leaf_qs)} distributions"))
-    kinds = []
-    for part, leaf in zip(leaf_qs, leaves, strict=True):
-        logits = jax.eval_shape(lambda part=part: _logits(part))
-        if logits is None:
-            raise ValueError(refusal.format(f"{type(part).__name__} shows none"))
-        fitting = [k for k in (BERNOULLI, ONE_HOT, CATEGORICAL) if k.fits(leaf.shape, logits.shape)]
-        misfit, kind = min(((_misfit(part, k, leaf), k) for k in fitting), default=(np.inf, None), key=lambda m: m[0])
-        if kind is None or misfit > 1 or leaf.shape[: log_q.ndim] != log_q.shape:
-            raise ValueError(refusal.format(f"the density of {type(part).__name__} is not that of its logits"))
-        kinds.append(kind)
+        found = f"this one draws {len(leaves)} arrays from {len(leaf_qs)} distributions"
+        raise _refusal(estimator, found)
+    pairs = list(zip(leaf_qs, leaves, strict=True))
+    kinds = [_kind(leaf_q, leaf, log_q.shape, estimator) for leaf_q, leaf in pairs]
 
-    def spell(how: Callable[[Kind, Array, Any], Array]) -> Callable[[list[Array]], PyTree]:
-        return lambda xs: jax.tree.unflatten(
-            tree, [how(kind, x, leaf) for kind, x, leaf in zip(kinds, xs, leaves, strict=True)]
-        )
+    def every(spell: Callable[[Kind, Array, Any], Array]) -> Callable[[list[Array]], PyTree]:
+        """Return points of all leaves -> z, each spelt as its kind is."""
+
+        def z_of(points: list[Array]) -> PyTree:
+            triples = zip(kinds, points, leaves, strict=True)
+            return jax.tree.unflatten(tree, [spell(kind, x, leaf) for kind, x, leaf in triples])
+
+        return z_of
 
     return States(
-        [kind.log_probs(_logits(part)) for kind, part in zip(kinds, leaf_qs, strict=True)],
-        spell(lambda kind, x, leaf: kind.draw(x).astype(leaf.dtype)),
-        spell(lambda kind, x, _: kind.soft(x)),
-        spell(lambda kind, x, _: kind.real(x)),
-        log_q.ndim,
-        [0.5 if kind is BERNOULLI else 1.0 for kind in kinds],
+        log_probs=[k.log_probs(_logits(leaf_q)) for k, leaf_q in zip(kinds, leaf_qs, strict=True)],
+        draw=every(lambda kind, x, leaf: kind.draw(x).astype(leaf.dtype)),
+        soft=every(lambda kind, x, _: kind.soft(x)),
+        real=every(lambda kind, x, _: kind.real(x)),
+        batch=log_q.ndim,
+        shares=[0.5 if kind is BERNOULLI else 1.0 for kind in kinds],
+    )
+
+
+def _kind(leaf_q: Any, leaf: Any, batch: tuple[int, ...], estimator: str) -> Kind:
+    """Return the kind of a leaf: of those that its shapes allow, the one that its density confirms."""
+    logits = jax.eval_shape(lambda: _logits(leaf_q))
+    if logits is None:
+        raise _refusal(estimator, f"{type(leaf_q).__name__} shows none")
+    possible = [k for k in (BERNOULLI, ONE_HOT, CATEGORICAL) if k.fits(leaf.shape, logits.shape)]
+    misfits = [_misfit(leaf_q, kind, leaf) for kind in possible]
+    least = min(misfits, default=np.inf)
+    if least > 1 or leaf.shape[: len(batch)] != batch:
+        found = f"the density of {type(leaf_q).__name__} is not that of its logits"
+        raise _refusal(estimator, found)
+    return possible[misfits.index(least)]
+
+
+def _refusal(estimator: str, found: str) -> ValueError:
+    return ValueError(
+        f"{estimator} needs a q of independent Bernoulli or categorical variables that shows its logits as q.logits "
+        f"(or a dict or tuple of such q), and {found}; {CURE}."
     )
 
 
@@ -142,7 +169,8 @@ def _logits(q: Any) -> Any:
         if found is not None:
             return jnp.asarray(found)
     for name in ("distribution", "base_dist", "_distribution"):
-        if (inner := getattr(q, name, None)) is not None:
+        inner = getattr(q, name, None)
+        if inner is not None:
             return _logits(inner)
     return None
 
