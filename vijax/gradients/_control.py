@@ -131,58 +131,137 @@ def _controlled(bound: Bound, control: Control, name: str) -> Controlled:
     return controlled
 
 
-def _evaluate(request: Request, seeds: Plan, parameters: PyTree, found: States, control: Control) -> Evaluated:
-    still = found.stopped()
-    tiny = jnp.finfo(still.log_probs[0].dtype).tiny
-    uniform = lambda key: [  # noqa: E731
-        jax.random.uniform(k, l.shape, l.dtype, minval=tiny)
-        for k, l in zip(jax.random.split(key, len(still.log_probs)), still.log_probs, strict=True)
-    ]
-    noise, other = jax.vmap(lambda key: jax.tree.map(uniform, tuple(jax.random.split(key))))(seeds.draw)
-    logits = [jnp.broadcast_to(floored(l), u.shape) for l, u in zip(still.log_probs, noise, strict=True)]
+def _evaluate(
+    request: Request,
+    seeds: Plan,
+    parameters: PyTree,
+    known: States,
+    control: Control,
+) -> Evaluated:
+    """Evaluate draws b, and with each its gradient g in q's log-probabilities, and |g|².
 
-    def perturbed(logits: list[Array]) -> list[Array]:
-        return [jax.nn.log_softmax(l) - jnp.log(-jnp.log(u)) for l, u in zip(logits, noise, strict=True)]
+    g = (f(b) - c(z̃)) ∇ log q(b) + ∇c(z) - ∇c(z̃)
+    """
+    stopped = known.stopped()
+    # z decides the draw b; the other noise draws z̃ given b.
+    noise, other = _uniforms(seeds, stopped.log_probs)
+    logits = jax.tree.map(
+        lambda l, u: jnp.broadcast_to(floored(l), u.shape),
+        stopped.log_probs,
+        noise,
+    )
+    hot = [hardest(z) for z in _perturbed(logits, noise)]
 
-    hot = [hardest(z) for z in perturbed(logits)]
-
-    def again(logits: list[Array]) -> list[Array]:
-        return [conditional(jax.nn.log_softmax(l), b, v) for l, b, v in zip(logits, hot, other, strict=True)]
-
-    def guess(z: list[Array]) -> Array:
-        def one(z: list[Array], key: Any) -> Array:
-            def relaxed(temperature: Any) -> Array:
-                points = [jax.nn.softmax(x / temperature) for x in z]
-                log_q = still.log_prob(points)
-                row = lambda tree: jax.tree.map(lambda x: x[None], tree)  # noqa: E731
-                log_p, _ = request.evaluate(row(still.soft(points)), log_q[None], Plan(None, row(key)))
-                return log_p[0] - log_q
-
-            c = control(parameters, still.real(z), relaxed)
-            if jnp.shape(c) != still.log_probs[0].shape[: still.batch]:
-                raise ValueError(
-                    f"control must return one number for each member of the batch, "
-                    f"{still.log_probs[0].shape[: still.batch]}; it returned {jnp.shape(c)}."
-                )
-            return c
-
-        return jax.vmap(one)(z, seeds.model)
+    def guesses(z: list[Array]) -> Array:
+        return _guesses(request, z, seeds, parameters, stopped, control)
 
     def difference(logits: list[Array]) -> tuple[Array, Array]:
-        after = guess(again(logits))
-        return jnp.sum(guess(perturbed(logits)) - after), after
+        after = guesses(_perturbed_given(logits, hot, other))
+        return jnp.sum(guesses(_perturbed(logits, noise)) - after), after
 
+    # ∇c(z) - ∇c(z̃), and c(z̃).
     slope, after = jax.grad(difference, has_aux=True)(logits)
-    log_q = jax.vmap(still.log_prob)(hot)
-    z = still.draw(hot)
+
+    # The model at the draws.
+    log_q = jax.vmap(stopped.log_prob)(hot)
+    z = stopped.draw(hot)
     log_p, aux = request.evaluate(z, log_q, seeds)
-    left = jax.lax.stop_gradient(log_p - log_q) - after
+
+    signal = jax.lax.stop_gradient(log_p - log_q) - after
     # A draw of no mass says nothing of where to go.
-    left = jnp.where(jnp.isfinite(left), left, 0.0)
-    gradient = [
-        jnp.reshape(left, left.shape + (1,) * (b.ndim - left.ndim)) * (b - jax.nn.softmax(l)) + s
-        for b, l, s in zip(hot, logits, slope, strict=True)
-    ]
-    along = jax.vmap(lambda g: found.dot(g, [floored(l) for l in found.log_probs]))(jax.lax.stop_gradient(gradient))
-    shares = [share * g for share, g in zip(found.shares, gradient, strict=True)]
-    return Evaluated(log_p, log_q, z, aux, (along, jax.vmap(found.dot)(shares, gradient)))
+    signal = jnp.where(jnp.isfinite(signal), signal, 0.0)
+    gradient = _gradient(signal, hot, logits, slope)
+    extra = _along(known, gradient), _squared_norm(known, gradient)
+    return Evaluated(log_p, log_q, z, aux, extra)
+
+
+def _uniforms(seeds: Plan, log_probs: list[Array]) -> tuple[list[Array], list[Array]]:
+    """Return two uniforms in (0, 1) for every state of every leaf, [k, *batch, *event, s]."""
+    tiny = jnp.finfo(log_probs[0].dtype).tiny
+
+    def of_leaves(key: Key[Array, ""]) -> list[Array]:
+        keys = jax.random.split(key, len(log_probs))
+        pairs = zip(keys, log_probs, strict=True)
+        return [jax.random.uniform(k, l.shape, l.dtype, minval=tiny) for k, l in pairs]
+
+    def both(key: Key[Array, ""]) -> tuple[list[Array], list[Array]]:
+        first, second = jax.random.split(key)
+        return of_leaves(first), of_leaves(second)
+
+    return jax.vmap(both)(seeds.draw)
+
+
+def _perturbed(logits: list[Array], noise: list[Array]) -> list[Array]:
+    """Return z = log q + Gumbel noise, whose largest state is the draw."""
+    pairs = zip(logits, noise, strict=True)
+    return [jax.nn.log_softmax(l) - jnp.log(-jnp.log(u)) for l, u in pairs]
+
+
+def _perturbed_given(logits: list[Array], hot: list[Array], noise: list[Array]) -> list[Array]:
+    """Return z̃, drawn as z is, given the draw that it decides."""
+    triples = zip(logits, hot, noise, strict=True)
+    return [conditional(jax.nn.log_softmax(l), b, u) for l, b, u in triples]
+
+
+def _guesses(
+    request: Request,
+    z: list[Array],
+    seeds: Plan,
+    parameters: PyTree,
+    stopped: States,
+    control: Control,
+) -> Array:
+    """Return c of perturbed log-probabilities z, [k, *batch]; a draw's model has its own key."""
+    batch = stopped.log_probs[0].shape[: stopped.batch]
+
+    def guess(z: list[Array], key: Any) -> Array:
+        def relaxed(temperature: Any) -> Array:
+            points = [jax.nn.softmax(x / temperature) for x in z]
+            return _relaxed_log_w(request, points, key, stopped)
+
+        value = control(parameters, stopped.real(z), relaxed)
+        if jnp.shape(value) != batch:
+            raise ValueError(
+                f"control must return one number for each member of the batch, {batch}; it returned {jnp.shape(value)}."
+            )
+        return value
+
+    return jax.vmap(guess)(z, seeds.model)
+
+
+def _relaxed_log_w(request: Request, points: list[Array], key: Any, stopped: States) -> Array:
+    """Return log w at points of the simplex, [*batch]."""
+
+    def row(tree: PyTree) -> PyTree:
+        return jax.tree.map(lambda x: x[None], tree)
+
+    log_q = stopped.log_prob(points)
+    log_p, _ = request.evaluate(row(stopped.soft(points)), log_q[None], Plan(None, row(key)))
+    return log_p[0] - log_q
+
+
+def _gradient(
+    signal: Array,
+    hot: list[Array],
+    logits: list[Array],
+    slope: list[Array],
+) -> list[Array]:
+    """Return each draw's gradient in the log-probabilities, whose score is b - softmax."""
+
+    def of_leaf(b: Array, logits: Array, slope: Array) -> Array:
+        column = jnp.reshape(signal, signal.shape + (1,) * (b.ndim - signal.ndim))
+        return column * (b - jax.nn.softmax(logits)) + slope
+
+    return jax.tree.map(of_leaf, hot, logits, slope)
+
+
+def _along(known: States, gradient: list[Array]) -> Array:
+    """Return numbers [k, *batch] whose derivative in q's parameters is the gradient, carried through log q."""
+    log_probs = [floored(l) for l in known.log_probs]
+    return jax.vmap(lambda g: known.dot(g, log_probs))(jax.lax.stop_gradient(gradient))
+
+
+def _squared_norm(known: States, gradient: list[Array]) -> Array:
+    """Return the squared norm of each draw's gradient in the logits, [k, *batch]."""
+    shares = [share * g for share, g in zip(known.shares, gradient, strict=True)]
+    return jax.vmap(known.dot)(shares, gradient)
