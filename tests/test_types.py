@@ -12,7 +12,25 @@ from jax.scipy.stats import norm
 
 import vijax as vj
 from tests.bare import Coin, Gauss
-from vijax.types import Draws, Properties, closed_forms, derive, lift, properties, with_closed_forms
+from vijax.types import (
+    Affine,
+    Distribution,
+    Divergence,
+    Draws,
+    Entropy,
+    Properties,
+    Sampled,
+    Stratified,
+    Support,
+    Transport,
+    closed_forms,
+    derive,
+    is_conditional,
+    lift,
+    offers,
+    properties,
+    with_closed_forms,
+)
 
 A = Gauss(jnp.array([0.1, 0.2]), jnp.zeros(2))
 
@@ -147,3 +165,55 @@ def test_a_wrapper_does_not_inherit_closed_forms(key):
 
     np.testing.assert_allclose(slope(half), slope(lambda log_w: half(log_w)), rtol=1e-6)
     assert abs(slope(half) - slope(vj.bounds.iwae)) > 1e-3
+
+
+ABILITIES = {
+    "mean_field": {Affine, Divergence, Entropy, Transport},
+    "mixture": {Stratified},
+    "flow": {Transport},
+    "bare": set(),
+}
+
+
+class Forwarding:
+    """A wrapper that has its inner distribution's abilities, and answers for none itself."""
+
+    def __init__(self, inner):
+        self._inner = inner
+
+    def __getattr__(self, name):
+        return getattr(self._inner, name)
+
+
+@pytest.mark.parametrize("name", list(ABILITIES))
+def test_abilities_are_asked_of_protocols(name, key):
+    """isinstance and offers agree, and offers sees through a wrapper."""
+    families = vj.families
+    makes = {
+        "mean_field": families.mean_field(),
+        "mixture": families.mixture(families.mean_field(), components=2),
+        "flow": families.inverse_autoregressive(base=families.full_rank(), layers=1, hidden=(2,)),
+    }
+    q = makes[name].dist(makes[name].init(key, jnp.zeros(2))) if name in makes else A
+    every = {Affine, Divergence, Entropy, Stratified, Support, Transport}
+    assert {ability for ability in every if offers(q, ability)} == ABILITIES[name]
+    assert {ability for ability in every if isinstance(q, ability)} == ABILITIES[name]
+    assert {ability for ability in every if offers(Forwarding(q), ability)} == ABILITIES[name]
+    assert offers(q, Distribution)
+    assert not offers(q, Sampled)
+
+
+def test_an_ability_whose_method_is_no_function_is_not_offered():
+    class Odd:
+        uniforms = (2,)
+        affine = None
+        support = None
+
+    assert not offers(Odd(), Affine)
+    assert offers(Odd(), Support)
+
+
+def test_what_is_conditional():
+    assert is_conditional(given)
+    assert not is_conditional(A)
+    assert not is_conditional(type("Called", (), {"__call__": None, "log_prob": None})())

@@ -54,8 +54,8 @@ class Root(Protocol):
         """Return n, the length of e."""
         ...
 
-    def push(self, e: Float[Array, " n"]) -> Float[Array, " d"]:
-        """Return S e."""
+    def push(self, loc: Float[Array, " d"], e: Float[Array, " n"]) -> Float[Array, " d"]:
+        """Return loc + S e."""
         ...
 
     def log_density(self, r: Float[Array, " d"], e: Float[Array, " n"] | None = None) -> Array:
@@ -92,9 +92,9 @@ class DiagonalRoot(NamedTuple):
         """Return d."""
         return int(self.log_scale.shape[0])
 
-    def push(self, e: Array) -> Array:
-        """Return S e."""
-        return jnp.exp(self.log_scale) * e
+    def push(self, loc: Array, e: Array) -> Array:
+        """Return loc + S e."""
+        return loc + jnp.exp(self.log_scale) * e
 
     def log_density(self, r: Array, e: Array | None = None) -> Array:
         """Return log N(r; 0, Σ)."""
@@ -154,7 +154,7 @@ class AffineGaussian:
     def affine(self, e: Float[Array, " n"]) -> PyTree:
         """Carry standard normal noise to a draw, loc + S e."""
         loc, unravel = ravel_pytree(self.loc)
-        return unravel(loc + self.root.push(e))
+        return unravel(self.root.push(loc, e))
 
     def transport(self, u: Float[Array, " n"]) -> PyTree:
         """Carry uniforms to a draw, smoothly in the parameters."""
@@ -163,7 +163,7 @@ class AffineGaussian:
     def draw(self, e: Float[Array, " n"]) -> tuple[PyTree, Array]:
         """Carry standard normal noise to a draw, with log q of it, () in nats."""
         loc, unravel = ravel_pytree(self.loc)
-        z = loc + self.root.push(e)
+        z = self.root.push(loc, e)
         return unravel(z), self.root.log_density(z - loc, e)
 
     def sample_and_log_prob(self, *, seed: Any, sample_shape: Any = ()) -> tuple[PyTree, Array]:

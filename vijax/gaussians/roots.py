@@ -20,9 +20,9 @@ class TriangularRoot(NamedTuple):
         """Return d."""
         return int(self.log_scale.shape[0])
 
-    def push(self, e: Array) -> Array:
-        """Return S e."""
-        return jnp.exp(self.log_scale) * (self.unit @ e)
+    def push(self, loc: Array, e: Array) -> Array:
+        """Return loc + S e."""
+        return loc + jnp.exp(self.log_scale) * (self.unit @ e)
 
     def whiten(self, r: Array) -> Array:
         """Return S⁻¹ r."""
@@ -75,10 +75,11 @@ class LowRankRoot(NamedTuple):
         """Return d + r."""
         return int(sum(self.factor.shape))
 
-    def push(self, e: Array) -> Array:
-        """Return S e."""
-        size = self.log_scale.size
-        return jnp.exp(self.log_scale) * e[:size] + self.factor @ e[size:]
+    def push(self, loc: Array, e: Array) -> Array:
+        """Return loc + S e."""
+        # In this order: XLA computes the product twice where it is added to the diagonal part first.
+        along_diagonal = loc + jnp.exp(self.log_scale) * e[: loc.size]
+        return along_diagonal + self.factor @ e[loc.size :]
 
     def log_density(self, r: Array, e: Array | None = None) -> Array:
         """Return log N(r; 0, Σ)."""
@@ -131,9 +132,9 @@ class QuasiNewtonRoot(NamedTuple):
         """Return d."""
         return int(self.log_scale.shape[0])
 
-    def push(self, e: Array) -> Array:
-        """Return S e."""
-        return jnp.exp(self.log_scale) * (e + self.left @ (self.right @ e))
+    def push(self, loc: Array, e: Array) -> Array:
+        """Return loc + S e."""
+        return loc + jnp.exp(self.log_scale) * (e + self.left @ (self.right @ e))
 
     def whiten(self, r: Array) -> Array:
         """Return S⁻¹ r."""

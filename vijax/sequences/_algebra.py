@@ -1,6 +1,5 @@
 """Small matrices, and the associative algebra of Gaussian steps that the parallel forms scan over."""
 
-import math
 from typing import NamedTuple
 
 import jax
@@ -8,8 +7,6 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from vijax.sequences._model import Steps
-
-LOG_2PI = math.log(2 * math.pi)
 
 
 def before(a: Array) -> Array:

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from vijax.gaussians.affine import LOG_2PI
 from vijax.sequences._algebra import (
-    LOG_2PI,
     backward,
     before,
     cholesky,

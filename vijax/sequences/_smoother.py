@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from vijax.gaussians.affine import LOG_2PI
 from vijax.sequences._algebra import (
-    LOG_2PI,
     after,
     before,
     cholesky,

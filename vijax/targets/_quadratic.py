@@ -10,6 +10,7 @@ from jaxtyping import Array
 
 from vijax import checks, jaxprs
 from vijax.gaussians import Gaussian, Precision, dense
+from vijax.gaussians.affine import LOG_2PI
 from vijax.gaussians.conditional import ravel_after
 from vijax.types import LogJoint, PyTree, properties
 
@@ -168,7 +169,7 @@ class _Function:
         value, g = self.density(near), self.slope(near)
         step = self.precision.solve(root, g)
         value = value + 0.5 * jnp.sum(g * step, self.axes)
-        value += 0.5 * self.size * jnp.log(2 * jnp.pi).astype(near.dtype) - self.precision.half_log_det(root)
+        value += 0.5 * self.size * LOG_2PI - self.precision.half_log_det(root)
         mean = self.split(near + step if mode is None else mode)
         sure = jnp.where(valid, 1.0, jnp.nan).astype(near.dtype)  # a factor: derivatives are nan with the value
         mark = lambda a: a * sure.reshape(*sure.shape, *(1,) * (a.ndim - sure.ndim))  # noqa: E731
