@@ -66,6 +66,6 @@ def half_log_det(root: Array) -> Array:
     return jnp.sum(jnp.log(root if root.ndim == 1 else jnp.diagonal(root)))
 
 
-def push(root: Array, e: Float[Array, " d"]) -> Float[Array, " d"]:
+def times_root(root: Array, e: Float[Array, " d"]) -> Float[Array, " d"]:
     """Return L e."""
     return root * e if root.ndim == 1 else root @ e

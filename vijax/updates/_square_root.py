@@ -6,7 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from vijax.gaussians.triangle import push
+from vijax.gaussians.triangle import times_root
 from vijax.types import Rule
 from vijax.updates import _gaussian
 from vijax.updates._curvature import Curvature, Local, stein
@@ -80,7 +80,7 @@ def moved(state: GaussianState, local: Local, rate: Array) -> GaussianState:
     """Return the state after a step, at a lower rate where q's shape would change too much."""
     shape = local.curvature - (1 if state.root.ndim == 1 else jnp.eye(len(state.root), dtype=rate.dtype))
     rate = rate / jnp.maximum(1, rate * jnp.linalg.norm(shape))
-    change = rate * push(state.root, local.slope)
+    change = rate * times_root(state.root, local.slope)
     if state.root.ndim == 1:
         return _gaussian.replaced(state, change, state.root * _stretch(0.5 * rate * (1 - local.curvature)))
     own = _stretch(0.5 * rate * (1 - jnp.diagonal(local.curvature)))

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Key
 
 from vijax import engine
 from vijax.gaussians.affine import standard_log_density
-from vijax.gaussians.triangle import half_log_det, push
+from vijax.gaussians.triangle import half_log_det, times_root
 from vijax.types import Draws, LogJoint, PyTree, Step, properties
 from vijax.updates._gaussian import GaussianState
 
@@ -58,7 +58,7 @@ def whiten(
 def latents(state: GaussianState, e: Float[Array, "k d"]) -> PyTree:
     """Return the draws z = loc + L e, leaves [k, ...]."""
     loc, unravel = ravel_pytree(state.loc)
-    return jax.vmap(lambda e: unravel(loc + push(state.root, e)))(e)
+    return jax.vmap(lambda e: unravel(loc + times_root(state.root, e)))(e)
 
 
 def log_density(state: GaussianState, e: Float[Array, "k d"]) -> Float[Array, " k"]:
