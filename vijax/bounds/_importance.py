@@ -79,7 +79,10 @@ def _grouped(log_w: Array, groups: int, weights: Array | None) -> tuple[Array, A
         raise ValueError(f"groups must divide the number of draws: {groups} groups, log_w of shape {log_w.shape}.")
     w = jnp.full((k,), 1 / k, log_w.dtype) if weights is None else weights
     w = jnp.broadcast_to(expand(w, log_w), log_w.shape)
-    split = lambda a: jnp.moveaxis(a.reshape(groups, k // groups, *a.shape[1:]), 0, 1)  # noqa: E731
+
+    def split(a: Array) -> Array:
+        return jnp.moveaxis(a.reshape(groups, k // groups, *a.shape[1:]), 0, 1)
+
     total = jnp.sum(split(w), 0)
     return split(log_w), split(w) / jnp.where(total > 0, total, 1.0)[None], total
 

@@ -99,7 +99,10 @@ def t_power(log_u: Array, *, t: float | Array) -> Array:
     room = limit(log_u) - 3
     low, high = jnp.where(t < 0, room / jnp.minimum(t, -1e-6), -jnp.inf), room / jnp.maximum(t, 1.0)
     at_zero = jnp.where(t < 0, jnp.inf, sign * (t - 1))
-    formula = lambda l: sign * (jnp.expm1(t * l) - t * jnp.expm1(l))  # noqa: E731
+
+    def formula(log_u: Array) -> Array:
+        return sign * (jnp.expm1(t * log_u) - t * jnp.expm1(log_u))
+
     return within(log_u, formula, low=low, high=high, below=at_zero)
 
 

@@ -83,7 +83,8 @@ def steps(model: LinearGaussian, x: Any, mask: Any) -> Steps:
     def spread(name: str, event: tuple[int, ...], length: int) -> Array:
         value = getattr(model, name)
         value = jnp.zeros(event) if value is None else value
-        if (found := jnp.shape(value)) not in (event, (length, *event)):
+        found = jnp.shape(value)
+        if found not in (event, (length, *event)):
             raise ValueError(
                 f"{name} has shape {found}, expected {event} or, changing in time, {(length, *event)}, for states of "
                 f"{d} (initial_mean {(d,)}) and x of shape {(t, p)}. Batches of models come by jax.vmap."
@@ -93,7 +94,8 @@ def steps(model: LinearGaussian, x: Any, mask: Any) -> Steps:
             value = 0.5 * (value + jnp.swapaxes(value, -1, -2))
         return value if value.ndim > len(event) else jnp.broadcast_to(value[None], (length, *event))
 
-    if (found := jnp.shape(model.initial_cov)) != (d, d):
+    found = jnp.shape(model.initial_cov)
+    if found != (d, d):
         raise ValueError(f"initial_cov has shape {found}, expected {(d, d)} for initial_mean of shape {(d,)}.")
     initial_cov = spread("initial_cov", (d, d), 1)
     start = [jnp.asarray(model.initial_mean, dtype)[:, None]]
@@ -134,7 +136,8 @@ def _seen(mask: Any, t: int, p: int) -> Array:
         return jnp.ones((t, p), bool)
     if jnp.result_type(mask) != jnp.bool_:
         raise TypeError(f"mask must be boolean, True where x is observed, got {jnp.result_type(mask)}.")
-    if (found := jnp.shape(mask)) not in ((t,), (t, p)):
+    found = jnp.shape(mask)
+    if found not in ((t,), (t, p)):
         raise ValueError(f"mask has shape {found}, expected {(t,)} or {(t, p)} for x of shape {(t, p)}.")
     mask = jnp.asarray(mask)
     return mask if mask.ndim == 2 else jnp.broadcast_to(mask[:, None], (t, p))
