@@ -18,8 +18,8 @@ def test_there_and_back(x64):
     for found, expected in zip(triangle.to_parameters(root), (LOG_SCALE, LOWER), strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-12)
     e = jnp.asarray(RNG.normal(size=4))
-    np.testing.assert_allclose(triangle.push(root, e), root @ e)
-    np.testing.assert_allclose(triangle.push(jnp.diagonal(root), e), np.diagonal(root) * e)
+    np.testing.assert_allclose(triangle.times_root(root, e), root @ e)
+    np.testing.assert_allclose(triangle.times_root(jnp.diagonal(root), e), np.diagonal(root) * e)
     for half in (triangle.half_log_det(root), triangle.half_log_det(jnp.diagonal(root))):
         np.testing.assert_allclose(half, LOG_SCALE.sum(), rtol=1e-12)
 

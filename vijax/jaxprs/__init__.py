@@ -6,22 +6,14 @@ host callback returns is unknown to each of them.
 
 from vijax.jaxprs._axes import Axes, axes
 from vijax.jaxprs._degree import Blame, not_linear, not_quadratic
-from vijax.jaxprs._derivative import Flow, flows, merge
+from vijax.jaxprs._derivative import flows
+from vijax.jaxprs._equations import hidden, trace
+from vijax.jaxprs._flow import Flow, merge
 from vijax.jaxprs._hoist import bare, hoist, stopped, totals
-from vijax.jaxprs._interpreter import hidden, trace
-from vijax.jaxprs._paths import (
-    NOISE,
-    PARAMETER,
-    Path,
-    Scored,
-    by_leaf,
-    joint_paths,
-    moving_support,
-    paths,
-    scored_leaves,
-)
+from vijax.jaxprs._paths import NOISE, PARAMETER, Path, by_leaf, joint_paths, paths
 from vijax.jaxprs._reads import reads
 from vijax.jaxprs._stand_in import misfit
+from vijax.jaxprs._support import Scored, moving_support, scored_leaves
 
 __all__ = [
     "Axes",

@@ -6,7 +6,8 @@ from typing import Any
 
 from jax.extend import core
 
-from vijax.jaxprs._interpreter import Loops, Question, interpret, shape_of
+from vijax.jaxprs._equations import shape_of
+from vijax.jaxprs._interpreter import Loops, Question, interpret
 
 Axes = tuple[int | str, ...] | None
 """None: free of what is followed. Else for each axis followed: the array's own axis that it still

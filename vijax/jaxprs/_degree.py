@@ -9,8 +9,10 @@ import numpy as np
 from jax.extend import core
 from jaxtyping import Array
 
-from vijax.jaxprs._derivative import Flow, flows
-from vijax.jaxprs._interpreter import DECLARED, Question, interpret, trace
+from vijax.jaxprs._derivative import flows
+from vijax.jaxprs._equations import DECLARED, trace
+from vijax.jaxprs._flow import Flow
+from vijax.jaxprs._interpreter import Question, interpret
 
 
 class Blame(NamedTuple):

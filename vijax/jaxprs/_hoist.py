@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.extend import core
 from jaxtyping import Array
 
-from vijax.jaxprs._interpreter import is_reference, trace
+from vijax.jaxprs._equations import is_reference, trace
 from vijax.types import PyTree
 
 

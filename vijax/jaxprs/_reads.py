@@ -8,7 +8,8 @@ from typing import Any
 import jax
 from jax.extend import core
 
-from vijax.jaxprs._interpreter import DECLARED, Question, interpret, trace
+from vijax.jaxprs._equations import DECLARED, trace
+from vijax.jaxprs._interpreter import Question, interpret
 from vijax.types import PyTree
 
 

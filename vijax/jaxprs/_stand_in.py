@@ -9,7 +9,7 @@ import numpy as np
 from jax.extend import core
 from jaxtyping import Array
 
-from vijax.jaxprs._interpreter import hidden, trace
+from vijax.jaxprs._equations import hidden, trace
 
 Spelling = Callable[[np.ndarray], np.ndarray]
 """Probabilities -> the numbers that stand for a parameter: themselves, their logs, real numbers."""

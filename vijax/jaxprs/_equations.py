@@ -1,0 +1,73 @@
+"""What jaxprs are made of: how to get one, its kinds of equations, what it keeps out of sight."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.extend import core
+
+from vijax.types import PyTree
+
+# Their one inner jaxpr is applied to the operands as they are; that of a reduction, say, is not.
+CALLS = frozenset(
+    "checkpoint closed_call core_call core_closed_call custom_jvp_call custom_vjp_call "
+    "custom_vjp_call_jaxpr jit pjit remat remat2".split()
+)
+# Their derivative is what the author of the function declared it to be.
+DECLARED = frozenset("custom_jvp_call custom_vjp_call custom_vjp_call_jaxpr custom_lin".split())
+# Code outside JAX that is pure by contract; an io_callback may have a memory of its own.
+PURE_HOST = frozenset({"pure_callback", "ffi_call"})
+# Where an equation keeps an inner jaxpr.
+INNER = ("jaxpr", "call_jaxpr", "fun_jaxpr")
+
+
+def trace(function: Callable[..., PyTree], *args: PyTree) -> tuple[core.ClosedJaxpr, PyTree]:
+    """Trace a function; return its jaxpr, closed-over values as consts, and its output's shapes."""
+    return jax.make_jaxpr(function, return_shape=True)(*args)
+
+
+def hidden(closed: core.ClosedJaxpr) -> str | None:
+    """Return the first primitive that keeps values out of sight: in a reference, or on the host."""
+    return _hidden(closed.jaxpr)
+
+
+def inner_jaxpr(eqn: core.JaxprEqn) -> core.Jaxpr | core.ClosedJaxpr | None:
+    """Return the jaxpr that an equation carries under one of the usual names, if it does."""
+    for name in INNER:
+        found = eqn.params.get(name)
+        if found is not None:
+            return found
+    return None
+
+
+def opened(jaxpr: core.Jaxpr | core.ClosedJaxpr) -> core.Jaxpr:
+    """Return the open jaxpr of either kind."""
+    return jaxpr.jaxpr if isinstance(jaxpr, core.ClosedJaxpr) else jaxpr
+
+
+def shape_of(variable: Any) -> tuple[int, ...]:
+    """Return the shape of a variable or literal of a jaxpr; () for what has none."""
+    return getattr(variable.aval, "shape", ())
+
+
+def is_reference(variable: Any) -> bool:
+    """Whether a variable of a jaxpr is a mutable reference."""
+    return "Ref" in type(variable.aval).__name__
+
+
+def touches_reference(eqn: core.JaxprEqn) -> bool:
+    """Whether an equation makes, reads or writes a mutable reference. All that do have effects."""
+    return bool(eqn.effects) and any(map(is_reference, (*eqn.invars, *eqn.outvars)))
+
+
+def _hidden(jaxpr: core.Jaxpr) -> str | None:
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name == "io_callback" or touches_reference(eqn):
+            return str(eqn.primitive.name)
+        for value in eqn.params.values():
+            for inner in value if isinstance(value, (tuple, list)) else (value,):
+                if isinstance(inner, (core.Jaxpr, core.ClosedJaxpr)):
+                    how = _hidden(opened(inner))
+                    if how is not None:
+                        return how
+    return None
