@@ -104,6 +104,7 @@ def test_both_ways_at_once():
 def test_the_host_is_opaque():
     found = flow(lambda e, p: jax.pure_callback(np.sin, jax.ShapeDtypeStruct((3,), jnp.float32), p * e))
     assert found.opaque == {"pure_callback"}
+    assert found.broken_by("parameter") == "pure_callback"
 
 
 def test_noise_through_a_jump():

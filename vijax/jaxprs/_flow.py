@@ -27,11 +27,13 @@ class Flow(NamedTuple):
         return set(self.smooth) | {source for source, _ in self.broken}
 
     def broken_by(self, source: str) -> str | None:
-        """Return the primitive through which `source` jumps on its way here, if any.
+        """Return the primitive through which `source` jumps, or may jump unseen, on its way here.
 
         Stopping is a break only where nothing else carries the derivative: softmax stops its own
         harmless shift.
         """
+        if self.opaque and source in self.smooth:
+            return min(self.opaque)
         jumps = {how for s, how in self.broken if s == source}
         if source in self.smooth:
             jumps.discard("stop_gradient")

@@ -102,11 +102,7 @@ def _jumping(density: core.ClosedJaxpr, z: PyTree, earlier: Sequence[Any]) -> se
     outputs = flows(density, [*own, *given], Flow())
 
     def jumps(source: str) -> bool:
-        # What cannot be seen into may jump.
-        for flow in outputs:
-            if flow.broken_by(source) or (flow.opaque and source in flow.smooth):
-                return True
-        return False
+        return any(flow.broken_by(source) is not None for flow in outputs)
 
     return {name for at, name in enumerate(earlier) if jumps(f"leaf {at}")}
 
