@@ -86,20 +86,20 @@ def test_convergence(row, how):
 )
 def test_updates(row, how):
     rule = {
-        "natural_gradient": lambda: vj.updates.natural_gradient(num_samples=10, learning_rate=1e-3),
+        "natural_gradient": lambda: vj.updates.natural_gradient(target, num_samples=10, learning_rate=1e-3),
         "natural_gradient hessian": lambda: vj.updates.natural_gradient(
-            num_samples=10, learning_rate=1e-3, curvature=vj.updates.hessian
+            target, num_samples=10, learning_rate=1e-3, curvature=vj.updates.hessian
         ),
         "square_root_natural_gradient": lambda: vj.updates.square_root_natural_gradient(
-            num_samples=10, learning_rate=1e-3
+            target, num_samples=10, learning_rate=1e-3
         ),
-        "batch_and_match": lambda: vj.updates.batch_and_match(num_samples=32),
+        "batch_and_match": lambda: vj.updates.batch_and_match(target, num_samples=32),
     }[how]()
     family = vj.families.full_rank(scale=1.0)
     state = rule.init(family.init(jax.random.key(0), jnp.zeros(5)))
     state = jax.jit(
         lambda s: jax.lax.scan(
-            lambda s, k: (rule.step(k, target, s)[0], None), s, jax.random.split(jax.random.key(1), 1000)
+            lambda s, k: (rule.step(k, s)[0], None), s, jax.random.split(jax.random.key(1), 1000)
         )[0]
     )(state)
     q = family.dist(rule.params(state))
@@ -127,12 +127,10 @@ def test_subsampled_convergence(row, how):
     )
     p0 = family.init(jax.random.key(0), jnp.zeros(1))
     if how == "natural_gradient":
-        rule = vj.updates.natural_gradient(num_samples=10, learning_rate=1e-2)
-        state = jax.jit(
-            lambda s: jax.lax.scan(
-                lambda s, k: (rule.step(k, sub(k), s)[0], None), s, jax.random.split(jax.random.key(1), 1000)
-            )[0]
-        )(rule.init(p0))
+        keys = jax.random.split(jax.random.key(1), 1000)
+        rule = vj.updates.natural_gradient(lambda i: (sub(keys[i]), i + 1), num_samples=10, learning_rate=1e-2)
+        run = jax.jit(lambda s: jax.lax.scan(lambda s, k: (rule.step(k, s)[0], None), s, keys)[0])
+        state = run(rule.init(p0, memory=jnp.int32(0)))
         p = rule.params(state)
     else:
         objective, k = (G.reparam(elbo), 1) if how == "reparam" else (G.score(elbo), 100)

@@ -9,7 +9,7 @@ from jax.scipy import stats
 
 import vijax as vj
 from tests.peers.climbing import climb
-from vijax import fitting
+from vijax import fitting, solvers
 
 pytestmark = [
     pytest.mark.slow,
@@ -20,11 +20,11 @@ elbo = vj.bounds.elbo
 G = vj.gradients
 
 std_normal = lambda x: -0.5 * sum(jnp.sum(l**2) for l in jax.tree.leaves(x))
-PF = "fitting.pathfinder(key, log_joint, like, num_samples=)"
+PF = "solvers.pathfinder(key, log_joint, like, num_samples=)"
 
 
 def path(log_joint, like, seed=0, **kw):
-    return jax.jit(lambda k: fitting.pathfinder(k, log_joint, like, num_samples=kw.pop("num_samples", 200), **kw))(
+    return jax.jit(lambda k: solvers.pathfinder(k, log_joint, like, num_samples=kw.pop("num_samples", 200), **kw))(
         jax.random.key(seed)
     )
 
@@ -102,7 +102,7 @@ def test_sample_mean(row):
 
 def test_multipathfinder_evidence(row):
     m, c = jnp.array([1.0, -1.0]), jnp.array([[1.0, 0.3], [0.3, 2.0]])
-    p = fitting.multi_pathfinder(
+    p = solvers.multi_pathfinder(
         jax.random.key(1),
         lambda x: stats.multivariate_normal.logpdf(x, m, c),
         jax.random.normal(jax.random.key(0), (4, 2)),
@@ -111,7 +111,7 @@ def test_multipathfinder_evidence(row):
     row(
         "tests/vi/test_multipathfinder.py::test_recover_posterior",
         "its evidence, 0",
-        "fitting.multi_pathfinder(...).log_evidence",
+        "solvers.multi_pathfinder(...).log_evidence",
         0.0,
         p.log_evidence,
         rtol=0,
