@@ -159,7 +159,8 @@ def test_the_leaves_that_need_a_score(keep):
                 ),
             }
         )
-        return jaxprs.scored_leaves(q, jax.random.key(0)).names
+        key = jax.random.key(0)
+        return jaxprs.scored_leaves(q, key, jaxprs.joint_paths(q, key)).names
 
     assert while_differentiated(lambda p: ask(p, keep)) == {"a", "b"}
     assert while_differentiated(lambda p: ask(p, printed)) == {"b"}
