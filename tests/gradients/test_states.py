@@ -10,7 +10,7 @@ import pytest
 
 import vijax as vj
 from tests import problems
-from vijax.gradients import _states
+from vijax.engine import _states
 
 ELBO = vj.bounds.elbo
 pytestmark = pytest.mark.usefixtures("unchecked", "loose_ranks")

@@ -9,6 +9,7 @@ from vijax.engine._objective import Estimator, Evaluated, OnePass, Strategy, est
 from vijax.engine._one_pass import one_pass
 from vijax.engine._refusals import CURE, densities_disagree, not_one_value_per_draw
 from vijax.engine._request import Needs, Request, admit, is_mean, require, require_log_joint, stopped_log_prob
+from vijax.engine._states import States, floored, parts
 
 __all__ = [
     "CURE",
@@ -18,17 +19,20 @@ __all__ = [
     "OnePass",
     "Plan",
     "Request",
+    "States",
     "Strategy",
     "admit",
     "chunked",
     "densities_disagree",
     "estimate",
     "evaluate",
+    "floored",
     "iid",
     "is_mean",
     "make_objective",
     "not_one_value_per_draw",
     "one_pass",
+    "parts",
     "plan",
     "require",
     "require_log_joint",

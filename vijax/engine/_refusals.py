@@ -130,3 +130,16 @@ def leaf_without_batch(name: str, shape: tuple[int, ...], batch: tuple[int, ...]
         f"each leaf of a draw must begin with q's batch shape {batch}; leaf '{name}' is {shape}. Use "
         "gradients.reparam, or give q that batch shape."
     )
+
+
+def not_states(estimator: str, found: str) -> ValueError:
+    """A q that is not made of independent Bernoulli or categorical variables."""
+    return ValueError(
+        f"{estimator} needs a q of independent Bernoulli or categorical variables that shows its logits as q.logits "
+        f"(or a dict or tuple of such q), and {found}; {CURE}."
+    )
+
+
+def not_independent_latents(estimator: str, leaf: str) -> ValueError:
+    """A leaf that is given earlier ones, where the estimator takes each leaf by itself."""
+    return ValueError(f"{estimator} needs independent latents, and leaf '{leaf}' is given the earlier ones; {CURE}.")

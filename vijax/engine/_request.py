@@ -14,6 +14,7 @@ from jaxtyping import Array
 from vijax import checks, jaxprs
 from vijax.engine import _refusals as refusals
 from vijax.engine._evaluate import Plan, evaluate, plan
+from vijax.engine._states import States, states
 from vijax.types import (
     Bound,
     ClosedForms,
@@ -113,6 +114,11 @@ class Request:
         if scored.moving is not None:
             raise refusals.support_moves(self.estimator, scored.moving)
         return scored.names
+
+    @cached_property
+    def states(self) -> States:
+        """The states of a discrete q; refuses any other."""
+        return states(self.q, self.key, self.estimator)
 
     @cached_property
     def is_mean(self) -> bool:

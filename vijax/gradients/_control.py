@@ -8,9 +8,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Key
 
 from vijax import draws, jaxprs
-from vijax.engine import Estimator, Evaluated, Needs, Plan, Request, Strategy, make_objective
+from vijax.engine import Estimator, Evaluated, Needs, Plan, Request, States, Strategy, floored, make_objective
 from vijax.gradients._relaxed import conditional, hardest
-from vijax.gradients._states import States, floored, states
 from vijax.numerics import with_score
 from vijax.types import Bound, Estimate, LogJoint, Objective, PyTree
 
@@ -92,7 +91,7 @@ def _controlled(bound: Bound, control: Control, name: str) -> Controlled:
         """Make the objective whose derivative is that of the q's gradient (0), or of its square (1)."""
 
         def strategy(request: Request) -> Strategy:
-            known = states(request.q, request.key, name)
+            known = request.states
 
             def evaluate(seeds: Plan) -> Evaluated:
                 return _evaluate(request, seeds, parameters, known, control)

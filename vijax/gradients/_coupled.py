@@ -8,8 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from vijax import draws
-from vijax.engine import Estimator, Evaluated, Needs, Plan, Request, Strategy, make_objective
-from vijax.gradients._states import States, floored, states
+from vijax.engine import Estimator, Evaluated, Needs, Plan, Request, States, Strategy, floored, make_objective
 from vijax.numerics import with_score
 from vijax.types import Bound, Objective
 
@@ -78,7 +77,7 @@ def _disarmed(u: Array, a: Array, b: Array, other: Array) -> Array:
 
 def _coupled(bound: Bound, direction: Direction, name: str) -> Objective:
     def strategy(request: Request) -> Strategy:
-        known = states(request.q, request.key, name)
+        known = request.states
         seeds = request.plan(draws.antithetic, request.num_samples)
 
         def evaluate(seeds: Plan) -> Evaluated:
@@ -100,23 +99,25 @@ def _coupled(bound: Bound, direction: Direction, name: str) -> Objective:
     return make_objective(name, bound, draws.iid, Estimator(needs, strategy))
 
 
-def _draw(seed: Any, found: States, direction: Direction) -> tuple[Any, Array, Array]:
+def _draw(seed: Any, known: States, direction: Direction) -> tuple[Any, Array, Array]:
     """Return one draw of a pair, its log q (stopped), and Σ direction · a with the derivative of q's parameters."""
     key, mirrored = seed
-    keys = jax.random.split(key, len(found.log_probs))
-    hot, along = [], []
-    for key, log_probs in zip(keys, found.log_probs, strict=True):
-        live = sticks(log_probs)
-        a = jax.lax.stop_gradient(live)
+    keys = jax.random.split(key, len(known.log_probs))
+    one_hot, directions, logits = [], [], []
+    for key, log_probs in zip(keys, known.log_probs, strict=True):
+        of_bits = sticks(log_probs)
+        a = jax.lax.stop_gradient(of_bits)
         u = jax.random.uniform(key, a.shape, a.dtype)
-        b = (u > jax.nn.sigmoid(-a)).astype(a.dtype)
-        other = (u < jax.nn.sigmoid(a)).astype(a.dtype)
-        # Bits after the first one set decide nothing; those that decide nothing in either draw are pure noise.
-        reached = jnp.maximum(_before(b), _before(other))
-        along.append((reached * direction(u, a, b, other), live))
-        hot.append(_first(jnp.where(mirrored, other, b)))
-    log_q = found.stopped().log_prob(hot)
-    return found.draw(hot), log_q, found.dot(*map(list, zip(*along, strict=True)))
+        bits = (u > jax.nn.sigmoid(-a)).astype(a.dtype)
+        others = (u < jax.nn.sigmoid(a)).astype(a.dtype)
+        # Bits after the first one set decide nothing; those that decide nothing in either draw are
+        # pure noise.
+        reached = jnp.maximum(_before(bits), _before(others))
+        directions.append(reached * direction(u, a, bits, others))
+        logits.append(of_bits)
+        one_hot.append(_first(jnp.where(mirrored, others, bits)))
+    log_q = jax.lax.stop_gradient(known.log_prob(one_hot))
+    return known.draw(one_hot), log_q, known.dot(directions, logits)
 
 
 def sticks(log_probs: Array) -> Array:

@@ -12,7 +12,6 @@ from vijax.engine import require_log_joint
 from vijax.numerics import with_score
 from vijax.types import (
     Bound,
-    Distribution,
     Draws,
     Estimate,
     Joint,
@@ -20,6 +19,7 @@ from vijax.types import (
     Objective,
     PyTree,
     derive,
+    is_conditional,
     lift,
     properties,
 )
@@ -95,8 +95,7 @@ def _independent(q: Any, estimators: Any) -> Joint:
     if sorted(map(str, own)) != sorted(map(str, q.names())):
         raise ValueError(f"estimators are for the leaves {own}, and q has {q.names()}: name one for each leaf of q.")
     for name in q.names():
-        part = q.conditionals[name]
-        if callable(part) and not isinstance(part, Distribution) and not hasattr(part, "log_prob"):
+        if is_conditional(q.conditionals[name]):
             raise ValueError(
                 f"leaf {name!r} of q is given earlier leaves, whose draws differ from draw to draw: gradients.each "
                 "takes independent leaves; use gradients.auto or factored."

@@ -10,8 +10,7 @@ from jax.scipy.stats import norm
 from jaxtyping import Array
 
 from vijax import draws, jaxprs
-from vijax.engine import CURE, Estimator, Evaluated, Needs, Plan, Request, Strategy, make_objective
-from vijax.gradients._states import parts
+from vijax.engine import CURE, Estimator, Evaluated, Needs, Plan, Request, Strategy, make_objective, parts
 from vijax.gradients._sums import changes, coordinates_first, each_coordinate, scored, swaps
 from vijax.types import Bound, Objective
 

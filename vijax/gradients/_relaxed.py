@@ -14,8 +14,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike
 
 from vijax import draws
-from vijax.engine import Estimator, Evaluated, Needs, Plan, Request, Strategy, make_objective
-from vijax.gradients._states import floored, states
+from vijax.engine import Estimator, Evaluated, Needs, Plan, Request, Strategy, floored, make_objective
 from vijax.numerics import with_score
 from vijax.types import Bound, Objective
 
@@ -164,7 +163,7 @@ def _relaxed(name: str, bound: Bound, point: Point, *, stop_density: bool) -> Ob
     """
 
     def strategy(request: Request) -> Strategy:
-        known = states(request.q, request.key, name)
+        known = request.states
         density = known.stopped() if stop_density and request.is_mean else known
 
         def relaxed_draw(key: Any) -> tuple[Any, Array]:

@@ -10,9 +10,8 @@ import numpy as np
 from jaxtyping import Array
 
 from vijax import draws
-from vijax.engine import Estimator, Evaluated, Needs, Plan, Request, Strategy, make_objective
+from vijax.engine import Estimator, Evaluated, Needs, Plan, Request, States, Strategy, floored, make_objective
 from vijax.gradients._relaxed import hardest
-from vijax.gradients._states import States, floored, states
 from vijax.numerics import with_score
 from vijax.types import Bound, Draw, Objective
 
@@ -45,7 +44,7 @@ def local_expectation(bound: Bound) -> Objective:
 
 
 def _local_expectation(request: Request) -> Strategy:
-    known = states(request.q, request.key, "local_expectation")
+    known = request.states
 
     def evaluate(seeds: Plan) -> Evaluated:
         one_hot = jax.vmap(lambda key: _sample(key, known))(seeds.draw)
@@ -95,7 +94,7 @@ def top_states(bound: Bound, *, states: int) -> Objective:
 
 
 def _top_states(request: Request, top: int) -> Strategy:
-    known, log_probs = _one_variable(request.q, request.key, top)
+    known, log_probs = _one_variable(request.states, top)
     stopped = jax.lax.stop_gradient(log_probs)
     chosen = jax.lax.top_k(stopped, top)[1]
     is_top = jnp.sum(jax.nn.one_hot(chosen, stopped.shape[-1], dtype=stopped.dtype), -2) > 0
@@ -145,8 +144,7 @@ def _numbered_seeds(key: Any, num_samples: int) -> tuple[Array, Any]:
     return jnp.arange(num_samples), draws.iid.seeds(key, num_samples)
 
 
-def _one_variable(q: Any, key: Any, top: int) -> tuple[States, Array]:
-    known = states(q, key, "top_states")
+def _one_variable(known: States, top: int) -> tuple[States, Array]:
     log_probs = known.log_probs[0]
     if len(known.log_probs) > 1 or log_probs.ndim != known.batch + 1:
         raise ValueError(

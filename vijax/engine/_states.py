@@ -1,6 +1,6 @@
 """The states of a discrete q: logits found by their usual name, and believed once q's own density confirms them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -9,8 +9,8 @@ import numpy as np
 from jaxtyping import Array
 
 from vijax import jaxprs
-from vijax.engine import CURE
-from vijax.types import Joint, PyTree
+from vijax.engine import _refusals as refusals
+from vijax.types import Joint, PyTree, is_conditional
 
 
 class States(NamedTuple):
@@ -104,7 +104,7 @@ def states(q: Any, key: Any, estimator: str) -> States:
     leaf_qs = parts(q, estimator)
     if len(leaf_qs) != len(leaves):
         found = f"this one draws {len(leaves)} arrays from {len(leaf_qs)} distributions"
-        raise _refusal(estimator, found)
+        raise refusals.not_states(estimator, found)
     pairs = list(zip(leaf_qs, leaves, strict=True))
     kinds = [_kind(leaf_q, leaf, log_q.shape, estimator) for leaf_q, leaf in pairs]
 
@@ -131,21 +131,14 @@ def _kind(leaf_q: Any, leaf: Any, batch: tuple[int, ...], estimator: str) -> Kin
     """Return the kind of a leaf: of those that its shapes allow, the one that its density confirms."""
     logits = jax.eval_shape(lambda: _logits(leaf_q))
     if logits is None:
-        raise _refusal(estimator, f"{type(leaf_q).__name__} shows none")
+        raise refusals.not_states(estimator, f"{type(leaf_q).__name__} shows none")
     possible = [k for k in (BERNOULLI, ONE_HOT, CATEGORICAL) if k.fits(leaf.shape, logits.shape)]
     misfits = [_misfit(leaf_q, kind, leaf) for kind in possible]
     least = min(misfits, default=np.inf)
     if least > 1 or leaf.shape[: len(batch)] != batch:
         found = f"the density of {type(leaf_q).__name__} is not that of its logits"
-        raise _refusal(estimator, found)
+        raise refusals.not_states(estimator, found)
     return possible[misfits.index(least)]
-
-
-def _refusal(estimator: str, found: str) -> ValueError:
-    return ValueError(
-        f"{estimator} needs a q of independent Bernoulli or categorical variables that shows its logits as q.logits "
-        f"(or a dict or tuple of such q), and {found}; {CURE}."
-    )
 
 
 def parts(q: Any, estimator: str) -> list[Any]:
@@ -153,12 +146,9 @@ def parts(q: Any, estimator: str) -> list[Any]:
     if not isinstance(q, Joint):
         return [q]
     for name in q.names():
-        part = q.conditionals[name]
-        if callable(part) and not hasattr(part, "log_prob"):
-            raise ValueError(
-                f"{estimator} needs independent latents, and leaf '{name}' is given the earlier ones; {CURE}."
-            )
-    names = sorted(q.names()) if hasattr(q.conditionals, "keys") else q.names()
+        if is_conditional(q.conditionals[name]):
+            raise refusals.not_independent_latents(estimator, name)
+    names = sorted(q.names()) if isinstance(q.conditionals, Mapping) else q.names()
     return [leaf for name in names for leaf in parts(q.conditional(name, {}), estimator)]
 
 
