@@ -17,20 +17,37 @@ from benchmarks._report import Options, Table, write
 
 
 def main() -> None:
-    names = [m.name for m in pkgutil.iter_modules(benchmarks.__path__) if not m.name.startswith("_")]
-    parser = argparse.ArgumentParser("python -m benchmarks", description="Benchmarks of vijax beside its peers.")
+    names = [
+        m.name for m in pkgutil.iter_modules(benchmarks.__path__) if not m.name.startswith("_")
+    ]
+    parser = argparse.ArgumentParser(
+        "python -m benchmarks", description="Benchmarks of vijax beside its peers."
+    )
     parser.add_argument("name", choices=names)
-    parser.add_argument("--quick", action="store_true", help="few rounds and settings: to see that it runs")
+    parser.add_argument(
+        "--quick", action="store_true", help="few rounds and settings: to see that it runs"
+    )
     parser.add_argument("--json", type=Path, metavar="PATH", help="where to write the rows")
-    parser.add_argument("--data", type=Path, metavar="DIR", help="folder with binarized_mnist/ or posteriordb/")
+    parser.add_argument(
+        "--data", type=Path, metavar="DIR", help="folder with binarized_mnist/ or posteriordb/"
+    )
     args = parser.parse_args()
 
     start, table = time.time(), Table()
-    device = f"{jax.devices()[0].platform}: {jax.devices()[0].device_kind}, {os.cpu_count()} CPU cores"
+    device = (
+        f"{jax.devices()[0].platform}: {jax.devices()[0].device_kind}, {os.cpu_count()} CPU cores"
+    )
     print(f"{args.name}{', quick' if args.quick else ''}: jax {jax.__version__} on {device}")
-    context = {"benchmark": args.name, "quick": args.quick, "jax": jax.__version__, "device": device}
+    context = {
+        "benchmark": args.name,
+        "quick": args.quick,
+        "jax": jax.__version__,
+        "device": device,
+    }
     try:
-        for r in importlib.import_module(f"benchmarks.{args.name}").run(Options(args.quick, args.data)):
+        for r in importlib.import_module(f"benchmarks.{args.name}").run(
+            Options(args.quick, args.data)
+        ):
             table.add(r | context)
     finally:  # an interrupted run keeps what it has measured
         if args.json:

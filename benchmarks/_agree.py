@@ -20,7 +20,8 @@ WORST = 4.5
 def distance(a: model.Params, b: model.Params) -> float:
     """Relative distance of two gradients, the larger of encoder's and decoder's."""
     return max(
-        float(optax.tree.norm(optax.tree.sub(a[p], b[p])) / optax.tree.norm(b[p])) for p in ("encoder", "decoder")
+        float(optax.tree.norm(optax.tree.sub(a[p], b[p])) / optax.tree.norm(b[p]))
+        for p in ("encoder", "decoder")
     )
 
 
@@ -37,7 +38,10 @@ def same_noise(batch: int, k: int, x: Array) -> Iterator[Row]:
         return (z - mean) * jnp.exp(-log_scale)
 
     e = jax.jit(noise)()
-    for name, loss in (("vijax reparam", contenders.raw_loss), ("vijax dreg", contenders.raw_dreg_loss)):
+    for name, loss in (
+        ("vijax reparam", contenders.raw_loss),
+        ("vijax dreg", contenders.raw_dreg_loss),
+    ):
         by_hand = jax.jit(jax.grad(loss))(params, e, x)
         for variant in [n for n in contenders.LOSSES if n.startswith(name)]:
             try:
@@ -54,7 +58,9 @@ def same_keys(name: str, batch: int, k: int, x: Array) -> Iterator[Row]:
     params, key = model.init(jax.random.key(1)), jax.random.key(0)
     setting = f"gradient, relative distance from all examples at once, batch {batch}, K = {k}"
     gradient = contenders.REPARAM if "reparam" in name else contenders.DREG
-    whole = jax.jit(jax.grad(contenders.example_loss(gradient, k)))(params, jax.random.split(key, batch), x)
+    whole = jax.jit(jax.grad(contenders.example_loss(gradient, k)))(
+        params, jax.random.split(key, batch), x
+    )
     try:
         _, grouped = jax.jit(contenders.value_and_grad(name, batch, k))(params, key, x)
     except Exception as why:
@@ -77,14 +83,20 @@ def in_distribution(batch: int, k: int, x: Array, draws: int) -> Iterator[Row]:
 
         def one(key: Array) -> Array:
             loss, gradient = evaluate(params, key, x)
-            seen = [optax.tree.vdot(gradient[part], direction[part]) for part in ("encoder", "decoder")]
+            seen = [
+                optax.tree.vdot(gradient[part], direction[part]) for part in ("encoder", "decoder")
+            ]
             return jnp.stack([loss, *seen])
 
-        found = jax.jit(lambda keys: jax.lax.map(one, keys))(jax.random.split(jax.random.key(seed), draws))
+        found = jax.jit(lambda keys: jax.lax.map(one, keys))(
+            jax.random.split(jax.random.key(seed), draws)
+        )
         return np.asarray(found, np.float64)
 
     reference = statistics("raw", 100)
-    others = [n for n in contenders.STEP if n not in ("raw", "raw A/A")] + ["vijax dreg, groups of data"]
+    others = [n for n in contenders.STEP if n not in ("raw", "raw A/A")] + [
+        "vijax dreg, groups of data"
+    ]
     for i, name in enumerate(others):
         try:
             found = statistics(name, 101 + i)
@@ -96,7 +108,9 @@ def in_distribution(batch: int, k: int, x: Array, draws: int) -> Iterator[Row]:
         relative = found.mean(0) / reference.mean(0)
         # What the test could see: a difference of this fraction is found four times out of five.
         detectable = np.abs((WORST + 0.84) * error / reference.mean(0))
-        text = ", ".join(f"{p} {r:.3f}" for p, r in zip(("loss", "encoder", "decoder"), relative, strict=True))
+        text = ", ".join(
+            f"{p} {r:.3f}" for p, r in zip(("loss", "encoder", "decoder"), relative, strict=True)
+        )
         seen = ", ".join(f"{d:.1%}" for d in detectable)
         yield row(
             name, setting, float(np.abs(z).max()), "s.e.", bar=WORST, note=f"{text}; detectable: {seen}",

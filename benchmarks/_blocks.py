@@ -27,7 +27,9 @@ class Labels(NamedTuple):
 
     logits: Array
 
-    def sample_and_log_prob(self, *, seed: Any, sample_shape: tuple[int, ...] = ()) -> tuple[Array, Array]:
+    def sample_and_log_prob(
+        self, *, seed: Any, sample_shape: tuple[int, ...] = ()
+    ) -> tuple[Array, Array]:
         c = jax.random.categorical(seed, self.logits, shape=(*sample_shape, len(self.logits)))
         log_prob = self.log_prob
         for _ in sample_shape:
@@ -44,7 +46,9 @@ class Rates(NamedTuple):
     log_a: Array
     log_b: Array
 
-    def sample_and_log_prob(self, *, seed: Any, sample_shape: tuple[int, ...] = ()) -> tuple[Array, Array]:
+    def sample_and_log_prob(
+        self, *, seed: Any, sample_shape: tuple[int, ...] = ()
+    ) -> tuple[Array, Array]:
         a = jnp.broadcast_to(jnp.exp(self.log_a), (*sample_shape, len(self.log_a)))
         b = jax.random.gamma(seed, a) / jnp.exp(self.log_b)
         log_prob = self.log_prob
@@ -126,9 +130,13 @@ def quadrature(collapsed: Callable[[Array], Array], q: dict[str, Array], points:
     """log ∫ p(x, z) dz by the trapezoid rule in q's own axes, seven of its scales to each side."""
     d = q["loc"].size
     axis = np.linspace(-7, 7, points)
-    grid = jnp.asarray(np.stack(np.meshgrid(*[axis] * d, indexing="ij"), -1).reshape(-1, d), jnp.float32)
+    grid = jnp.asarray(
+        np.stack(np.meshgrid(*[axis] * d, indexing="ij"), -1).reshape(-1, d), jnp.float32
+    )
     root = root_of(q)
-    log_p = jax.jit(lambda g: jax.lax.map(lambda e: collapsed(q["loc"] + root @ e), g, batch_size=5000))(grid)
+    log_p = jax.jit(
+        lambda g: jax.lax.map(lambda e: collapsed(q["loc"] + root @ e), g, batch_size=5000)
+    )(grid)
     log_p = np.asarray(log_p, np.float64)
     volume = d * np.log(axis[1] - axis[0]) + float(jnp.sum(q["log_scale"]))
     # Where the precision is lost in the far tail, so is the mass.
@@ -152,13 +160,22 @@ def ridge() -> Model:
     b = normal(given.mean, half.T @ half)
     name = "ridge regression, coefficients by collapse_gaussian"
     return Model(
-        name, full, collapsed, {"z": q, "b": b}, NORMAL.dist, False, lambda: quadrature(collapsed, q, 61), (x, y)
+        name,
+        full,
+        collapsed,
+        {"z": q, "b": b},
+        NORMAL.dist,
+        False,
+        lambda: quadrature(collapsed, q, 61),
+        (x, y),
     )
 
 
 def mixture() -> Model:
     rng = np.random.default_rng(1)
-    x = jnp.asarray(np.concatenate([rng.normal(-1.5, 0.8, 12), rng.normal(1.5, 0.8, 18)]), jnp.float32)
+    x = jnp.asarray(
+        np.concatenate([rng.normal(-1.5, 0.8, 12), rng.normal(1.5, 0.8, 18)]), jnp.float32
+    )
 
     def terms(z: Array, c: Array) -> dict[str, Array]:  # two means, a log-scale, a logit
         log_weights = jax.nn.log_sigmoid(jnp.stack([-z[3], z[3]]))
@@ -208,7 +225,11 @@ def switching() -> Model:
     full = lambda z, c: path(likelihood(z), c) + seen(z)  # noqa: E731
     collapsed = lambda z: vj.sequences.hmm(START, STAY, likelihood(z)).log_evidence + seen(z)  # noqa: E731
     q = at_mode(collapsed, x)
-    b = {"logits": softened(vj.sequences.hmm(START, STAY, likelihood(q["loc"])).posterior.log_marginals())}
+    b = {
+        "logits": softened(
+            vj.sequences.hmm(START, STAY, likelihood(q["loc"])).posterior.log_marginals()
+        )
+    }
 
     def exact() -> float:
         """Sum the Kalman filter's evidence over all paths of the regime."""
@@ -218,7 +239,9 @@ def switching() -> Model:
                 jnp.zeros(1), jnp.square(NOISE[c[0]])[None, None], DECAY[c[1:], None, None],
                 jnp.square(NOISE[c[1:]])[:, None, None], jnp.eye(1), SEEN**2 * jnp.eye(1),
             )  # fmt: skip
-            return vj.sequences.kalman_filter(model, x[:, None]).log_evidence + path(jnp.zeros((steps, 2)), c)
+            return vj.sequences.kalman_filter(model, x[:, None]).log_evidence + path(
+                jnp.zeros((steps, 2)), c
+            )
 
         paths = jnp.asarray(list(itertools.product([0, 1], repeat=steps)))
         return float(logsumexp(jax.jit(jax.vmap(evidence))(paths)))
@@ -260,10 +283,20 @@ def hidden() -> Model:
     full = lambda z, c: prior(z) + path(likelihood(z), c)  # noqa: E731
     collapsed = lambda z: prior(z) + vj.sequences.hmm(START, STAY, likelihood(z)).log_evidence  # noqa: E731
     q = at_mode(collapsed, PRIOR[:2])
-    b = {"logits": softened(vj.sequences.hmm(START, STAY, likelihood(q["loc"])).posterior.log_marginals())}
+    b = {
+        "logits": softened(
+            vj.sequences.hmm(START, STAY, likelihood(q["loc"])).posterior.log_marginals()
+        )
+    }
     exact = lambda: quadrature(collapsed, q, 61)  # noqa: E731
     name = "hidden Markov model, the chain by hmm"
     return Model(name, full, collapsed, {"z": q, "b": b}, lambda b: Labels(**b), True, exact, x)
 
 
-MODELS = {"ridge": ridge, "mixture": mixture, "switching": switching, "counts": counts, "hidden": hidden}
+MODELS = {
+    "ridge": ridge,
+    "mixture": mixture,
+    "switching": switching,
+    "counts": counts,
+    "hidden": hidden,
+}

@@ -35,7 +35,9 @@ def raw_loss(params: Params, e: Array, x: Array, log_joint: LogJoint = flat_log_
 
 
 def raw(k: int, loss: Callable[..., Array] = raw_loss) -> Loss:
-    return lambda params, key, x: loss(params, jax.random.normal(key, (k, len(x), model.LATENTS)), x)
+    return lambda params, key, x: loss(
+        params, jax.random.normal(key, (k, len(x), model.LATENTS)), x
+    )
 
 
 @jax.custom_jvp
@@ -55,7 +57,9 @@ def raw_dreg_loss(params: Params, e: Array, x: Array) -> Array:
     stopped_mean, stopped_log_scale = jax.lax.stop_gradient((mean, log_scale))
 
     def log_w(z: Array) -> Array:
-        log_q = model.standard_normal((z - stopped_mean) * jnp.exp(-stopped_log_scale)) - jnp.sum(stopped_log_scale, -1)
+        log_q = model.standard_normal((z - stopped_mean) * jnp.exp(-stopped_log_scale)) - jnp.sum(
+            stopped_log_scale, -1
+        )
         return flat_log_joint(params, x, z) - log_q
 
     if e.shape[0] > 1:
@@ -72,12 +76,18 @@ class Normal:
     def __init__(self, mean: Array, log_scale: Array):
         self.mean, self.log_scale = mean, log_scale
 
-    def sample_and_log_prob(self, *, seed: Any, sample_shape: tuple[int, ...] = ()) -> tuple[Array, Array]:
+    def sample_and_log_prob(
+        self, *, seed: Any, sample_shape: tuple[int, ...] = ()
+    ) -> tuple[Array, Array]:
         e = jax.random.normal(seed, (*sample_shape, *self.mean.shape))
-        return self.mean + jnp.exp(self.log_scale) * e, model.standard_normal(e) - jnp.sum(self.log_scale, -1)
+        return self.mean + jnp.exp(self.log_scale) * e, model.standard_normal(e) - jnp.sum(
+            self.log_scale, -1
+        )
 
     def log_prob(self, z: Array, /) -> Array:
-        return model.standard_normal((z - self.mean) * jnp.exp(-self.log_scale)) - jnp.sum(self.log_scale, -1)
+        return model.standard_normal((z - self.mean) * jnp.exp(-self.log_scale)) - jnp.sum(
+            self.log_scale, -1
+        )
 
 
 def objective(gradient: Callable[..., Any], k: int) -> Any:
@@ -94,7 +104,9 @@ def flat_matmul(x: Array, weight: Array) -> Array:
 
 
 @flat_matmul.def_vmap
-def _flat_matmul_vmap(size: int, batched: list[bool], x: Array, weight: Array) -> tuple[Array, bool]:
+def _flat_matmul_vmap(
+    size: int, batched: list[bool], x: Array, weight: Array
+) -> tuple[Array, bool]:
     if not batched[0] or batched[1]:
         raise NotImplementedError("only x may be batched.")
     return (x.reshape(-1, x.shape[-1]) @ weight).reshape(*x.shape[:-1], -1), True
@@ -118,7 +130,9 @@ def vijax(
 
     def loss(params: Params, key: Array, x: Array) -> Array:
         q = family(*model.encode(params, x))
-        return -jnp.mean(estimate(key, partial(log_joint, params, x), q, num_samples=k, chunk_size=chunk).value)
+        return -jnp.mean(
+            estimate(key, partial(log_joint, params, x), q, num_samples=k, chunk_size=chunk).value
+        )
 
     return loss
 
@@ -140,7 +154,9 @@ def single_loss(gradient: Callable[..., Any], k: int, chunk: int) -> Callable[..
 
     def loss(params: Params, keys: Array, x: Array) -> Array:
         q = Normal(*model.encode(params, x))
-        value = estimate(keys[0], partial(model.log_joint, params, x), q, num_samples=k, chunk_size=chunk).value
+        value = estimate(
+            keys[0], partial(model.log_joint, params, x), q, num_samples=k, chunk_size=chunk
+        ).value
         return -jnp.mean(value)
 
     return loss
@@ -151,7 +167,9 @@ def group_of(batch: int, k: int, rows: int = 1600) -> int:
     return max(g for g in range(1, batch + 1) if batch % g == 0 and (g == 1 or g * k <= rows))
 
 
-def vijax_in_groups(batch: int, k: int, gradient: Callable[..., Any], chunk: int | None = None) -> ValueAndGrad:
+def vijax_in_groups(
+    batch: int, k: int, gradient: Callable[..., Any], chunk: int | None = None
+) -> ValueAndGrad:
     """The README's fast recipe: value and gradient of one group of data after the other, activations still in cache.
 
     microbatch of value_and_grad, and not micro_grad: that one makes a gradient for each example before it adds them up.
@@ -173,10 +191,14 @@ def vijax_streaming(k: int, points: int, chunk: int) -> Loss:
         def group(keyed: tuple[Array, Array]) -> Array:
             key, x = keyed
             q = Normal(*model.encode(params, x))
-            return estimate(key, partial(model.log_joint, params, x), q, num_samples=k, chunk_size=chunk).value
+            return estimate(
+                key, partial(model.log_joint, params, x), q, num_samples=k, chunk_size=chunk
+            ).value
 
         groups = len(x) // points
-        return -jnp.mean(jax.lax.map(group, (jax.random.split(key, groups), x.reshape(groups, points, -1))))
+        return -jnp.mean(
+            jax.lax.map(group, (jax.random.split(key, groups), x.reshape(groups, points, -1)))
+        )
 
     return loss
 

@@ -58,7 +58,9 @@ def loop(step: Callable[[Any], Any], state: Any, steps: Array) -> Any:
     return jax.lax.fori_loop(0, steps, lambda _, s: step(s), state)
 
 
-def family_draw(family: vj.Family, params: Callable[[Any], Any]) -> Callable[..., tuple[Array, Array]]:
+def family_draw(
+    family: vj.Family, params: Callable[[Any], Any]
+) -> Callable[..., tuple[Array, Array]]:
     def draw(key: Array, state: Any, n: int) -> tuple[Array, Array]:
         return family.dist(params(state)).sample_and_log_prob(seed=key, sample_shape=(n,))
 
@@ -91,7 +93,12 @@ def stochastic(
         def step(state: Any) -> Any:
             key, params, opt = state
             key, of_step = jax.random.split(key)
-            down = lambda p: -objective(of_step, log_density, family.dist(p), num_samples=num_samples).value  # noqa: E731
+
+            def down(p):
+                return -objective(
+                    of_step, log_density, family.dist(p), num_samples=num_samples
+                ).value  # noqa: E731
+
             updates, opt = optimizer.update(jax.grad(down)(params), opt)
             return key, optax.apply_updates(params, updates), opt
 
@@ -115,16 +122,28 @@ def update(kind: str, rule: vj.types.Rule, family: vj.Family, y: Array, steps: i
 
         return loop(step, state, steps)
 
-    return Fit(kind, start, advance, family_draw(family, lambda s: rule.params(s[1])), ((0.0, steps),))
+    return Fit(
+        kind, start, advance, family_draw(family, lambda s: rule.params(s[1])), ((0.0, steps),)
+    )
 
 
-def natural(kind: str, family: vj.Family, log_density: LogDensity, y: Array, num_samples: int = NATURAL_DRAWS) -> Fit:
+def natural(
+    kind: str,
+    family: vj.Family,
+    log_density: LogDensity,
+    y: Array,
+    num_samples: int = NATURAL_DRAWS,
+) -> Fit:
     rule = vj.updates.natural_gradient(log_density, num_samples=num_samples)
     return update(kind, rule, family, y, 1000)
 
 
 def projected(
-    log_density: LogDensity, y: Array, num_samples: int = NATURAL_DRAWS, steps: int = 30, family: Any = None
+    log_density: LogDensity,
+    y: Array,
+    num_samples: int = NATURAL_DRAWS,
+    steps: int = 30,
+    family: Any = None,
 ) -> Fit:
     """The mean-field Gaussian nearest to the full-rank one of natural gradients, and natural gradients of its own.
 
@@ -137,7 +156,9 @@ def projected(
 
     def start(key: Array) -> Any:
         of_full, key = jax.random.split(key)
-        _, found = full.advance(full.start(of_full), jnp.asarray(steps), jnp.zeros(()), jnp.ones(()))
+        _, found = full.advance(
+            full.start(of_full), jnp.asarray(steps), jnp.zeros(()), jnp.ones(())
+        )
         key, state = own.start(key)
         precision = jnp.sum(jnp.square(jnp.linalg.inv(found.root)), 0)  # the diagonal of Λ
         return key, state._replace(loc=found.loc, root=precision**-0.5)
@@ -175,16 +196,22 @@ def pathfinder(log_density: LogDensity, y: Array) -> Fit:
 # --- NumPyro
 
 
-def numpyro(kind: str, guide_name: str, log_density: LogDensity, y: Array, particles: int = 1) -> Fit:
+def numpyro(
+    kind: str, guide_name: str, log_density: LogDensity, y: Array, particles: int = 1
+) -> Fit:
     """An AutoGuide of one improper site with the log-density as a factor; it starts from 0, which is `y` here."""
     numpyro, infer = peer("numpyro"), peer("numpyro.infer")
     guides, dist = peer("numpyro.infer.autoguide"), numpyro.distributions
 
     def model() -> None:
-        latents = numpyro.sample("y", dist.ImproperUniform(dist.constraints.real_vector, (), (y.size,)))
+        latents = numpyro.sample(
+            "y", dist.ImproperUniform(dist.constraints.real_vector, (), (y.size,))
+        )
         numpyro.factor("log_p", log_density(latents + y))
 
-    guide = getattr(guides, guide_name)(model, init_loc_fn=infer.init_to_value(values={"y": jnp.zeros_like(y)}))
+    guide = getattr(guides, guide_name)(
+        model, init_loc_fn=infer.init_to_value(values={"y": jnp.zeros_like(y)})
+    )
 
     def svi(rate: Any, total: Any) -> Any:
         return infer.SVI(model, guide, adam(rate, total), infer.Trace_ELBO(num_particles=particles))
@@ -204,7 +231,9 @@ def numpyro(kind: str, guide_name: str, log_density: LogDensity, y: Array, parti
         else:
             q = guide.get_posterior(params)
         z, intermediates = (
-            q.sample_with_intermediates(key, (n,)) if hasattr(q, "transforms") else (q.sample(key, (n,)), None)
+            q.sample_with_intermediates(key, (n,))
+            if hasattr(q, "transforms")
+            else (q.sample(key, (n,)), None)
         )
         return z + y, q.log_prob(z, intermediates) if intermediates is not None else q.log_prob(z)
 
@@ -260,18 +289,26 @@ def contenders(log_density: LogDensity, y: Array) -> dict[str, Callable[[], Fit]
     return {
         "vijax mean-field, natural gradient": partial(projected, log_density, y),
         "vijax mean-field, natural gradient, 16 draws": partial(projected, log_density, y, FEW),
-        "vijax mean-field, natural gradient, 16 draws, 10 steps before": partial(projected, log_density, y, FEW, 10),
+        "vijax mean-field, natural gradient, 16 draws, 10 steps before": partial(
+            projected, log_density, y, FEW, 10
+        ),
         "vijax mean-field, dreg(elbo), 1 draw": partial(
             stochastic, MEAN_FIELD, families.mean_field(), log_density, y, num_samples=1
         ),
         "vijax mean-field, natural gradient, 16 draws, from Laplace": partial(
             projected, log_density, y, FEW, 0, laplace
         ),
-        "vijax mean-field, dreg(elbo)": partial(stochastic, MEAN_FIELD, families.mean_field(), log_density, y),
+        "vijax mean-field, dreg(elbo)": partial(
+            stochastic, MEAN_FIELD, families.mean_field(), log_density, y
+        ),
         "numpyro AutoNormal": partial(numpyro, MEAN_FIELD, "AutoNormal", log_density, y),
-        "numpyro AutoNormal, 8 particles": partial(numpyro, MEAN_FIELD, "AutoNormal", log_density, y, 8),
+        "numpyro AutoNormal, 8 particles": partial(
+            numpyro, MEAN_FIELD, "AutoNormal", log_density, y, 8
+        ),
         "blackjax meanfield_vi": partial(blackjax, MEAN_FIELD, "meanfield_vi", log_density, y),
-        "vijax full-rank, natural gradient": partial(natural, FULL_RANK, families.full_rank(), log_density, y),
+        "vijax full-rank, natural gradient": partial(
+            natural, FULL_RANK, families.full_rank(), log_density, y
+        ),
         "vijax full-rank, natural gradient, 16 draws": partial(
             natural, FULL_RANK, families.full_rank(), log_density, y, FEW
         ),
@@ -281,8 +318,12 @@ def contenders(log_density: LogDensity, y: Array) -> dict[str, Callable[[], Fit]
         "vijax full-rank, dreg(elbo), 1 draw": partial(
             stochastic, FULL_RANK, families.full_rank(), log_density, y, num_samples=1
         ),
-        "vijax full-rank, dreg(elbo)": partial(stochastic, FULL_RANK, families.full_rank(), log_density, y),
-        "numpyro AutoMultivariateNormal": partial(numpyro, FULL_RANK, "AutoMultivariateNormal", log_density, y),
+        "vijax full-rank, dreg(elbo)": partial(
+            stochastic, FULL_RANK, families.full_rank(), log_density, y
+        ),
+        "numpyro AutoMultivariateNormal": partial(
+            numpyro, FULL_RANK, "AutoMultivariateNormal", log_density, y
+        ),
         "numpyro AutoMultivariateNormal, 8 particles": partial(
             numpyro, FULL_RANK, "AutoMultivariateNormal", log_density, y, 8
         ),

@@ -15,8 +15,17 @@ from benchmarks import _measure
 from benchmarks._report import Options, Row, ratio_of, row
 
 N, D = 500, 20
-BAR, LINEAR = 1.5, 1.15  # of the closed form's time; the most that time may grow as a power of the length
-OURS, HAND, SHORT, READY, CONTROL = "collapse_gaussian", "by hand", "by hand, yᵀy form", "by hand, XᵀX ready", "A/A"
+BAR, LINEAR = (
+    1.5,
+    1.15,
+)  # of the closed form's time; the most that time may grow as a power of the length
+OURS, HAND, SHORT, READY, CONTROL = (
+    "collapse_gaussian",
+    "by hand",
+    "by hand, yᵀy form",
+    "by hand, XᵀX ready",
+    "A/A",
+)
 Z = np.array([0.1, -0.2], np.float32)  # log s, log t
 
 
@@ -27,16 +36,25 @@ def log_joint(data: Any, z: Array, w: Array) -> Array:
 
 
 def ours(data: Any, z: Array) -> Array:
-    return vj.targets.collapse_gaussian(lambda z, w: log_joint(data, z, w), jnp.zeros(D, z.dtype))[0](z)
+    return vj.targets.collapse_gaussian(lambda z, w: log_joint(data, z, w), jnp.zeros(D, z.dtype))[
+        0
+    ](z)
 
 
-def by_hand(gram: Array, moment: Array, squares: Callable[[Array, Array], Array], z: Array) -> Array:
+def by_hand(
+    gram: Array, moment: Array, squares: Callable[[Array, Array], Array], z: Array
+) -> Array:
     """Return log p(y, z) from XᵀX and Xᵀy, by the Cholesky factor of the posterior precision [20, 20]."""
     over, prior = jnp.exp(-2 * z[0]), jnp.exp(-2 * z[1])
     root = jnp.linalg.cholesky(over * gram + prior * jnp.eye(D, dtype=z.dtype))
     half = solve_triangular(root, over * moment, lower=True)
     log_det = jnp.sum(jnp.log(jnp.diagonal(root)))
-    constant = jnp.sum(norm.logpdf(z)) - N * z[0] - D * z[1] - 0.5 * N * jnp.log(2 * jnp.pi).astype(z.dtype)
+    constant = (
+        jnp.sum(norm.logpdf(z))
+        - N * z[0]
+        - D * z[1]
+        - 0.5 * N * jnp.log(2 * jnp.pi).astype(z.dtype)
+    )
     return constant - log_det - 0.5 * squares(root, half)
 
 
@@ -94,7 +112,14 @@ def regression(options: Options) -> Iterator[Row]:
     for what, unit in (("flops", "FLOP"), ("bytes accessed", "B"), ("temporary memory", "B")):
         for name in (OURS, HAND, SHORT, READY):
             value = costs[name].get(what)
-            yield row(name, f"{metric}: {what} by XLA", value, unit, HAND, ratio_of(value, costs[HAND].get(what)))
+            yield row(
+                name,
+                f"{metric}: {what} by XLA",
+                value,
+                unit,
+                HAND,
+                ratio_of(value, costs[HAND].get(what)),
+            )
 
 
 def evidence(kalman: Any, x: Array, log_scales: Array) -> Array:
@@ -109,15 +134,23 @@ def evidence(kalman: Any, x: Array, log_scales: Array) -> Array:
 
 def chains(options: Options) -> Iterator[Row]:
     lengths = [300, 1000] if options.quick else [1000, 3162, 10_000]
-    filters = {"sequential": vj.sequences.kalman_filter, "parallel": vj.sequences.parallel_kalman_filter}
+    filters = {
+        "sequential": vj.sequences.kalman_filter,
+        "parallel": vj.sequences.parallel_kalman_filter,
+    }
     at, accelerator = jnp.log(jnp.array([0.5, 0.1, 1.0])), jax.devices()[0].platform != "cpu"
     seconds: dict[str, list[float]] = {name: [] for name in filters}
     for length in lengths:
         rng = np.random.default_rng(1)
-        x = jnp.asarray(np.cumsum(0.5 * rng.normal(size=length))[:, None] + rng.normal(size=(length, 1)), jnp.float32)
+        x = jnp.asarray(
+            np.cumsum(0.5 * rng.normal(size=length))[:, None] + rng.normal(size=(length, 1)),
+            jnp.float32,
+        )
         calls = {}
         for name, kalman in [*filters.items(), (CONTROL, filters["sequential"])]:
-            step = jax.jit(jax.value_and_grad(lambda x, s, kalman=kalman: evidence(kalman, x, s), argnums=1))
+            step = jax.jit(
+                jax.value_and_grad(lambda x, s, kalman=kalman: evidence(kalman, x, s), argnums=1)
+            )
             compiled = step.lower(x, at).compile()
             calls[name] = lambda compiled=compiled, x=x: compiled(x, at)
         values = [float(calls[name]()[0]) for name in filters]

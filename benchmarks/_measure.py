@@ -97,7 +97,11 @@ def paired(
 
 
 def trace_and_compile(
-    functions: dict[str, Callable[..., Any]], args: dict[str, Any], baseline: str, control: str, rounds: tuple[int, int]
+    functions: dict[str, Callable[..., Any]],
+    args: dict[str, Any],
+    baseline: str,
+    control: str,
+    rounds: tuple[int, int],
 ) -> tuple[Timings, Timings]:
     """Time trace + lower, and compile, in warm shuffled rounds: a new jit of a new function each time."""
 
@@ -105,7 +109,9 @@ def trace_and_compile(
         function = functions[name]
         return jax.jit(lambda *a: function(*a)).lower(*args[name])
 
-    traces = paired({n: functools.partial(lower, n) for n in functions}, baseline, rounds[0], control=control)
+    traces = paired(
+        {n: functools.partial(lower, n) for n in functions}, baseline, rounds[0], control=control
+    )
     seconds: dict[str, list[float]] = {n: [] for n in functions}
     order = list(functions)
     for r in range(rounds[1]):
@@ -151,11 +157,19 @@ def python(arguments: Sequence[str]) -> str:
     """Run a fresh interpreter on the source tree and return what it printed."""
     path = os.pathsep.join(p for p in (str(ROOT), os.environ.get("PYTHONPATH")) if p)
     done = subprocess.run(
-        [sys.executable, *arguments], cwd=ROOT, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True
+        [sys.executable, *arguments],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
     )
     if done.returncode:
         # What was raised is not always the last line: JAX adds a word on how to see more.
-        raised = [e for e in done.stderr.splitlines() if re.match(r"[\w.]*(Error|Exception|Interrupt)\b", e)]
+        raised = [
+            e
+            for e in done.stderr.splitlines()
+            if re.match(r"[\w.]*(Error|Exception|Interrupt)\b", e)
+        ]
         raise RuntimeError(raised[-1] if raised else f"the process ended with {done.returncode}")
     return done.stdout
 
@@ -167,11 +181,15 @@ def child(job: dict[str, Any]) -> dict[str, Any]:
 
 def import_times(statements: dict[str, str], baseline: str, control: str, rounds: int) -> Timings:
     """Wall time of whole processes that do nothing but import."""
-    calls = {name: functools.partial(python, ["-c", statement]) for name, statement in statements.items()}
+    calls = {
+        name: functools.partial(python, ["-c", statement]) for name, statement in statements.items()
+    }
     return paired(calls, baseline, rounds, control=control)
 
 
-def median_of_calls(call: Callable[[], Any], least: int = 3, most: int = 10, budget: float = 3.0) -> tuple[float, Any]:
+def median_of_calls(
+    call: Callable[[], Any], least: int = 3, most: int = 10, budget: float = 3.0
+) -> tuple[float, Any]:
     """Median seconds of `least` to `most` calls, as many as fit into `budget` seconds, and what the last returned."""
     seconds: list[float] = []
     while len(seconds) < least or (len(seconds) < most and sum(seconds) < budget):

@@ -24,7 +24,9 @@ def init(key: Array) -> Params:
     def layers(key: Array, sizes: list[int]) -> Layers:
         keys = jax.random.split(key, len(sizes) - 1)
         draw = jax.nn.initializers.glorot_uniform()
-        return [(draw(k, (a, b)), jnp.zeros(b)) for k, a, b in zip(keys, sizes, sizes[1:], strict=False)]
+        return [
+            (draw(k, (a, b)), jnp.zeros(b)) for k, a, b in zip(keys, sizes, sizes[1:], strict=False)
+        ]
 
     key_encoder, key_decoder = jax.random.split(key)
     return {
@@ -33,7 +35,9 @@ def init(key: Array) -> Params:
     }
 
 
-def network(layers: Layers, x: Array, matmul: Callable[[Array, Array], Array] = jnp.matmul) -> Array:
+def network(
+    layers: Layers, x: Array, matmul: Callable[[Array, Array], Array] = jnp.matmul
+) -> Array:
     for weight, bias in layers[:-1]:
         x = jnp.tanh(matmul(x, weight) + bias)
     weight, bias = layers[-1]
@@ -76,7 +80,9 @@ def images(count: int, data: Path | None = None) -> np.ndarray:
     if data is not None:
         path = data / "binarized_mnist" / "binarized_mnist.npz"
         if not path.exists():
-            raise SystemExit(f"--data: {path} is missing; leave --data out to run on synthetic images.")
+            raise SystemExit(
+                f"--data: {path} is missing; leave --data out to run on synthetic images."
+            )
         with np.load(path) as archive:
             return np.unpackbits(archive["train"][:count], axis=-1).astype(np.float32)
     return (np.random.default_rng(0).random((count, PIXELS)) < 0.3).astype(np.float32)

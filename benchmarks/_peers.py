@@ -18,7 +18,9 @@ class Missing(Exception):
 def peer(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
-    except Exception as error:  # an old peer on a new JAX fails in any way it likes while it is imported
+    except (
+        Exception
+    ) as error:  # an old peer on a new JAX fails in any way it likes while it is imported
         raise Missing(f"{name}: {type(error).__name__}: {error}") from error
 
 
@@ -31,8 +33,12 @@ def distrax(k: int) -> Loss:
     distrax = peer("distrax")
 
     def loss(params: Params, key: Array, x: Array) -> Array:
-        z, log_q = distrax_normal(*model.encode(params, x)).sample_and_log_prob(seed=key, sample_shape=(k,))
-        prior = distrax.Independent(distrax.Normal(jnp.zeros(model.LATENTS), jnp.ones(model.LATENTS)), 1)
+        z, log_q = distrax_normal(*model.encode(params, x)).sample_and_log_prob(
+            seed=key, sample_shape=(k,)
+        )
+        prior = distrax.Independent(
+            distrax.Normal(jnp.zeros(model.LATENTS), jnp.ones(model.LATENTS)), 1
+        )
         likelihood = distrax.Independent(distrax.Bernoulli(logits=model.decode(params, z)), 1)
         return -jnp.mean(reduce(likelihood.log_prob(x) + prior.log_prob(z) - log_q))
 
@@ -49,9 +55,13 @@ def tfp(k: int) -> Loss:
         prior = tfd.Independent(tfd.Normal(jnp.zeros(model.LATENTS), 1.0), 1)
 
         def target(z: Array) -> Array:
-            return tfd.Independent(tfd.Bernoulli(logits=model.decode(params, z)), 1).log_prob(x) + prior.log_prob(z)
+            return tfd.Independent(tfd.Bernoulli(logits=model.decode(params, z)), 1).log_prob(
+                x
+            ) + prior.log_prob(z)
 
-        return jnp.mean(tfp.vi.monte_carlo_variational_loss(target, q, importance_sample_size=k, seed=key))
+        return jnp.mean(
+            tfp.vi.monte_carlo_variational_loss(target, q, importance_sample_size=k, seed=key)
+        )
 
     return loss
 

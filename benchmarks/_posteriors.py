@@ -62,11 +62,18 @@ def half_cauchy(x: Array, scale: float) -> Array:
 
 
 def student_t(x: Array, nu: float, loc: float, scale: float) -> Array:
-    constant = math.lgamma((nu + 1) / 2) - math.lgamma(nu / 2) - 0.5 * math.log(nu * math.pi) - math.log(scale)
+    constant = (
+        math.lgamma((nu + 1) / 2)
+        - math.lgamma(nu / 2)
+        - 0.5 * math.log(nu * math.pi)
+        - math.log(scale)
+    )
     return constant - (nu + 1) / 2 * jnp.log1p(((x - loc) / scale) ** 2 / nu)
 
 
-def regression(design: Callable[[Data], tuple[Array, Array]], *, prior: bool = False, cauchy: bool = False) -> Model:
+def regression(
+    design: Callable[[Data], tuple[Array, Array]], *, prior: bool = False, cauchy: bool = False
+) -> Model:
     """A linear regression with flat priors, or normal(0, 10) ones, or a half-Cauchy of the noise's scale.
 
     Where a prior is flat the evidence is that of an improper model: of use for comparing fits, and for nothing else.
@@ -78,7 +85,11 @@ def regression(design: Callable[[Data], tuple[Array, Array]], *, prior: bool = F
         def log_p(z: Latents) -> Array:
             found = jnp.sum(norm.logpdf(y, x @ z["beta"], z["sigma"]))
             if prior:
-                found += jnp.sum(norm.logpdf(z["beta"], 0, 10)) + norm.logpdf(z["sigma"], 0, 10) + math.log(2)
+                found += (
+                    jnp.sum(norm.logpdf(z["beta"], 0, 10))
+                    + norm.logpdf(z["sigma"], 0, 10)
+                    + math.log(2)
+                )
             return found + (half_cauchy(z["sigma"], 2.5) if cauchy else 0.0)
 
         return log_p
@@ -88,7 +99,9 @@ def regression(design: Callable[[Data], tuple[Array, Array]], *, prior: bool = F
 
 
 def columns(*found: Any) -> Array:
-    return jnp.stack([jnp.broadcast_to(jnp.asarray(c, float), np.shape(found[-1])) for c in found], 1)
+    return jnp.stack(
+        [jnp.broadcast_to(jnp.asarray(c, float), np.shape(found[-1])) for c in found], 1
+    )
 
 
 def _ark(data: Data) -> tuple[Array, Array]:
@@ -101,7 +114,11 @@ def ark(data: Data) -> Callable[[Latents], Array]:
     lags, y = _ark(data)
 
     def log_p(z: Latents) -> Array:
-        prior = norm.logpdf(z["alpha"], 0, 10) + jnp.sum(norm.logpdf(z["beta"], 0, 10)) + half_cauchy(z["sigma"], 2.5)
+        prior = (
+            norm.logpdf(z["alpha"], 0, 10)
+            + jnp.sum(norm.logpdf(z["beta"], 0, 10))
+            + half_cauchy(z["sigma"], 2.5)
+        )
         return prior + jnp.sum(norm.logpdf(y, z["alpha"] + lags @ z["beta"], z["sigma"]))
 
     return log_p
@@ -124,7 +141,9 @@ def schools(data: Data) -> Callable[[Latents], Array]:
 
     def log_p(z: Latents) -> Array:
         prior = (
-            half_cauchy(z["tau"], 5) + norm.logpdf(z["mu"], 0, 5) + jnp.sum(norm.logpdf(z["theta"], z["mu"], z["tau"]))
+            half_cauchy(z["tau"], 5)
+            + norm.logpdf(z["mu"], 0, 5)
+            + jnp.sum(norm.logpdf(z["theta"], z["mu"], z["tau"]))
         )
         return prior + jnp.sum(norm.logpdf(y, z["theta"], sigma))
 
@@ -166,7 +185,9 @@ def poisson_process(data: Data) -> Callable[[Latents], Array]:
     k, root = jnp.asarray(data["k"]), gp_root(data)
 
     def log_p(z: Latents) -> Array:
-        prior = gamma.logpdf(z["rho"], 25, scale=1 / 4) + norm.logpdf(z["alpha"], 0, 2) + math.log(2)
+        prior = (
+            gamma.logpdf(z["rho"], 25, scale=1 / 4) + norm.logpdf(z["alpha"], 0, 2) + math.log(2)
+        )
         prior += jnp.sum(norm.logpdf(z["f_tilde"]))
         f = root(z)
         return prior + jnp.sum(k * f - jnp.exp(f) - gammaln(k + 1.0))
@@ -204,7 +225,11 @@ def mixture(data: Data) -> Callable[[Latents], Array]:
     y = jnp.asarray(data["y"], float)[:, None]
 
     def log_p(z: Latents) -> Array:
-        prior = jnp.sum(norm.logpdf(z["sigma"], 0, 2) + math.log(2)) + jnp.sum(norm.logpdf(z["mu"], 0, 2)) + math.log(2)
+        prior = (
+            jnp.sum(norm.logpdf(z["sigma"], 0, 2) + math.log(2))
+            + jnp.sum(norm.logpdf(z["mu"], 0, 2))
+            + math.log(2)
+        )
         prior += beta.logpdf(z["theta"], 5, 5)
         weights = jnp.log(jnp.stack([z["theta"], 1 - z["theta"]]))
         return prior + jnp.sum(jax.nn.logsumexp(weights + norm.logpdf(y, z["mu"], z["sigma"]), 1))
@@ -213,14 +238,24 @@ def mixture(data: Data) -> Callable[[Latents], Array]:
 
 
 def _mesquite(data: Data) -> tuple[Array, Array]:
-    logs = [np.log(data[name]) for name in ("diam1", "diam2", "canopy_height", "total_height", "density")]
+    logs = [
+        np.log(data[name])
+        for name in ("diam1", "diam2", "canopy_height", "total_height", "density")
+    ]
     return columns(1.0, *logs, data["group"]), jnp.log(jnp.asarray(data["weight"], float))
 
 
 def _nes(data: Data) -> tuple[Array, Array]:
     age = np.asarray(data["age_discrete"])
     ages = [age == level for level in (2, 3, 4)]
-    given = [data["real_ideo"], data["race_adj"], *ages, data["educ1"], data["gender"], data["income"]]
+    given = [
+        data["real_ideo"],
+        data["race_adj"],
+        *ages,
+        data["educ1"],
+        data["gender"],
+        data["income"],
+    ]
     return columns(1.0, *given), jnp.asarray(data["partyid7"], float)
 
 
@@ -256,8 +291,12 @@ MODELS: dict[str, Model] = {
     ),
     "earnings-logearn_interaction": regression(_earnings),
     "eight_schools-eight_schools_centered": Model(schools, lambda data: SCHOOLS, schools_start),
-    "eight_schools-eight_schools_noncentered": Model(schools, lambda data: NONCENTERED, schools_start),
-    "garch-garch11": Model(garch, lambda data: GARCH, _fixed(mu=0.0, alpha0=1.0, alpha1=0.5, beta1=0.25)),
+    "eight_schools-eight_schools_noncentered": Model(
+        schools, lambda data: NONCENTERED, schools_start
+    ),
+    "garch-garch11": Model(
+        garch, lambda data: GARCH, _fixed(mu=0.0, alpha0=1.0, alpha1=0.5, beta1=0.25)
+    ),
     "gp_pois_regr-gp_pois_regr": Model(
         poisson_process,
         lambda data: {"rho": POSITIVE, "alpha": POSITIVE, "f_tilde": None},
@@ -305,7 +344,9 @@ def load(folder: Path, name: str) -> Posterior:
     data = json.loads((folder / name / "data.json").read_text())
     target = vj.targets.transform(model.log_joint(data), model.constraints(data))
     start = target.unconstrain(model.start(data))
-    return Posterior(name, target, start, model.report(data), read_draws(folder / name / "draws.json.zip"))
+    return Posterior(
+        name, target, start, model.report(data), read_draws(folder / name / "draws.json.zip")
+    )
 
 
 def over(options: Options, rows: Callable[[Path], Iterator[Row]]) -> Iterator[Row]:
@@ -315,13 +356,19 @@ def over(options: Options, rows: Callable[[Path], Iterator[Row]]) -> Iterator[Ro
             with jax.enable_x64(True):
                 yield from rows(found)
             return
-    yield missing("posteriordb", "reference draws", "the folder posteriordb, in --data DIR or VIJAX_DATA")
+    yield missing(
+        "posteriordb", "reference draws", "the folder posteriordb, in --data DIR or VIJAX_DATA"
+    )
 
 
 def table(posterior: Posterior) -> np.ndarray:
     """Return the reference draws, [n, d], in the order in which JAX flattens what the posterior reports."""
-    shapes = jax.eval_shape(lambda y: posterior.report(posterior.target.constrain(y)), posterior.start)
-    columns = [np.reshape(posterior.reference[n], (-1, math.prod(shapes[n].shape))) for n in sorted(shapes)]
+    shapes = jax.eval_shape(
+        lambda y: posterior.report(posterior.target.constrain(y)), posterior.start
+    )
+    columns = [
+        np.reshape(posterior.reference[n], (-1, math.prod(shapes[n].shape))) for n in sorted(shapes)
+    ]
     return np.concatenate(columns, 1)
 
 
@@ -330,7 +377,8 @@ def unordered(folder: Path) -> Posterior:
     ordered = load(folder, MIXTURE)
     data = json.loads((folder / MIXTURE / "data.json").read_text())
     target = vj.targets.transform(
-        mixture(data), {"mu": None, "sigma": POSITIVE, "theta": vj.targets.constraints.interval(0.0, 1.0)}
+        mixture(data),
+        {"mu": None, "sigma": POSITIVE, "theta": vj.targets.constraints.interval(0.0, 1.0)},
     )
     seen = ordered.reference
     other = {"mu": seen["mu"][:, ::-1], "sigma": seen["sigma"][:, ::-1], "theta": 1 - seen["theta"]}

@@ -34,7 +34,11 @@ def loss(kind: str, model: Model, *, summed: bool, particles: int) -> Callable[[
             of_block(numpyro.param("b"))
 
     def of(params: Any, key: Array) -> Array:
-        given = {"loc": params["z"]["loc"], "root": blocks.root_of(params["z"]), "b": params.get("b")}
+        given = {
+            "loc": params["z"]["loc"],
+            "root": blocks.root_of(params["z"]),
+            "b": params.get("b"),
+        }
         return elbo.loss(key, given, program, guide)
 
     return of
@@ -48,7 +52,9 @@ def ridge(numpyro: Any, dist: Any, model: Model, _: Any) -> tuple[Program, Calla
         w = numpyro.sample("w", dist.Normal(jnp.zeros(x.shape[1]), jnp.exp(z[1])).to_event(1))
         numpyro.sample("y", dist.Normal(x @ w, jnp.exp(z[0])).to_event(1), obs=y)
 
-    draw = lambda b: numpyro.sample("w", dist.MultivariateNormal(b["loc"], scale_tril=blocks.root_of(b)))  # noqa: E731
+    def draw(b):
+        return numpyro.sample("w", dist.MultivariateNormal(b["loc"], scale_tril=blocks.root_of(b)))  # noqa: E731
+
     return program, draw
 
 
@@ -68,13 +74,17 @@ def counts(numpyro: Any, dist: Any, model: Model, _: Any) -> tuple[Program, Call
     return program, draw
 
 
-def mixture(numpyro: Any, dist: Any, model: Model, how: Any) -> tuple[Program, Callable[[Any], None]]:
+def mixture(
+    numpyro: Any, dist: Any, model: Model, how: Any
+) -> tuple[Program, Callable[[Any], None]]:
     x = model.data
 
     def program() -> None:
         z = numpyro.sample("z", dist.Normal(blocks.PRIOR, 1.0).to_event(1))
         with numpyro.plate("data", len(x)):
-            c = numpyro.sample("c", dist.Categorical(logits=jnp.stack([jnp.zeros(()), z[3]])), **how())
+            c = numpyro.sample(
+                "c", dist.Categorical(logits=jnp.stack([jnp.zeros(()), z[3]])), **how()
+            )
             numpyro.sample("x", dist.Normal(z[:2][c], jnp.exp(z[2])), obs=x)
 
     def draw(b: Any) -> None:
@@ -104,7 +114,9 @@ def _chain(
     return walk, draw
 
 
-def hidden(numpyro: Any, dist: Any, model: Model, how: Any) -> tuple[Program, Callable[[Any], None]]:
+def hidden(
+    numpyro: Any, dist: Any, model: Model, how: Any
+) -> tuple[Program, Callable[[Any], None]]:
     x, held = model.data, {}
     seen = lambda t, c: numpyro.sample(f"x{t}", dist.Normal(held["z"][c], blocks.SPREAD), obs=x[t])  # noqa: E731
     walk, draw = _chain(numpyro, dist, len(x), how, seen)
@@ -116,17 +128,23 @@ def hidden(numpyro: Any, dist: Any, model: Model, how: Any) -> tuple[Program, Ca
     return program, draw
 
 
-def switching(numpyro: Any, dist: Any, model: Model, how: Any) -> tuple[Program, Callable[[Any], None]]:
+def switching(
+    numpyro: Any, dist: Any, model: Model, how: Any
+) -> tuple[Program, Callable[[Any], None]]:
     x, held = model.data, {}
 
     def seen(t: int, c: Any) -> None:
         before = held["z"][t - 1] if t else 0.0
-        numpyro.sample(f"z{t}", dist.Normal(before * blocks.DECAY[c], blocks.NOISE[c]), obs=held["z"][t])
+        numpyro.sample(
+            f"z{t}", dist.Normal(before * blocks.DECAY[c], blocks.NOISE[c]), obs=held["z"][t]
+        )
 
     walk, draw = _chain(numpyro, dist, len(x), how, seen)
 
     def program() -> None:
-        flat = dist.ImproperUniform(dist.constraints.real_vector, (), (len(x),))  # their density is that of the steps
+        flat = dist.ImproperUniform(
+            dist.constraints.real_vector, (), (len(x),)
+        )  # their density is that of the steps
         held["z"] = numpyro.sample("z", flat)
         numpyro.sample("x", dist.Normal(held["z"], blocks.SEEN).to_event(1), obs=x)
         walk()

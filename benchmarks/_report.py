@@ -38,7 +38,9 @@ def row(
         bar: the most that the ratio may be, or the value where there is no ratio.
         extra: anything else, kept in the JSON; `void` and `note` are printed too.
     """
-    found = dict(name=name, metric=metric, value=value, unit=unit, baseline=baseline, ratio=ratio, **extra)
+    found = dict(
+        name=name, metric=metric, value=value, unit=unit, baseline=baseline, ratio=ratio, **extra
+    )
     if bar is not None:
         judged = value if ratio is None else ratio
         found |= {"bar": bar, "met": judged is not None and judged <= bar}
@@ -51,7 +53,9 @@ def missing(name: str, metric: str, why: object) -> Row:
 
 def failed(name: str, metric: str, why: Exception) -> Row:
     """A measurement that raised: it counts as an acceptance line not met, and the others go on."""
-    return row(name, metric, None, "", met=False, note=f"FAILED: {type(why).__name__}: {str(why)[:200]}")
+    return row(
+        name, metric, None, "", met=False, note=f"FAILED: {type(why).__name__}: {str(why)[:200]}"
+    )
 
 
 def ratio_of(value: float | None, baseline: float | None) -> float | None:
@@ -94,11 +98,19 @@ class Table:
     def close(self) -> None:
         void = sorted({r["metric"] for r in self.rows if r.get("void")})
         if void:
-            print("\n*** VOID: the A/A control, two copies of one program, differs by more than 3 % in")
-            print("".join(f"***   {metric}\n" for metric in void) + "*** Those times say nothing. Run again, alone.")
+            print(
+                "\n*** VOID: the A/A control, two copies of one program, differs by more than 3 % in"
+            )
+            print(
+                "".join(f"***   {metric}\n" for metric in void)
+                + "*** Those times say nothing. Run again, alone."
+            )
         judged: Sequence[Row] = [r for r in self.rows if "met" in r and not r.get("void")]
         failed = [r for r in judged if not r["met"]]
-        print(f"\n{len(judged)} acceptance lines judged, {len(failed)} not met" + (":" if failed else "."))
+        print(
+            f"\n{len(judged)} acceptance lines judged, {len(failed)} not met"
+            + (":" if failed else ".")
+        )
         for r in failed:
             print(f"  {r['metric']}:{line(r)}")
 

@@ -32,7 +32,9 @@ def closed_form(draws: int) -> tuple[float, float]:
 class Scalar:
     """q = N(MEAN, SCALE), one number."""
 
-    def sample_and_log_prob(self, *, seed: Any, sample_shape: tuple[int, ...] = ()) -> tuple[Array, Array]:
+    def sample_and_log_prob(
+        self, *, seed: Any, sample_shape: tuple[int, ...] = ()
+    ) -> tuple[Array, Array]:
         z = MEAN + SCALE * jax.random.normal(seed, sample_shape)
         return z, self.log_prob(z)
 
@@ -46,7 +48,9 @@ def log_joint(theta: Array, z: Array) -> Array:
 
 def ours(gradient: Callable[..., Any]) -> Callable[[Array, Array], Array]:
     objective = gradient(vj.bounds.iwae)
-    return lambda theta, key: objective(key, lambda z: log_joint(theta, z), Scalar(), num_samples=K).value
+    return lambda theta, key: (
+        objective(key, lambda z: log_joint(theta, z), Scalar(), num_samples=K).value
+    )
 
 
 def tfp(estimator: str) -> Callable[[Array, Array], Array]:
@@ -76,7 +80,9 @@ def run(draws: int = 20_000) -> Iterator[Row]:
     }
     for name, make in bounds.items():
         try:
-            slope = np.asarray(jax.jit(jax.vmap(jax.grad(make()), (None, 0)))(theta, keys), np.float64)
+            slope = np.asarray(
+                jax.jit(jax.vmap(jax.grad(make()), (None, 0)))(theta, keys), np.float64
+            )
         except Missing as why:
             yield missing(name, METRIC, why)
             continue

@@ -89,13 +89,17 @@ def overhead(size: str, rounds: int, steps: int) -> Iterator[Row]:
             "bare loop of unknown length": loop(step, state, steps),
             "fit, bar, averages and stopping rule": lambda: with_bar(stop=NEVER),
             "fit, bar, averages": lambda: with_bar(stop=None),
-            "fit, also JSON lines": lambda: with_bar(stop=NEVER, reports=[fitting.bar(), fitting.jsonl(f"{folder}/a")]),
+            "fit, also JSON lines": lambda: with_bar(
+                stop=NEVER, reports=[fitting.bar(), fitting.jsonl(f"{folder}/a")]
+            ),
         }
         metric = f"{steps:,} steps of a {size} step"
         for name, call in calls.items():
             start = time.perf_counter()
             jax.block_until_ready(call())
-            yield row(f"{name}: first call, with compilation", metric, time.perf_counter() - start, "s")
+            yield row(
+                f"{name}: first call, with compilation", metric, time.perf_counter() - start, "s"
+            )
         timings = _measure.paired(calls, "bare scan", rounds, control=CONTROL)
     yield row("bare scan: one step", metric, timings.median("bare scan") / steps * 1e6, "us")
     for name in calls:
@@ -127,9 +131,17 @@ def kills(number: int) -> Iterator[Row]:
             return
     with tempfile.TemporaryDirectory() as folder:
         whole = child_of(folder).communicate()[0]
-    yield row("steps made again after a kill, the most", metric, max(lost), "steps", bar=CRASH["every"])
+    yield row(
+        "steps made again after a kill, the most", metric, max(lost), "steps", bar=CRASH["every"]
+    )
     yield row("steps made again after a kill, the mean", metric, float(np.mean(lost)), "steps")
-    yield row("bits that differ from a fit that was not killed", metric, float(ended != whole), "", bar=0.0)
+    yield row(
+        "bits that differ from a fit that was not killed",
+        metric,
+        float(ended != whole),
+        "",
+        bar=0.0,
+    )
 
 
 CRASH = {"steps": 4000, "every": 100}
@@ -149,7 +161,9 @@ print(hashlib.sha256(b"".join(np.asarray(l).tobytes() for l in jax.tree.leaves(f
 
 def child_of(folder: str) -> subprocess.Popen[str]:
     pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen([sys.executable, "-c", CHILD, folder], cwd=_measure.ROOT, env=dict(os.environ), **pipes)
+    return subprocess.Popen(
+        [sys.executable, "-c", CHILD, folder], cwd=_measure.ROOT, env=dict(os.environ), **pipes
+    )
 
 
 def newest(steps: Path) -> int:

@@ -26,7 +26,10 @@ GRADIENT_BARS = {
     WIDE: {"raw": 0.70, "numpyro": 0.92},
     GROUPED: {"raw": 0.60, "numpyro": 0.75},
 }
-EVALUATION_BARS = {STREAM: {"raw": 0.45, "numpyro": 0.55}, STREAM_ALL: {"raw": 0.45, "numpyro": 0.55}}
+EVALUATION_BARS = {
+    STREAM: {"raw": 0.45, "numpyro": 0.55},
+    STREAM_ALL: {"raw": 0.45, "numpyro": 0.55},
+}
 
 
 def plan(quick: bool) -> tuple[dict[str, list[int]], dict[str, list[int]]]:
@@ -36,8 +39,21 @@ def plan(quick: bool) -> tuple[dict[str, list[int]], dict[str, list[int]]]:
     if quick:
         every, whole, far = [50, 5000, 20_000], [50, 5000], [100, 1000, 10_000]
     gradients = {CHUNKED: every, REPARAM_CHUNKED: every, WIDE: every, "raw": whole}
-    gradients |= {"raw dreg": [5000], "distrax": [5000], "tfp": [5000], "numpyro": [5000], GROUPED: [5000]}
-    evaluations = {STREAM: far, STREAM_ALL: far, "raw": some, "distrax": [1000], "tfp": [1000], "numpyro": [1000]}
+    gradients |= {
+        "raw dreg": [5000],
+        "distrax": [5000],
+        "tfp": [5000],
+        "numpyro": [5000],
+        GROUPED: [5000],
+    }
+    evaluations = {
+        STREAM: far,
+        STREAM_ALL: far,
+        "raw": some,
+        "distrax": [1000],
+        "tfp": [1000],
+        "numpyro": [1000],
+    }
     if quick:
         gradients = {name: gradients[name] for name in (CHUNKED, "raw", "numpyro", GROUPED)}
         evaluations = {name: evaluations[name] for name in (STREAM, STREAM_ALL, "raw")}
@@ -48,18 +64,35 @@ def alone(contenders: dict[str, list[int]], *, gradient: bool, options: Options)
     """Time and peak memory of every contender at every K, each in a fresh process."""
     what, batch = ("gradient", BATCH) if gradient else ("evaluation", POINTS)
     first: dict[str, dict[str, Any]] = {}
-    for k, name in sorted(((k, name) for name, ks in contenders.items() for k in ks), key=lambda job: job[0]):
+    for k, name in sorted(
+        ((k, name) for name, ks in contenders.items() for k in ks), key=lambda job: job[0]
+    ):
         metric = f"{what} of {batch} points, K = {k}, in a fresh process"
-        job = {"name": name, "batch": batch, "k": k, "gradient": gradient, "calls": 1 if options.quick else 3}
+        job = {
+            "name": name,
+            "batch": batch,
+            "k": k,
+            "gradient": gradient,
+            "calls": 1 if options.quick else 3,
+        }
         try:
-            found = _measure.child(job | {"data": options.data and str(options.data.resolve())}) | {"k": k}
+            found = _measure.child(job | {"data": options.data and str(options.data.resolve())}) | {
+                "k": k
+            }
         except RuntimeError as why:  # out of memory, most likely: the others still run
             yield failed(name, metric, why)
             continue
         if "missing" in found:
             yield missing(name, metric, found["missing"])
             continue
-        yield row(f"{name}: time", metric, found["seconds"] * 1e3, "ms", note=f"loss {found['loss']:.2f}", **found)
+        yield row(
+            f"{name}: time",
+            metric,
+            found["seconds"] * 1e3,
+            "ms",
+            note=f"loss {found['loss']:.2f}",
+            **found,
+        )
         least = first.setdefault(name, found)
         judged = k == contenders[name][-1] or (gradient and k == 50_000)
         for kind, label in (("peak", "peak RSS"), ("device peak", "peak on the device")):
@@ -69,7 +102,9 @@ def alone(contenders: dict[str, list[int]], *, gradient: bool, options: Options)
             if k > least["k"]:
                 growth = (found[kind] - least[kind]) / 1e6
                 bar = GROWTH.get(name) if judged else None
-                yield row(f"{name}: above K = {least['k']}", metric, growth, "MB", bar=bar, memory=label)
+                yield row(
+                    f"{name}: above K = {least['k']}", metric, growth, "MB", bar=bar, memory=label
+                )
 
 
 def compiled(make: Callable[[], Callable[..., Any]], x: jax.Array) -> Callable[[], Any]:
@@ -78,7 +113,11 @@ def compiled(make: Callable[[], Callable[..., Any]], x: jax.Array) -> Callable[[
 
 
 def together(
-    metric: str, makers: dict[str, Callable[[], Any]], bars: dict[str, dict[str, float]], x: jax.Array, rounds: int
+    metric: str,
+    makers: dict[str, Callable[[], Any]],
+    bars: dict[str, dict[str, float]],
+    x: jax.Array,
+    rounds: int,
 ) -> Iterator[Row]:
     """Times in one process, in shuffled rounds."""
     calls: dict[str, Callable[[], Any]] = {}
@@ -91,7 +130,9 @@ def together(
             yield failed(name, metric, why)
     timings = _measure.paired(calls, "raw", rounds, control=CONTROL)
     for name in calls:
-        for baseline in [b for b in ("raw", "numpyro") if b in calls and (b == "raw" or name in bars)]:
+        for baseline in [
+            b for b in ("raw", "numpyro") if b in calls and (b == "raw" or name in bars)
+        ]:
             yield timings.row(name, metric, baseline, bars.get(name, {}).get(baseline))
 
 
@@ -105,10 +146,22 @@ def run(options: Options) -> Iterator[Row]:
     names = ["raw", CONTROL, *GRADIENT_BARS, "raw dreg", "distrax", "tfp", "numpyro"]
     if options.quick:
         names = ["raw", CONTROL, CHUNKED, GROUPED, "numpyro"]
-    makers: dict[str, Callable[[], Any]] = {n: partial(_contenders.value_and_grad, n, BATCH, k) for n in names}
-    yield from together(f"gradient of {BATCH} points, K = {k}, in turns", makers, GRADIENT_BARS, images[:BATCH], rounds)
+    makers: dict[str, Callable[[], Any]] = {
+        n: partial(_contenders.value_and_grad, n, BATCH, k) for n in names
+    }
+    yield from together(
+        f"gradient of {BATCH} points, K = {k}, in turns",
+        makers,
+        GRADIENT_BARS,
+        images[:BATCH],
+        rounds,
+    )
 
     k = 1000
-    names = ["raw", CONTROL, *EVALUATION_BARS, "numpyro"] + ([] if options.quick else ["distrax", "tfp"])
+    names = ["raw", CONTROL, *EVALUATION_BARS, "numpyro"] + (
+        [] if options.quick else ["distrax", "tfp"]
+    )
     makers = {n: partial(_contenders.LOSSES[n], k) for n in names}
-    yield from together(f"evaluation of {POINTS} points, K = {k}, in turns", makers, EVALUATION_BARS, images, rounds)
+    yield from together(
+        f"evaluation of {POINTS} points, K = {k}, in turns", makers, EVALUATION_BARS, images, rounds
+    )

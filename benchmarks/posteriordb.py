@@ -29,7 +29,10 @@ from benchmarks._report import Options, Row, failed, missing, row
 DRAWS = 2**14
 QUICK = ("eight_schools-eight_schools_noncentered", "kidiq-kidscore_momiq")
 LOOKS = 32
-ROUNDS, SHORT = 5, 2.0  # an arrival is timed again so often, in turns with its family's, if it takes no more seconds
+ROUNDS, SHORT = (
+    5,
+    2.0,
+)  # an arrival is timed again so often, in turns with its family's, if it takes no more seconds
 FAR = 1e3  # sd
 NOISE = 0.01  # sd: of the draws on both sides
 RISE = 0.05  # nats: an ELBO that rose by more with ten times the steps has not arrived
@@ -71,7 +74,10 @@ def looker(posterior: Posterior) -> Callable[[Array, Array], dict[str, Array]]:
     @jax.jit
     def look(y: Array, log_q: Array) -> dict[str, Array]:
         z = jax.lax.map(flat, y, batch_size=1024)
-        log_w = jax.lax.map(lambda v: posterior.target.log_joint(unravel(v)), y, batch_size=1024) - log_q
+        log_w = (
+            jax.lax.map(lambda v: posterior.target.log_joint(unravel(v)), y, batch_size=1024)
+            - log_q
+        )
         errors = jnp.stack([(jnp.mean(z, 0) - mean) / sd, (jnp.std(z, 0) - sd) / sd])
         return {
             "rms": jnp.sqrt(jnp.mean(errors**2)),
@@ -86,14 +92,19 @@ def looker(posterior: Posterior) -> Callable[[Array, Array], dict[str, Array]]:
 
 def rising(runs: Runs) -> bool:
     """Whether the longest budget's ELBO is still above that of the one before."""
-    best = {total: max(by_elbo(looks[-1]) for (_, at), looks in runs if at == total) for (_, total), _ in runs}
+    best = {
+        total: max(by_elbo(looks[-1]) for (_, at), looks in runs if at == total)
+        for (_, total), _ in runs
+    }
     return len(best) > 1 and not best[max(best)] <= sorted(best.items())[-2][1] + RISE
 
 
 def longer(runs: Runs, patience: float) -> Setting | None:
     """Return ten times the longest budget at the better of its rates, if that has not arrived and time allows it."""
     longest = max(total for (_, total), _ in runs)
-    (rate, _), looks = max((run for run in runs if run[0][1] == longest), key=lambda run: by_elbo(run[1][-1]))
+    (rate, _), looks = max(
+        (run for run in runs if run[0][1] == longest), key=lambda run: by_elbo(run[1][-1])
+    )
     if not rising(runs) or 10 * longest > MOST or 10 * looks[-1].seconds > patience:
         return None
     return rate, 10 * longest
@@ -127,7 +138,9 @@ def follow(fit: Fit, look: Any, patience: float = PATIENCE, seed: int = 0) -> Fo
         looks = []
         for seconds, steps, at in kept:
             found = look(*draw(jax.random.key(1), at, DRAWS))
-            looks.append(Look(seconds, steps, **{name: float(value) for name, value in found.items()}))
+            looks.append(
+                Look(seconds, steps, **{name: float(value) for name, value in found.items()})
+            )
         return looks
 
     runs = [(setting, run(*setting)) for setting in fit.settings]
@@ -177,26 +190,44 @@ def results(fits: dict[str, Followed]) -> dict[str, Result]:
     found = {}
     for name, (family, compiling, runs, _) in fits.items():
         # By the objective, not by the error: on its way to where it belongs a fit may pass nearer by chance.
-        ends = [looks[-1] for other in fits.values() if other.family == family for _, looks in other.runs]
+        ends = [
+            looks[-1]
+            for other in fits.values()
+            if other.family == family
+            for _, looks in other.runs
+        ]
         limit = close_to(max(ends, key=by_elbo).rms)
-        arrivals = [(at.seconds, at.steps, setting) for setting, looks in runs if (at := reached(looks, limit))]
+        arrivals = [
+            (at.seconds, at.steps, setting)
+            for setting, looks in runs
+            if (at := reached(looks, limit))
+        ]
         setting, looks = max(runs, key=lambda run: by_elbo(run[1][-1]))
-        found[name] = Result(family, looks[-1], setting, min(arrivals, default=None), compiling, rising(runs))
+        found[name] = Result(
+            family, looks[-1], setting, min(arrivals, default=None), compiling, rising(runs)
+        )
     return retimed(found, fits)
 
 
 def retimed(found: dict[str, Result], fits: dict[str, Followed]) -> dict[str, Result]:
     """Time the short ways to each arrival again, in turns, and keep the medians: the first time is the coldest."""
-    seconds: dict[str, list[float]] = {n: [] for n, r in found.items() if r.arrival and r.arrival[0] <= SHORT}
+    seconds: dict[str, list[float]] = {
+        n: [] for n, r in found.items() if r.arrival and r.arrival[0] <= SHORT
+    }
     for _ in range(ROUNDS):
         for name in seconds:
             _, steps, setting = found[name].arrival
             seconds[name].append(fits[name].clock(steps, setting))
-    again = {n: found[n]._replace(arrival=(float(np.median(s)), *found[n].arrival[1:])) for n, s in seconds.items()}
+    again = {
+        n: found[n]._replace(arrival=(float(np.median(s)), *found[n].arrival[1:]))
+        for n, s in seconds.items()
+    }
     return found | again
 
 
-def measure(posterior: Posterior, patience: float = PATIENCE) -> Generator[Row, None, dict[str, Result]]:
+def measure(
+    posterior: Posterior, patience: float = PATIENCE
+) -> Generator[Row, None, dict[str, Result]]:
     """Yield the rows of one posterior; return its results."""
     y, unravel = ravel_pytree(posterior.start)
     log_density = lambda v: posterior.target.log_joint(unravel(v))  # noqa: E731
@@ -216,13 +247,34 @@ def measure(posterior: Posterior, patience: float = PATIENCE) -> Generator[Row, 
             note = f"worst {end.worst:.3f}, k-hat {end.khat:.2f}, ELBO {end.elbo:.3f}, log Z {end.log_evidence:.3f}"
             note += f"; {setting[1]} steps, still rising" if unfinished else ""
             metric = f"{posterior.name}: {family}, root mean square error"
-            yield row(name, metric, end.rms, "sd", note=note, setting=setting, compile=compiling, **end._asdict())
+            yield row(
+                name,
+                metric,
+                end.rms,
+                "sd",
+                note=note,
+                setting=setting,
+                compile=compiling,
+                **end._asdict(),
+            )
         for name, (_, _, _, arrival, compiling, _) in own.items():
             seconds, steps, setting = arrival or (None, None, None)
-            note = f"{steps} steps, rate {setting[0]:g} of {setting[1]}; " if setting and setting[0] else ""
+            note = (
+                f"{steps} steps, rate {setting[0]:g} of {setting[1]}; "
+                if setting and setting[0]
+                else ""
+            )
             note += f"compile {compiling:.1f} s"
             metric = f"{posterior.name}: {family}, time to accuracy"
-            yield row(name, metric, seconds and 1e3 * seconds, "ms", note=note, steps=steps, setting=setting)
+            yield row(
+                name,
+                metric,
+                seconds and 1e3 * seconds,
+                "ms",
+                note=note,
+                steps=steps,
+                setting=setting,
+            )
     return found
 
 
@@ -241,8 +293,14 @@ def verdicts(seen: dict[str, dict[str, Result]]) -> Iterator[Row]:
     for family in _fits.SHARED:
         accurate, faster, judged = [], [], []
         for name, found in seen.items():
-            own = [r for other, r in found.items() if r.family == family and other.startswith("vijax")]
-            peers = [r for other, r in found.items() if r.family == family and not other.startswith("vijax")]
+            own = [
+                r for other, r in found.items() if r.family == family and other.startswith("vijax")
+            ]
+            peers = [
+                r
+                for other, r in found.items()
+                if r.family == family and not other.startswith("vijax")
+            ]
             if not own or not peers:
                 continue
             judged.append(name)
@@ -260,7 +318,10 @@ def verdicts(seen: dict[str, dict[str, Result]]) -> Iterator[Row]:
             yield row("vijax", metric, n - sum(faster), "", bar=-(-n * 3 // 14), note=slow)
     near = []
     for name, found in seen.items():
-        own = {f: [r for o, r in found.items() if r.family == f and o.startswith("vijax")] for f in _fits.RICH}
+        own = {
+            f: [r for o, r in found.items() if r.family == f and o.startswith("vijax")]
+            for f in _fits.RICH
+        }
         if any(results and best(results).end.rms <= 0.1 for results in own.values()):
             near.append(name)
     far = ", ".join(name for name in seen if name not in near)

@@ -28,7 +28,9 @@ Step = Callable[[Any, Array], Array]
 
 def log_weights(model: _blocks.Model, n: int) -> tuple[np.ndarray, np.ndarray]:
     """Return n log-weights of (z, b) and n of z, of the same draws of z."""
-    q = vj.types.Joint({"z": _blocks.NORMAL.dist(model.params["z"]), "b": model.block(model.params["b"])})
+    q = vj.types.Joint(
+        {"z": _blocks.NORMAL.dist(model.params["z"]), "b": model.block(model.params["b"])}
+    )
 
     def one(key: Array) -> tuple[Array, Array]:
         drawn, log_q = q.sample_and_log_prob(seed=key)
@@ -52,7 +54,14 @@ def weights(model: _blocks.Model, options: Options) -> Iterator[Row]:
         gaps = [-float(b.mean()) for b in both]
         for name, gap, b in zip((FULL, COLLAPSED), gaps, both, strict=True):
             yield row(
-                name, metric, gap, "nats", FULL, ratio_of(gap, gaps[0]), se=float(b.std() / len(b) ** 0.5), draws=n
+                name,
+                metric,
+                gap,
+                "nats",
+                FULL,
+                ratio_of(gap, gaps[0]),
+                se=float(b.std() / len(b) ** 0.5),
+                draws=n,
             )
         yield _ordered("full's less the collapsed's", metric, both[0] - both[1], "nats")
     for metric, of in (("w / p(x)", np.exp), ("log w", np.asarray)):
@@ -63,19 +72,33 @@ def weights(model: _blocks.Model, options: Options) -> Iterator[Row]:
             yield row(name, metric, value, unit, FULL, ratio_of(value, variances[0]), draws=n)
         if of is np.exp:
             yield _ordered(
-                "E w² of the collapsed less the full's", metric, np.exp(2 * collapsed) - np.exp(2 * full), ""
+                "E w² of the collapsed less the full's",
+                metric,
+                np.exp(2 * collapsed) - np.exp(2 * full),
+                "",
             )
-    for name, log_w in ((FULL, full), (COLLAPSED, collapsed)):  # the full one knows nothing of what was integrated
+    for name, log_w in (
+        (FULL, full),
+        (COLLAPSED, collapsed),
+    ):  # the full one knows nothing of what was integrated
         w = np.exp(log_w)
         off = abs(w.mean() - 1) / (w.std() / n**0.5)
-        yield row(name, f"{model.name}: mean of w / p(x), from 1 in standard errors", float(off), "se", bar=6.0)
+        yield row(
+            name,
+            f"{model.name}: mean of w / p(x), from 1 in standard errors",
+            float(off),
+            "se",
+            bar=6.0,
+        )
 
 
 def _ordered(name: str, metric: str, difference: np.ndarray, unit: str) -> Row:
     """A mean that is at most 0 by a theorem, judged with its noise."""
     mean, error = float(difference.mean()), float(difference.std() / len(difference) ** 0.5)
     note = "as it must" if mean <= 0 else f"{mean / error:.1f} standard errors above"
-    return row(name, f"{metric}; the theorem: at most 0", mean, unit, bar=SURE * error, note=note, se=error)
+    return row(
+        name, f"{metric}; the theorem: at most 0", mean, unit, bar=SURE * error, note=note, se=error
+    )
 
 
 def steps(model: _blocks.Model) -> dict[str, tuple[Step, Any]]:
@@ -85,7 +108,9 @@ def steps(model: _blocks.Model) -> dict[str, tuple[Step, Any]]:
 
     def full(params: Any, key: Array) -> Array:
         q = {"z": _blocks.NORMAL.dist(params["z"]), "b": model.block(params["b"])}
-        return drawn(key, lambda latents: model.full(latents["z"], latents["b"]), q, num_samples=DRAWS).value
+        return drawn(
+            key, lambda latents: model.full(latents["z"], latents["b"]), q, num_samples=DRAWS
+        ).value
 
     def collapsed(params: Any, key: Array) -> Array:
         q = _blocks.NORMAL.dist(params["z"])
@@ -113,16 +138,26 @@ def gradients(kind: str, model: _blocks.Model, options: Options) -> Iterator[Row
     moments: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     for name, (_, params) in found.items():
         seen = [jax.tree.leaves(compiled[name](params, key)[1]["z"]) for key in keys]
-        slopes = np.stack([np.concatenate([np.ravel(leaf) for leaf in leaves]) for leaves in seen]).astype(np.float64)
+        slopes = np.stack(
+            [np.concatenate([np.ravel(leaf) for leaf in leaves]) for leaves in seen]
+        ).astype(np.float64)
         moments[name] = slopes.mean(0), slopes.var(0, ddof=1)
         value, base = (float(moments[of][1].sum()) for of in (name, FULL))
         yield row(name, metric, value, "nats²", FULL, ratio_of(value, base), draws=n)
-    for theirs, ours in ((GRAPH, FULL), (ENUM, COLLAPSED)):  # the same model, the same q: the same gradient on average
+    for theirs, ours in (
+        (GRAPH, FULL),
+        (ENUM, COLLAPSED),
+    ):  # the same model, the same q: the same gradient on average
         if theirs in moments:
             (mean, var), (other, spread) = moments[theirs], moments[ours]
             off = float(np.max(np.abs(mean - other) / np.sqrt((var + spread) / n)))
-            yield row(theirs, f"{metric}; its mean from ours, in standard errors", off, "se", bar=6.0)
-    calls = {name: functools.partial(compiled[name], params, keys[0]) for name, (_, params) in found.items()}
+            yield row(
+                theirs, f"{metric}; its mean from ours, in standard errors", off, "se", bar=6.0
+            )
+    calls = {
+        name: functools.partial(compiled[name], params, keys[0])
+        for name, (_, params) in found.items()
+    }
     calls[CONTROL] = calls[FULL]
     costs = {name: _measure.cost(program) for name, program in compiled.items()}
     rounds = 5 if options.quick else 25

@@ -27,7 +27,9 @@ class Gaussian(NamedTuple):
 
     mean: Array
 
-    def sample_and_log_prob(self, *, seed: Any, sample_shape: tuple[int, ...] = ()) -> tuple[Array, Array]:
+    def sample_and_log_prob(
+        self, *, seed: Any, sample_shape: tuple[int, ...] = ()
+    ) -> tuple[Array, Array]:
         z = self.mean + SPREAD**0.5 * jax.random.normal(seed, (*sample_shape, D))
         return z, self.log_prob(z)
 
@@ -41,7 +43,9 @@ def problem(seed: int) -> tuple[dict[str, Any], Array]:
     mu = rng.normal(size=D)
     x = mu + np.sqrt(2.0) * rng.normal(size=D)
     best = {"model": mu, "q": {"A": np.eye(D) / 2, "b": mu / 2}}
-    moved = jax.tree.map(lambda a: jnp.asarray(a + MOVED * rng.normal(size=a.shape), jnp.float32), best)
+    moved = jax.tree.map(
+        lambda a: jnp.asarray(a + MOVED * rng.normal(size=a.shape), jnp.float32), best
+    )
     return moved, jnp.asarray(x, jnp.float32)
 
 
@@ -58,7 +62,9 @@ def ratios(k: int, keys: int, params: Any, x: Array) -> dict[str, float]:
     found: dict[str, float] = {}
     for name, gradient in ((PLAIN, vj.gradients.reparam), (DREG, vj.gradients.dreg)):
         of = partial(value, gradient=gradient, x=x, k=k)
-        moments = partial(vj.testing.gradient_moments, num_keys=keys, batch_size=max(1, min(keys, ROWS // k)))
+        moments = partial(
+            vj.testing.gradient_moments, num_keys=keys, batch_size=max(1, min(keys, ROWS // k))
+        )
         snr = jax.jit(lambda key, params, of=of, moments=moments: moments(key, of, params))(
             jax.random.key(0), params
         ).snr
@@ -76,7 +82,14 @@ def figure(ks: list[int], found: dict[str, list[float]], floor: float) -> None:
     styles = {MODEL: ("o-", "#1b6ca8"), DREG: ("s-", "#2a9d5c"), PLAIN: ("^-", "#c8553d")}
     for name, (style, colour) in styles.items():
         axes.loglog(ks, found[name], style, color=colour, markersize=5)
-        axes.annotate(name, (ks[-1], found[name][-1]), (6, 0), textcoords="offset points", va="center", color=colour)
+        axes.annotate(
+            name,
+            (ks[-1], found[name][-1]),
+            (6, 0),
+            textcoords="offset points",
+            va="center",
+            color=colour,
+        )
     for name in (MODEL, DREG):
         axes.loglog(ks, found[name][-1] * np.sqrt(np.asarray(ks) / ks[-1]), ":", color="0.6", lw=1)
     axes.axhspan(floor / 3, floor, color="0.93", lw=0, zorder=0)
@@ -112,14 +125,32 @@ def run(options: Options) -> Iterator[Row]:
     def slope(name: str, n: int) -> float:
         return float(np.polyfit(np.log(ks[-n:]), np.log(found[name][-n:]), 1)[0])
 
-    yield row(MODEL, f"{metric}: |exponent of K - 1/2|", abs(slope(MODEL, len(ks)) - 0.5), "", bar=0.05)
+    yield row(
+        MODEL, f"{metric}: |exponent of K - 1/2|", abs(slope(MODEL, len(ks)) - 0.5), "", bar=0.05
+    )
     if not options.quick:
-        yield row(DREG, f"{metric}: |exponent of K - 1/2| from K = 64 on", abs(slope(DREG, 3) - 0.5), "", bar=0.1)
-    yield row(DREG, f"{metric}: its first over its last", found[DREG][0] / found[DREG][-1], "", bar=0.9)
+        yield row(
+            DREG,
+            f"{metric}: |exponent of K - 1/2| from K = 64 on",
+            abs(slope(DREG, 3) - 0.5),
+            "",
+            bar=0.1,
+        )
+    yield row(
+        DREG, f"{metric}: its first over its last", found[DREG][0] / found[DREG][-1], "", bar=0.9
+    )
     # Unlike the others it ends in the noise: twice the floor is nothing that a training step could use.
-    yield row(PLAIN, f"{metric}: its last over its first", found[PLAIN][-1] / found[PLAIN][0], "", bar=0.6)
+    yield row(
+        PLAIN, f"{metric}: its last over its first", found[PLAIN][-1] / found[PLAIN][0], "", bar=0.6
+    )
     if not options.quick:
-        yield row(PLAIN, f"{metric}: its last over the noise of the measurement", found[PLAIN][-1] / floor, "", bar=2.0)
+        yield row(
+            PLAIN,
+            f"{metric}: its last over the noise of the measurement",
+            found[PLAIN][-1] / floor,
+            "",
+            bar=2.0,
+        )
     try:
         figure(ks, found, floor)
     except ImportError as why:

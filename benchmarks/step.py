@@ -92,7 +92,9 @@ def setting(batch: int, k: int, images: np.ndarray, quick: bool) -> Iterator[Row
         yield missing(name, f"step, {where}", why)
 
     args = {name: (state, key, x) for name, (_, state) in steps.items()}
-    compiled = {n: jax.jit(f, donate_argnums=0).lower(*args[n]).compile() for n, (f, _) in steps.items()}
+    compiled = {
+        n: jax.jit(f, donate_argnums=0).lower(*args[n]).compile() for n, (f, _) in steps.items()
+    }
     costs = {name: _measure.cost(c) for name, c in compiled.items()}
     for measure, (unit, scale) in COSTS.items():
         for name, cost in costs.items():
@@ -106,7 +108,9 @@ def setting(batch: int, k: int, images: np.ndarray, quick: bool) -> Iterator[Row
                 )  # fmt: skip
 
     functions = {name: f for name, (f, _) in steps.items()}
-    traces, compiles = _measure.trace_and_compile(functions, args, "raw", CONTROL, (3, 1) if quick else (15, 3))
+    traces, compiles = _measure.trace_and_compile(
+        functions, args, "raw", CONTROL, (3, 1) if quick else (15, 3)
+    )
     for name in steps:
         for baseline in same_work(name):
             bar = TRACE if name in ("vijax reparam", "vijax dreg") else None
@@ -132,9 +136,19 @@ def run(options: Options) -> Iterator[Row]:
     yield from _agree.in_distribution(20, 5, some, 64 if options.quick else 500)
 
     for name in ("raw", "vijax reparam", "vijax dreg", GROUPED):
-        yield row(name, "compiles in an epoch of 30 steps, batch 64, K = 50", epoch(name, 64, 50, images), "", bar=1)
+        yield row(
+            name,
+            "compiles in an epoch of 30 steps, batch 64, K = 50",
+            epoch(name, 64, 50, images),
+            "",
+            bar=1,
+        )
 
-    statements = {"jax, optax": "import jax, optax", CONTROL: "import jax, optax", "vijax": "import vijax"}
+    statements = {
+        "jax, optax": "import jax, optax",
+        CONTROL: "import jax, optax",
+        "vijax": "import vijax",
+    }
     times = _measure.import_times(statements, "jax, optax", CONTROL, 3 if options.quick else 15)
     yield times.row("vijax", "import, whole process", "jax, optax", bar=1.10)
 

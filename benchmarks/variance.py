@@ -27,7 +27,9 @@ class Bits(NamedTuple):
 
     logits: Array
 
-    def sample_and_log_prob(self, *, seed: Any, sample_shape: tuple[int, ...] = ()) -> tuple[Array, Array]:
+    def sample_and_log_prob(
+        self, *, seed: Any, sample_shape: tuple[int, ...] = ()
+    ) -> tuple[Array, Array]:
         p = jax.nn.sigmoid(self.logits)
         z = jax.random.bernoulli(seed, p, (*sample_shape, *p.shape)).astype(p.dtype)
         return z, self.log_prob(z)
@@ -41,8 +43,12 @@ class Choice(NamedTuple):
 
     logits: Array
 
-    def sample_and_log_prob(self, *, seed: Any, sample_shape: tuple[int, ...] = ()) -> tuple[Array, Array]:
-        z = jax.random.categorical(seed, self.logits, shape=(*sample_shape, *self.logits.shape[:-1]))
+    def sample_and_log_prob(
+        self, *, seed: Any, sample_shape: tuple[int, ...] = ()
+    ) -> tuple[Array, Array]:
+        z = jax.random.categorical(
+            seed, self.logits, shape=(*sample_shape, *self.logits.shape[:-1])
+        )
         hot = jax.nn.one_hot(z, self.logits.shape[-1])
         return hot, self.log_prob(hot)
 
@@ -74,18 +80,35 @@ def problems() -> list[Problem]:
     every = jnp.asarray(list(itertools.product([0.0, 1.0], repeat=6)), jnp.float32)
     large = "belief net, 200 Bernoullis, 784 pixels, batch 8"
     return [
-        Problem("6 Bernoullis, 20 pixels", Bits, draw(6), belief_net(draw, 6, 20, ()), every, (20_000, 2_000)),
+        Problem(
+            "6 Bernoullis, 20 pixels",
+            Bits,
+            draw(6),
+            belief_net(draw, 6, 20, ()),
+            every,
+            (20_000, 2_000),
+        ),
         Problem(large, Bits, 0.5 * draw(8, 200), belief_net(draw, 200, 784, (8,)), None, (400, 40)),
-        Problem("categorical of 16 states", Choice, draw(16), mixture, jnp.eye(16), (20_000, 2_000)),
+        Problem(
+            "categorical of 16 states", Choice, draw(16), mixture, jnp.eye(16), (20_000, 2_000)
+        ),
     ]
 
 
-def belief_net(draw: Any, latents: int, pixels: int, batch: tuple[int, ...]) -> Callable[[Array], Array]:
-    weights, bias, prior = draw(latents, pixels) * 2 / latents**0.5, 0.1 * draw(pixels), 0.5 * draw(latents)
+def belief_net(
+    draw: Any, latents: int, pixels: int, batch: tuple[int, ...]
+) -> Callable[[Array], Array]:
+    weights, bias, prior = (
+        draw(latents, pixels) * 2 / latents**0.5,
+        0.1 * draw(pixels),
+        0.5 * draw(latents),
+    )
     images = (draw(*batch, pixels) > 0.5).astype(jnp.float32)
     like = lambda parameter, x: jnp.broadcast_to(parameter, x.shape)  # noqa: E731
     log_bernoulli = lambda x, logits: jnp.sum(x * logits - jax.nn.softplus(logits), -1)  # noqa: E731
-    return lambda z: log_bernoulli(images, z @ weights + like(bias, images)) + log_bernoulli(z, like(prior, z))
+    return lambda z: (
+        log_bernoulli(images, z @ weights + like(bias, images)) + log_bernoulli(z, like(prior, z))
+    )
 
 
 REBAR = {"scale": jnp.array(1.0), "log_temperature": jnp.log(jnp.array(0.5))}
@@ -95,7 +118,10 @@ def estimators(problem: Problem) -> dict[str, tuple[Any, int, float]]:
     """Return objectives with the draws they take, and the evaluations of the model that a draw, or all, come to."""
     g = vj.gradients
     rebar = g.rebar(ELBO)
-    controlled = lambda key, log_joint, q, **keywords: rebar(key, log_joint, q, REBAR, **keywords)[0]  # noqa: E731
+
+    def controlled(key, log_joint, q, **keywords):
+        return rebar(key, log_joint, q, REBAR, **keywords)[0]  # noqa: E731
+
     found: dict[str, tuple[Any, int, float]] = {
         BASELINE: (g.score(ELBO), K, K),
         LEAVE_ONE_OUT: (g.vimco(ELBO), K, K),
@@ -104,7 +130,11 @@ def estimators(problem: Problem) -> dict[str, tuple[Any, int, float]]:
         "rebar(elbo), scale 1, temperature .5": (controlled, K, 3 * K),
         "gumbel_softmax(elbo), .5, biased": (g.gumbel_softmax(ELBO, temperature=0.5), K, K),
         "straight_through(elbo), .5, biased": (g.straight_through(ELBO, temperature=0.5), K, K),
-        "gumbel_rao(elbo), .5, 16 inner, biased": (g.gumbel_rao(ELBO, temperature=0.5, inner=16), K, K),
+        "gumbel_rao(elbo), .5, 16 inner, biased": (
+            g.gumbel_rao(ELBO, temperature=0.5, inner=16),
+            K,
+            K,
+        ),
     }
     if problem.points is not None:
         others = 6 if problem.make is Bits else 15
@@ -116,7 +146,9 @@ def estimators(problem: Problem) -> dict[str, tuple[Any, int, float]]:
 
 def gradient(problem: Problem, objective: Any, num_samples: int) -> Callable[[Array, Array], Array]:
     def total(logits: Array, key: Array) -> Array:
-        return jnp.sum(objective(key, problem.log_joint, problem.make(logits), num_samples=num_samples).value)
+        return jnp.sum(
+            objective(key, problem.log_joint, problem.make(logits), num_samples=num_samples).value
+        )
 
     return jax.grad(total)
 
@@ -129,7 +161,9 @@ def numpyro(problem: Problem) -> Callable[[Array, Array], Array]:
 
     def latent(logits: Array) -> Array:
         if problem.make is Choice:
-            return jax.nn.one_hot(numpyro.sample("z", dist.Categorical(logits=logits)), logits.shape[-1])
+            return jax.nn.one_hot(
+                numpyro.sample("z", dist.Categorical(logits=logits)), logits.shape[-1]
+            )
         return numpyro.sample("z", dist.Bernoulli(logits=logits).to_event(1))
 
     def in_plate(body: Callable[[], Any]) -> None:
@@ -183,18 +217,39 @@ def measured(
     n = problem.repeats[options.quick]
     keys = jax.random.split(jax.random.key(0), n)
     many = lambda f: jax.jit(lambda a, ks: jax.lax.map(lambda k: f(a, k), ks, batch_size=100))  # noqa: E731
-    slopes = {name: np.asarray(many(f)(problem.logits, keys), np.float64) for name, f in functions.items()}
+    slopes = {
+        name: np.asarray(many(f)(problem.logits, keys), np.float64) for name, f in functions.items()
+    }
     variances = {name: float(s.var(0, ddof=1).sum()) for name, s in slopes.items()}
     metric = f"{problem.name}: variance of the gradient in q's logits, summed"
     for name, value in variances.items():
         note = f"{evaluations[name]:g} evaluations"
-        yield row(name, metric, value, "nats²", BASELINE, ratio_of(value, variances[BASELINE]), note=note, draws=n)
+        yield row(
+            name,
+            metric,
+            value,
+            "nats²",
+            BASELINE,
+            ratio_of(value, variances[BASELINE]),
+            note=note,
+            draws=n,
+        )
     if PEER in variances:
         ours = variances[LEAVE_ONE_OUT]
         ratio = ratio_of(ours, variances[PEER])
-        yield row(LEAVE_ONE_OUT, f"{metric}; equal evaluations", ours, "nats²", PEER, ratio, bar=BAR)
+        yield row(
+            LEAVE_ONE_OUT, f"{metric}; equal evaluations", ours, "nats²", PEER, ratio, bar=BAR
+        )
     arm, disarm = variances["arm(elbo)"], variances["disarm(elbo)"]
-    yield row("disarm(elbo)", f"{metric}; the theorem", disarm, "nats²", "arm(elbo)", ratio_of(disarm, arm), bar=1.0)
+    yield row(
+        "disarm(elbo)",
+        f"{metric}; the theorem",
+        disarm,
+        "nats²",
+        "arm(elbo)",
+        ratio_of(disarm, arm),
+        bar=1.0,
+    )
     if problem.points is not None:
         truth = np.asarray(exact(problem, problem.points), np.float64)
         for name, s in slopes.items():
@@ -204,9 +259,13 @@ def measured(
             yield row(name, f"{problem.name}: largest bias, in standard errors", z, "se", bar=bar)
     calls: dict[str, Any] = {}
     for name, f in [*functions.items(), (f"{BASELINE} A/A", functions[BASELINE])]:
-        walk = jax.jit(lambda a, ks, f=f: jax.lax.scan(lambda at, k: (at + 1e-6 * f(at, k), None), a, ks)[0])
+        walk = jax.jit(
+            lambda a, ks, f=f: jax.lax.scan(lambda at, k: (at + 1e-6 * f(at, k), None), a, ks)[0]
+        )
         calls[name] = lambda walk=walk: walk(problem.logits, keys[:STEPS])
     rounds = 5 if options.quick else 25
-    timings = _measure.paired(calls, BASELINE, rounds, control=f"{BASELINE} A/A", least=1e-2, warm=2)
+    timings = _measure.paired(
+        calls, BASELINE, rounds, control=f"{BASELINE} A/A", least=1e-2, warm=2
+    )
     for name in functions:
         yield timings.row(name, f"{problem.name}: time of {STEPS} steps", BASELINE)

@@ -54,7 +54,9 @@ class Judged(NamedTuple):
 
     @property
     def miss(self) -> bool:
-        return (self.level == 0 and not self.q <= WRONG) or (self.level == 1 and not self.corrected <= WRONG)
+        return (self.level == 0 and not self.q <= WRONG) or (
+            self.level == 1 and not self.corrected <= WRONG
+        )
 
     @property
     def alarm(self) -> bool:
@@ -70,11 +72,15 @@ def fitted(posterior: Posterior, make: Callable[..., _fits.Fit], jitter: float) 
         of_start, of_fit, of_draws = jax.random.split(key, 3)
         fit = make(log_density, y + scale * jax.random.normal(of_start, y.shape))
         ((rate, steps),) = fit.settings
-        state = fit.advance(fit.start(of_fit), jnp.asarray(steps), jnp.asarray(rate), jnp.asarray(float(steps)))
+        state = fit.advance(
+            fit.start(of_fit), jnp.asarray(steps), jnp.asarray(rate), jnp.asarray(float(steps))
+        )
         z, log_q = fit.draw(of_draws, state, DRAWS)
         return z, jax.lax.map(log_density, z, batch_size=500), log_q
 
-    scales = jitter * (jnp.arange(STARTS) > 0)  # the first from where the benchmark posteriordb starts
+    scales = jitter * (
+        jnp.arange(STARTS) > 0
+    )  # the first from where the benchmark posteriordb starts
     z, log_p, log_q = jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(0), STARTS), scales)
     return vj.Draws(jax.vmap(jax.vmap(unravel))(z), log_p, log_q)
 
@@ -94,7 +100,9 @@ def judge(summary: Summary, reference: np.ndarray) -> Judged:
     )
 
 
-def measure(posterior: Posterior, family: str, jitter: float) -> tuple[list[Judged], Judged, Summary]:
+def measure(
+    posterior: Posterior, family: str, jitter: float
+) -> tuple[list[Judged], Judged, Summary]:
     """Return what was said of each fit alone, of all the starts together, and the latter in full."""
     draws = fitted(posterior, FAMILIES[family], jitter)
     report = lambda z: posterior.report(posterior.target.constrain(z))  # noqa: E731
@@ -140,7 +148,9 @@ def run(options: Options) -> Iterator[Row]:
     yield from _posteriors.over(options, rows)
 
 
-def verdict_row(name: str, family: str, alone: list[Judged], together: Judged, summary: Summary) -> Row:
+def verdict_row(
+    name: str, family: str, alone: list[Judged], together: Judged, summary: Summary
+) -> Row:
     levels = "".join(str(judged.level) for judged in alone)
     worst = max(float(summary.khat), float(np.max(summary.marginal_khat)))
     note = (
@@ -150,7 +160,9 @@ def verdict_row(name: str, family: str, alone: list[Judged], together: Judged, s
     must = {1: "must be flagged", -1: "must pass", None: ""}[side := expected(name, family)]
     met = {} if side is None else {"met": together.level >= 1 if side == 1 else together.level <= 1}
     note = f"{must}: {note}" if must else note
-    return row(name, f"verdict, {family}", together.level, "", note=note, **met, **together._asdict())
+    return row(
+        name, f"verdict, {family}", together.level, "", note=note, **met, **together._asdict()
+    )
 
 
 def counts(what: str, judged: list[Judged], bar: float | None) -> Iterator[Row]:
@@ -160,7 +172,11 @@ def counts(what: str, judged: list[Judged], bar: float | None) -> Iterator[Row]:
     trusted = [j for j in judged if j.level == 0]
     misses = sum(j.miss for j in judged)
     yield row(
-        "misses", what, misses, "", note=f"of {len(judged)} fits, {len(bad)} of them wrong by q and by correction"
+        "misses",
+        what,
+        misses,
+        "",
+        note=f"of {len(judged)} fits, {len(bad)} of them wrong by q and by correction",
     )
     yield row(
         "false alarms",
@@ -170,4 +186,6 @@ def counts(what: str, judged: list[Judged], bar: float | None) -> Iterator[Row]:
         note=f"of {len(good)} fits whose corrected moments are right",
     )
     wrong = sum(not j.q <= WRONG for j in trusted)
-    yield row("verdicts of 0 on a q that is wrong", what, wrong, "", bar=bar, note=f"of {len(trusted)}")
+    yield row(
+        "verdicts of 0 on a q that is wrong", what, wrong, "", bar=bar, note=f"of {len(trusted)}"
+    )

@@ -20,7 +20,11 @@ suppress_warnings = ["myst.header", "myst.xref_missing", "ref.python"]
 def mend(app, what, name, obj, options, lines):
     """Make reStructuredText of docstrings: formulas stay as they stand, stars and lone letters are no markup."""
     text = "\n".join(lines).expandtabs()
-    text = re.sub(r"(?m)^Reference: ((?:.|\n)*?)(?=\n\s*\n|\Z)", lambda m: "Reference: " + " ".join(m[1].split()), text)
+    text = re.sub(
+        r"(?m)^Reference: ((?:.|\n)*?)(?=\n\s*\n|\Z)",
+        lambda m: "Reference: " + " ".join(m[1].split()),
+        text,
+    )
     out, formula, section = [], False, False
     for line in text.split("\n"):
         indented = line.startswith("    ")

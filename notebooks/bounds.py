@@ -40,7 +40,9 @@ jax.config.update("jax_enable_x64", True)
 B, G = vj.bounds, vj.gradients
 out = Path("out")
 out.mkdir(exist_ok=True)
-plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "figure.dpi": 110, "font.size": 9})
+plt.rcParams.update(
+    {"axes.spines.top": False, "axes.spines.right": False, "figure.dpi": 110, "font.size": 9}
+)
 INK, LOW, HIGH, GREY = "#1f2933", "#2166ac", "#b2182b", "#8795a1"
 
 # %% [markdown]
@@ -72,7 +74,9 @@ for loc, scale in ((0.0, 1.0), (1.0, 1.0), (1.0, math.sqrt(0.5)), (1.0, 0.3), (2
     reconstruction = float(B.elbo(distrax.Normal(z, 1.0).log_prob(x), weights=node_weights))
     price = float(q.kl_divergence(prior))
     name = f"N({loc:.0f}, {scale:.2f}²)"
-    print(f"{name}   {elbo:9.5f}     {gap:8.5f}      {elbo + gap:9.5f}   |  {reconstruction:9.5f}  {price:9.5f}")
+    print(
+        f"{name}   {elbo:9.5f}     {gap:8.5f}      {elbo + gap:9.5f}   |  {reconstruction:9.5f}  {price:9.5f}"
+    )
     assert abs(elbo + gap - log_evidence) < 1e-12
     assert abs(reconstruction - price - elbo) < 1e-12
 
@@ -114,13 +118,21 @@ CATALOGUE = [  # name, function, limit as k grows in nats from log p(x)
     ("renyi, α = ½", partial(B.renyi, alpha=0.5), -(s**2) / 4),
     ("multi_iwae, 4 groups", partial(B.multi_iwae, groups=4), iwae_of(4)),
     ("ciwae, β = ½", partial(B.ciwae, beta=0.5), -(s**2) / 4),
-    ("tvo_lower", partial(B.tvo_lower, partition=beta), -(s**2) / 2 + s**2 * float((steps * beta[:-1]).sum())),
+    (
+        "tvo_lower",
+        partial(B.tvo_lower, partition=beta),
+        -(s**2) / 2 + s**2 * float((steps * beta[:-1]).sum()),
+    ),
     ("iwae", B.iwae, 0.0),
     ("jackknife, order 1", B.jackknife, 0.0),
     ("jackknife, order 2", partial(B.jackknife, order=2), 0.0),
     ("sumo", partial(B.sumo, level=level), 0.0),
     ("mlmc_iwae", partial(B.mlmc_iwae, level=step), 0.0),
-    ("tvo_upper", partial(B.tvo_upper, partition=beta), -(s**2) / 2 + s**2 * float((steps * beta[1:]).sum())),
+    (
+        "tvo_upper",
+        partial(B.tvo_upper, partition=beta),
+        -(s**2) / 2 + s**2 * float((steps * beta[1:]).sum()),
+    ),
     ("eubo", B.eubo, s**2 / 2),
     ("cubo, n = 2", B.cubo, s**2 / 2),
     ("renyi, α = -1", partial(B.renyi, alpha=-1.0), s**2 / 2),
@@ -132,9 +144,18 @@ for name, bound, limit in CATALOGUE:
     found[name] = (value.mean(), value.std() / math.sqrt(repeats), limit)
     print(f"{name:22s} {found[name][0]:9.4f} {found[name][1]:8.4f} {limit:9.4f}")
 
-for name in ("elbo", "renyi, α = 2", "renyi, α = ½", "multi_iwae, 4 groups", "ciwae, β = ½", "iwae"):
+for name in (
+    "elbo",
+    "renyi, α = 2",
+    "renyi, α = ½",
+    "multi_iwae, 4 groups",
+    "ciwae, β = ½",
+    "iwae",
+):
     assert found[name][0] < 5 * found[name][1], f"{name} is a lower bound at any k"
-assert abs(found["iwae"][0] - (-(math.exp(s**2) - 1) / (2 * k))) < 0.02  # the first term of the bias
+assert (
+    abs(found["iwae"][0] - (-(math.exp(s**2) - 1) / (2 * k))) < 0.02
+)  # the first term of the bias
 for name in ("sumo", "mlmc_iwae"):  # both have the expectation of IWAE at their largest k
     assert abs(found[name][0] - found["iwae"][0]) < 5 * found[name][1], name
 assert abs(found["jackknife, order 1"][0]) < abs(found["iwae"][0]) / 2
@@ -167,7 +188,8 @@ figure.savefig(out / "bounds_axis.png")
 # %%
 truth = -1.3
 modes = distrax.MixtureSameFamily(
-    distrax.Categorical(probs=jnp.array([0.5, 0.5])), distrax.Normal(jnp.array([-2.0, 2.0]), jnp.array([0.6, 0.6]))
+    distrax.Categorical(probs=jnp.array([0.5, 0.5])),
+    distrax.Normal(jnp.array([-2.0, 2.0]), jnp.array([0.6, 0.6])),
 )
 log_joint = lambda z: truth + modes.log_prob(z)  # noqa: E731
 normal = lambda p: distrax.Normal(p["loc"], jnp.exp(p["log_scale"]))  # noqa: E731
@@ -214,8 +236,12 @@ assert abs(fits["eubo"]["loc"]) < 0.3
 
 # %%
 figure, axis = plt.subplots(figsize=(7.2, 3.0))
-axis.fill_between(grid, jnp.exp(log_joint(grid) - truth), color=GREY, alpha=0.3, lw=0, label="posterior")
-for (name, params), color in zip(fits.items(), plt.cm.viridis(np.linspace(0, 0.85, len(fits))), strict=True):
+axis.fill_between(
+    grid, jnp.exp(log_joint(grid) - truth), color=GREY, alpha=0.3, lw=0, label="posterior"
+)
+for (name, params), color in zip(
+    fits.items(), plt.cm.viridis(np.linspace(0, 0.85, len(fits))), strict=True
+):
     axis.plot(grid, jnp.exp(normal(params).log_prob(grid)), color=color, label=name)
 axis.set(xlabel="z", ylabel="density", xlim=(-6, 6))
 axis.legend(frameon=False)
@@ -244,7 +270,8 @@ def gradient(make, k, key):
     def value(params):
         q = distrax.Independent(distrax.Normal((datum + theta) / 2 + params["offset"], scale), 1)
         target = lambda z: jnp.sum(  # noqa: E731
-            distrax.Normal(params["theta"], 1.0).log_prob(z) + distrax.Normal(z, 1.0).log_prob(datum)
+            distrax.Normal(params["theta"], 1.0).log_prob(z)
+            + distrax.Normal(z, 1.0).log_prob(datum)
         )
         return make(B.iwae)(key, target, q, num_samples=k).value
 
@@ -272,7 +299,13 @@ axis.loglog(ks, [p["theta"] for p in plain], "o-", color=INK, label="model, eith
 axis.loglog(ks, [d["offset"] for d in doubly], "o-", color=LOW, label="encoder, dreg(iwae)")
 axis.loglog(ks, [p["offset"] for p in plain], "o-", color=HIGH, label="encoder, reparam(iwae)")
 axis.axhline(math.sqrt(2 / math.pi / keys), color=GREY, lw=1, ls=":")
-axis.text(ks[-1], 0.72 * math.sqrt(2 / math.pi / keys), "what pure noise would show", color=GREY, ha="right")
+axis.text(
+    ks[-1],
+    0.72 * math.sqrt(2 / math.pi / keys),
+    "what pure noise would show",
+    color=GREY,
+    ha="right",
+)
 axis.set(xlabel="K", ylabel="signal over noise")
 axis.legend(frameon=False)
 figure.tight_layout()
@@ -307,12 +340,18 @@ np.testing.assert_allclose(falling, [-1.2655, -1.5155, -2.2655, -3.5155], atol=1
 # %%
 u = jax.random.uniform(jax.random.key(9), (100_000,))
 collapsed = 2.4 * u  # log w with z2 integrated out
-half_width = jax.scipy.stats.norm.ppf(0.5 + 0.5 * jnp.exp(-collapsed))  # mass 1 / w1 of a standard normal z2
+half_width = jax.scipy.stats.norm.ppf(
+    0.5 + 0.5 * jnp.exp(-collapsed)
+)  # mass 1 / w1 of a standard normal z2
 z2 = jax.random.truncated_normal(jax.random.key(10), -half_width, half_width)
 log_q2 = jax.scipy.stats.norm.logpdf(z2) + collapsed  # the conditional over its cut mass
 pair = collapsed + jax.scipy.stats.norm.logpdf(z2) - log_q2
-print(f"Var[log w]: pair {jnp.var(pair):.4f}, z2 integrated out {jnp.var(collapsed):.4f}  (2.4²/12 = .48)")
-print(f"mean log w: pair {jnp.mean(pair):.4f}, z2 integrated out {jnp.mean(collapsed):.4f}  (tighter, always)")
+print(
+    f"Var[log w]: pair {jnp.var(pair):.4f}, z2 integrated out {jnp.var(collapsed):.4f}  (2.4²/12 = .48)"
+)
+print(
+    f"mean log w: pair {jnp.mean(pair):.4f}, z2 integrated out {jnp.mean(collapsed):.4f}  (tighter, always)"
+)
 assert jnp.var(pair) < 1e-12 < 0.47 < jnp.var(collapsed) < 0.49
 assert jnp.mean(collapsed) > jnp.mean(pair)
 

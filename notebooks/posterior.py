@@ -35,7 +35,9 @@ jax.config.update("jax_enable_x64", True)
 C, D, F = vj.targets.constraints, vj.diagnostics, vj.families
 out = Path("out")
 out.mkdir(exist_ok=True)
-plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "figure.dpi": 110, "font.size": 9})
+plt.rcParams.update(
+    {"axes.spines.top": False, "axes.spines.right": False, "figure.dpi": 110, "font.size": 9}
+)
 INK, LOW, HIGH, GREY, PALE = "#1f2933", "#2166ac", "#b2182b", "#8795a1", "#d5dce3"
 DRAWS = 4000 if small else 20_000
 
@@ -75,7 +77,9 @@ def slice_of(log_tau):
     spread = 25.0 * jnp.ones((8, 8)) + jnp.diag(sigma**2 + tau2)
     log_p = multivariate_normal.logpdf(y, jnp.zeros(8), spread)
     log_p += cauchy.logpdf(jnp.exp(log_tau), 0.0, 5.0) + math.log(2) + log_tau
-    of_theta = 25.0 * jnp.ones((8, 8)) + tau2 * jnp.eye(8)  # prior covariance of theta, that of theta with y
+    of_theta = 25.0 * jnp.ones((8, 8)) + tau2 * jnp.eye(
+        8
+    )  # prior covariance of theta, that of theta with y
     gain = jnp.linalg.solve(spread, of_theta)
     mu_gain = jnp.linalg.solve(spread, 25.0 * jnp.ones(8))
     mean = {"mu": y @ mu_gain, "theta": y @ gain}
@@ -94,7 +98,9 @@ means["tau"], variances["tau"] = jnp.exp(log_tau), jnp.zeros_like(log_tau)
 truth = averaged(means)
 second = averaged(jax.tree.map(lambda m, v: m**2 + v, means, variances))
 truth_sd = jax.tree.map(lambda s, m: jnp.sqrt(s - m**2), second, truth)
-print(f"log p(y) = {log_evidence:.6f} nats;  tau = {truth['tau']:.3f} +- {truth_sd['tau']:.3f} points")
+print(
+    f"log p(y) = {log_evidence:.6f} nats;  tau = {truth['tau']:.3f} +- {truth_sd['tau']:.3f} points"
+)
 
 # %% [markdown]
 # posteriordb keeps 10,000 draws of a long Hamiltonian Monte Carlo run of the same model, and publishes their means with
@@ -125,7 +131,9 @@ def fitted(key, target, family, start, steps=2000):
     """Return the family's params after natural gradients of the ELBO."""
     # The rate is constant, for `fit` averages the iterates.
     rule = vj.updates.natural_gradient(target.log_joint, num_samples=64, learning_rate=0.2)
-    found = vj.fitting.fit(key, rule, rule.init(family.init(key, target.unconstrain(start))), steps=steps)
+    found = vj.fitting.fit(
+        key, rule, rule.init(family.init(key, target.unconstrain(start))), steps=steps
+    )
     print(f"{found.stopped};  ELBO {found.bound:.3f} +- {found.bound_error:.3f} nats")
     return found.average
 
@@ -161,7 +169,9 @@ def errors(draws, target, weighted=False):
 
 rms = lambda e: float(np.sqrt(np.mean(e**2)))  # noqa: E731
 print(f"errors of mean and sd, root mean square: {rms(errors(draws_centred, centred)):.2f} sd")
-print(f"the same, corrected by the weights:      {rms(errors(draws_centred, centred, True)):.2f} sd")
+print(
+    f"the same, corrected by the weights:      {rms(errors(draws_centred, centred, True)):.2f} sd"
+)
 
 # %% [markdown]
 # ## Why it fails
@@ -173,7 +183,9 @@ print(f"the same, corrected by the weights:      {rms(errors(draws_centred, cent
 # %%
 q_full = F.full_rank().dist(fitted(next(keys), centred, F.full_rank(), start))
 draws_full, summary_full = looked_at(next(keys), centred, q_full)
-print(f"full covariance: k-hat {summary_full.khat:.2f}, errors {rms(errors(draws_full, centred)):.2f} sd")
+print(
+    f"full covariance: k-hat {summary_full.khat:.2f}, errors {rms(errors(draws_full, centred)):.2f} sd"
+)
 
 # %% [markdown]
 # ## Three cures
@@ -203,11 +215,17 @@ climb = vj.fitting.ascent(
     ),
     optax.adam(optax.cosine_decay_schedule(5e-3, 1000 if small else 5000)),
 )
-params = flow.init(next(keys), straight.unconstrain(start)) | {"base": fitted(next(keys), straight, base, start)}
-found = vj.fitting.fit(next(keys), climb, climb.init(params), steps=1000 if small else 5000, stop=None)
+params = flow.init(next(keys), straight.unconstrain(start)) | {
+    "base": fitted(next(keys), straight, base, start)
+}
+found = vj.fitting.fit(
+    next(keys), climb, climb.init(params), steps=1000 if small else 5000, stop=None
+)
 q_flow = flow.dist(found.state.params)
 draws_flow, summary_flow = looked_at(next(keys), straight, q_flow)
-print(f"spline flow: k-hat {summary_flow.khat:.2f}, errors {rms(errors(draws_flow, straight)):.2f} sd")
+print(
+    f"spline flow: k-hat {summary_flow.khat:.2f}, errors {rms(errors(draws_flow, straight)):.2f} sd"
+)
 
 # %% [markdown]
 # **Less to approximate.** Given $\tau$ the other nine are Gaussian, and vijax can see that from the log joint.
@@ -218,16 +236,24 @@ print(f"spline flow: k-hat {summary_flow.khat:.2f}, errors {rms(errors(draws_flo
 
 # %%
 nine = {"mu": jnp.zeros(()), "theta": jnp.zeros(8)}
-collapsed, conditional = vj.targets.collapse_gaussian(lambda tau, b: straight.log_joint({"tau": tau, **b}), nine)
+collapsed, conditional = vj.targets.collapse_gaussian(
+    lambda tau, b: straight.log_joint({"tau": tau, **b}), nine
+)
 heavy = F.student_t(degrees=3.0, base=F.mean_field())
 climb = vj.fitting.ascent(
-    lambda key, params: vj.gradients.dreg(vj.bounds.elbo)(key, collapsed, heavy.dist(params), num_samples=64),
+    lambda key, params: vj.gradients.dreg(vj.bounds.elbo)(
+        key, collapsed, heavy.dist(params), num_samples=64
+    ),
     optax.adam(optax.cosine_decay_schedule(0.03, 1000)),
 )
-found = vj.fitting.fit(next(keys), climb, climb.init(heavy.init(next(keys), jnp.zeros(()))), steps=1000, stop=None)
+found = vj.fitting.fit(
+    next(keys), climb, climb.init(heavy.init(next(keys), jnp.zeros(()))), steps=1000, stop=None
+)
 draws_tau = vj.draws.weigh(next(keys), collapsed, heavy.dist(found.state.params), num_samples=DRAWS)
 of_nine = jax.random.split(next(keys), DRAWS)
-b, _ = jax.jit(jax.vmap(lambda key, tau: conditional(tau).sample_and_log_prob(seed=key)))(of_nine, draws_tau.z)
+b, _ = jax.jit(jax.vmap(lambda key, tau: conditional(tau).sample_and_log_prob(seed=key)))(
+    of_nine, draws_tau.z
+)
 draws_collapsed = draws_tau._replace(z={"tau": draws_tau.z, **b})
 summary_collapsed = D.summarize(draws_collapsed, constrain=straight.constrain)
 print(summary_collapsed)
@@ -273,8 +299,12 @@ assert summary_collapsed.verdict < 2
 at = np.linspace(-25.0, 45.0, 281)
 inside = np.asarray((log_tau > -2.5) & (log_tau < 4.0))
 rows = np.asarray(log_tau)[inside][::40]
-mean_1, sd_1 = (np.asarray(a)[inside, 0][::40] for a in (means["theta"], jnp.sqrt(variances["theta"])))
-density = np.exp(np.asarray(log_p - log_evidence)[inside][::40])[:, None] * norm.pdf(at, mean_1[:, None], sd_1[:, None])
+mean_1, sd_1 = (
+    np.asarray(a)[inside, 0][::40] for a in (means["theta"], jnp.sqrt(variances["theta"]))
+)
+density = np.exp(np.asarray(log_p - log_evidence)[inside][::40])[:, None] * norm.pdf(
+    at, mean_1[:, None], sd_1[:, None]
+)
 
 figure, panels = plt.subplots(1, 3, figsize=(9.4, 3.1), sharey=True)
 shown = {"ten Gaussians": HIGH, "ten Gaussians, in units of tau": LOW, "nine integrated out": LOW}
@@ -291,7 +321,9 @@ for panel, (name, colour) in zip(panels, shown.items(), strict=True):
     )
     panel.scatter(z["theta"][:, 0], jnp.log(z["tau"]), s=3, color=colour, alpha=0.55, linewidths=0)
     panel.set(xlim=(-22, 42), ylim=(-2.5, 3.9), xlabel=r"$\theta_1$, points")
-    panel.set_title(f"{name}\nk-hat {s.khat:.2f}: {VERDICTS[int(s.verdict)]}", fontsize=9, color=INK, loc="left")
+    panel.set_title(
+        f"{name}\nk-hat {s.khat:.2f}: {VERDICTS[int(s.verdict)]}", fontsize=9, color=INK, loc="left"
+    )
 panels[0].set_ylabel(r"$\log \tau$")
 figure.tight_layout()
 figure.savefig(out / "posterior_funnel.png", dpi=160)
@@ -309,7 +341,9 @@ import arviz_plots as azp
 take = jax.random.choice(next(keys), DRAWS, (4000,), p=jax.nn.softmax(draws_collapsed.log_w))
 kept = jax.tree.map(lambda a: a[take], draws_collapsed)
 z = jax.vmap(straight.constrain)(kept.z)
-replicated = D.predictive(next(keys), lambda key, z: z["theta"] + sigma * jax.random.normal(key, (8,)), z)
+replicated = D.predictive(
+    next(keys), lambda key, z: z["theta"] + sigma * jax.random.normal(key, (8,)), z
+)
 schools = {"school": list("ABCDEFGH")}
 tree = D.to_arviz(
     kept,

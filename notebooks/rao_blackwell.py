@@ -44,7 +44,9 @@ jax.config.update("jax_enable_x64", True)
 B, D, F, G = vj.bounds, vj.draws, vj.families, vj.gradients
 out = Path("out")
 out.mkdir(exist_ok=True)
-plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "figure.dpi": 110, "font.size": 9})
+plt.rcParams.update(
+    {"axes.spines.top": False, "axes.spines.right": False, "figure.dpi": 110, "font.size": 9}
+)
 INK, LOW, HIGH, GREY, PALE = "#1f2933", "#2166ac", "#b2182b", "#8795a1", "#d5dce3"
 LOG_2PI = math.log(2 * math.pi)
 
@@ -150,7 +152,9 @@ def fit(target, dist, draw, start):
 blocks = lambda params: {name: parts[name].dist(params[name]) for name in parts}  # noqa: E731
 fits = {
     "all diagonal": fit(naive, mean_field.dist, D.sobol, mean_field.init(None, everything)),
-    "full over w": fit(naive, blocks, D.iid, {name: parts[name].init(None, everything[name]) for name in parts}),
+    "full over w": fit(
+        naive, blocks, D.iid, {name: parts[name].init(None, everything[name]) for name in parts}
+    ),
     "full over all": fit(naive, full.dist, D.sobol, full.init(None, everything)),
     "w integrated out": fit(collapsed, full.dist, D.sobol, full.init(None, scales)),
 }
@@ -201,7 +205,9 @@ def terms(mean, cov):
         off = jnp.linalg.cholesky(cov[:2, :2]) @ e
         z = {"log_s": mean[0] + off[0], "log_t": mean[1] + off[1]}
         w, p = mean[2:] + slope @ off, conditional(z)
-        spread = jnp.trace(p.root @ p.root.T @ given_z)  # p.root @ p.root.T is the precision of p(w | z, y)
+        spread = jnp.trace(
+            p.root @ p.root.T @ given_z
+        )  # p.root @ p.root.T is the precision of p(w | z, y)
         distance = jnp.sum((p.root.T @ (w - p.mean)) ** 2)
         log_dets = 2 * jnp.log(jnp.diagonal(p.root)).sum() + jnp.linalg.slogdet(given_z)[1]
         return log_joint(z, w) - 0.5 * spread, 0.5 * (spread + distance - d - log_dets)
@@ -231,7 +237,9 @@ OPTIMA = {  # the best of each, from L-BFGS on its exact bound
     "w integrated out": -491.898949,
 }
 ladder = {}
-print("q                       ELBO  + KL of scales + E KL of w =   log p(y) |  optimum  same q(z), w integrated out")
+print(
+    "q                       ELBO  + KL of scales + E KL of w =   log p(y) |  optimum  same q(z), w integrated out"
+)
 for name, params in fits.items():
     mean, cov = moments(params)
     of_z = mean[:2], cov[:2, :2]
@@ -239,7 +247,9 @@ for name, params in fits.items():
     elbo, by_w = (bound, 0.0) if len(mean) == 2 else map(float, terms(mean, cov))
     ladder[name] = elbo, by_scales, by_w
     total = elbo + by_scales + by_w
-    print(f"{name:17s} {elbo:11.4f} {by_scales:15.4f} {by_w:11.4f} {total:13.4f}  | {OPTIMA[name]:9.4f} {bound:14.4f}")
+    print(
+        f"{name:17s} {elbo:11.4f} {by_scales:15.4f} {by_w:11.4f} {total:13.4f}  | {OPTIMA[name]:9.4f} {bound:14.4f}"
+    )
     assert abs(total - log_evidence) < 1e-6
     assert OPTIMA[name] - 2e-3 < elbo < OPTIMA[name] + 1e-6
     assert elbo - 1e-9 <= bound < log_evidence
@@ -254,15 +264,39 @@ for row, (name, (_, by_scales, by_w)) in enumerate(ladder.items()):
     if gaps[name] > edge:
         for at in (0.008, 0.012):  # the bar is cut, and says so
             axis.plot([-edge + at, -edge + at + 0.004], [row - 0.3, row + 0.3], color="white", lw=2)
-        axis.text(-edge + 0.022, row, f"← {gaps[name]:.3f}", va="center", color="white", weight="bold")
+        axis.text(
+            -edge + 0.022, row, f"← {gaps[name]:.3f}", va="center", color="white", weight="bold"
+        )
     else:
-        axis.text(-gaps[name] - 0.002, row, f"{gaps[name]:.3f}", va="center", ha="right", color=INK, weight="bold")
+        axis.text(
+            -gaps[name] - 0.002,
+            row,
+            f"{gaps[name]:.3f}",
+            va="center",
+            ha="right",
+            color=INK,
+            weight="bold",
+        )
 axis.axvline(0.0, color=INK, lw=1.6)
 axis.text(-0.002, 3.5, f"log p(y) = −{abs(log_evidence):.3f}", ha="right", color=INK)
 axis.text(-0.0015, 1.3, "guessing the scales", color=LOW, ha="right", va="bottom", fontsize=8)
-axis.text(-0.088, 1.3, "guessing the coefficients, given the scales", color=HIGH, ha="center", va="bottom", fontsize=8)
+axis.text(
+    -0.088,
+    1.3,
+    "guessing the coefficients, given the scales",
+    color=HIGH,
+    ha="center",
+    va="bottom",
+    fontsize=8,
+)
 axis.set_yticks(
-    range(4), ["12 independent\nGaussians", "full covariance\nof w", "full covariance\nof all 12", "w integrated out"]
+    range(4),
+    [
+        "12 independent\nGaussians",
+        "full covariance\nof w",
+        "full covariance\nof all 12",
+        "w integrated out",
+    ],
 )
 axis.get_yticklabels()[3].set_weight("bold")
 axis.tick_params(axis="y", length=0)
@@ -272,7 +306,10 @@ axis.set_xticks([-0.15, -0.1, -0.05, 0.0], ["0.15", "0.10", "0.05", "0"])
 share = 1 - gaps["w integrated out"] / gaps["full over w"]
 assert 0.88 < share < 0.91
 figure.suptitle(
-    "One line closes nine tenths of the gap that a full covariance of w leaves", x=0.01, ha="left", weight="bold"
+    "One line closes nine tenths of the gap that a full covariance of w leaves",
+    x=0.01,
+    ha="left",
+    weight="bold",
 )
 figure.tight_layout()
 figure.savefig(out / "rao_blackwell_ladder.png", dpi=160)
@@ -298,7 +335,9 @@ def coefficients(key):
     return conditional(z).sample_and_log_prob(seed=for_w)[0]
 
 
-w = np.asarray(jax.lax.map(coefficients, jax.random.split(jax.random.key(1), draws), batch_size=1000))
+w = np.asarray(
+    jax.lax.map(coefficients, jax.random.split(jax.random.key(1), draws), batch_size=1000)
+)
 s2, t2, mass = np.exp(2 * log_s.ravel()), np.exp(2 * log_t.ravel()), posterior.ravel() * area
 shrunk = t2[:, None] / (s2[:, None] + t2[:, None] * eigenvalues)  # p(w | z, y), in the basis of XᵀX
 centre = mass @ (shrunk * along)
@@ -310,10 +349,16 @@ summary = {"exact": (exact_mean, exact_sd), "w integrated out": (w.mean(0), w.st
 for name in ("full over w", "all diagonal"):
     mean, cov = moments(fits[name])
     summary[name] = np.asarray(mean[2:]), np.sqrt(np.diag(cov)[2:])
-print("        exact mean ± sd     sd over the exact one:  w integrated out   full over w   all diagonal")
+print(
+    "        exact mean ± sd     sd over the exact one:  w integrated out   full over w   all diagonal"
+)
 for i, name in enumerate(data.feature_names):
-    ratios = [summary[q][1][i] / exact_sd[i] for q in ("w integrated out", "full over w", "all diagonal")]
-    print(f"{name:5s} {exact_mean[i]:9.3f} ± {exact_sd[i]:.3f} {ratios[0]:39.3f} {ratios[1]:13.3f} {ratios[2]:14.3f}")
+    ratios = [
+        summary[q][1][i] / exact_sd[i] for q in ("w integrated out", "full over w", "all diagonal")
+    ]
+    print(
+        f"{name:5s} {exact_mean[i]:9.3f} ± {exact_sd[i]:.3f} {ratios[0]:39.3f} {ratios[1]:13.3f} {ratios[2]:14.3f}"
+    )
 noise = 5 * exact_sd / math.sqrt(draws)
 assert np.all(abs(w.mean(0) - exact_mean) < noise + 0.03 * exact_sd)
 assert np.all(abs(w.std(0) / exact_sd - 1) < 5 / math.sqrt(2 * draws) + 0.03)
@@ -325,11 +370,24 @@ assert 0.21 < narrowest < 0.24
 order = np.argsort(exact_mean)
 figure, axis = plt.subplots(figsize=(7.2, 4.2))
 axis.axvline(0.0, color=GREY, lw=0.8)
-axis.barh(range(d), 3.92 * exact_sd[order], left=(exact_mean - 1.96 * exact_sd)[order], height=0.74, color=PALE, lw=0)
-styles = {"w integrated out": (0.21, LOW, "o"), "full over w": (0.0, INK, "s"), "all diagonal": (-0.21, HIGH, "D")}
+axis.barh(
+    range(d),
+    3.92 * exact_sd[order],
+    left=(exact_mean - 1.96 * exact_sd)[order],
+    height=0.74,
+    color=PALE,
+    lw=0,
+)
+styles = {
+    "w integrated out": (0.21, LOW, "o"),
+    "full over w": (0.0, INK, "s"),
+    "all diagonal": (-0.21, HIGH, "D"),
+}
 for name, (shift, color, marker) in styles.items():
     mean, sd = (a[order] for a in summary[name])
-    axis.errorbar(mean, np.arange(d) + shift, xerr=1.96 * sd, fmt=marker, ms=3.4, color=color, lw=1.6)
+    axis.errorbar(
+        mean, np.arange(d) + shift, xerr=1.96 * sd, fmt=marker, ms=3.4, color=color, lw=1.6
+    )
 ends = {
     "w integrated out, drawn afterwards": LOW,
     "full covariance of w": INK,
@@ -343,7 +401,10 @@ axis.tick_params(axis="y", length=0)
 axis.spines["left"].set_visible(False)
 axis.set(xlabel="coefficient, with the 95% interval", xlim=(-0.61, 0.5), ylim=(-0.6, d - 0.4))
 figure.suptitle(
-    f"Independent Gaussians make s1's interval {1 / narrowest:.1f} times too short", x=0.01, ha="left", weight="bold"
+    f"Independent Gaussians make s1's interval {1 / narrowest:.1f} times too short",
+    x=0.01,
+    ha="left",
+    weight="bold",
 )
 figure.tight_layout()
 figure.savefig(out / "rao_blackwell_coefficients.png", dpi=160)
@@ -369,7 +430,10 @@ figure.savefig(out / "rao_blackwell_coefficients.png", dpi=160)
 epsilon = 1e-3
 w_1 = np.array([4 / 3, 2 / 3])
 q_2 = np.array([[(1 - epsilon) / 2, (1 - epsilon) / 2, epsilon / 2, epsilon / 2], [0.25] * 4])
-pair = np.log(w_1[:, None] * 0.25 / q_2).ravel(), (0.5 * q_2).ravel()  # log-weights of the eight states, and their mass
+pair = (
+    np.log(w_1[:, None] * 0.25 / q_2).ravel(),
+    (0.5 * q_2).ravel(),
+)  # log-weights of the eight states, and their mass
 alone = np.log(w_1), np.array([0.5, 0.5])
 
 
@@ -419,7 +483,9 @@ years, year = jnp.arange(1, 100), np.arange(1871, 1971)
 
 def log_joint_nile(z, c):
     level = jnp.where(jnp.arange(100) < c, z["level"][0], z["level"][1])
-    prior = norm.logpdf(z["level"], 9.0, 3.0).sum() + norm.logpdf(z["log_s"], 0.3, 0.5) - math.log(99)
+    prior = (
+        norm.logpdf(z["level"], 9.0, 3.0).sum() + norm.logpdf(z["log_s"], 0.3, 0.5) - math.log(99)
+    )
     return prior + norm.logpdf(nile, level, jnp.exp(z["log_s"])).sum()
 
 
@@ -447,7 +513,9 @@ def half(values, s2):
 
 grid = np.linspace(-0.6, 1.2, 301)
 series = np.asarray(nile)
-table = np.array([half(series[:c], np.exp(2 * grid)) + half(series[c:], np.exp(2 * grid)) for c in range(1, 100)])
+table = np.array(
+    [half(series[:c], np.exp(2 * grid)) + half(series[c:], np.exp(2 * grid)) for c in range(1, 100)]
+)
 table += np.asarray(norm.logpdf(grid, 0.3, 0.5)) - math.log(99)
 nile_evidence = float(logsumexp(table)) + math.log(grid[1] - grid[0])
 exact_when = np.exp(table - nile_evidence).sum(1) * (grid[1] - grid[0])
@@ -456,7 +524,11 @@ objective = G.reparam(B.elbo, draw=D.sobol)
 
 
 def climb(target, like):
-    bound = lambda p: objective(jax.random.key(2), target, full.dist(p), num_samples=64 if small else 256).value  # noqa: E731
+    def bound(p):
+        return objective(
+            jax.random.key(2), target, full.dist(p), num_samples=64 if small else 256
+        ).value  # noqa: E731
+
     found = jax.jit(lambda start: maximize(bound, start, slope=1e-4))(full.init(None, like))
     assert found.slope < 1e-4
     return found.params
@@ -467,7 +539,9 @@ def judge(target, params, nodes_each):
     e, weight = np.polynomial.hermite_e.hermegauss(nodes_each)
     mean, cov = moments(params)
     e = np.stack(np.meshgrid(*[e] * len(mean), indexing="ij"), -1).reshape(-1, len(mean))
-    weight = np.array([math.prod(c) for c in itertools.product(weight / weight.sum(), repeat=len(mean))])
+    weight = np.array(
+        [math.prod(c) for c in itertools.product(weight / weight.sum(), repeat=len(mean))]
+    )
     _, unravel = jax.flatten_util.ravel_pytree(params["loc"])
     values = jax.jit(jax.vmap(lambda z: target(unravel(z))))(mean + e @ jnp.linalg.cholesky(cov).T)
     return float(weight @ values + entropy(cov))
@@ -476,7 +550,10 @@ def judge(target, params, nodes_each):
 like = {"level": jnp.array([11.0, 8.5]), "log_s": jnp.array(0.3)}
 q_three, q_one = climb(summed, like), climb(both, like["log_s"])
 print("Nile                                     ELBO        gap   (nats)")
-rungs = {"c summed out, 3 Gaussians": (summed, q_three, 10), "levels integrated out too": (both, q_one, 24)}
+rungs = {
+    "c summed out, 3 Gaussians": (summed, q_three, 10),
+    "levels integrated out too": (both, q_one, 24),
+}
 found = {name: judge(*rung) for name, rung in rungs.items()}
 for name, value in found.items():
     print(f"{name:32s} {value:12.5f} {nile_evidence - value:10.5f}")
@@ -485,13 +562,17 @@ first, second = found.values()
 assert 0.01 < nile_evidence - first < 0.02
 mean, cov = (float(m.squeeze()) for m in moments(q_one))
 log_q = np.asarray(norm.logpdf(grid, mean, math.sqrt(cov)))
-divergence = float(np.exp(log_q) @ (log_q - np.asarray(logsumexp(table, 0)) + nile_evidence)) * (grid[1] - grid[0])
+divergence = float(np.exp(log_q) @ (log_q - np.asarray(logsumexp(table, 0)) + nile_evidence)) * (
+    grid[1] - grid[0]
+)
 assert abs(second + divergence - nile_evidence) < 1e-6
 q_draws, _ = full.dist(q_one).sample_and_log_prob(seed=jax.random.key(3), sample_shape=(2000,))
 found_when = jax.jit(jax.vmap(lambda log_s: jnp.exp(when_both(log_s).log_probs)))(q_draws).mean(0)
 best = int(np.argmax(exact_when)) + 1
 chance = float(found_when.max())
-print(f"the last year before the change: {1870 + best}, with probability {exact_when.max():.3f} ({chance:.3f} by q)")
+print(
+    f"the last year before the change: {1870 + best}, with probability {exact_when.max():.3f} ({chance:.3f} by q)"
+)
 assert 1870 + best == 1898
 assert abs(found_when - exact_when).max() < 0.005
 
@@ -512,7 +593,9 @@ def paths(key):
 
 
 drawn = np.asarray(jax.vmap(paths)(jax.random.split(jax.random.key(4), draws)))
-weight = exact_when @ (np.arange(100) < np.arange(1, 100)[:, None])  # probability that a year is before the change
+weight = exact_when @ (
+    np.arange(100) < np.arange(1, 100)[:, None]
+)  # probability that a year is before the change
 assert abs((drawn == drawn[:, :1]).mean(0) - weight).max() < 2.5 / math.sqrt(draws) + 0.005
 
 figure, (above, below) = plt.subplots(2, 1, figsize=(7.2, 4.2), sharex=True, height_ratios=(3, 1))
@@ -524,11 +607,21 @@ above.text(1971.5, middle[-1], "level,\n95%", color=LOW, va="center", fontsize=8
 above.set_ylabel("flow, $10^{10}$ m³")
 below.bar(year[:-1], found_when, width=0.8, color=HIGH)
 below.annotate(
-    f"{1870 + best}: {chance:.2f}", (1870 + best, chance), (6, -4), textcoords="offset points", color=HIGH, va="top"
+    f"{1870 + best}: {chance:.2f}",
+    (1870 + best, chance),
+    (6, -4),
+    textcoords="offset points",
+    color=HIGH,
+    va="top",
 )
-below.set(ylabel="p(c | x)", xlabel="last year before the change", yticks=[0, 0.5], xlim=(1869, 1976))
+below.set(
+    ylabel="p(c | x)", xlabel="last year before the change", yticks=[0, 0.5], xlim=(1869, 1976)
+)
 figure.suptitle(
-    f"The Nile changed after {1870 + best}: a year summed out, and drawn afterwards", x=0.01, ha="left", weight="bold"
+    f"The Nile changed after {1870 + best}: a year summed out, and drawn afterwards",
+    x=0.01,
+    ha="left",
+    weight="bold",
 )
 figure.tight_layout()
 figure.savefig(out / "rao_blackwell_nile.png", dpi=160)
@@ -541,8 +634,12 @@ figure.savefig(out / "rao_blackwell_nile.png", dpi=160)
 # message names, is within a hundredth of a nat, and is no bound. A chain whose states lean on each other is no set of
 # sites, and `enumerate` sends it to `sequences.hmm`.
 
+
 # %%
-robust = lambda z, b: norm.logpdf(b) + student.logpdf(y[:60] - x[:60, 2] * b, 4.0, scale=jnp.exp(z)).sum()  # noqa: E731
+def robust(z, b):
+    return norm.logpdf(b) + student.logpdf(y[:60] - x[:60, 2] * b, 4.0, scale=jnp.exp(z)).sum()  # noqa: E731
+
+
 refusals = {}
 try:
     vj.targets.collapse_gaussian(robust, jnp.array(0.0))[0](jnp.array(-0.3))
@@ -567,7 +664,9 @@ assert "sequences.hmm" in refusals["enumerate"]
 
 approximate = float(jax.jit(vj.targets.laplace(robust, jnp.array(0.0))[0])(jnp.array(-0.3)))
 b_grid = jnp.linspace(-2.0, 3.0, 2001)
-exact = float(logsumexp(jax.vmap(partial(robust, jnp.array(-0.3)))(b_grid)) + jnp.log(b_grid[1] - b_grid[0]))
+exact = float(
+    logsumexp(jax.vmap(partial(robust, jnp.array(-0.3)))(b_grid)) + jnp.log(b_grid[1] - b_grid[0])
+)
 print(f"laplace {approximate:.5f}, by quadrature {exact:.5f}")
 assert abs(approximate - exact) < 0.01
 

@@ -64,9 +64,15 @@ from tqdm import tqdm
 import vijax as vj
 
 in_notebook = "ipykernel" in sys.modules
-parser = argparse.ArgumentParser(description="Train one VAE twice, under the ELBO and under IWAE, and compare.")
-parser.add_argument("--data", default=os.environ.get("VIJAX_DATA"), help="folder of MNIST's idx files, plain or .gz")
-data_folder = parser.parse_args([] if in_notebook else None).data  # a kernel's arguments are not ours
+parser = argparse.ArgumentParser(
+    description="Train one VAE twice, under the ELBO and under IWAE, and compare."
+)
+parser.add_argument(
+    "--data", default=os.environ.get("VIJAX_DATA"), help="folder of MNIST's idx files, plain or .gz"
+)
+data_folder = parser.parse_args(
+    [] if in_notebook else None
+).data  # a kernel's arguments are not ours
 if data_folder and not Path(data_folder).is_dir():
     parser.error(f"--data: there is no folder {data_folder}")
 small = os.environ.get("VIJAX_SMALL", "0") not in ("", "0")
@@ -124,7 +130,9 @@ def toy_log_joint(theta, z):
 
 def toy_gradients(objective, num_samples):
     def value(theta, loc, key):
-        return objective(key, partial(toy_log_joint, theta), distrax.Normal(loc, 1.0), num_samples=num_samples).value
+        return objective(
+            key, partial(toy_log_joint, theta), distrax.Normal(loc, 1.0), num_samples=num_samples
+        ).value
 
     d_theta, d_loc = jax.jit(jax.vmap(jax.grad(value, (0, 1)), (None, None, 0)))(theta, loc, keys)
     return np.asarray(d_theta), np.asarray(d_loc)
@@ -198,16 +206,25 @@ def read_idx(folder, names):
                 with opener(path, "rb") as file:
                     found[name] = file.read()
     if missing := [f"{name}[.gz]" for name in names if name not in found]:
-        sys.exit(f"{folder}: missing {' and '.join(missing)} (MNIST's images in idx format, plain or gzipped).")
+        sys.exit(
+            f"{folder}: missing {' and '.join(missing)} (MNIST's images in idx format, plain or gzipped)."
+        )
     for name, content in found.items():
         if content[:4] != b"\0\0\x08\x03":  # unsigned bytes, three axes
             sys.exit(f"{folder}: {name} is not an idx file of images.")
-    return [np.frombuffer(c, np.uint8, offset=16).reshape(int.from_bytes(c[4:8], "big"), -1) for c in found.values()]
+    return [
+        np.frombuffer(c, np.uint8, offset=16).reshape(int.from_bytes(c[4:8], "big"), -1)
+        for c in found.values()
+    ]
 
 
 if data_folder:
-    train_set, test_set = read_idx(Path(data_folder), ("train-images-idx3-ubyte", "t10k-images-idx3-ubyte"))
-    test_set = np.random.default_rng(0).permutation(test_set)[:2_000]  # its first half is the easier one: mix
+    train_set, test_set = read_idx(
+        Path(data_folder), ("train-images-idx3-ubyte", "t10k-images-idx3-ubyte")
+    )
+    test_set = np.random.default_rng(0).permutation(test_set)[
+        :2_000
+    ]  # its first half is the easier one: mix
     grey_levels, title = 255, "MNIST"
     settings = SimpleNamespace(hidden=200, latents=50, passes=4, peak_rate=2e-3, draws=1_000)
 else:
@@ -232,7 +249,9 @@ rng = np.random.default_rng(2)
 per_pass = len(train_set) // batch
 order = [rng.permutation(len(train_set))[: per_pass * batch] for _ in range(settings.passes)]
 order = np.concatenate(order).reshape(-1, batch)
-print(f"\n{title}: {len(train_set):,} images to train on, {len(test_set):,} held out, {len(order):,} steps of {batch}.")
+print(
+    f"\n{title}: {len(train_set):,} images to train on, {len(test_set):,} held out, {len(order):,} steps of {batch}."
+)
 
 # %% [markdown]
 # ## The model
@@ -265,7 +284,9 @@ class VAE(nnx.Module):
 
     def __init__(self, pixels, hidden, latents, mean_image, rngs):
         self.encoder = Network(pixels, hidden, 2 * latents, rngs)
-        self.decoder = Network(latents, hidden, pixels, rngs, bias=jnp.log(mean_image / (1 - mean_image)))
+        self.decoder = Network(
+            latents, hidden, pixels, rngs, bias=jnp.log(mean_image / (1 - mean_image))
+        )
 
     def encode(self, x):
         loc, log_scale = jnp.split(self.encoder(x), 2, axis=-1)
@@ -279,7 +300,9 @@ class VAE(nnx.Module):
 
 
 vae = VAE(pixels, settings.hidden, settings.latents, mean_image, nnx.Rngs(0))
-graphdef, initial_params = nnx.split(vae)  # from here on a model is a pytree of parameters, and functions are pure
+graphdef, initial_params = nnx.split(
+    vae
+)  # from here on a model is a pytree of parameters, and functions are pure
 
 # %% [markdown]
 # ## The loop
@@ -298,8 +321,12 @@ rows_at_a_time = 2_000  # images x draws: what a core's cache likes
 def log_weights(params, key, x, *, num_draws):
     """log w [num_draws, n] of images [n, pixels]; drawn in chunks, so memory does not grow with num_draws."""
     model = nnx.merge(graphdef, params)
-    streamed = partial(vj.gradients.reparam(vj.bounds.iwae), chunk_size=max(1, rows_at_a_time // len(x)))
-    return streamed(key, partial(model.log_joint, x), model.encode(x), num_samples=num_draws).draws.log_w
+    streamed = partial(
+        vj.gradients.reparam(vj.bounds.iwae), chunk_size=max(1, rows_at_a_time // len(x))
+    )
+    return streamed(
+        key, partial(model.log_joint, x), model.encode(x), num_samples=num_draws
+    ).draws.log_w
 
 
 def train(objective, num_samples, label):
@@ -307,7 +334,9 @@ def train(objective, num_samples, label):
 
     def loss(params, key, x):
         model = nnx.merge(graphdef, params)
-        estimate = objective(key, partial(model.log_joint, x), model.encode(x), num_samples=num_samples)
+        estimate = objective(
+            key, partial(model.log_joint, x), model.encode(x), num_samples=num_samples
+        )
         return -jnp.mean(estimate.value)
 
     @jax.jit
@@ -320,15 +349,24 @@ def train(objective, num_samples, label):
 
     params, state, key = initial_params, optimiser.init(initial_params), jax.random.key(3)
     every, curve, began = max(1, len(order) // 50), [], time.perf_counter()
-    with tqdm(total=len(order), desc=f"{label:14}", unit="step", mininterval=0.2 if sys.stderr.isatty() else 5) as bar:
+    with tqdm(
+        total=len(order),
+        desc=f"{label:14}",
+        unit="step",
+        mininterval=0.2 if sys.stderr.isatty() else 5,
+    ) as bar:
         for i, index in enumerate(order, 1):
             params, state, bound = step(params, state, jax.random.fold_in(key, i), index)
             if i % every == 0 or i == len(order):
                 log_w = log_weights(params, jax.random.key(4), held_out, num_draws=num_samples)
-                curve.append((i, *(float(jnp.mean(b(log_w))) for b in (vj.bounds.elbo, vj.bounds.iwae))))
+                curve.append(
+                    (i, *(float(jnp.mean(b(log_w))) for b in (vj.bounds.elbo, vj.bounds.iwae)))
+                )
                 bar.set_postfix(bound=f"{float(bound):.2f} nats", refresh=False)
                 bar.update(i - bar.n)
-    return SimpleNamespace(label=label, params=params, curve=np.array(curve), seconds=time.perf_counter() - began)
+    return SimpleNamespace(
+        label=label, params=params, curve=np.array(curve), seconds=time.perf_counter() - began
+    )
 
 
 runs = [
@@ -361,7 +399,9 @@ ks = [2**i for i in range(20) if 2**i < num_draws] + [num_draws]
 @jax.jit
 def judge(log_w):
     """Everything that is read off log-weights [k, n], each [n]; IWAE-K is the mean over disjoint groups of K draws."""
-    ladder = {k: vj.bounds.multi_iwae(log_w[: num_draws // k * k], groups=num_draws // k) for k in ks}
+    ladder = {
+        k: vj.bounds.multi_iwae(log_w[: num_draws // k * k], groups=num_draws // k) for k in ks
+    }
     return {"ladder": ladder, "ess": vj.diagnostics.ess(log_w), "khat": vj.diagnostics.khat(log_w)}
 
 
@@ -384,24 +424,48 @@ def mean_and_error(difference):
 columns = (10, 9, 9, 11, 11, 9, 8, 7, 10)
 heads = (
     ("", "", "IWAE-", "KL to", "KL to", "ESS of", "k-hat", "k-hat", "training"),
-    ("ELBO", f"IWAE-{num_samples}", num_draws, "posterior", "prior", num_draws, "median", "< .7", ""),
+    (
+        "ELBO",
+        f"IWAE-{num_samples}",
+        num_draws,
+        "posterior",
+        "prior",
+        num_draws,
+        "median",
+        "< .7",
+        "",
+    ),
     ("nats", "nats", "nats", "nats", "nats", "median", "", "of all", "s"),
 )
 print(f"\nMeans over {len(held_out):,} held-out images ({title}).\n")
 for head, first in zip(heads, ("", "trained by", ""), strict=True):
-    print(f"{first:14}" + "".join(f"{text:>{width}}" for text, width in zip(head, columns, strict=True)))
+    print(
+        f"{first:14}"
+        + "".join(f"{text:>{width}}" for text, width in zip(head, columns, strict=True))
+    )
 for run in runs:
     bounds = [jnp.mean(run.ladder[k]) for k in (1, num_samples, num_draws)]
     cells = [f"{number:.2f}" for number in (*bounds, bounds[2] - bounds[0], jnp.mean(run.kl_prior))]
-    cells += [f"{jnp.median(run.ess):.0f}", f"{jnp.median(run.khat):.2f}", f"{jnp.mean(run.khat < 0.7):.0%}"]
+    cells += [
+        f"{jnp.median(run.ess):.0f}",
+        f"{jnp.median(run.khat):.2f}",
+        f"{jnp.mean(run.khat < 0.7):.0%}",
+    ]
     cells += [f"{run.seconds:.1f}"]
-    print(f"{run.label:14}" + "".join(f"{text:>{width}}" for text, width in zip(cells, columns, strict=True)))
+    print(
+        f"{run.label:14}"
+        + "".join(f"{text:>{width}}" for text, width in zip(cells, columns, strict=True))
+    )
 
 by_elbo, by_iwae = runs
-print(f"\n{by_iwae.label} minus {by_elbo.label}, ± standard error over images (of one training each):")
+print(
+    f"\n{by_iwae.label} minus {by_elbo.label}, ± standard error over images (of one training each):"
+)
 print(f"  ELBO        {mean_and_error(by_iwae.elbo - by_elbo.elbo)}")
 print(f"  IWAE-{num_draws:<6} {mean_and_error(by_iwae.iwae - by_elbo.iwae)}")
-print(f"IWAE-{20 * num_draws} minus IWAE-{num_draws} on {len(few)} of the images: what the estimate of log p(x) lacks:")
+print(
+    f"IWAE-{20 * num_draws} minus IWAE-{num_draws} on {len(few)} of the images: what the estimate of log p(x) lacks:"
+)
 for run in runs:
     print(f"  {run.label:14} {mean_and_error(run.lacking)}")
 independent = jnp.sum(held_out * jnp.log(mean_image) + (1 - held_out) * jnp.log1p(-mean_image), -1)
@@ -432,7 +496,12 @@ print(f"For scale: independent pixels have log p(x) = {independent.mean():.2f} n
 # ## The figure
 
 # %%
-blue, orange, ink, soft = "#0072B2", "#D55E00", "#222222", "#777777"  # told apart by the colour-blind (Okabe and Ito)
+blue, orange, ink, soft = (
+    "#0072B2",
+    "#D55E00",
+    "#222222",
+    "#777777",
+)  # told apart by the colour-blind (Okabe and Ito)
 colours = {by_elbo.label: blue, by_iwae.label: orange}
 house = {
     "font.size": 9,
@@ -455,11 +524,16 @@ def show(axis, blocks, columns):
     for label, colour, images in blocks:
         framed = np.pad(np.asarray(images).reshape(-1, side, side), ((0, 0), (1, 1), (1, 1)))
         rows = framed.reshape(-1, columns, side + 2, side + 2).swapaxes(1, 2)
-        pictures += [rows.reshape(-1, columns * (side + 2)), np.zeros((side // 4, columns * (side + 2)))]
+        pictures += [
+            rows.reshape(-1, columns * (side + 2)),
+            np.zeros((side // 4, columns * (side + 2))),
+        ]
         height = len(pictures[-2])
         axis.text(-side / 4, top + height / 2, label, color=colour, ha="right", va="center")
         top += height + side // 4
-    axis.imshow(np.concatenate(pictures[:-1]), cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
+    axis.imshow(
+        np.concatenate(pictures[:-1]), cmap="gray_r", vmin=0, vmax=1, interpolation="nearest"
+    )
     axis.set_anchor("NW")
     axis.axis("off")
 
@@ -470,7 +544,9 @@ def label_ends(axis, ends):
     least, last = 0.055 * (high - low), math.inf
     for y, label, colour in sorted(ends, reverse=True):
         last = min(y, last - least)
-        axis.annotate(label, (1.01, last), xycoords=("axes fraction", "data"), color=colour, va="center")
+        axis.annotate(
+            label, (1.01, last), xycoords=("axes fraction", "data"), color=colour, va="center"
+        )
 
 
 def decode(run, z):
@@ -495,9 +571,13 @@ with plt.rc_context(house):
         curves.plot(steps, elbo_curve, color=colours[run.label], linestyle=(0, (2, 1)))
         ends.append((iwae_curve[-1], f"IWAE-{num_samples}, {run.label}", colours[run.label]))
         ends.append((elbo_curve[-1], f"ELBO, {run.label}", colours[run.label]))
-    early = len(steps) // 16  # the first steps climb from so far below that they would flatten the rest
+    early = (
+        len(steps) // 16
+    )  # the first steps climb from so far below that they would flatten the rest
     curves.set_ylim(bottom=min(run.curve[early, 1] for run in runs))
-    curves.set(xlabel="training step", ylabel="nats per image", title=f"{title}, held out, while training")
+    curves.set(
+        xlabel="training step", ylabel="nats per image", title=f"{title}, held out, while training"
+    )
     label_ends(curves, ends)
 
     ends = []
@@ -507,13 +587,18 @@ with plt.rc_context(house):
         ends.append((heights[-1], run.label, colours[run.label]))
     rungs.set(xscale="log", xlabel="K, draws in the bound", ylabel="nats per image")
     rungs.set_title("IWAE-K: from the ELBO at K = 1 towards log p(x)")
-    rungs.set_xticks(ticks := [k for k in ks if math.log2(k) % 2 == 0] + [num_draws], [str(k) for k in ticks])
+    rungs.set_xticks(
+        ticks := [k for k in ks if math.log2(k) % 2 == 0] + [num_draws], [str(k) for k in ticks]
+    )
     rungs.minorticks_off()
     label_ends(rungs, ends)
 
     shown = slice(0, 10)
     code_keys = jax.random.split(jax.random.key(7))
-    blocks = [("grey image", ink, test_set[shown] / grey_levels), ("x, drawn from it", ink, held_out[shown])]
+    blocks = [
+        ("grey image", ink, test_set[shown] / grey_levels),
+        ("x, drawn from it", ink, held_out[shown]),
+    ]
     for run, key in zip(runs, code_keys, strict=True):
         blocks.append((run.label, colours[run.label], reconstruct(run, held_out[shown], key)))
     show(rebuilt, blocks, 10)
@@ -526,7 +611,9 @@ with plt.rc_context(house):
 Path("out").mkdir(exist_ok=True)
 name = "out/vae-small.png" if small else "out/vae.png"
 figure.savefig(name, dpi=160)
-print(f"\nThe figure is {name}. {time.perf_counter() - started:.0f} s in all, imports and compilation included.")
+print(
+    f"\nThe figure is {name}. {time.perf_counter() - started:.0f} s in all, imports and compilation included."
+)
 
 # %% [markdown]
 # **References.** Kingma and Welling, Auto-encoding variational Bayes, 2014, arXiv:1312.6114. Burda, Grosse and

@@ -46,7 +46,11 @@ def table(rows: list[dict]) -> str:
     """One kind of q: bounds down, estimators across."""
     found = {(row["bound"], row["estimator"]): row for row in rows}
     bounds = names(rows, "bound")
-    shown = [e for e in names(rows, "estimator") if any(found[b, e]["verdict"] != "refused" for b in bounds)]
+    shown = [
+        e
+        for e in names(rows, "estimator")
+        if any(found[b, e]["verdict"] != "refused" for b in bounds)
+    ]
     lines = ["| | " + " | ".join(f"`{e}`" for e in shown) + " |", "|---" * (len(shown) + 1) + "|"]
     lines += [f"| `{b}` | " + " | ".join(cell(found[b, e]) for e in shown) + " |" for b in bounds]
     reasons: dict[str, list[str]] = {}
@@ -54,15 +58,23 @@ def table(rows: list[dict]) -> str:
         if "why" in row:
             who = rf"\b({row['estimator']}|{row['bound'].partition('(')[0]})(?=\W)"
             generic = re.sub(who, "…", row["why"])
-            reasons.setdefault(re.sub(r"\s+", " ", generic.partition("-----")[0]), []).append(f"`{row['estimator']}`")
-    lines += [""] + [f"Refused ({', '.join(dict.fromkeys(who))}): *{why.strip()}*\n" for why, who in reasons.items()]
+            reasons.setdefault(re.sub(r"\s+", " ", generic.partition("-----")[0]), []).append(
+                f"`{row['estimator']}`"
+            )
+    lines += [""] + [
+        f"Refused ({', '.join(dict.fromkeys(who))}): *{why.strip()}*\n"
+        for why, who in reasons.items()
+    ]
     return "\n".join(lines)
 
 
 def page(rows: list[dict]) -> str:
     """One table for each kind of q."""
     verdicts = [row["verdict"] for row in rows]
-    counts = ", ".join(f"{verdicts.count(v)} {v}" for v in dict.fromkeys(sorted(verdicts, key=verdicts.count)[::-1]))
+    counts = ", ".join(
+        f"{verdicts.count(v)} {v}"
+        for v in dict.fromkeys(sorted(verdicts, key=verdicts.count)[::-1])
+    )
     parts = [HEAD.format(cells=len(rows), counts=counts, kinds="; ".join(names(rows, "kind")))]
     for kind in names(rows, "kind"):
         parts.append(f"## {kind}\n\n{table([row for row in rows if row['kind'] == kind])}")
@@ -71,10 +83,16 @@ def page(rows: list[dict]) -> str:
 
 if __name__ == "__main__":
     if not FOUND.exists():
-        sys.exit(f"{FOUND.relative_to(ROOT)} is not there: python -m pytest -m '' tests/laws/test_grid.py writes it.")
+        sys.exit(
+            f"{FOUND.relative_to(ROOT)} is not there: python -m pytest -m '' tests/laws/test_grid.py writes it."
+        )
     rows = json.loads(FOUND.read_text())
-    missing = len(names(rows, "kind")) * len(names(rows, "estimator")) * len(names(rows, "bound")) - len(rows)
+    missing = len(names(rows, "kind")) * len(names(rows, "estimator")) * len(
+        names(rows, "bound")
+    ) - len(rows)
     if missing:
-        sys.exit(f"{missing} cells were not tested: run python -m pytest -m '' tests/laws/test_grid.py.")
+        sys.exit(
+            f"{missing} cells were not tested: run python -m pytest -m '' tests/laws/test_grid.py."
+        )
     PAGE.write_text(page(rows))
     print(f"{PAGE.relative_to(ROOT)} written")

@@ -34,7 +34,9 @@ class Case(NamedTuple):
         """Return the exact Σ_batch E[bound] and its gradient in params."""
         log_p = lambda params, z: self.log_p(params["theta"], z)  # noqa: E731
         log_q = lambda params, z: self.log_q(params["q"], z)  # noqa: E731
-        return oracles.value_and_grad(bound, log_p, log_q, self.points, self.volumes, k, self.params)
+        return oracles.value_and_grad(
+            bound, log_p, log_q, self.points, self.volumes, k, self.params
+        )
 
 
 X = np.array([1.5, -0.3], np.float32)
@@ -42,25 +44,33 @@ f32 = np.float32
 
 LINE = Case(  # a batch of two, one latent each
     "line",
-    {"q": {"loc": np.array([0.2, 0.4], f32), "log_scale": np.array([-0.3, 0.1], f32)}, "theta": f32(-0.5)},
+    {
+        "q": {"loc": np.array([0.2, 0.4], f32), "log_scale": np.array([-0.3, 0.1], f32)},
+        "theta": f32(-0.5),
+    },
     lambda q: Gauss(q["loc"], q["log_scale"]),
     lambda theta, z: oracles.gaussian_log_joint(theta, X, z),
     lambda q, z: jax.scipy.stats.norm.logpdf(z, q["loc"], jnp.exp(q["log_scale"])),
     *oracles.interval(-8.5, 9.5, 73),
 )
 
-COIN = Case(  # a batch of two coins with float draws, the silent zero of a careless pathwise gradient
-    "coin",
-    {"q": {"logit": np.array([0.3, -0.6], f32)}, "theta": {"logit": f32(0.5), "jump": f32(1.2)}},
-    lambda q: Coin(q["logit"]),
-    lambda theta, z: (
-        jax.scipy.stats.bernoulli.logpmf(z, jax.nn.sigmoid(theta["logit"]))
-        + jax.scipy.stats.norm.logpdf(X, theta["jump"] * z, 1.0)
-    ),
-    lambda q, z: jax.scipy.stats.bernoulli.logpmf(z, jax.nn.sigmoid(q["logit"])),
-    np.arange(2.0),
-    np.ones(2),
-    path=False,
+COIN = (
+    Case(  # a batch of two coins with float draws, the silent zero of a careless pathwise gradient
+        "coin",
+        {
+            "q": {"logit": np.array([0.3, -0.6], f32)},
+            "theta": {"logit": f32(0.5), "jump": f32(1.2)},
+        },
+        lambda q: Coin(q["logit"]),
+        lambda theta, z: (
+            jax.scipy.stats.bernoulli.logpmf(z, jax.nn.sigmoid(theta["logit"]))
+            + jax.scipy.stats.norm.logpdf(X, theta["jump"] * z, 1.0)
+        ),
+        lambda q, z: jax.scipy.stats.bernoulli.logpmf(z, jax.nn.sigmoid(q["logit"])),
+        np.arange(2.0),
+        np.ones(2),
+        path=False,
+    )
 )
 
 DIE = Case(
@@ -79,7 +89,12 @@ RATE = Case(  # implicit derivatives of a rejection sampler
     "gamma",
     {"q": {"log_a": f32(1.1), "log_b": f32(0.1)}, "theta": f32(0.3)},
     lambda q: distrax.Gamma(jnp.exp(q["log_a"]), jnp.exp(q["log_b"])),
-    lambda theta, z: jax.scipy.stats.gamma.logpdf(z, 2.0, scale=jnp.exp(-theta)) + 3.0 * jnp.log(z) - z - jnp.log(6.0),
+    lambda theta, z: (
+        jax.scipy.stats.gamma.logpdf(z, 2.0, scale=jnp.exp(-theta))
+        + 3.0 * jnp.log(z)
+        - z
+        - jnp.log(6.0)
+    ),
     lambda q, z: jax.scipy.stats.gamma.logpdf(z, jnp.exp(q["log_a"]), scale=jnp.exp(-q["log_b"])),
     np.exp(_RATE),
     np.exp(_RATE) * (_RATE[1] - _RATE[0]),
@@ -89,48 +104,52 @@ RATE = Case(  # implicit derivatives of a rejection sampler
 _CHAIN_POINTS = oracles.cross(
     oracles.interval(-4.2, 5.0, 17), (np.arange(2.0), np.ones(2)), oracles.interval(-5.8, 6.6, 21)
 )
-CHAIN = (
-    Case(  # Gaussian -> Bernoulli -> Gaussian, each conditional on the earlier draws; the grid is good to 1e-8 at k = 2
-        "chain",
-        jax.tree.map(
-            np.float32,
-            {
-                "q": {
-                    "loc": 0.4,
-                    "log_scale": -0.3,
-                    "logit": -0.8,
-                    "slope": 0.9,
-                    "keep": 0.5,
-                    "jump": 0.3,
-                    "log_noise": -0.2,
-                },
-                "theta": {"loc": -0.3, "jump": 1.2},
+CHAIN = Case(  # Gaussian -> Bernoulli -> Gaussian, each conditional on the earlier draws; the grid is good to 1e-8 at k = 2
+    "chain",
+    jax.tree.map(
+        np.float32,
+        {
+            "q": {
+                "loc": 0.4,
+                "log_scale": -0.3,
+                "logit": -0.8,
+                "slope": 0.9,
+                "keep": 0.5,
+                "jump": 0.3,
+                "log_noise": -0.2,
             },
-        ),
-        lambda q: vj.Joint(
-            {
-                "a": Gauss(q["loc"], q["log_scale"]),
-                "b": lambda z: Coin(q["logit"] + q["slope"] * z["a"]),
-                "c": lambda z: Gauss(q["keep"] * z["a"] + q["jump"] * z["b"], q["log_noise"]),
-            }
-        ),
-        lambda theta, z: oracles.chain_log_joint(theta, 1.6, z),
-        oracles.chain_log_q,
-        dict(zip("abc", _CHAIN_POINTS[0], strict=True)),
-        _CHAIN_POINTS[1],
-        path=False,
-    )
+            "theta": {"loc": -0.3, "jump": 1.2},
+        },
+    ),
+    lambda q: vj.Joint(
+        {
+            "a": Gauss(q["loc"], q["log_scale"]),
+            "b": lambda z: Coin(q["logit"] + q["slope"] * z["a"]),
+            "c": lambda z: Gauss(q["keep"] * z["a"] + q["jump"] * z["b"], q["log_noise"]),
+        }
+    ),
+    lambda theta, z: oracles.chain_log_joint(theta, 1.6, z),
+    oracles.chain_log_q,
+    dict(zip("abc", _CHAIN_POINTS[0], strict=True)),
+    _CHAIN_POINTS[1],
+    path=False,
 )
 
 _TOWER_POINTS = oracles.cross(oracles.interval(-4.6, 5.2, 26), oracles.interval(-5.4, 6.6, 26))
 TOWER = Case(  # Gaussian -> Gaussian: the later one's distribution depends on the earlier draw
     "tower",
     {
-        "q": {key: f32(value) for key, value in dict(loc=0.4, log_scale=-0.3, keep=0.6, log_noise=-0.2).items()},
+        "q": {
+            key: f32(value)
+            for key, value in dict(loc=0.4, log_scale=-0.3, keep=0.6, log_noise=-0.2).items()
+        },
         "theta": f32(-0.3),
     },
     lambda q: vj.Joint(
-        {"a": Gauss(q["loc"], q["log_scale"]), "c": lambda z: Gauss(q["keep"] * z["a"], q["log_noise"])}
+        {
+            "a": Gauss(q["loc"], q["log_scale"]),
+            "c": lambda z: Gauss(q["keep"] * z["a"], q["log_noise"]),
+        }
     ),
     lambda theta, z: (
         jax.scipy.stats.norm.logpdf(z["a"], theta, 1.0)
@@ -145,30 +164,36 @@ TOWER = Case(  # Gaussian -> Gaussian: the later one's distribution depends on t
     _TOWER_POINTS[1],
 )
 
-MIXTURE = Case(  # two modes, and a mixture of two Gaussians: its draws pass through a choice of component
-    "mixture",
-    {
-        "q": {
-            "logits": np.array([0.5, -0.2], f32),
-            "loc": np.array([-1.0, 1.4], f32),
-            "log_scale": np.array([-0.2, 0.1], f32),
+MIXTURE = (
+    Case(  # two modes, and a mixture of two Gaussians: its draws pass through a choice of component
+        "mixture",
+        {
+            "q": {
+                "logits": np.array([0.5, -0.2], f32),
+                "loc": np.array([-1.0, 1.4], f32),
+                "log_scale": np.array([-0.2, 0.1], f32),
+            },
+            "theta": f32(0.7),
         },
-        "theta": f32(0.7),
-    },
-    lambda q: distrax.MixtureSameFamily(
-        distrax.Categorical(q["logits"]), distrax.Normal(q["loc"], jnp.exp(q["log_scale"]))
-    ),
-    lambda theta, z: (
-        jax.scipy.stats.norm.logpdf(z, 0.0, 2.0) + jax.scipy.stats.norm.logpdf(1.5, jnp.sqrt(1 + z**2), 0.8) + theta * z
-    ),
-    lambda q, z: jax.scipy.special.logsumexp(
-        jax.nn.log_softmax(q["logits"])
-        + jax.scipy.stats.norm.logpdf(jnp.expand_dims(z, -1), q["loc"], jnp.exp(q["log_scale"])),
-        axis=-1,
-    ),
-    *oracles.interval(-9.5, 10.5, 101),
-    path=False,
-    loose=True,
+        lambda q: distrax.MixtureSameFamily(
+            distrax.Categorical(q["logits"]), distrax.Normal(q["loc"], jnp.exp(q["log_scale"]))
+        ),
+        lambda theta, z: (
+            jax.scipy.stats.norm.logpdf(z, 0.0, 2.0)
+            + jax.scipy.stats.norm.logpdf(1.5, jnp.sqrt(1 + z**2), 0.8)
+            + theta * z
+        ),
+        lambda q, z: jax.scipy.special.logsumexp(
+            jax.nn.log_softmax(q["logits"])
+            + jax.scipy.stats.norm.logpdf(
+                jnp.expand_dims(z, -1), q["loc"], jnp.exp(q["log_scale"])
+            ),
+            axis=-1,
+        ),
+        *oracles.interval(-9.5, 10.5, 101),
+        path=False,
+        loose=True,
+    )
 )
 
 _PLANE_POINTS = oracles.cross(oracles.interval(-4.6, 5.2, 22), oracles.interval(-5.0, 4.6, 22))
@@ -205,7 +230,10 @@ def diagonal(q):
 
 
 def tri(q):
-    return jnp.array([[1.0, 0.0], [0.0, 1.0]]).at[1, 0].set(q["lower"][0]) * jnp.exp(q["log_scale"])[:, None]
+    return (
+        jnp.array([[1.0, 0.0], [0.0, 1.0]]).at[1, 0].set(q["lower"][0])
+        * jnp.exp(q["log_scale"])[:, None]
+    )
 
 
 def factored(q):
@@ -215,13 +243,17 @@ def factored(q):
 def adapted(q):
     from tensorflow_probability.substrates import jax as tfp
 
-    return vj.families.adapt(tfp.distributions.MultivariateNormalDiag(q["loc"], jnp.exp(q["log_scale"])))
+    return vj.families.adapt(
+        tfp.distributions.MultivariateNormalDiag(q["loc"], jnp.exp(q["log_scale"]))
+    )
 
 
 def flow(q):
     """Return a Gaussian written as a flow: a standard normal pushed through an affine bijector."""
     affine = distrax.ScalarAffine(q["loc"], log_scale=q["log_scale"])
-    return distrax.Independent(distrax.Transformed(distrax.Normal(jnp.zeros(2), jnp.ones(2)), affine), 1)
+    return distrax.Independent(
+        distrax.Transformed(distrax.Normal(jnp.zeros(2), jnp.ones(2)), affine), 1
+    )
 
 
 def relative(q):
@@ -255,7 +287,9 @@ MAKES = [
         "MultivariateNormalDiagPlusLowRank",
         FACTOR,
         # Its scale is D + F Fᵀ, so its covariance is that squared.
-        lambda q: distrax.MultivariateNormalDiagPlusLowRank(q["loc"], exp(q["log_scale"]), q["factor"]),
+        lambda q: distrax.MultivariateNormalDiagPlusLowRank(
+            q["loc"], exp(q["log_scale"]), q["factor"]
+        ),
         lambda q: (
             (jnp.diag(exp(q["log_scale"])) + q["factor"] @ q["factor"].T)
             @ (jnp.diag(exp(q["log_scale"])) + q["factor"] @ q["factor"].T)
@@ -263,7 +297,11 @@ MAKES = [
         loose=True,
     ),
     plane(
-        "MultivariateNormalTri", LOWER, lambda q: distrax.MultivariateNormalTri(q["loc"], tri(q)), relative, loose=True
+        "MultivariateNormalTri",
+        LOWER,
+        lambda q: distrax.MultivariateNormalTri(q["loc"], tri(q)),
+        relative,
+        loose=True,
     ),
     plane("TFP", LOG_SCALE, adapted, diagonal, loose=True),
     plane("flow", LOG_SCALE, flow, diagonal, loose=True),

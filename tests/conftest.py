@@ -20,7 +20,9 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
 def pytest_addoption(parser):
-    parser.addoption("--seed", type=int, default=0, help="offset of every key in the tests (default 0)")
+    parser.addoption(
+        "--seed", type=int, default=0, help="offset of every key in the tests (default 0)"
+    )
 
 
 @pytest.fixture

@@ -27,7 +27,9 @@ def counter(sizes):
         rows = np.arange(shape[0])
         of_draw = key[0] // np.array([s**i for i in rows], np.uint32) % s
         place = np.array([math.prod(sizes[:i]) for i in rows], np.uint32)
-        of_leaf = key[0] // place % np.array([sizes[i] if i < len(sizes) else 1 for i in rows], np.uint32)
+        of_leaf = (
+            key[0] // place % np.array([sizes[i] if i < len(sizes) else 1 for i in rows], np.uint32)
+        )
         number = jnp.where(key[1] == 0, of_draw, of_leaf)
         return jnp.stack([number, jnp.full_like(number, key[1] + 1)], -1)
 
@@ -51,7 +53,9 @@ def tuples(s, k, *, symmetric):
     rows = np.array(list(combinations_with_replacement(range(s), k)))
     runs = np.stack([(rows == i).sum(1) for i in range(s)])
     factorials = np.array([math.factorial(i) for i in range(k + 1)], np.float64)
-    return (rows * s ** np.arange(k)).sum(1).astype(np.uint32), factorials[k] / factorials[runs].prod(0)
+    return (rows * s ** np.arange(k)).sum(1).astype(np.uint32), factorials[k] / factorials[
+        runs
+    ].prod(0)
 
 
 # --- leaves: `at` a digit they draw, and count with `log_weight` in any mean over their digits
@@ -90,7 +94,9 @@ class Gamma(_Enumerated):
     def at(self, digit):
         from tensorflow_probability.substrates import jax as tfp
 
-        return tfp.math.igammainv(jnp.exp(self.log_a), norm.cdf(jnp.asarray(self.nodes)[digit])) / jnp.exp(self.log_b)
+        return tfp.math.igammainv(
+            jnp.exp(self.log_a), norm.cdf(jnp.asarray(self.nodes)[digit])
+        ) / jnp.exp(self.log_b)
 
     def log_weight(self, digit):
         return norm.logpdf(jnp.asarray(self.nodes)[digit]) + jnp.log(self.volumes[0])
@@ -154,7 +160,10 @@ def _sum_of(slope, numbers, counts, like, size=1 << 14):
     """Return Σ over numbers of slope(batch of numbers, their counts), batch by batch."""
     pad = -len(numbers) % min(size, len(numbers))
     numbers, counts = np.pad(numbers, (0, pad)), np.pad(counts, (0, pad))
-    rows = (numbers.reshape(-1, min(size, len(numbers))), counts.reshape(-1, min(size, len(numbers))))
+    rows = (
+        numbers.reshape(-1, min(size, len(numbers))),
+        counts.reshape(-1, min(size, len(numbers))),
+    )
     add = lambda total, row: (jax.tree.map(jnp.add, total, slope(*row)), None)
     return jax.lax.scan(add, jax.tree.map(jnp.zeros_like, like), jax.tree.map(jnp.asarray, rows))[0]
 
@@ -170,11 +179,17 @@ class Problem:
     def _seen(self, params):
         """Return log weights and log w, [s, *batch], of all the states of one draw."""
         q = self.build(params["q"])
-        z, weight, log_q = jax.vmap(lambda n: walk(q, self.sizes, n))(np.arange(self.states, dtype=np.uint32))
+        z, weight, log_q = jax.vmap(lambda n: walk(q, self.sizes, n))(
+            np.arange(self.states, dtype=np.uint32)
+        )
         return weight, jax.vmap(lambda z: self.log_p(params["theta"], z))(z) - log_q
 
     def _digits(self, numbers, k):
-        return numbers[None] // np.array([self.states**i for i in range(k)], np.uint32)[:, None] % self.states
+        return (
+            numbers[None]
+            // np.array([self.states**i for i in range(k)], np.uint32)[:, None]
+            % self.states
+        )
 
     def truth(self, bound, k, *, symmetric):
         """Return ∇ Σ_tuples Π weights B(log w): plain derivatives of a plain sum, with no estimator in it."""
@@ -183,7 +198,9 @@ class Problem:
             weight, log_w = self._seen(params)
             digits = self._digits(numbers, k)
             mass = jnp.exp(weight[digits].sum(0))
-            return jnp.sum(mass * counts.reshape(-1, *(1,) * (mass.ndim - 1)) * bound(log_w[digits]))
+            return jnp.sum(
+                mass * counts.reshape(-1, *(1,) * (mass.ndim - 1)) * bound(log_w[digits])
+            )
 
         slope = lambda *row: jax.grad(total)(self.params, *row)
         return _sum_of(slope, *tuples(self.states, k, symmetric=symmetric), self.params)
@@ -194,12 +211,18 @@ class Problem:
 
         def total(params, numbers, counts):
             def one(number):
-                key = jax.random.wrap_key_data(jnp.stack([number, jnp.zeros_like(number)]), impl=self.impl)
+                key = jax.random.wrap_key_data(
+                    jnp.stack([number, jnp.zeros_like(number)]), impl=self.impl
+                )
                 log_joint = lambda z: self.log_p(params["theta"], z)
-                return make(params["theta"])(key, log_joint, self.build(params["q"]), num_samples=k).value
+                return make(params["theta"])(
+                    key, log_joint, self.build(params["q"]), num_samples=k
+                ).value
 
             mass = jnp.exp(weight[self._digits(numbers, k)].sum(0))
-            return jnp.sum(mass * counts.reshape(-1, *(1,) * (mass.ndim - 1)) * jax.vmap(one)(numbers))
+            return jnp.sum(
+                mass * counts.reshape(-1, *(1,) * (mass.ndim - 1)) * jax.vmap(one)(numbers)
+            )
 
         slope = lambda *row: jax.grad(total)(self.params, *row)
         return _sum_of(slope, *tuples(self.states, k, symmetric=symmetric), self.params)

@@ -10,7 +10,9 @@ from jax.scipy.stats import bernoulli, norm
 
 
 def _double(a):
-    is_float = isinstance(a, (np.ndarray, jax.Array, np.generic)) and jnp.issubdtype(a.dtype, jnp.floating)
+    is_float = isinstance(a, (np.ndarray, jax.Array, np.generic)) and jnp.issubdtype(
+        a.dtype, jnp.floating
+    )
     return np.asarray(a, np.float64) if is_float else a
 
 
@@ -77,7 +79,9 @@ def values_and_slopes(bounds, log_p, log_q, points, volumes, k, params):
     def totals(params):
         at = lambda log: jax.vmap(lambda z: log(params, z))(points)  # noqa: E731
         log_p_at, log_q_at = at(log_p), at(log_q)
-        return jnp.stack([jnp.sum(expectation(bound, log_p_at, log_q_at, volumes, k)) for bound in bounds])
+        return jnp.stack(
+            [jnp.sum(expectation(bound, log_p_at, log_q_at, volumes, k)) for bound in bounds]
+        )
 
     return jax.jit(lambda params: (totals(params), jax.jacfwd(totals)(params)))(params)
 
@@ -114,7 +118,9 @@ def gaussian_elbo(params, x):
     def elbo(params):
         m, log_s = params["q"]["loc"], params["q"]["log_scale"]
         spread = jnp.exp(2 * log_s)
-        expected = -jnp.log(2 * jnp.pi) - 0.5 * ((m - params["theta"]) ** 2 + (x - m) ** 2 + 2 * spread)
+        expected = -jnp.log(2 * jnp.pi) - 0.5 * (
+            (m - params["theta"]) ** 2 + (x - m) ** 2 + 2 * spread
+        )
         return jnp.sum(expected + 0.5 * jnp.log(2 * jnp.pi * jnp.e) + log_s)
 
     return jax.value_and_grad(elbo)(params)
@@ -161,7 +167,9 @@ def beta_bernoulli_evidence(a, b, successes, trials):
 @exact
 def gamma_poisson_evidence(a, b, x):
     """x | rate ~ Poisson(rate), rate ~ Gamma(a, b): negative binomial."""
-    return gammaln(a + x) - gammaln(a) - gammaln(x + 1) + a * jnp.log(b / (b + 1)) - x * jnp.log(b + 1)
+    return (
+        gammaln(a + x) - gammaln(a) - gammaln(x + 1) + a * jnp.log(b / (b + 1)) - x * jnp.log(b + 1)
+    )
 
 
 @exact

@@ -52,25 +52,33 @@ class BoundRow(NamedTuple):
 
     def takes(self, estimator):
         """Return whether a gradient estimator takes this bound; see the tests of refusals for those that do not."""
-        return (self.smooth or estimator != "dreg") and (self.loses or estimator not in ("vimco", "auto"))
+        return (self.smooth or estimator != "dreg") and (
+            self.loses or estimator not in ("vimco", "auto")
+        )
 
 
 def own_bound(log_w, *, weights=None):
     """Return a smooth bound that carries no closed forms: half the mean, half the IWAE."""
-    return 0.5 * jnp.mean(log_w, 0) + 0.5 * (jax.nn.logsumexp(log_w, axis=0) - jnp.log(1.0 * log_w.shape[0]))
+    return 0.5 * jnp.mean(log_w, 0) + 0.5 * (
+        jax.nn.logsumexp(log_w, axis=0) - jnp.log(1.0 * log_w.shape[0])
+    )
 
 
 def sumo(log_w):
     """Return SUMO at a level that all but the last draw reach, or the only one."""
     k = log_w.shape[0]
-    return vj.bounds.sumo(log_w, level=vj.types.Level(jnp.asarray(max(k - 2, 1)), vj.draws.harmonic(max(k, 2))))
+    return vj.bounds.sumo(
+        log_w, level=vj.types.Level(jnp.asarray(max(k - 2, 1)), vj.draws.harmonic(max(k, 2)))
+    )
 
 
 @vj.types.with_closed_forms(leave_one_out=vj.types.closed_forms(vj.bounds.mlmc_iwae).leave_one_out)
 def mlmc_iwae(log_w):
     """Return MLMC at the last level, which uses every draw."""
     m = max(log_w.shape[0].bit_length(), 1)
-    return vj.bounds.mlmc_iwae(log_w, level=vj.types.Level(jnp.asarray(m - 1), vj.draws.geometric(m)))
+    return vj.bounds.mlmc_iwae(
+        log_w, level=vj.types.Level(jnp.asarray(m - 1), vj.draws.geometric(m))
+    )
 
 
 PARTITION = (0.0, 0.1, 0.4, 1.0)
@@ -80,14 +88,27 @@ bounds, generators = vj.bounds, vj.bounds.generators
 BOUNDS = [
     BoundRow("elbo", "elbo", bounds.elbo, power=0.0),
     BoundRow("iwae", "iwae", bounds.iwae, power=1.0, one_impossible=None),
-    BoundRow("multi_iwae(2)", "multi_iwae", partial(bounds.multi_iwae, groups=2), groups=2, one_impossible=None),
+    BoundRow(
+        "multi_iwae(2)",
+        "multi_iwae",
+        partial(bounds.multi_iwae, groups=2),
+        groups=2,
+        one_impossible=None,
+    ),
     BoundRow("ciwae(.3)", "ciwae", partial(bounds.ciwae, beta=0.3)),
-    BoundRow("renyi(.5)", "renyi", partial(bounds.renyi, alpha=0.5), power=0.5, one_impossible=None),
+    BoundRow(
+        "renyi(.5)", "renyi", partial(bounds.renyi, alpha=0.5), power=0.5, one_impossible=None
+    ),
     BoundRow("renyi(2)", "renyi", partial(bounds.renyi, alpha=2.0), power=-1.0),
     neither("cubo(2)", "cubo", partial(bounds.cubo, n=2.0), power=2.0, one_impossible=None),
     neither("eubo", "eubo", bounds.eubo, one_impossible=None),
     neither("tvo_lower", "tvo_lower", partial(bounds.tvo_lower, partition=PARTITION)),
-    neither("tvo_upper", "tvo_upper", partial(bounds.tvo_upper, partition=PARTITION), one_impossible=None),
+    neither(
+        "tvo_upper",
+        "tvo_upper",
+        partial(bounds.tvo_upper, partition=PARTITION),
+        one_impossible=None,
+    ),
     *[
         neither(
             f"jackknife({order})",

@@ -45,7 +45,9 @@ MAY_IMPORT = {
     "coding": LOOK | {"draws", "bounds", "gradients", "targets", "families", "models"},
 }
 # Optional libraries, and the rooms that may import them, inside a function alone. JAX itself depends on SciPy.
-OPTIONAL = dict.fromkeys(("arviz_stats", "distrax", "flax", "tensorflow_probability"), {"families"}) | {
+OPTIONAL = dict.fromkeys(
+    ("arviz_stats", "distrax", "flax", "tensorflow_probability"), {"families"}
+) | {
     "arviz_base": {"diagnostics"},
     "numpyro": {"targets"},
     "optax": {"fitting", "solvers", "updates"},
@@ -62,13 +64,22 @@ def room(path):
 def imports(path):
     """Yield every module that a file imports, with whether it does so when it is itself imported."""
     tree = ast.parse(path.read_text())
-    inside = {id(n) for f in ast.walk(tree) if isinstance(f, (ast.FunctionDef, ast.Lambda)) for n in ast.walk(f)}
+    inside = {
+        id(n)
+        for f in ast.walk(tree)
+        if isinstance(f, (ast.FunctionDef, ast.Lambda))
+        for n in ast.walk(f)
+    }
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from ((alias.name, id(node) not in inside) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
-            names = [f"{node.module}.{alias.name}" for alias in node.names] if node.module == "vijax" else [node.module]
+            names = (
+                [f"{node.module}.{alias.name}" for alias in node.names]
+                if node.module == "vijax"
+                else [node.module]
+            )
             yield from ((name, id(node) not in inside) for name in names)
 
 
@@ -97,9 +108,13 @@ def test_no_private_name_crosses_files():
     for path in FILES:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("vijax"):
-                modules = {file.stem for file in (PACKAGE / Path(*node.module.split(".")[1:])).glob("*.py")}
+                modules = {
+                    file.stem for file in (PACKAGE / Path(*node.module.split(".")[1:])).glob("*.py")
+                }
                 for alias in node.names:
-                    assert not alias.name.startswith("_") or alias.name in modules, f"{path} imports {alias.name}"
+                    assert not alias.name.startswith("_") or alias.name in modules, (
+                        f"{path} imports {alias.name}"
+                    )
                 parts = node.module.split(".")[1:]
                 private = [part for part in parts if part.startswith("_")]
                 assert not private or parts[0] == room(path), f"{path} imports from {node.module}"
@@ -115,7 +130,9 @@ def test_the_rule_can_tell():
     """The control: a bound that imported an estimator would be found."""
     assert "gradients" not in MAY_IMPORT["bounds"]
     found = {
-        module.split(".")[1] for module, _ in imports(PACKAGE / "gradients" / "_auto.py") if module.startswith("vijax.")
+        module.split(".")[1]
+        for module, _ in imports(PACKAGE / "gradients" / "_auto.py")
+        if module.startswith("vijax.")
     }
     assert {"draws", "engine", "gradients", "types"} <= found
 
@@ -124,7 +141,9 @@ def test_the_rule_can_tell():
 def test_optional_libraries_are_imported_lazily_where_they_belong(path):
     for module, at_once in imports(path):
         top = module.split(".")[0]
-        assert top not in OPTIONAL or (room(path) in OPTIONAL[top] and not at_once), f"{path} imports {module}"
+        assert top not in OPTIONAL or (room(path) in OPTIONAL[top] and not at_once), (
+            f"{path} imports {module}"
+        )
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
@@ -161,7 +180,9 @@ def test_docstrings(name, function):
     """A first line, an indented line of formula, arguments and a reference; a summary that names its direction if any."""
     text = inspect.getdoc(function)
     assert text, f"{name} has no docstring"
-    assert re.search(r"^    \S.*$", text.split("Args:")[0], re.MULTILINE), f"{name} has no formula line"
+    assert re.search(r"^    \S.*$", text.split("Args:")[0], re.MULTILINE), (
+        f"{name} has no formula line"
+    )
     assert re.search(r"\nReference: .*(\d{4}|none)", text, re.DOTALL), f"{name} has no reference"
     for section in ("Args:", "Returns:"):
         assert section in text, f"{name} has no {section}"
@@ -183,7 +204,9 @@ def test_every_name_has_one_address():
         shared = SHARED.get(init.parent.name, set())
         named = {path.stem for path in init.parent.glob("*.py") if not path.stem.startswith("_")}
         assert named <= set(folder.__all__) | shared, init
-        public = {n for n in vars(folder) if not n.startswith("_")} - {"vijax", "jaxtyping"} - shared
+        public = (
+            {n for n in vars(folder) if not n.startswith("_")} - {"vijax", "jaxtyping"} - shared
+        )
         assert set(folder.__all__) == public, init
 
 
@@ -195,7 +218,9 @@ def test_importing_vijax_imports_nothing_optional():
         "from jax._src import xla_bridge\n"
         "print(xla_bridge.backends_are_initialized())\n"
     )
-    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     imported, started = run.stdout.split("\n")[:2]
     assert set(ast.literal_eval(imported)) <= {"scipy"}, imported  # JAX itself imports SciPy
     assert started == "False"
@@ -210,7 +235,9 @@ README = ROOT / "README.md"
 
 
 def blocks():
-    return re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL) if README.exists() else []
+    return (
+        re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL) if README.exists() else []
+    )
 
 
 @pytest.mark.skipif(not README.exists(), reason="there is no README yet")
@@ -221,7 +248,9 @@ def test_the_readme_runs(loose_ranks):
     for block in blocks():
         if ">>>" in block:
             test = doctest.DocTestParser().get_doctest(block, names, "README.md", str(README), 0)
-            runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS)
+            runner = doctest.DocTestRunner(
+                optionflags=doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
+            )
             runner.run(test, clear_globs=False)
             assert runner.failures == 0
             names = test.globs

@@ -26,8 +26,12 @@ def x():
 def test_log_mean_exp(x):
     np.testing.assert_allclose(log_mean_exp(x), logsumexp(x, axis=0) - np.log(5), rtol=1e-6)
     w = jnp.array([0.1, 0.2, 0.3, 0.4, 0.0])
-    np.testing.assert_allclose(log_mean_exp(x, weights=w), logsumexp(x, axis=0, b=np.asarray(w)[:, None]), rtol=1e-5)
-    np.testing.assert_allclose(jax.grad(lambda x: log_mean_exp(x).sum())(x), normalized_weights(x), rtol=1e-5)
+    np.testing.assert_allclose(
+        log_mean_exp(x, weights=w), logsumexp(x, axis=0, b=np.asarray(w)[:, None]), rtol=1e-5
+    )
+    np.testing.assert_allclose(
+        jax.grad(lambda x: log_mean_exp(x).sum())(x), normalized_weights(x), rtol=1e-5
+    )
     weighted = jax.grad(lambda x: log_mean_exp(x, weights=w).sum())(x)
     np.testing.assert_allclose(weighted, normalized_weights(x, weights=w), rtol=1e-5)
     assert np.all(weighted[4] == 0)
@@ -37,7 +41,9 @@ def test_second_derivatives_of_log_mean_exp(x):
     """diag(w) - w wᵀ, which a Hessian through iwae needs; with an impossible row as well."""
     for column in (x[:, 0], x[:, 0].at[2].set(-jnp.inf)):
         w = np.asarray(normalized_weights(column))
-        np.testing.assert_allclose(jax.hessian(log_mean_exp)(column), np.diag(w) - np.outer(w, w), atol=1e-6)
+        np.testing.assert_allclose(
+            jax.hessian(log_mean_exp)(column), np.diag(w) - np.outer(w, w), atol=1e-6
+        )
 
 
 @pytest.mark.parametrize("impossible", [jnp.inf, -jnp.inf, 1e30])
@@ -84,7 +90,9 @@ def test_scale_gradient(x):
     np.testing.assert_allclose(tangent, jnp.sum(dx), rtol=1e-4)
     stacked = jax.vmap(jax.grad(total), (None, 0))(x, jnp.stack([factor, 2 * factor]))
     np.testing.assert_allclose(stacked[1], 2 * dx, rtol=1e-5)
-    shared = jax.grad(lambda x: jnp.sum(jax.vmap(total, (None, 0))(x, jnp.stack([factor, 2 * factor]))))(x)
+    shared = jax.grad(
+        lambda x: jnp.sum(jax.vmap(total, (None, 0))(x, jnp.stack([factor, 2 * factor])))
+    )(x)
     np.testing.assert_allclose(shared, 3 * dx, rtol=1e-5)
 
 
@@ -95,14 +103,20 @@ def test_with_score():
     assert jax.grad(run)(jnp.float32(2.0)) == 3.0
     assert np.isnan(jnp.float32(-jnp.inf) + 3.0 - jnp.float32(-jnp.inf))
     assert jax.grad(lambda v: with_score(v, jnp.float32(1.0)))(jnp.float32(2.0)) == 0.0
-    both = jax.grad(lambda v: jnp.sum(jax.vmap(lambda s: with_score(v, s * v))(jnp.arange(3.0))))(jnp.float32(2.0))
+    both = jax.grad(lambda v: jnp.sum(jax.vmap(lambda s: with_score(v, s * v))(jnp.arange(3.0))))(
+        jnp.float32(2.0)
+    )
     assert both == 3.0
 
 
 def test_log_normalized():
     """SciPy's log-softmax, far rows included; where the sum is 0 or infinite the best share alike, with gradient 0."""
     x = jnp.array(
-        [[0.3, -200.0, -jnp.inf, -jnp.inf, jnp.inf], [1.2, 0.0, 2.0, -jnp.inf, 0.0], [0.0, 3.0, 1.0, -jnp.inf, jnp.inf]]
+        [
+            [0.3, -200.0, -jnp.inf, -jnp.inf, jnp.inf],
+            [1.2, 0.0, 2.0, -jnp.inf, 0.0],
+            [0.0, 3.0, 1.0, -jnp.inf, jnp.inf],
+        ]
     )
     found = np.asarray(numerics.log_normalized(x))
     np.testing.assert_allclose(found[:, :3], jax.nn.log_softmax(x[:, :3], 0), rtol=1e-6)

@@ -23,8 +23,12 @@ def gradient(objective, build, params, key=None, log_joint=None, num_samples=2):
 
     def value(params):
         q = build(params)
-        target = log_joint or (lambda z: sum(jnp.sum(jnp.asarray(leaf, jnp.float32)) for leaf in jax.tree.leaves(z)))
-        return objective(jax.random.key(0) if key is None else key, target, q, num_samples=num_samples).value.sum()
+        target = log_joint or (
+            lambda z: sum(jnp.sum(jnp.asarray(leaf, jnp.float32)) for leaf in jax.tree.leaves(z))
+        )
+        return objective(
+            jax.random.key(0) if key is None else key, target, q, num_samples=num_samples
+        ).value.sum()
 
     return jax.jit(jax.grad(value))(params)
 
@@ -53,32 +57,54 @@ DISCRETE = {
         "leaf 'z' depends on a parameter",
     ),
     "Categorical": (lambda p: distrax.Categorical(logits=p), V, r"leaf 'z' is discrete \(int32\)"),
-    "OneHotCategorical in float": (lambda p: distrax.OneHotCategorical(logits=p, dtype=jnp.float32), V, "leaf 'z'"),
+    "OneHotCategorical in float": (
+        lambda p: distrax.OneHotCategorical(logits=p, dtype=jnp.float32),
+        V,
+        "leaf 'z'",
+    ),
     "Quantized": (quantized, P, "leaf 'z' depends on a parameter through '(round|ceil|floor)'"),
     "MixtureSameFamily": (mixture, P, "leaf 'z' depends on a parameter"),
-    "TFP Bernoulli in float": (lambda p: adapt(tfp.distributions.Bernoulli(p, dtype=jnp.float32)), P, "leaf 'z'"),
+    "TFP Bernoulli in float": (
+        lambda p: adapt(tfp.distributions.Bernoulli(p, dtype=jnp.float32)),
+        P,
+        "leaf 'z'",
+    ),
     "TFP Poisson": (lambda p: adapt(tfp.distributions.Poisson(jnp.exp(p))), P, "leaf 'z'"),
     "Independent": (
         lambda p: distrax.Independent(distrax.Bernoulli(logits=p, dtype=jnp.float32), 1),
         V,
         "leaf 'z' depends on a parameter",
     ),
-    "Transformed": (lambda p: distrax.Transformed(quantized(p), distrax.ScalarAffine(0.0, 2.0)), P, "leaf 'z'"),
+    "Transformed": (
+        lambda p: distrax.Transformed(quantized(p), distrax.ScalarAffine(0.0, 2.0)),
+        P,
+        "leaf 'z'",
+    ),
     "dict": (
-        lambda p: {"good": distrax.Normal(p, 1.0), "bad": distrax.Bernoulli(logits=p, dtype=jnp.float32)},
+        lambda p: {
+            "good": distrax.Normal(p, 1.0),
+            "bad": distrax.Bernoulli(logits=p, dtype=jnp.float32),
+        },
         P,
         "leaf 'bad' depends on a parameter",
     ),
     "Joint": (
         lambda p: vj.Joint(
-            {"a": distrax.Normal(p, 1.0), "b": lambda z: distrax.Bernoulli(logits=z["a"], dtype=jnp.float32)}
+            {
+                "a": distrax.Normal(p, 1.0),
+                "b": lambda z: distrax.Bernoulli(logits=z["a"], dtype=jnp.float32),
+            }
         ),
         P,
         "leaf 'b' depends on a parameter",
     ),
     "nested": (lambda p: {"outer": {"bad": quantized(p)}}, P, "leaf 'outer.bad'"),
     "tuple": (lambda p: (distrax.Normal(p, 1.0), quantized(p)), P, "leaf '1'"),
-    "threshold inside": (lambda p: distrax.Normal(jnp.where(p > 0, 1.0, -1.0) * p, 1.0), P, "leaf 'z'"),
+    "threshold inside": (
+        lambda p: distrax.Normal(jnp.where(p > 0, 1.0, -1.0) * p, 1.0),
+        P,
+        "leaf 'z'",
+    ),
 }
 
 
@@ -123,16 +149,28 @@ VALID = {
     "TFP Normal": (lambda p: adapt(tfp.distributions.Normal(p, 1.0)), P),
     "TFP Gamma": (lambda p: adapt(tfp.distributions.Gamma(jnp.exp(p), 1.0)), P),
     "TFP StudentT": (lambda p: adapt(tfp.distributions.StudentT(4.0, p, jnp.exp(p))), P),
-    "log-normal flow": (lambda p: distrax.Transformed(distrax.Normal(p, 1.0), distrax.Lambda(jnp.exp, jnp.log)), P),
-    "sigmoid flow, declared": (lambda p: declared(distrax.Transformed(distrax.Normal(p, 1.0), distrax.Sigmoid())), P),
+    "log-normal flow": (
+        lambda p: distrax.Transformed(distrax.Normal(p, 1.0), distrax.Lambda(jnp.exp, jnp.log)),
+        P,
+    ),
+    "sigmoid flow, declared": (
+        lambda p: declared(distrax.Transformed(distrax.Normal(p, 1.0), distrax.Sigmoid())),
+        P,
+    ),
     "mean_field": (lambda p: vj.families.mean_field().dist({"loc": p, "log_scale": p}), V),
-    "dict": (lambda p: {"a": distrax.Normal(p, 1.0), "b": lambda z: distrax.Gamma(jnp.exp(z["a"]), 1.0)}, P),
+    "dict": (
+        lambda p: {"a": distrax.Normal(p, 1.0), "b": lambda z: distrax.Gamma(jnp.exp(z["a"]), 1.0)},
+        P,
+    ),
 }
 
 
 @paths
 @pytest.mark.parametrize(
-    "kind", some(VALID, "Gamma", "Laplace", "MultivariateNormalTri", "log-normal flow", "mean_field", "dict")
+    "kind",
+    some(
+        VALID, "Gamma", "Laplace", "MultivariateNormalTri", "log-normal flow", "mean_field", "dict"
+    ),
 )
 def test_a_q_with_a_path_passes(make, kind):
     build, params = VALID[kind]
@@ -182,7 +220,10 @@ class DeclaredFalse(Shifted):
 @paths
 def test_what_cannot_be_seen_must_be_declared(make):
     objective = PATHS[make](vj.bounds.iwae)
-    with pytest.raises(ValueError, match="pure_callback, which cannot be analysed: declare q.reparameterized = True"):
+    with pytest.raises(
+        ValueError,
+        match="pure_callback, which cannot be analysed: declare q.reparameterized = True",
+    ):
         jax.eval_shape(lambda p: gradient(objective, Callback, p), P)
     assert np.isfinite(gradient(objective, Shifted, P))
     with pytest.raises(ValueError, match="declares reparameterized = False.*gradients.vimco"):
@@ -196,7 +237,9 @@ def test_auto_follows_a_declaration(key):
         reparameterized = None
 
     of = lambda make, build: gradient(make(vj.bounds.iwae), build, P, key)  # noqa: E731
-    np.testing.assert_array_equal(of(vj.gradients.auto, DeclaredFalse), of(vj.gradients.vimco, DeclaredFalse))
+    np.testing.assert_array_equal(
+        of(vj.gradients.auto, DeclaredFalse), of(vj.gradients.vimco, DeclaredFalse)
+    )
     np.testing.assert_array_equal(of(vj.gradients.auto, Silent), of(vj.gradients.reparam, Silent))
     assert of(vj.gradients.auto, DeclaredFalse) != of(vj.gradients.auto, Silent)
 
@@ -207,7 +250,9 @@ UNIFORMS = {
     "distrax": lambda h: distrax.Uniform(0.0, h),
     "Independent": lambda h: distrax.Independent(distrax.Uniform(jnp.zeros(1), h[None]), 1),
     "TFP": lambda h: adapt(tfp.distributions.Uniform(0.0, h)),
-    "shifted": lambda h: distrax.Transformed(distrax.Uniform(0.0, 1.0), distrax.ScalarAffine(shift=h)),
+    "shifted": lambda h: distrax.Transformed(
+        distrax.Uniform(0.0, 1.0), distrax.ScalarAffine(shift=h)
+    ),
     "Joint": lambda h: {"z": distrax.Uniform(0.0, h)},
 }
 
@@ -225,7 +270,11 @@ def test_reparam_is_right_where_dreg_refuses(key):
     """
     run = jax.vmap(
         lambda k: gradient(  # noqa: E731
-            vj.gradients.reparam(vj.bounds.elbo), UNIFORMS["distrax"], jnp.float32(1.5), k, lambda z: -0.5 * z**2
+            vj.gradients.reparam(vj.bounds.elbo),
+            UNIFORMS["distrax"],
+            jnp.float32(1.5),
+            k,
+            lambda z: -0.5 * z**2,
         )
     )
     found = jax.jit(run)(jax.random.split(key, 60_000))

@@ -36,21 +36,37 @@ def estimate(make, *, key=None, log_joint=good, q=Q, bound=vj.bounds.iwae, num_s
 # --- shapes
 
 WRONG = {
-    "mean over the batch": (lambda z: jnp.mean(good(z)), Q, r"shape \(\) .* has \(4,\).*one value for each member"),
+    "mean over the batch": (
+        lambda z: jnp.mean(good(z)),
+        Q,
+        r"shape \(\) .* has \(4,\).*one value for each member",
+    ),
     "wrong length": (lambda z: good(z)[:3], Q, r"shape \(3,\) for one draw.*\(4,\)"),
-    "event axes kept": (lambda z: jnp.stack([good(z)] * 3, -1), Q, r"shape \(4, 3\).*sum over the event axes"),
+    "event axes kept": (
+        lambda z: jnp.stack([good(z)] * 3, -1),
+        Q,
+        r"shape \(4, 3\).*sum over the event axes",
+    ),
     "forgotten Independent": (
         lambda z: jnp.sum(z, -1),
         Gauss(jnp.zeros((N, 3)), jnp.zeros((N, 3))),
         r"distrax.Independent\(q, reinterpreted_batch_ndims=1\)",
     ),
-    "outer product": (lambda z: good(z)[:, None] + X[None], Q, r"\(4, 4\).*broadcast against itself"),
+    "outer product": (
+        lambda z: good(z)[:, None] + X[None],
+        Q,
+        r"\(4, 4\).*broadcast against itself",
+    ),
     "integer": (lambda z: jnp.zeros(N, jnp.int32), Q, "real floating"),
     "nothing": (lambda z: None, Q, r"shape \(4,\), got None; does it lack a return"),
     "a list": (lambda z: [good(z)], Q, "got a list of 1.*separate factors in a dict"),
     "a factor": (lambda z: {"x": good(z), "y": None}, Q, r"log_joint\(z\)\['y'\] must be an array"),
     "no factor": (lambda z: {}, Q, "empty dict"),
-    "events of a single latent": (lambda z: -(z**2), Gauss(jnp.zeros(3), jnp.zeros(3), event=1), "sum over the event"),
+    "events of a single latent": (
+        lambda z: -(z**2),
+        Gauss(jnp.zeros(3), jnp.zeros(3), event=1),
+        "sum over the event",
+    ),
 }
 
 
@@ -123,7 +139,9 @@ def test_the_draw_is_described():
 
 def outer(z):
     column = jnp.linspace(-1.0, 1.0, len(z))[:, None]
-    return -0.5 * jnp.mean((z - column) ** 2, 0)  # (N,) against (N, 1), averaged back to (N,): no shape betrays it
+    return -0.5 * jnp.mean(
+        (z - column) ** 2, 0
+    )  # (N,) against (N, 1), averaged back to (N,): no shape betrays it
 
 
 def estimate_outer(make, size, log_joint=outer, **kwargs):
@@ -138,7 +156,9 @@ def estimate_outer(make, size, log_joint=outer, **kwargs):
 @pytest.mark.usefixtures("loose_ranks")
 def test_outer_broadcasts_name_the_place(make):
     size, line = 20 + list(EVERY).index(make), outer.__code__.co_firstlineno + 2
-    with pytest.raises(ValueError, match=rf"\({size},\) against \({size}, 1\).*arguments.py:{line};.*x\[:, 0\]"):
+    with pytest.raises(
+        ValueError, match=rf"\({size},\) against \({size}, 1\).*arguments.py:{line};.*x\[:, 0\]"
+    ):
         estimate_outer(make, size)
 
 
@@ -152,7 +172,9 @@ def test_outer_broadcasts_are_refused_each_time(make, chunk_size):
         with pytest.raises(ValueError, match="outer product"):
             estimate_outer(make, size, chunk_size=chunk_size)
         with pytest.raises(ValueError, match="outer product"):
-            jax.jit(lambda key: estimate_outer(make, size, key=key, chunk_size=chunk_size))(jax.random.key(0))
+            jax.jit(lambda key: estimate_outer(make, size, key=key, chunk_size=chunk_size))(
+                jax.random.key(0)
+            )
 
 
 @pytest.mark.usefixtures("loose_ranks")
@@ -161,12 +183,16 @@ def test_the_place_is_found_in_a_folder_of_any_name(folder, size, tmp_path):
     """A clone of vijax is a folder called vijax, and a user's model may well live in it."""
     file = tmp_path / folder / "model.py"
     file.parent.mkdir()
-    file.write_text("def log_joint(column, z):\n    shifted = z - column\n    return (shifted**2).mean(0)\n")
+    file.write_text(
+        "def log_joint(column, z):\n    shifted = z - column\n    return (shifted**2).mean(0)\n"
+    )
     spec = importlib.util.spec_from_file_location("model", file)
     model = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(model)
     with pytest.raises(ValueError, match=r"model.py:2;"):
-        estimate_outer("reparam", size, log_joint=lambda z: model.log_joint(jnp.zeros((size, 1)), z))
+        estimate_outer(
+            "reparam", size, log_joint=lambda z: model.log_joint(jnp.zeros((size, 1)), z)
+        )
 
 
 @pytest.mark.usefixtures("loose_ranks")
@@ -199,14 +225,18 @@ def test_counts_are_positive_and_static(make, name):
         estimate(make, **{name: True})
     with pytest.raises(TypeError, match=f"{name} must be a Python int"):
         estimate(make, **{name: 2.0})
-    with pytest.raises(TypeError, match=f"{name} must be a Python int, fixed when the function is traced"):
+    with pytest.raises(
+        TypeError, match=f"{name} must be a Python int, fixed when the function is traced"
+    ):
         jax.jit(lambda count: estimate(make, **{name: count}))(2)
 
 
 @pytest.mark.parametrize("make", ["vimco", "auto"])
 def test_one_draw_has_nobody_to_be_judged_against(make):
     coin = Coin(jnp.zeros(N))
-    with pytest.raises(ValueError, match="num_samples must be at least 2, got 1.*gradients.score with a baseline"):
+    with pytest.raises(
+        ValueError, match="num_samples must be at least 2, got 1.*gradients.score with a baseline"
+    ):
         estimate(make, q=coin, num_samples=1)
     with pytest.raises(ValueError, match="at least 2, got 1.*gradients.score"):
         estimate(make, q={"a": coin}, log_joint=lambda z: good(z["a"]), num_samples=1)
@@ -216,7 +246,9 @@ def test_one_draw_has_nobody_to_be_judged_against(make):
 
 @every
 def test_keys_are_single_and_typed(make):
-    with pytest.raises(TypeError, match=r"typed key, jax.random.key\(seed\), got uint32\[2\].*wrap_key_data"):
+    with pytest.raises(
+        TypeError, match=r"typed key, jax.random.key\(seed\), got uint32\[2\].*wrap_key_data"
+    ):
         estimate(make, key=jax.random.PRNGKey(0))
     with pytest.raises(ValueError, match=r"one key of shape \(\), got \(3,\).*vmap over keys"):
         estimate(make, key=jax.random.split(jax.random.key(0), 3))
@@ -244,8 +276,12 @@ def test_a_draw_is_a_draw(make):
 def test_coupled_draws_under_a_curved_dreg():
     q = vj.families.mean_field().dist({"loc": jnp.zeros(2), "log_scale": jnp.zeros(2)})
     target = lambda z: -jnp.sum(z**2)  # noqa: E731
-    run = lambda make, bound: make(bound, draw=vj.draws.antithetic)(jax.random.key(0), target, q, num_samples=4).value  # noqa: E731
-    with pytest.raises(ValueError, match=r"dreg\(iwae\) needs independent draws.*gradients.reparam.*bounds.elbo"):
+    run = lambda make, bound: (
+        make(bound, draw=vj.draws.antithetic)(jax.random.key(0), target, q, num_samples=4).value
+    )  # noqa: E731
+    with pytest.raises(
+        ValueError, match=r"dreg\(iwae\) needs independent draws.*gradients.reparam.*bounds.elbo"
+    ):
         run(vj.gradients.dreg, vj.bounds.iwae)
     with pytest.raises(ValueError, match="independent draws"):
         run(vj.gradients.dreg, lambda log_w: jnp.mean(log_w, 0))  # not known to be linear
@@ -262,7 +298,9 @@ def test_a_minibatch_goes_with_a_linear_bound(make):
     q = Gauss(jnp.float32(0.0), jnp.float32(0.0))
     target = vj.targets.minibatch(lambda z: -(z**2), lambda z: -((z - X) ** 2), num_data=100)
     for bound in (vj.bounds.iwae, vj.bounds.cubo, lambda log_w: jnp.mean(log_w, 0)):
-        with pytest.raises(ValueError, match="minibatch estimates.*must be linear in log_w: use bounds.elbo"):
+        with pytest.raises(
+            ValueError, match="minibatch estimates.*must be linear in log_w: use bounds.elbo"
+        ):
             estimate(make, log_joint=target, q=q, bound=bound)
     assert np.isfinite(estimate(make, log_joint=target, q=q, bound=vj.bounds.elbo))
 
@@ -271,8 +309,12 @@ def test_a_minibatch_goes_with_a_linear_bound(make):
 @pytest.mark.parametrize("reduce", [jnp.sum, jnp.mean])
 def test_a_minibatch_keeps_its_terms(make, reduce):
     q = Gauss(jnp.float32(0.0), jnp.float32(0.0))
-    target = vj.targets.minibatch(lambda z: -(z**2), lambda z: reduce(-((z - X) ** 2)), num_data=100)
-    with pytest.raises(ValueError, match=r"one term for each datum, \[B, \*batch\].*(Do not sum|Leave the sum)"):
+    target = vj.targets.minibatch(
+        lambda z: -(z**2), lambda z: reduce(-((z - X) ** 2)), num_data=100
+    )
+    with pytest.raises(
+        ValueError, match=r"one term for each datum, \[B, \*batch\].*(Do not sum|Leave the sum)"
+    ):
         estimate(make, log_joint=target, q=q, bound=vj.bounds.elbo)
 
 
@@ -291,9 +333,13 @@ def test_dreg_needs_draws_that_begin_with_the_batch():
         def log_prob(self, z):
             return jnp.full(N, -0.5 * (z - self.p) ** 2)
 
-    with pytest.raises(ValueError, match=r"begin with q's batch shape \(4,\); leaf 'z' is \(\).*gradients.reparam"):
+    with pytest.raises(
+        ValueError, match=r"begin with q's batch shape \(4,\); leaf 'z' is \(\).*gradients.reparam"
+    ):
         estimate("dreg", q=Shared(jnp.float32(0.0)), log_joint=lambda z: good(z))
-    assert estimate("reparam", q=Shared(jnp.float32(0.0)), log_joint=lambda z: good(z)).shape == (N,)
+    assert estimate("reparam", q=Shared(jnp.float32(0.0)), log_joint=lambda z: good(z)).shape == (
+        N,
+    )
 
 
 def test_a_bound_that_cannot_lose_a_draw():
@@ -307,7 +353,9 @@ def test_a_baseline_must_fit_the_batch():
     objective = vj.gradients.score(vj.bounds.elbo, baseline=jnp.zeros(N + 1))
     with pytest.raises(ValueError, match=r"baseline|broadcast"):
         objective(jax.random.key(0), good, Q, num_samples=2)
-    objective = vj.gradients.score(vj.bounds.elbo, baseline=jnp.zeros((2, N)))  # one for each draw: depends on draws
+    objective = vj.gradients.score(
+        vj.bounds.elbo, baseline=jnp.zeros((2, N))
+    )  # one for each draw: depends on draws
     with pytest.raises(ValueError, match="baseline has shape"):
         objective(jax.random.key(0), good, Q, num_samples=2)
 
@@ -316,6 +364,7 @@ def test_a_baseline_must_fit_the_batch():
 def test_leaves_of_a_joint_share_one_batch():
     q = {"a": distrax.Normal(jnp.zeros(3), 1.0), "b": distrax.Normal(jnp.zeros(2), 1.0)}
     with pytest.raises(
-        ValueError, match=r"log q\(b \| earlier\) has shape \(2,\).*Wrap event dimensions in Independent"
+        ValueError,
+        match=r"log q\(b \| earlier\) has shape \(2,\).*Wrap event dimensions in Independent",
     ):
         estimate("reparam", q=q, log_joint=lambda z: jnp.sum(z["a"]))

@@ -18,7 +18,9 @@ def counts(chosen, n):
 
 @pytest.mark.parametrize("num_samples", [1, 7, 40])
 def test_counts_are_within_one_of_their_means(num_samples, key):
-    many = jax.jit(jax.vmap(lambda key: systematic(key, WEIGHTS, num_samples)))(jax.random.split(key, 500))
+    many = jax.jit(jax.vmap(lambda key: systematic(key, WEIGHTS, num_samples)))(
+        jax.random.split(key, 500)
+    )
     found = jax.vmap(lambda chosen: counts(chosen, 7))(many)
     assert np.all(np.abs(found - num_samples * WEIGHTS[None]) < 1 + 1e-4)
     assert np.all(found[:, WEIGHTS == 0] == 0)
@@ -46,7 +48,9 @@ def test_weights_need_not_sum_to_one_and_may_come_as_logarithms(key):
 def test_no_rounding_returns_an_impossible_index(key):
     """Many small weights and then zeros: the last point may round up to the whole sum, and is kept below it."""
     weights = jnp.concatenate([jnp.full(3000, 1 / 3000, jnp.float32), jnp.zeros(5)])
-    chosen = jax.jit(jax.vmap(lambda key: systematic(key, weights, 50_000)))(jax.random.split(key, 50))
+    chosen = jax.jit(jax.vmap(lambda key: systematic(key, weights, 50_000)))(
+        jax.random.split(key, 50)
+    )
     assert chosen.max() < 3000
     # Where no index is possible the last one stands for all.
     np.testing.assert_array_equal(systematic(key, jnp.zeros(4), 3), 3)

@@ -26,7 +26,9 @@ def test_every_room_is_in_the_table():
 @pytest.mark.parametrize("room", [room for room in table.PUBLIC if room != "types"])
 def test_the_named_file_tests_the_function(room):
     for name, file in table.PUBLIC[room].items():
-        assert name in (Path(__file__).parents[1] / file).read_text(), f"{file} does not mention {room}.{name}"
+        assert name in (Path(__file__).parents[1] / file).read_text(), (
+            f"{file} does not mention {room}.{name}"
+        )
 
 
 def test_the_names_of_rows_are_unique():

@@ -103,7 +103,9 @@ def test_nested_joints_under_objectives(key):
 def test_what_is_lifted():
     assert lift(A) is A
     assert isinstance(lift({"a": A}), vj.Joint)
-    with pytest.raises(TypeError, match=r"q must offer sample_and_log_prob.*got ArrayImpl.*families.adapt"):
+    with pytest.raises(
+        TypeError, match=r"q must offer sample_and_log_prob.*got ArrayImpl.*families.adapt"
+    ):
         lift(jnp.zeros(2))
     for empty in ({}, (), []):
         with pytest.raises(TypeError, match="non-empty"):
@@ -116,7 +118,9 @@ def test_closed_forms_through_partial():
     """Keywords travel with the function: those of the outer partial win."""
 
     @with_closed_forms(
-        gate=lambda x, *, alpha, beta=0.0: (x, alpha, beta), linear=True, power=lambda *, alpha, beta=0: alpha
+        gate=lambda x, *, alpha, beta=0.0: (x, alpha, beta),
+        linear=True,
+        power=lambda *, alpha, beta=0: alpha,
     )
     def bound(x, *, alpha, beta=0.0):
         return x
@@ -140,7 +144,9 @@ def test_properties_are_derived():
     target = derive(inner, lambda z, *, key: inner(key, z), keyed=True, only_mean="it is noisy")
     wrapped = derive(target, lambda z, *, key: target(z, key=key), has_aux=True)
     assert properties(inner) == Properties()
-    assert properties(partial(wrapped, key=0)) == Properties(keyed=True, has_aux=True, only_mean="it is noisy")
+    assert properties(partial(wrapped, key=0)) == Properties(
+        keyed=True, has_aux=True, only_mean="it is noisy"
+    )
 
 
 def test_draws():

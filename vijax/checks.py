@@ -23,10 +23,15 @@ def key(key: Any) -> None:
         if isinstance(key, int):
             cure = f"; a seed becomes a key by jax.random.key({key})"
         elif dtype is not None:
-            found, cure = f"{dtype}{list(jnp.shape(key))}", "; wrap a raw key with jax.random.wrap_key_data"
+            found, cure = (
+                f"{dtype}{list(jnp.shape(key))}",
+                "; wrap a raw key with jax.random.wrap_key_data",
+            )
         raise TypeError(f"key must be a typed key, jax.random.key(seed), got {found}{cure}.")
     if key.shape != ():
-        raise ValueError(f"key must be one key of shape (), got {key.shape}; vmap over keys, or pass one of them.")
+        raise ValueError(
+            f"key must be one key of shape (), got {key.shape}; vmap over keys, or pass one of them."
+        )
 
 
 def num_samples(num_samples: Any, chunk_size: Any = None, *, least: int = 1, why: str = "") -> None:
@@ -34,8 +39,14 @@ def num_samples(num_samples: Any, chunk_size: Any = None, *, least: int = 1, why
     for name, value, low in (("num_samples", num_samples, least), ("chunk_size", chunk_size, 1)):
         if name == "chunk_size" and value is None:
             continue
-        if isinstance(value, bool) or not hasattr(value, "__index__") or isinstance(value, jax.core.Tracer):
-            raise TypeError(f"{name} must be a Python int, fixed when the function is traced; got {value!r}.")
+        if (
+            isinstance(value, bool)
+            or not hasattr(value, "__index__")
+            or isinstance(value, jax.core.Tracer)
+        ):
+            raise TypeError(
+                f"{name} must be a Python int, fixed when the function is traced; got {value!r}."
+            )
         if value < low:
             reason = f" {why}" if why and name == "num_samples" else ""
             raise ValueError(f"{name} must be at least {low}, got {value}.{reason}")
@@ -50,7 +61,9 @@ def key_and_counts(one_key: Any, count: Any, chunk_size: Any) -> None:
 def family(family: Any, name: str) -> None:
     """Refuse what is no family; nearly always one that was not called."""
     if not (hasattr(family, "init") and hasattr(family, "dist")):
-        raise TypeError(f"{name} must be a Family, such as families.full_rank() with its brackets, got {family!r:.60}.")
+        raise TypeError(
+            f"{name} must be a Family, such as families.full_rank() with its brackets, got {family!r:.60}."
+        )
 
 
 def whole(value: Any, name: str, why: str = "") -> None:
@@ -97,10 +110,14 @@ def describe(function: Any) -> str:
     return getattr(function, "__name__", repr(function))
 
 
-def log_densities(log_p: Any, log_q: Any, z: Any, names: tuple[str, str] = ("log_joint(z)", "q.log_prob(z)")) -> None:
+def log_densities(
+    log_p: Any, log_q: Any, z: Any, names: tuple[str, str] = ("log_joint(z)", "q.log_prob(z)")
+) -> None:
     """Refuse a log_joint whose shape for one draw is not that of log q: the sample axis is ours, the rest is theirs."""
     of_p, of_q = names
-    if not isinstance(log_p, (jax.Array, np.ndarray, np.generic, float, int)) and not hasattr(log_p, "__jax_array__"):
+    if not isinstance(log_p, (jax.Array, np.ndarray, np.generic, float, int)) and not hasattr(
+        log_p, "__jax_array__"
+    ):
         found = "None; does it lack a return?" if log_p is None else f"{type(log_p).__name__}."
         raise TypeError(f"{of_p} must be an array of shape {jnp.shape(log_q)}, got {found}")
     if not jnp.issubdtype(jnp.result_type(log_p), jnp.floating):
@@ -126,13 +143,18 @@ def log_densities(log_p: Any, log_q: Any, z: Any, names: tuple[str, str] = ("log
 def named_leaves(z: Any) -> list[tuple[str, Any]]:
     """Return the leaves of a pytree with names a person would use; a bare array is called z."""
     paths = jax.tree_util.tree_leaves_with_path(z)
-    return [(jax.tree_util.keystr(path, simple=True, separator=".") or "z", leaf) for path, leaf in paths]
+    return [
+        (jax.tree_util.keystr(path, simple=True, separator=".") or "z", leaf)
+        for path, leaf in paths
+    ]
 
 
 @contextmanager
 def outer_broadcasts(what: str) -> Iterator[None]:
     """Refuse, while tracing user code, (N,) against (N, 1): NumPy makes (N, N) of them without a word."""
-    if jax.config.values["jax_numpy_rank_promotion"] != "allow":  # the caller's own setting already looks
+    if (
+        jax.config.values["jax_numpy_rank_promotion"] != "allow"
+    ):  # the caller's own setting already looks
         yield
         return
     with warnings.catch_warnings(), jax.numpy_rank_promotion("warn"):
@@ -162,11 +184,18 @@ def _place() -> str:
         frames.pop()
     while frames and frames[-1].filename.startswith(installed):
         frames.pop()
-    return f"{paths_of.basename(frames[-1].filename)}:{frames[-1].lineno}" if frames else "an unknown place"
+    return (
+        f"{paths_of.basename(frames[-1].filename)}:{frames[-1].lineno}"
+        if frames
+        else "an unknown place"
+    )
 
 
 def _accident(message: str) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
-    shapes = [tuple(int(n) for n in findall(r"\d+", s)) for s in findall(r"\(([\d, ]*)\)", message.split(". Set")[0])]
+    shapes = [
+        tuple(int(n) for n in findall(r"\d+", s))
+        for s in findall(r"\(([\d, ]*)\)", message.split(". Set")[0])
+    ]
     for short in shapes:
         for long in shapes:
             if len(short) < len(long) and short and long[-1] == 1 and long[-2] == short[-1] > 1:
@@ -176,7 +205,13 @@ def _accident(message: str) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
 
 def static_count(value: Any, name: str, *, least: int = 1) -> None:
     """Refuse counts that are not Python ints of at least `least`, known when a function is traced."""
-    if isinstance(value, bool) or not hasattr(value, "__index__") or isinstance(value, jax.core.Tracer):
-        raise TypeError(f"{name} must be a Python int, fixed when the function is traced; got {value!r}.")
+    if (
+        isinstance(value, bool)
+        or not hasattr(value, "__index__")
+        or isinstance(value, jax.core.Tracer)
+    ):
+        raise TypeError(
+            f"{name} must be a Python int, fixed when the function is traced; got {value!r}."
+        )
     if value < least:
         raise ValueError(f"{name} must be at least {least}, got {value}.")

@@ -38,7 +38,9 @@ def _weighted(x: Array, weights: Array) -> tuple[Array, Array]:
 
 
 @jax.jit
-def log_mean_exp(x: Float[Array, "k *batch"], *, weights: Array | None = None) -> Float[Array, "*batch"]:
+def log_mean_exp(
+    x: Float[Array, "k *batch"], *, weights: Array | None = None
+) -> Float[Array, "*batch"]:
     """Log of the weighted mean of exp(x) over axis 0, total in value and in gradient.
 
         log Σₖ weightsₖ exp(xₖ)
@@ -67,7 +69,9 @@ def log_mean_exp(x: Float[Array, "k *batch"], *, weights: Array | None = None) -
 
 
 @jax.jit
-def normalized_weights(x: Float[Array, "k *batch"], *, weights: Array | None = None) -> Float[Array, "k *batch"]:
+def normalized_weights(
+    x: Float[Array, "k *batch"], *, weights: Array | None = None
+) -> Float[Array, "k *batch"]:
     """Self-normalised weights, exp(x) / Σ exp(x) over axis 0; all zero where every row is -inf.
 
     Args:
@@ -101,7 +105,9 @@ def log_normalized(x: Float[Array, "k *batch"]) -> Float[Array, "k *batch"]:
     top, u = _shifted(x)
     best = (x == top[None]).astype(x.dtype)
     shared = jnp.where(best > 0, -jnp.log(jnp.maximum(jnp.sum(best, 0), 1))[None], -jnp.inf)
-    return jnp.where(jnp.isinf(top)[None], shared, u - jnp.log(_possible(jnp.sum(jnp.exp(u), 0)))[None])
+    return jnp.where(
+        jnp.isinf(top)[None], shared, u - jnp.log(_possible(jnp.sum(jnp.exp(u), 0)))[None]
+    )
 
 
 @jax.jit
@@ -136,7 +142,9 @@ def leave_one_out_log_mean_exp(x: Float[Array, "k *batch"]) -> Float[Array, "k *
 
 def _at_least_two(x: Array) -> int:
     if x.ndim == 0 or x.shape[0] < 2:
-        raise ValueError(f"leaving one draw out needs at least two: log-weights have shape {x.shape}.")
+        raise ValueError(
+            f"leaving one draw out needs at least two: log-weights have shape {x.shape}."
+        )
     return int(x.shape[0])
 
 

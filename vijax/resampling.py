@@ -5,7 +5,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 
-def systematic(key: Key[Array, ""], weights: Float[Array, " n"], num_samples: int) -> Int[Array, " k"]:
+def systematic(
+    key: Key[Array, ""], weights: Float[Array, " n"], num_samples: int
+) -> Int[Array, " k"]:
     """Indices in proportion to weights, by equally spaced points under a single random shift.
 
         aₖ = min{i : w₁ + ... + wᵢ > (k + u) / K · Σ w},   u ~ U(0, 1),   k = 0 ... K - 1

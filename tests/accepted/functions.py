@@ -59,7 +59,9 @@ def many_paths(target):
 
 
 def response(target):
-    return public("linear_response")(KEY, target, FAMILY, FAMILY.init(KEY, jnp.zeros(2)), num_samples=4)
+    return public("linear_response")(
+        KEY, target, FAMILY, FAMILY.init(KEY, jnp.zeros(2)), num_samples=4
+    )
 
 
 def site(target):
@@ -70,14 +72,20 @@ def site(target):
 OF_Z = {
     "targets.gauss_hermite": site,
     "families.laplace": lambda target: public("families.laplace")(target).init(KEY, jnp.zeros(2)),
-    "draws.weigh": lambda target: public("weigh")(KEY, target, PAIR.build(PAIR.parameters), num_samples=4),
+    "draws.weigh": lambda target: public("weigh")(
+        KEY, target, PAIR.build(PAIR.parameters), num_samples=4
+    ),
     "targets.transform": lambda target: public("transform")(target, None).log_joint(jnp.zeros(2)),
     "natural_gradient": one_step("natural_gradient"),
     "square_root_natural_gradient": one_step("square_root_natural_gradient"),
     "batch_and_match": one_step("batch_and_match"),
-    "pathfinder": lambda target: public("pathfinder")(KEY, target, jnp.zeros(2), num_samples=4, steps=3),
+    "pathfinder": lambda target: public("pathfinder")(
+        KEY, target, jnp.zeros(2), num_samples=4, steps=3
+    ),
     "multi_pathfinder": many_paths,
-    "dadvi": lambda target: public("dadvi")(KEY, target, FAMILY, jnp.zeros(2), num_samples=4, steps=3),
+    "dadvi": lambda target: public("dadvi")(
+        KEY, target, FAMILY, jnp.zeros(2), num_samples=4, steps=3
+    ),
     "linear_response": response,
     "maximize": lambda target: public("maximize")(target, jnp.zeros(2), steps=3),
 }
@@ -115,9 +123,15 @@ TARGETS_OF_TWO = {
     "minibatch": minibatch,
     "minibatch, called by a function": lambda: lambda z, b: 1.0 * minibatch()(z, b),
     "keyed": lambda: vj.targets.keyed(lambda key, z: norm.logpdf(z) + jax.random.normal(key)),
-    "keyed, has_aux": lambda: vj.targets.keyed(lambda key, z: (norm.logpdf(z), {"seen": X}), has_aux=True),
-    "exact_entropy": lambda: vj.targets.exact_entropy(lambda z, b=0.0: joint(z, b), KINDS["Normal"].build(ONE)),
-    "dict of factors": lambda: lambda z, b: {"joint": joint(z, b), "likelihood": jnp.sum(likelihood(z, b))},
+    "keyed, has_aux": lambda: vj.targets.keyed(
+        lambda key, z: (norm.logpdf(z), {"seen": X}), has_aux=True
+    ),
+    "exact_entropy": lambda: vj.targets.exact_entropy(
+        lambda z, b=0.0: joint(z, b), KINDS["Normal"].build(ONE)
+    ),
+    "dict of factors": lambda: (
+        lambda z, b: {"joint": joint(z, b), "likelihood": jnp.sum(likelihood(z, b))}
+    ),
     "wrong shape": lambda: lambda z, b: joint(z, b) + likelihood(z, b),
     "integer": lambda: lambda z, b: jnp.asarray(joint(z, b), jnp.int32),
 }
@@ -134,7 +148,9 @@ def minorized(target):
 
 OF_Z_AND_B = {  # target of (z, b) -> target of z
     "targets.collapse": lambda target: public("collapse")(target, conditional),
-    "targets.collapse_gaussian": lambda target: public("collapse_gaussian")(target, jnp.zeros(2))[0],
+    "targets.collapse_gaussian": lambda target: public("collapse_gaussian")(target, jnp.zeros(2))[
+        0
+    ],
     "targets.laplace": lambda target: public("targets.laplace")(target, jnp.zeros(2), steps=2)[0],
     "targets.enumerate": lambda target: public("enumerate")(target, 2).log_joint,
     "targets.minorize": minorized,
@@ -167,4 +183,10 @@ def rows():
     for function in OF_Z_AND_B:
         for afterwards in AFTERWARDS:
             cells = of_z_and_b(function, afterwards)
-            yield "functions of z and b", function, f"{function}, {afterwards}", cells, afterwards == "under iwae"
+            yield (
+                "functions of z and b",
+                function,
+                f"{function}, {afterwards}",
+                cells,
+                afterwards == "under iwae",
+            )

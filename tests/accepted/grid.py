@@ -60,8 +60,14 @@ def split(bound, kind, theta, **how):
 
 EACH = {"a": G.reparam, "b": G.vimco}
 ESTIMATORS = {  # name -> (bound, kind, theta) -> objective
-    **{name: plainly(getattr(G, name)) for name in ("reparam", "dreg", "score", "vimco", "auto", "factored", "fixed")},
-    **{name: plainly(getattr(G, name)) for name in ("wake", "arm", "disarm", "local_expectation", "measure_valued")},
+    **{
+        name: plainly(getattr(G, name))
+        for name in ("reparam", "dreg", "score", "vimco", "auto", "factored", "fixed")
+    },
+    **{
+        name: plainly(getattr(G, name))
+        for name in ("wake", "arm", "disarm", "local_expectation", "measure_valued")
+    },
     "split": split,
     "gdreg": gdreg,
     "each": plainly(G.each, estimators=EACH),
@@ -89,7 +95,9 @@ def call(estimator, bound, kind, target="plain", draw=None, chunk_size=None):
         log_joint = TARGETS[target](kind, parameters["theta"], q)
         objective = ESTIMATORS[estimator](row.function, kind, parameters["theta"], **how)
         # Enough to lose one, and even.
-        return jnp.sum(objective(KEY, log_joint, q, num_samples=row.draws(6), chunk_size=chunk_size).value)
+        return jnp.sum(
+            objective(KEY, log_joint, q, num_samples=row.draws(6), chunk_size=chunk_size).value
+        )
 
     return lambda: jax.eval_shape(jax.grad(value), {"q": kind.parameters, "theta": THETA})
 
@@ -121,4 +129,10 @@ def rows():
                     name = f"{estimator}({bound}), draw {draw or 'iid'}, chunk_size {chunk_size}"
                     plainest = draw in (None, "iid") and chunk_size is None
                     fast = plainest and i % 3 == 0 and bound == BOUNDS_OF_TARGETS[i % 2]
-                    yield "target", estimator, name, by_target(estimator, bound, draw, chunk_size), fast
+                    yield (
+                        "target",
+                        estimator,
+                        name,
+                        by_target(estimator, bound, draw, chunk_size),
+                        fast,
+                    )

@@ -25,7 +25,9 @@ class Kind(NamedTuple):
 
     def log_density(self, theta, z):
         """Return a sum over leaves of -(z - theta)²/2, [*batch]."""
-        terms = [-0.5 * (jnp.asarray(leaf, jnp.float32) - theta) ** 2 for leaf in jax.tree.leaves(z)]
+        terms = [
+            -0.5 * (jnp.asarray(leaf, jnp.float32) - theta) ** 2 for leaf in jax.tree.leaves(z)
+        ]
         return sum(jnp.sum(term, range(-self.axes, 0)) if self.axes else term for term in terms)
 
 
@@ -62,7 +64,9 @@ def normal_and_bernoulli(p):
 
 
 def hierarchy(p):
-    return vj.Joint({"a": normal(p["a"]), "b": lambda z: distrax.Normal(p["b"]["loc"] * z["a"], 1.0)})
+    return vj.Joint(
+        {"a": normal(p["a"]), "b": lambda z: distrax.Normal(p["b"]["loc"] * z["a"], 1.0)}
+    )
 
 
 def mixed_hierarchy(p):
@@ -88,9 +92,13 @@ KINDS = {
     ),
     "Bernoulli": Kind(ODDS, distrax.Bernoulli, distrax.Bernoulli),
     "Bernoulli in float": Kind(
-        ODDS, lambda p: distrax.Bernoulli(p, dtype=jnp.float32), lambda t: distrax.Bernoulli(t, dtype=jnp.float32)
+        ODDS,
+        lambda p: distrax.Bernoulli(p, dtype=jnp.float32),
+        lambda t: distrax.Bernoulli(t, dtype=jnp.float32),
     ),
-    "Categorical": Kind(LOGITS, distrax.Categorical, lambda theta: distrax.Categorical(theta * LOGITS)),
+    "Categorical": Kind(
+        LOGITS, distrax.Categorical, lambda theta: distrax.Categorical(theta * LOGITS)
+    ),
     "one-hot": Kind(
         LOGITS,
         lambda p: distrax.OneHotCategorical(p, dtype=jnp.float32),
@@ -98,7 +106,9 @@ KINDS = {
         axes=1,
     ),
     "mixture": Kind(MIXTURE_PARAMETERS, MIXTURE.dist, standard(ONE["loc"])),
-    "Uniform(0, h)": Kind(jnp.float32(1.2), lambda h: distrax.Uniform(0.0, h), lambda t: distrax.Uniform(0.0, 9.0 + t)),
+    "Uniform(0, h)": Kind(
+        jnp.float32(1.2), lambda h: distrax.Uniform(0.0, h), lambda t: distrax.Uniform(0.0, 9.0 + t)
+    ),
     "two Normals": Kind({"a": ONE, "b": ONE}, two_normals, prior_of_two),
     "Normal and Bernoulli": Kind({"a": ONE, "b": ODDS}, normal_and_bernoulli, prior_of_both),
     "hierarchy": Kind({"a": ONE, "b": ONE}, hierarchy, prior_of_two),
@@ -119,7 +129,9 @@ def terms(kind, theta, z):
 
 
 def minibatch(kind, theta, q):
-    return vj.targets.minibatch(plain(kind, theta, q), lambda z: terms(kind, theta, z), num_data=NUM_DATA)
+    return vj.targets.minibatch(
+        plain(kind, theta, q), lambda z: terms(kind, theta, z), num_data=NUM_DATA
+    )
 
 
 def keyed(kind, theta, q):
@@ -143,11 +155,16 @@ def collapse(kind, theta, q):
     def conditional(z):
         return Gauss(kind.log_density(theta, z), 0.0)
 
-    return vj.targets.collapse(lambda z, b: kind.log_density(theta, z) + conditional(z).log_prob(b), conditional)
+    return vj.targets.collapse(
+        lambda z, b: kind.log_density(theta, z) + conditional(z).log_prob(b), conditional
+    )
 
 
 def factors(kind, theta, q):
-    return lambda z: {"prior": kind.log_density(theta, z), "likelihood": terms(kind, theta, z).sum(0)}
+    return lambda z: {
+        "prior": kind.log_density(theta, z),
+        "likelihood": terms(kind, theta, z).sum(0),
+    }
 
 
 def wrong_shape(kind, theta, q):
@@ -165,7 +182,9 @@ def transformed_minibatch(kind, theta, q):
 
 
 def _latents(q):
-    return jax.eval_shape(lambda key: vj.types.lift(q).sample_and_log_prob(seed=key)[0], jax.random.key(0))
+    return jax.eval_shape(
+        lambda key: vj.types.lift(q).sample_and_log_prob(seed=key)[0], jax.random.key(0)
+    )
 
 
 def wrapped_minibatch(kind, theta, q):

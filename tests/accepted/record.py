@@ -6,7 +6,9 @@ from pathlib import Path
 
 FILE = Path(__file__).parents[1] / "accepted.json"
 ACCEPTED = "accepted"
-NAMES = re.compile(r"\b(?:gradients|bounds|targets|draws|families|fitting|solvers|updates)\.[a-z_]+")
+NAMES = re.compile(
+    r"\b(?:gradients|bounds|targets|draws|families|fitting|solvers|updates)\.[a-z_]+"
+)
 LENGTH = 40
 
 
@@ -43,17 +45,24 @@ def write(rows):
     outcomes, sections, columns = [ACCEPTED], {}, {}
     for section, row, found in rows:
         columns.setdefault(section, list(found))
-        assert columns[section] == list(found), f"{section}: {row} has other cells than the rows before"
+        assert columns[section] == list(found), (
+            f"{section}: {row} has other cells than the rows before"
+        )
         for each in found.values():
             if each not in outcomes:
                 outcomes.append(each)
         sections.setdefault(section, {})[row] = [outcomes.index(each) for each in found.values()]
     lines = ["{", ' "outcomes": [']
-    lines += [f"  {json.dumps(each)}," for each in outcomes[:-1]] + [f"  {json.dumps(outcomes[-1])}", " ],"]
+    lines += [f"  {json.dumps(each)}," for each in outcomes[:-1]] + [
+        f"  {json.dumps(outcomes[-1])}",
+        " ],",
+    ]
     lines += [f' "columns": {json.dumps(columns)},', ' "rows": {']
     for i, (section, of_section) in enumerate(sections.items()):
         lines.append(f"  {json.dumps(section)}: {{")
-        rows_of_section = [f"   {json.dumps(row)}: {json.dumps(numbers)}" for row, numbers in of_section.items()]
+        rows_of_section = [
+            f"   {json.dumps(row)}: {json.dumps(numbers)}" for row, numbers in of_section.items()
+        ]
         lines += [",\n".join(rows_of_section), "  }" + ("," if i < len(sections) - 1 else "")]
     FILE.write_text("\n".join([*lines, " }", "}", ""]))
 
@@ -64,7 +73,8 @@ def read():
     return {
         section: {
             row: {
-                cell: held["outcomes"][number] for cell, number in zip(held["columns"][section], numbers, strict=True)
+                cell: held["outcomes"][number]
+                for cell, number in zip(held["columns"][section], numbers, strict=True)
             }
             for row, numbers in rows.items()
         }

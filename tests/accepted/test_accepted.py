@@ -30,7 +30,9 @@ def parts():
         groups.setdefault((section, name, fast), []).append((row, cells))
     for (section, name, fast), rows in groups.items():
         marks = () if fast else pytest.mark.slow
-        yield pytest.param(section, rows, id=f"{section}, {name}{'' if fast else ', rest'}", marks=marks)
+        yield pytest.param(
+            section, rows, id=f"{section}, {name}{'' if fast else ', rest'}", marks=marks
+        )
 
 
 @pytest.mark.parametrize(("section", "rows"), list(parts()))
@@ -49,17 +51,27 @@ def test_the_record_is_of_these_calls(recorded):
     calls = {}
     for section, _, row, cells, _ in ROWS:
         calls.setdefault(section, {})[row] = set(cells)
-    assert calls == {section: {row: set(cells) for row, cells in rows.items()} for section, rows in recorded.items()}
+    assert calls == {
+        section: {row: set(cells) for row, cells in rows.items()}
+        for section, rows in recorded.items()
+    }
 
 
 def test_the_comparison_can_tell():
     """The controls: what counts as a difference, and what does not."""
-    refused = {"type": "ValueError", "says": "dreg needs", "names": ["gradients.reparam", "gradients.vimco"]}
+    refused = {
+        "type": "ValueError",
+        "says": "dreg needs",
+        "names": ["gradients.reparam", "gradients.vimco"],
+    }
     assert record.differences("accepted", "accepted") is None
     assert "now" in record.differences("accepted", refused)
     assert "now" in record.differences(refused, "accepted")
     assert "now" in record.differences(refused, refused | {"type": "TypeError"})
-    assert record.differences(refused, refused | {"says": "other words", "names": ["gradients.vimco"]}) is None
+    assert (
+        record.differences(refused, refused | {"says": "other words", "names": ["gradients.vimco"]})
+        is None
+    )
     assert "named" in record.differences(refused, refused | {"names": ["bounds.elbo"]})
 
 

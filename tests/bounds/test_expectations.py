@@ -57,24 +57,40 @@ def test_the_thermodynamic_sums_bracket_the_evidence(x64):
     for s in (0.3, 1.0, 3.0):
         for steps in (1, 2, 5, 20):
             partition = np.linspace(0, 1, steps + 1)
-            lower, upper = (limit(partial(f, partition=partition), s) for f in (bounds.tvo_lower, bounds.tvo_upper))
-            np.testing.assert_allclose((lower, upper), (LOG_Z - s**2 / 2 / steps, LOG_Z + s**2 / 2 / steps), rtol=1e-8)
-    lower, upper = (limit(partial(f, partition=table.PARTITION)) for f in (bounds.tvo_lower, bounds.tvo_upper))
+            lower, upper = (
+                limit(partial(f, partition=partition), s)
+                for f in (bounds.tvo_lower, bounds.tvo_upper)
+            )
+            np.testing.assert_allclose(
+                (lower, upper), (LOG_Z - s**2 / 2 / steps, LOG_Z + s**2 / 2 / steps), rtol=1e-8
+            )
+    lower, upper = (
+        limit(partial(f, partition=table.PARTITION)) for f in (bounds.tvo_lower, bounds.tvo_upper)
+    )
     steps = np.diff(table.PARTITION)
     mean = lambda betas: LOG_Z - S**2 / 2 + S**2 * np.sum(steps * betas)  # noqa: E731
-    np.testing.assert_allclose((lower, upper), (mean(table.PARTITION[:-1]), mean(table.PARTITION[1:])), rtol=1e-9)
+    np.testing.assert_allclose(
+        (lower, upper), (mean(table.PARTITION[:-1]), mean(table.PARTITION[1:])), rtol=1e-9
+    )
     finer = np.union1d(table.PARTITION, [0.05, 0.2, 0.7])
     assert lower < limit(partial(bounds.tvo_lower, partition=finer)) < LOG_Z
     assert LOG_Z < limit(partial(bounds.tvo_upper, partition=finer)) < upper
-    assert limit(partial(bounds.tvo_lower, partition=[0.0, 1.0])) == pytest.approx(limit(bounds.elbo))
-    assert limit(partial(bounds.tvo_upper, partition=[0.0, 1.0])) == pytest.approx(limit(bounds.eubo))
+    assert limit(partial(bounds.tvo_lower, partition=[0.0, 1.0])) == pytest.approx(
+        limit(bounds.elbo)
+    )
+    assert limit(partial(bounds.tvo_upper, partition=[0.0, 1.0])) == pytest.approx(
+        limit(bounds.eubo)
+    )
 
 
 def test_perturbative_bounds_from_below_at_odd_orders_alone(x64):
     """At any reference, below p(x)/e^r, and closer with the order; a Taylor sum of even order is no bound: the control."""
     for s in (0.5, 1.5, 2.5):
         for r in (-2.0, 0.0, 0.4, 3.0):
-            values = [limit(partial(bounds.perturbative, order=order, reference=r), s) for order in (1, 3, 5)]
+            values = [
+                limit(partial(bounds.perturbative, order=order, reference=r), s)
+                for order in (1, 3, 5)
+            ]
             assert max(values) < np.exp(LOG_Z - r)
     even = 1 + moment(1, 3.0, 2.5) + moment(2, 3.0, 2.5) / 2
     assert even > np.exp(LOG_Z - 3.0)
@@ -86,7 +102,9 @@ def test_perturbative_bounds_from_below_at_odd_orders_alone(x64):
 def jackknife_mean(k, order, s=S):
     """E of the jackknife, exactly: the same combination of the exact E[IWAE] at k, k - 1, ... draws."""
     share = lambda j: (-1) ** j * (k - j) ** order / (math.factorial(order - j) * math.factorial(j))  # noqa: E731
-    return sum(share(j) * oracles.log_normal_power_mean(k - j, 1.0, LOG_Z, s) for j in range(order + 1))
+    return sum(
+        share(j) * oracles.log_normal_power_mean(k - j, 1.0, LOG_Z, s) for j in range(order + 1)
+    )
 
 
 @pytest.mark.slow
@@ -118,7 +136,9 @@ def test_means_at_finite_k(key):
     exact["log_variance"] = S**2 / 2
     found = jax.jit(lambda l: {name: f(l) for name, f in functions.items()})(draws(key, 5))
     assert_mean(found, exact, detects=0.03)
-    wrong = {"jackknife(1)": jackknife_mean(5, 0)}  # the control: iwae's own mean is not the jackknife's
+    wrong = {
+        "jackknife(1)": jackknife_mean(5, 0)
+    }  # the control: iwae's own mean is not the jackknife's
     with pytest.raises(AssertionError, match="biased"):
         assert_mean({"jackknife(1)": found["jackknife(1)"]}, wrong, detects=0.03)
 
@@ -126,7 +146,9 @@ def test_means_at_finite_k(key):
 def test_what_bounds_nothing_at_finite_k(key):
     """Eubo and tvo_upper are below log p at k = 1 and 2 and above for many draws."""
     upper = partial(bounds.tvo_upper, partition=jnp.linspace(0.0, 1.0, 5))
-    run = jax.jit(lambda l: {k: [jnp.mean(f(l[:k])) for f in (bounds.eubo, upper)] for k in (1, 2, 64)})
+    run = jax.jit(
+        lambda l: {k: [jnp.mean(f(l[:k])) for f in (bounds.eubo, upper)] for k in (1, 2, 64)}
+    )
     found = run(draws(key, 64, 20_000))
     assert max(found[1]) < LOG_Z - 0.2  # the ELBO, .245 below
     assert max(found[2]) < LOG_Z - 0.02

@@ -50,7 +50,9 @@ def jackknife(l, _, order):
     k, value = len(l), 0.0
     for j in range(order + 1):
         share = (-1) ** j * (k - j) ** order / (factorial(order - j) * factorial(j))
-        value = value + share * np.mean([log_mean(np.delete(l, lost, 0)) for lost in combinations(range(k), j)], 0)
+        value = value + share * np.mean(
+            [log_mean(np.delete(l, lost, 0)) for lost in combinations(range(k), j)], 0
+        )
     return value
 
 
@@ -58,7 +60,9 @@ def sumo(l, _):
     """L_1 + Σ (L_{j+1} - L_j) / P(level >= j) with P = 1/(j+1), up to level k - 2, as table.sumo fixes it."""
     running = [log_mean(l[: j + 1]) for j in range(len(l))]
     reach = max(len(l) - 2, 1)
-    return running[0] + sum((j + 1) * (running[j] - running[j - 1]) for j in range(1, min(reach + 1, len(l))))
+    return running[0] + sum(
+        (j + 1) * (running[j] - running[j - 1]) for j in range(1, min(reach + 1, len(l)))
+    )
 
 
 def mlmc_iwae(l, _):
@@ -77,7 +81,9 @@ FORMULAS = {
     "sumo": sumo,
     "mlmc_iwae": mlmc_iwae,
     "exp_cubo(2)": lambda l, w: (w * np.exp(l + 1.5) ** 2).sum(0),
-    "perturbative(3)": lambda l, w: (w * (1 + (l + 1.5) + (l + 1.5) ** 2 / 2 + (l + 1.5) ** 3 / 6)).sum(0),
+    "perturbative(3)": lambda l, w: (
+        w * (1 + (l + 1.5) + (l + 1.5) ** 2 / 2 + (l + 1.5) ** 3 / 6)
+    ).sum(0),
     "log_variance": lambda l, w: ((l - l.mean(0)) ** 2).sum(0) / (2 * (len(l) - 1)),
     "f_divergence(jensen_shannon)": lambda l, w: (
         w * (np.exp(l) * l - (1 + np.exp(l)) * np.log((1 + np.exp(l)) / 2))
@@ -109,7 +115,9 @@ def test_formula(name, log_w, x64):
     np.testing.assert_allclose(found, FORMULAS[name](log_w, equal), rtol=1e-11)
 
 
-@pytest.mark.parametrize("name", [row.name for row in table.BOUNDS if row.public and not row.weighted])
+@pytest.mark.parametrize(
+    "name", [row.name for row in table.BOUNDS if row.public and not row.weighted]
+)
 def test_bounds_that_take_no_weights(name, log_w, unchecked):
     row = table.BOUND[name]
     if name in ("sumo", "mlmc_iwae"):  # the table's function fixes the level, and hides `weights`
@@ -127,7 +135,9 @@ def test_formula_with_weights(name, log_w, x64):
         w = rng.dirichlet(np.ones(K), size=shape[1:]).transpose(2, 0, 1)
         given = jnp.asarray(w[:, 0, 0] if shape[1] == 1 else w)
         expected = FORMULAS[name](log_w, np.broadcast_to(w, log_w.shape))
-        np.testing.assert_allclose(table.BOUND[name].function(jnp.asarray(log_w), weights=given), expected, rtol=1e-12)
+        np.testing.assert_allclose(
+            table.BOUND[name].function(jnp.asarray(log_w), weights=given), expected, rtol=1e-12
+        )
 
 
 @pytest.mark.parametrize("name", [row.name for row in table.BOUNDS if row.weighted])
@@ -140,11 +150,15 @@ def test_a_draw_of_no_weight_counts_for_nothing(name, log_w):
     function = jax.jit(lambda l: row.function(l, weights=weights))
     expected = row.function(jnp.asarray(log_w[1:], jnp.float32))
     for value in (-np.inf, np.inf, 300.0):
-        found = function(jnp.asarray(np.concatenate([np.full_like(log_w[:1], value), log_w[1:]]), jnp.float32))
+        found = function(
+            jnp.asarray(np.concatenate([np.full_like(log_w[:1], value), log_w[1:]]), jnp.float32)
+        )
         np.testing.assert_allclose(found, expected, rtol=2e-5)
 
 
-@pytest.mark.parametrize("name", [row.name for row in table.BOUNDS if row.weighted and row.groups == 1])
+@pytest.mark.parametrize(
+    "name", [row.name for row in table.BOUNDS if row.weighted and row.groups == 1]
+)
 def test_a_draw_of_weight_two_is_two_draws(name, log_w, x64):
     """Weights mean what they say: doubling a row's weight is repeating the row. Gates too, each repeat with a half."""
     function = table.BOUND[name].function
@@ -164,13 +178,23 @@ def test_a_draw_of_weight_two_is_two_draws(name, log_w, x64):
         (partial(bounds.exp_cubo, reference=jnp.full(BATCH, 4.0)), "n", (1.0, 2.0)),
         (partial(bounds.exp_cubo, n=1.0), "reference", (0.0, 3.0)),
         (partial(bounds.perturbative, order=3), "reference", (0.0, 3.0)),
-        (lambda l, *, t: bounds.f_divergence(l, f=partial(bounds.generators.t_power, t=t)), "t", (-0.5, 0.3, 1.5)),
         (
-            lambda l, *, a: bounds.f_divergence(l, f=partial(bounds.generators.amari_alpha, alpha=a)),
+            lambda l, *, t: bounds.f_divergence(l, f=partial(bounds.generators.t_power, t=t)),
+            "t",
+            (-0.5, 0.3, 1.5),
+        ),
+        (
+            lambda l, *, a: bounds.f_divergence(
+                l, f=partial(bounds.generators.amari_alpha, alpha=a)
+            ),
             "a",
             (-0.5, 0.0, 1.0),
         ),
-        (lambda l, *, mid: bounds.tvo_upper(l, partition=jnp.stack([0.0, mid, 1.0])), "mid", (0.2, 0.7)),
+        (
+            lambda l, *, mid: bounds.tvo_upper(l, partition=jnp.stack([0.0, mid, 1.0])),
+            "mid",
+            (0.2, 0.7),
+        ),
     ],
 )
 def test_hyperparameters_may_be_traced(function, keyword, values, log_w, unchecked):
@@ -180,7 +204,11 @@ def test_hyperparameters_may_be_traced(function, keyword, values, log_w, uncheck
     traced = jax.jit(lambda value: (function(l, **{keyword: value}), gate(l, **{keyword: value})))
     for value in values:
         expected = function(l, **{keyword: value}), gate(l, **{keyword: value})
-        jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6), traced(jnp.float32(value)), expected)
+        jax.tree.map(
+            partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6),
+            traced(jnp.float32(value)),
+            expected,
+        )
         slope = jax.grad(lambda value: function(l, **{keyword: value}).sum())(value)
         assert np.isfinite(slope)
 
@@ -201,9 +229,18 @@ def test_hyperparameters_may_be_traced(function, keyword, values, log_w, uncheck
         (lambda l: bounds.tvo_lower(l, partition=0.5), "got shape"),
         (lambda l: bounds.tvo_lower(l, partition=[0.0, 0.5]), "linspace"),
         (lambda l: bounds.tvo_upper(l, partition=[0.0, 0.5, 0.5, 1.0]), "linspace"),
-        (lambda l: bounds.sumo(l, level=vj.types.Level(0, vj.draws.harmonic(4))), "draw a level of 8"),
-        (lambda l: bounds.mlmc_iwae(l, level=vj.types.Level(0, vj.draws.geometric(3))), r"takes 2\^\(m-1\) = 4 draws"),
-        (lambda l: bounds.sumo(l, level=vj.types.Level(jnp.zeros(3, int), vj.draws.harmonic(8))), "shape="),
+        (
+            lambda l: bounds.sumo(l, level=vj.types.Level(0, vj.draws.harmonic(4))),
+            "draw a level of 8",
+        ),
+        (
+            lambda l: bounds.mlmc_iwae(l, level=vj.types.Level(0, vj.draws.geometric(3))),
+            r"takes 2\^\(m-1\) = 4 draws",
+        ),
+        (
+            lambda l: bounds.sumo(l, level=vj.types.Level(jnp.zeros(3, int), vj.draws.harmonic(8))),
+            "shape=",
+        ),
     ],
 )
 def test_refused_arguments(call, message, log_w, unchecked):
@@ -222,7 +259,9 @@ def test_groups_divide_the_draws():
 def test_a_row_without_weight_does_not_set_the_scale():
     log_w, weights = jnp.array([0.0, -200.0]), jnp.array([0.0, 1.0])
     assert bounds.iwae(log_w, weights=weights) == -200.0
-    np.testing.assert_array_equal(vj.numerics.normalized_weights(log_w, weights=weights), [0.0, 1.0])
+    np.testing.assert_array_equal(
+        vj.numerics.normalized_weights(log_w, weights=weights), [0.0, 1.0]
+    )
 
 
 @pytest.mark.parametrize("distance", [1e-2, 1e-4, 1e-6])
@@ -230,7 +269,9 @@ def test_renyi_is_smooth_at_one(distance):
     """The bound near α = 1 is mean + (1-α)/2 variance: an annealed α walks through it."""
     log_w = jnp.array([1.0, 2.0, 4.0, -3.0])
     expected = log_w.mean() + distance / 2 * log_w.var()
-    np.testing.assert_allclose(bounds.renyi(log_w, alpha=1 - distance), expected, rtol=0, atol=2e-6 + 5 * distance**2)
+    np.testing.assert_allclose(
+        bounds.renyi(log_w, alpha=1 - distance), expected, rtol=0, atol=2e-6 + 5 * distance**2
+    )
     slope = jax.grad(lambda alpha: bounds.renyi(log_w, alpha=alpha))(1 - distance)
     np.testing.assert_allclose(slope, -log_w.var() / 2, rtol=10 * distance + 1e-2 + 1e-7 / distance)
     np.testing.assert_allclose(

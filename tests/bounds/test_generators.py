@@ -21,8 +21,16 @@ normalised = lambda f, **keywords: lambda l: f(l, self_normalized=True, **keywor
 
 # Ours, TFP's, and f(0): the form with f(1) = 0, which for some is TFP's self-normalised one; modified_gan is off by log 2.
 FORMS = {
-    "amari_alpha(-1)": (partial(g.amari_alpha, alpha=-1.0), partial(vi.amari_alpha, alpha=-1.0), np.inf),
-    "amari_alpha(0)": (partial(g.amari_alpha, alpha=0.0), partial(vi.amari_alpha, alpha=0.0), np.inf),
+    "amari_alpha(-1)": (
+        partial(g.amari_alpha, alpha=-1.0),
+        partial(vi.amari_alpha, alpha=-1.0),
+        np.inf,
+    ),
+    "amari_alpha(0)": (
+        partial(g.amari_alpha, alpha=0.0),
+        partial(vi.amari_alpha, alpha=0.0),
+        np.inf,
+    ),
     "amari_alpha(.5)": (partial(g.amari_alpha, alpha=0.5), partial(vi.amari_alpha, alpha=0.5), 4.0),
     "amari_alpha(1)": (partial(g.amari_alpha, alpha=1.0), partial(vi.amari_alpha, alpha=1.0), 0.0),
     "amari_alpha(2)": (partial(g.amari_alpha, alpha=2.0), partial(vi.amari_alpha, alpha=2.0), -0.5),
@@ -70,9 +78,13 @@ def every(l):
 def test_against_tfp(x64, loose_ranks):
     found = every(jnp.asarray(L))
     for name, (_, theirs, _) in FORMS.items():
-        np.testing.assert_allclose(found[name][0], theirs(jnp.asarray(L)), rtol=1e-9, atol=1e-14, err_msg=name)
+        np.testing.assert_allclose(
+            found[name][0], theirs(jnp.asarray(L)), rtol=1e-9, atol=1e-14, err_msg=name
+        )
         slope = jax.vmap(jax.grad(theirs))(jnp.asarray(L[np.abs(L) > 0.5]))
-        np.testing.assert_allclose(found[name][1][np.abs(L) > 0.5], slope, rtol=1e-8, atol=1e-14, err_msg=name)
+        np.testing.assert_allclose(
+            found[name][1][np.abs(L) > 0.5], slope, rtol=1e-8, atol=1e-14, err_msg=name
+        )
 
 
 @pytest.mark.slow
@@ -106,8 +118,17 @@ def test_small_distances_do_not_cancel():
     l = np.array([-1e-3, 1e-3])
     with jax.enable_x64(True):
         exact = {name: np.asarray(f(jnp.asarray(l))) for name, (f, _, _) in FORMS.items()}
-    for name in ("jensen_shannon", "arithmetic_geometric", "pearson", "squared_hellinger", "triangular", "jeffreys"):
-        np.testing.assert_allclose(FORMS[name][0](jnp.asarray(l, jnp.float32)), exact[name], rtol=1e-3, err_msg=name)
+    for name in (
+        "jensen_shannon",
+        "arithmetic_geometric",
+        "pearson",
+        "squared_hellinger",
+        "triangular",
+        "jeffreys",
+    ):
+        np.testing.assert_allclose(
+            FORMS[name][0](jnp.asarray(l, jnp.float32)), exact[name], rtol=1e-3, err_msg=name
+        )
 
 
 # --- divergences of two Gaussians
@@ -120,7 +141,11 @@ def gaussian_divergence(name):
     def power(t):  # log ∫ p^t q^(1-t)
         precision = t + (1 - t) / s**2
         mean = (1 - t) * a / s**2 / precision
-        return -(1 - t) * np.log(s) - 0.5 * np.log(precision) - 0.5 * ((1 - t) * a**2 / s**2 - precision * mean**2)
+        return (
+            -(1 - t) * np.log(s)
+            - 0.5 * np.log(precision)
+            - 0.5 * ((1 - t) * a**2 / s**2 - precision * mean**2)
+        )
 
     forward = np.log(s) + (1 + a**2) / (2 * s**2) - 0.5
     reverse = -np.log(s) + (s**2 + a**2) / 2 - 0.5
@@ -145,7 +170,10 @@ def test_divergences_of_two_gaussians(key):
     log_u = lambda z: norm.logpdf(z) - norm.logpdf(z, 0.4, 1.2)  # noqa: E731
     with jax.enable_x64(True), jax.numpy_rank_promotion("allow"):
         mass = volumes * norm.pdf(z, 0.4, 1.2)
-        exact = {name: np.sum(mass * theirs(log_u(jnp.asarray(z)))) for name, (_, theirs, _) in FORMS.items()}
+        exact = {
+            name: np.sum(mass * theirs(log_u(jnp.asarray(z))))
+            for name, (_, theirs, _) in FORMS.items()
+        }
     for name in FORMS:
         if (closed := gaussian_divergence(name)) is not None:
             np.testing.assert_allclose(exact[name], closed, rtol=1e-8, err_msg=name)
@@ -162,7 +190,8 @@ KINKED = {
     "dual": partial(vj.bounds.f_divergence, f=g.dual(g.total_variation)),
     "symmetrized": partial(vj.bounds.f_divergence, f=g.symmetrized(g.log1p_abs)),
     "partial": partial(
-        vj.bounds.f_divergence, f=partial(with_closed_forms(smooth=False)(lambda l, *, a: jnp.abs(l - a)), a=0.0)
+        vj.bounds.f_divergence,
+        f=partial(with_closed_forms(smooth=False)(lambda l, *, a: jnp.abs(l - a)), a=0.0),
     ),
     "own": with_closed_forms(smooth=False)(lambda l: jnp.max(l, 0)),
 }
@@ -173,7 +202,9 @@ def test_dreg_refuses_a_kink(name, key, unchecked):
     params = cases.LINE.params
     log_joint = lambda z: cases.LINE.log_p(params["theta"], z)  # noqa: E731
     with pytest.raises(ValueError, match=r"dreg\(.*without kinks: use gradients.reparam"):
-        vj.gradients.dreg(KINKED[name])(key, log_joint, cases.LINE.build(params["q"]), num_samples=2)
+        vj.gradients.dreg(KINKED[name])(
+            key, log_joint, cases.LINE.build(params["q"]), num_samples=2
+        )
     assert closed_forms(partial(vj.bounds.f_divergence, f=g.pearson)).smooth is True
 
 

@@ -16,7 +16,9 @@ RUNS, K = 3, 50
 def draws():
     rng = np.random.default_rng(0)
     z = {"mu": rng.normal(size=(RUNS, K)), "deep": {"log_tau": rng.normal(size=(RUNS, K, 4))}}
-    return jax.tree.map(jnp.asarray, Draws(z, rng.normal(size=(RUNS, K)), rng.normal(size=(RUNS, K))))
+    return jax.tree.map(
+        jnp.asarray, Draws(z, rng.normal(size=(RUNS, K)), rng.normal(size=(RUNS, K)))
+    )
 
 
 def test_groups(draws):
@@ -39,8 +41,12 @@ def test_groups(draws):
         "log_likelihood",
     }
     assert dict(tree["posterior"].sizes) == {"chain": RUNS, "draw": K, "school": 4}
-    np.testing.assert_allclose(tree["posterior"]["tau"], np.exp(draws.z["deep"]["log_tau"]), rtol=1e-5)
-    np.testing.assert_array_equal(tree["unconstrained_posterior"]["deep.log_tau"], draws.z["deep"]["log_tau"])
+    np.testing.assert_allclose(
+        tree["posterior"]["tau"], np.exp(draws.z["deep"]["log_tau"]), rtol=1e-5
+    )
+    np.testing.assert_array_equal(
+        tree["unconstrained_posterior"]["deep.log_tau"], draws.z["deep"]["log_tau"]
+    )
     for name, value in (("log_p", draws.log_p), ("log_q", draws.log_q), ("log_w", draws.log_w)):
         np.testing.assert_array_equal(tree["sample_stats"][name], value)
     assert tree["observed_data"]["x"].shape == (4,)
@@ -53,7 +59,9 @@ def test_one_run(draws):
     tree = to_arviz(Draws(z["mu"], log_p, log_q), predictive=z["deep"]["log_tau"])
     assert tree["posterior"]["z"].shape == (1, K)
     assert tree["posterior_predictive"]["x"].shape == (1, K, 4)
-    with pytest.raises(ValueError, match=r"posterior_predictive must begin with \[runs, k\] = \(3, 50\)"):
+    with pytest.raises(
+        ValueError, match=r"posterior_predictive must begin with \[runs, k\] = \(3, 50\)"
+    ):
         to_arviz(draws, predictive=jnp.zeros((K, 2)))
 
 
@@ -75,7 +83,9 @@ def test_tables_of_arviz(draws):
     assert "mu" in table.index
     np.testing.assert_allclose(stats.rhat(tree)["mu"], rhat(draws.z["mu"]), atol=1e-4)
     with pytest.warns(UserWarning, match="Estimated shape parameter"):  # these draws are noise
-        loo = stats.loo_approximate_posterior(tree, tree["sample_stats"]["log_p"], tree["sample_stats"]["log_q"])
+        loo = stats.loo_approximate_posterior(
+            tree, tree["sample_stats"]["log_p"], tree["sample_stats"]["log_q"]
+        )
     assert np.isfinite(loo.elpd)
 
 
@@ -86,6 +96,13 @@ def test_plots_of_arviz(draws):
     matplotlib = pytest.importorskip("matplotlib")
     matplotlib.use("Agg")
     tree = to_arviz(draws, observed=jnp.arange(4.0), predictive=draws.z["deep"]["log_tau"])
-    for name in ("plot_dist", "plot_forest", "plot_trace", "plot_pair", "plot_rank", "plot_ppc_dist"):
+    for name in (
+        "plot_dist",
+        "plot_forest",
+        "plot_trace",
+        "plot_pair",
+        "plot_rank",
+        "plot_ppc_dist",
+    ):
         assert getattr(plots, name)(tree, backend="matplotlib") is not None, name
     matplotlib.pyplot.close("all")

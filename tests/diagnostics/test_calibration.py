@@ -31,14 +31,21 @@ def fitted(*, spread=1.0, shift=0.0, prior_sd=1.0, draws=99):
 
     def fit(key, x):
         noise = lambda i, leaf: jax.random.normal(jax.random.fold_in(key, i), (draws, *leaf.shape))
-        post = lambda i, leaf: (leaf / SIGMA**2 / precision + shift * sd)[None] + spread * sd * noise(i, leaf)
+        post = lambda i, leaf: (
+            (leaf / SIGMA**2 / precision + shift * sd)[None] + spread * sd * noise(i, leaf)
+        )
         return {name: post(i, leaf) for i, (name, leaf) in enumerate(x.items())}
 
     return fit
 
 
 RIGHT = {"spread": 1.0, "shift": 0.0, "prior_sd": 1.0}
-KINDS = {"right": {}, "under-dispersed": {"spread": 0.6}, "biased": {"shift": 0.5}, "wrong prior": {"prior_sd": 0.5}}
+KINDS = {
+    "right": {},
+    "under-dispersed": {"spread": 0.6},
+    "biased": {"shift": 0.5},
+    "wrong prior": {"prior_sd": 0.5},
+}
 
 
 @pytest.mark.slow
@@ -46,7 +53,9 @@ def test_vsbc(key):
     """Family-wise over 2 tests of 3 latents at a rate of 1e-6, 400 replications: one right model, three wrong ones."""
     kinds = [RIGHT | kind for kind in KINDS.values()]
     stacked = {name: jnp.array([kind[name] for kind in kinds]) for name in RIGHT}
-    look = jax.jit(jax.vmap(lambda kind: vsbc(key, prior, simulate, fitted(**kind), replications=400)))
+    look = jax.jit(
+        jax.vmap(lambda kind: vsbc(key, prior, simulate, fitted(**kind), replications=400))
+    )
     found = look(stacked)
     assert isinstance(found, Calibration)
     assert found.probabilities["b"].shape == (4, 400, 2)
@@ -79,7 +88,10 @@ def test_false_alarms(x64):
     reach = np.abs(np.cumsum(signs, 0)).max(0)
     np.testing.assert_allclose(found, [(reach >= r).mean() for r in reach], rtol=1e-9)
     # The control: probabilities like half of the uniform ones raise nearly every alarm.
-    assert all(np.mean(found < 1e-3) > 0.99 for found in p_values(jnp.asarray(rng.uniform(size=(150, 50)) / 2)))
+    assert all(
+        np.mean(found < 1e-3) > 0.99
+        for found in p_values(jnp.asarray(rng.uniform(size=(150, 50)) / 2))
+    )
 
 
 @pytest.mark.slow
@@ -94,13 +106,17 @@ def test_discrete_latents_ties_and_nan(key):
     assert right.p_value > FALSE_ALARMS
     assert np.unique(right.probabilities).size > 200
     broken = lambda key, x: jnp.where(x > 2, jnp.nan, x + jax.random.normal(key, (50,)))
-    wrong = jax.jit(lambda key: vsbc(key, jax.random.normal, lambda key, t: t, broken, replications=300))(key)
+    wrong = jax.jit(
+        lambda key: vsbc(key, jax.random.normal, lambda key, t: t, broken, replications=300)
+    )(key)
     assert np.isnan(wrong.p_value)
 
 
 @pytest.mark.slow
 def test_batches_change_nothing(key):
-    look = lambda size: vsbc(key, prior, simulate, fitted(), replications=30, batch_size=size).probabilities
+    look = lambda size: (
+        vsbc(key, prior, simulate, fitted(), replications=30, batch_size=size).probabilities
+    )
     whole, parts = jax.jit(lambda: (look(None), look(7)))()
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), whole, parts)
 
@@ -110,9 +126,15 @@ def test_predictive(key):
     z = {"loc": jnp.arange(4000.0), "scale": jnp.full(4000, 0.5)}
     draw = lambda key, z: z["loc"] + z["scale"] * jax.random.normal(key)
     noise = (predictive(key, draw, z) - z["loc"]) / 0.5
-    assert_mean({"mean": noise, "square": noise**2}, {"mean": np.float64(0.0), "square": np.float64(1.0)}, detects=0.3)
+    assert_mean(
+        {"mean": noise, "square": noise**2},
+        {"mean": np.float64(0.0), "square": np.float64(1.0)},
+        detects=0.3,
+    )
     log_w = (
-        jnp.asarray(np.random.default_rng(0).normal(size=4000), jnp.float32).at[jnp.array([0, 7, 3999])].set(-jnp.inf)
+        jnp.asarray(np.random.default_rng(0).normal(size=4000), jnp.float32)
+        .at[jnp.array([0, 7, 3999])]
+        .set(-jnp.inf)
     )
     chosen = jax.jit(lambda key: predictive(key, lambda key, z: z["loc"], z, log_w))(key)
     counts = np.bincount(np.asarray(chosen, int), minlength=4000)

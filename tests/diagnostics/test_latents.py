@@ -16,7 +16,10 @@ look = jax.jit(lambda z, log_w: (khat(log_w), marginal_khat(z, log_w)))
 def test_blames_the_latent_that_is_wrong(fault, key):
     """q = N(0, 1) in six latents, p like it in five. The joint k-hat, the control, cannot say which."""
     loc, scale = (0.0, 2.5) if fault == "narrow" else (3.0, 1.0)
-    z = {"a": jax.random.normal(key, (4000, 2)), "b": jax.random.normal(jax.random.fold_in(key, 1), (4000, 4))}
+    z = {
+        "a": jax.random.normal(key, (4000, 2)),
+        "b": jax.random.normal(jax.random.fold_in(key, 1), (4000, 4)),
+    }
     wrong = z["b"][:, 2]
     joint, found = look(z, normal(wrong, loc, scale) - normal(wrong))
     assert joint > 0.7
@@ -45,12 +48,20 @@ def test_a_mean_field_of_correlated_gaussians(correlation, key):
 @pytest.mark.slow
 def test_few_values_have_no_tail(key):
     """Coins, and categories of which one counts ten times another: weights bounded by what was seen many times."""
-    z = {"coin": jax.random.bernoulli(key, 0.3, (1000,)), "kind": jax.random.randint(key, (1000,), 0, 3)}
-    log_w = jnp.where(z["kind"] == 1, 0.0, 2.3) + 0.3 * jax.random.normal(jax.random.fold_in(key, 1), (1000,))
+    z = {
+        "coin": jax.random.bernoulli(key, 0.3, (1000,)),
+        "kind": jax.random.randint(key, (1000,), 0, 3),
+    }
+    log_w = jnp.where(z["kind"] == 1, 0.0, 2.3) + 0.3 * jax.random.normal(
+        jax.random.fold_in(key, 1), (1000,)
+    )
     joint, found = look(z, log_w)
     assert joint < 0.5
     assert found == {"coin": -jnp.inf, "kind": -jnp.inf}
-    assert look(jax.random.normal(key, (1000,)).astype(jnp.bfloat16), log_w.astype(jnp.bfloat16))[1] < 0.5
+    assert (
+        look(jax.random.normal(key, (1000,)).astype(jnp.bfloat16), log_w.astype(jnp.bfloat16))[1]
+        < 0.5
+    )
     assert np.isnan(look(z, log_w.at[3].set(jnp.nan))[1]["coin"])
 
 

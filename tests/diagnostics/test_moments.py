@@ -25,7 +25,12 @@ def many(keys):
         of_q, of_p = jax.random.split(key)
         z, exact = jax.random.normal(of_q, (500,)), M + S * jax.random.normal(of_p, (500,))
         log_w = log_weight(z)
-        return moments(z, log_w), evidence(log_w), sandwich(log_w, log_weight(exact)), moments(z, 0 * log_w)
+        return (
+            moments(z, log_w),
+            evidence(log_w),
+            sandwich(log_w, log_weight(exact)),
+            moments(z, 0 * log_w),
+        )
 
     return jax.vmap(one)(keys)
 
@@ -34,19 +39,29 @@ def test_corrected_and_honest(key):
     """Truth within the error that was stated, whose own size is right to 15%; q's own moments are the control."""
     found, log_p, _, plain = many(jax.random.split(key, 4000))
     # At 500 draws self-normalised means are off by a bias of order 1/500, far below what is looked for here.
-    assert_mean({"mean": found.mean, "sd": found.sd}, {"mean": np.float64(M), "sd": np.float64(S)}, detects=0.02)
+    assert_mean(
+        {"mean": found.mean, "sd": found.sd},
+        {"mean": np.float64(M), "sd": np.float64(S)},
+        detects=0.02,
+    )
     assert_mean(jnp.exp(log_p.value - LOG_C), np.float64(1.0), detects=0.02)
     for estimate, error in ((found.mean, found.mean_error), (found.sd, found.sd_error), log_p):
         assert 0.85 < np.std(estimate) / np.sqrt(np.mean(error**2)) < 1.15
     with pytest.raises(AssertionError, match="biased"):
-        assert_mean({"mean": plain.mean, "sd": plain.sd}, {"mean": np.float64(M), "sd": np.float64(S)}, detects=0.02)
+        assert_mean(
+            {"mean": plain.mean, "sd": plain.sd},
+            {"mean": np.float64(M), "sd": np.float64(S)},
+            detects=0.02,
+        )
 
 
 @pytest.mark.parametrize("unit", [1e-12, 1e12])
 def test_units_do_not_matter(unit, key):
     """In float32, whose range the fourth powers of such numbers leave."""
     z = jax.random.normal(key, (500,))
-    for found, expected in zip(moments(unit * z, log_weight(z)), moments(z, log_weight(z)), strict=True):
+    for found, expected in zip(
+        moments(unit * z, log_weight(z)), moments(z, log_weight(z)), strict=True
+    ):
         np.testing.assert_allclose(found, unit * expected, rtol=1e-4)
 
 
@@ -60,12 +75,16 @@ def test_sandwich(key):
         {"elbo": np.float64(LOG_C - kl_qp), "eubo": np.float64(LOG_C + kl_pq)},
         detects=0.01,
     )
-    means = [float(np.mean(part.value)) for part in (found.elbo, found.iwae, found.harmonic, found.eubo)]
+    means = [
+        float(np.mean(part.value)) for part in (found.elbo, found.iwae, found.harmonic, found.eubo)
+    ]
     assert means == sorted(means)
     assert means[0] < means[1] < LOG_C + 1e-3 < means[3]
     for part in found[:4]:
         assert 0.85 < np.std(part.value) / np.sqrt(np.mean(part.error**2)) < 1.25
-    wrong = sandwich(*[log_weight(jax.random.normal(key, (500,)))] * 2)  # the control: draws of q for the posterior's
+    wrong = sandwich(
+        *[log_weight(jax.random.normal(key, (500,)))] * 2
+    )  # the control: draws of q for the posterior's
     assert wrong.eubo.value < LOG_C - 0.1
 
 
@@ -99,7 +118,9 @@ def test_impossible_draws():
     """A draw without weight counts for nothing, even nan; one alone has no spread; none at all, no mean."""
     z = jnp.array([1.0, 2.0, 4.0, jnp.nan, jnp.inf])
     log_w = jnp.array([0.0, 0.5, -1.0, -jnp.inf, -jnp.inf])
-    np.testing.assert_allclose(jnp.stack(moments(z, log_w)), jnp.stack(moments(z[:3], log_w[:3])), rtol=1e-6)
+    np.testing.assert_allclose(
+        jnp.stack(moments(z, log_w)), jnp.stack(moments(z[:3], log_w[:3])), rtol=1e-6
+    )
     log_p = evidence(log_w)
     np.testing.assert_allclose(log_p.value, jnp.log(jnp.sum(jnp.exp(log_w)) / 5), rtol=1e-6)
     assert np.isfinite(log_p.error)

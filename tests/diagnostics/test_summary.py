@@ -5,7 +5,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vijax.diagnostics import Summary, ess, evidence, khat, marginal_khat, moments, rhat, summarize, verdict
+from vijax.diagnostics import (
+    Summary,
+    ess,
+    evidence,
+    khat,
+    marginal_khat,
+    moments,
+    rhat,
+    summarize,
+    verdict,
+)
 from vijax.types import Draws, Estimate
 
 normal = jax.scipy.stats.norm.logpdf
@@ -16,10 +26,16 @@ def test_the_rule():
     """0 where most draws count, 1 while the tail allows corrections, 2 beyond, where restarts disagree, and at nan."""
     khats = jnp.array([0.3, 0.9, 0.6, 0.69, 0.71, -INF, INF, NAN, 0.3])
     count = jnp.array([980.0, 980.0, 500.0, 500.0, 500.0, 1000.0, 1.0, 980.0, NAN])
-    np.testing.assert_array_equal(verdict(khats, 4 * count, num_samples=4000), [0, 0, 1, 1, 2, 0, 2, 2, 1])
-    np.testing.assert_array_equal(verdict(khats, count, num_samples=1000), [0, 0, 1, 2, 2, 0, 2, 2, 1])
+    np.testing.assert_array_equal(
+        verdict(khats, 4 * count, num_samples=4000), [0, 0, 1, 1, 2, 0, 2, 2, 1]
+    )
+    np.testing.assert_array_equal(
+        verdict(khats, count, num_samples=1000), [0, 0, 1, 2, 2, 0, 2, 2, 1]
+    )
     heavy = jnp.full(3, 0.9)  # a tail that weighs little is no reason to believe nothing
-    np.testing.assert_array_equal(verdict(heavy, jnp.array([961.0, 910.0, 890.0]), num_samples=1000), [0, 1, 2])
+    np.testing.assert_array_equal(
+        verdict(heavy, jnp.array([961.0, 910.0, 890.0]), num_samples=1000), [0, 1, 2]
+    )
     agreement = jnp.array([1.0, 1.04, 1.06, NAN, INF])
     judged = verdict(jnp.full(5, 0.3), jnp.full(5, 4000.0), num_samples=4000, rhat=agreement)
     np.testing.assert_array_equal(judged, [0, 0, 2, 2, 2])
@@ -31,7 +47,10 @@ def test_the_rule():
 
 def fit(key, runs, scale=(1.0, 1.0), apart=0.0):
     """Restarts of q = N(0, 1) in {"a": (), "b": (2,)}; the posterior is N(0, scale²) in each of b, nats above by 2."""
-    z = {"a": jax.random.normal(key, (runs, 2000)), "b": jax.random.normal(jax.random.fold_in(key, 1), (runs, 2000, 2))}
+    z = {
+        "a": jax.random.normal(key, (runs, 2000)),
+        "b": jax.random.normal(jax.random.fold_in(key, 1), (runs, 2000, 2)),
+    }
     log_q = normal(z["a"]) + jnp.sum(normal(z["b"]), -1)
     log_p = normal(z["a"]) + jnp.sum(normal(z["b"], 0.0, jnp.array(scale)[None, None]), -1) + 2.0
     moved = jnp.where(jnp.arange(runs)[:, None] == 0, apart, 0.0)
@@ -56,7 +75,10 @@ def test_the_numbers_are_those_of_the_parts(key):
     """Of one run, through `constrain`, with strata's weights within: what the functions give one at a time."""
     draws = jax.tree.map(lambda a: a[0], fit(key, 1, (1.3, 1.0)))
     weights = jnp.arange(2000.0) / jnp.arange(2000.0).sum()
-    s = summarize(Estimate(jnp.zeros(()), draws._replace(weights=weights)), constrain=lambda z: {"c": jnp.exp(z["b"])})
+    s = summarize(
+        Estimate(jnp.zeros(()), draws._replace(weights=weights)),
+        constrain=lambda z: {"c": jnp.exp(z["b"])},
+    )
     log_w = draws.log_w + jnp.log(2000 * weights)
     c = jnp.exp(draws.z["b"])
     assert s.names == ("c[0]", "c[1]")
@@ -114,7 +136,10 @@ def test_print(key, capsys):
 
 def test_print_what_is_not_finite(key):
     draws = fit(key, 2)
-    for log_p, why in ((draws.log_p * NAN, "nan among"), (jnp.full_like(draws.log_p, -INF), "k-hat is too large")):
+    for log_p, why in (
+        (draws.log_p * NAN, "nan among"),
+        (jnp.full_like(draws.log_p, -INF), "k-hat is too large"),
+    ):
         assert f"believe neither q nor its correction: {why}" in str(
             summarize(jax.tree.map(lambda a: a[0], draws._replace(log_p=log_p)))
         ).replace("there are ", "")

@@ -38,7 +38,10 @@ def test_khat_is_that_of_arviz_stats(k, x64):
 
 def test_khat_in_float32():
     """A verdict needs two digits, and has three, wherever the tail fits in float32's exponents."""
-    log_w = np.stack([make(np.random.default_rng(1), 1000) for name, make in TAILS.items() if name != "no mean"], -1)
+    log_w = np.stack(
+        [make(np.random.default_rng(1), 1000) for name, make in TAILS.items() if name != "no mean"],
+        -1,
+    )
     np.testing.assert_allclose(khat(jnp.asarray(log_w, jnp.float32)), reference(log_w), atol=2e-3)
 
 
@@ -131,7 +134,9 @@ def test_psis_is_total(kind):
     if kind == "infinite weight":
         assert found[5] == 0.0
     if kind == "few draws":
-        np.testing.assert_allclose(found, jax.nn.log_softmax(jnp.asarray(log_w, jnp.float32)), atol=1e-5)
+        np.testing.assert_allclose(
+            found, jax.nn.log_softmax(jnp.asarray(log_w, jnp.float32)), atol=1e-5
+        )
 
 
 def test_psis_in_float32_and_out_of_order():

@@ -54,7 +54,9 @@ def test_iid_draws_are_keyed_one_by_one(key):
     draws = weigh(key, log_joint, Q, num_samples=3).z
     for k in range(3):
         np.testing.assert_array_equal(draws[k], Q.sample_and_log_prob(seed=seeds[k])[0])
-    np.testing.assert_array_equal(weigh(key, log_joint, Q, num_samples=1).z[0], Q.sample_and_log_prob(seed=key)[0])
+    np.testing.assert_array_equal(
+        weigh(key, log_joint, Q, num_samples=1).z[0], Q.sample_and_log_prob(seed=key)[0]
+    )
     assert iid.independent
     assert len(np.unique(draws)) == 6
 
@@ -69,7 +71,9 @@ def test_a_keyed_target_gets_keys_of_its_own(key):
     assert plan(key, False, iid, 4).model is None
     draws = weigh(key, target, Q, num_samples=4)
     noise = jax.vmap(jax.random.normal)(found.model)
-    np.testing.assert_allclose(draws.log_p, jax.vmap(log_joint)(draws.z) + noise[:, None], rtol=1e-5)
+    np.testing.assert_allclose(
+        draws.log_p, jax.vmap(log_joint)(draws.z) + noise[:, None], rtol=1e-5
+    )
 
 
 def test_evaluate_adds_the_sample_axis(key):
@@ -89,18 +93,26 @@ def test_antithetic_draws_need_transport(q, key):
 def test_antithetic_pairs(key):
     """Rows 2i and 2i + 1 mirror each other about the mean, pairs differ, and each draw alone is q's own."""
     q = vj.families.full_rank().dist(
-        {"loc": jnp.array([1.0, -2.0]), "log_scale": jnp.array([0.1, -0.7]), "lower": jnp.array([0.8])}
+        {
+            "loc": jnp.array([1.0, -2.0]),
+            "log_scale": jnp.array([0.1, -0.7]),
+            "lower": jnp.array([0.8]),
+        }
     )
     target = lambda z: -0.5 * jnp.sum(z**2)  # noqa: E731
     draws = weigh(key, target, q, num_samples=40_000, draw=antithetic)
     np.testing.assert_allclose(
-        draws.z[::2] + draws.z[1::2], jnp.broadcast_to(jnp.array([[2.0, -4.0]]), (20_000, 2)), atol=1e-4
+        draws.z[::2] + draws.z[1::2],
+        jnp.broadcast_to(jnp.array([[2.0, -4.0]]), (20_000, 2)),
+        atol=1e-4,
     )
     assert len(np.unique(np.asarray(draws.z)[::2, 0])) > 19_900
     np.testing.assert_allclose(draws.log_q, jax.vmap(q.log_prob)(draws.z), atol=1e-4)
     # Marginally q: 2e-10 a number by chance, detects .05.
     assert_mean({"square": (draws.z[::2, 0] - 1.0) ** 2}, {"square": np.exp(0.2)}, detects=0.15)
-    means = lambda draw: jnp.mean(weigh(key, target, q, num_samples=40_000, draw=draw).z.reshape(-1, 2, 2), 1)  # noqa: E731
+    means = lambda draw: jnp.mean(
+        weigh(key, target, q, num_samples=40_000, draw=draw).z.reshape(-1, 2, 2), 1
+    )  # noqa: E731
     assert_variance_ratio(means(iid), means(antithetic), at_least=1e6)
 
 
@@ -154,4 +166,6 @@ def test_coupled_draws_under_bounds_of_independent_ones(key):
         partial(vj.bounds.sumo, level=level),
     ):
         with pytest.raises(ValueError, match="use draws.iid"):
-            vj.gradients.reparam(bound, draw=vj.draws.antithetic)(key, lambda z: -jnp.sum(z**2), q, num_samples=4)
+            vj.gradients.reparam(bound, draw=vj.draws.antithetic)(
+                key, lambda z: -jnp.sum(z**2), q, num_samples=4
+            )

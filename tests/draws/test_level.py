@@ -93,7 +93,9 @@ def test_a_wrong_probability_fails(name, key):
 def test_a_truncated_sum_alone_fails(key):
     """The other control: the sum up to the level without dividing by its probability."""
     bound, probabilities, k = CASES["sumo"]
-    careless = lambda log_w, *, level: bound(log_w, level=level._replace(probabilities=jnp.eye(k)[-1]))  # noqa: E731
+    careless = lambda log_w, *, level: bound(
+        log_w, level=level._replace(probabilities=jnp.eye(k)[-1])
+    )  # noqa: E731
     found = telescoped(key, careless, probabilities, k, 100_000, ())
     exact = oracles.log_normal_power_mean(k, 1.0, LOG_Z, S)
     with pytest.raises(AssertionError, match="biased"):
@@ -122,5 +124,7 @@ def test_a_level_inside_an_objective(key):
 
 def test_a_level_of_no_mass_spoils_no_derivative(key):
     level = vj.types.Level(jnp.asarray(0), jnp.array([0.6, 0.4, 0.0]))
-    slope = jax.grad(lambda l: vj.bounds.mlmc_iwae(l, level=level))(jnp.array([0.1, -0.3, 0.5, 0.2]))
+    slope = jax.grad(lambda l: vj.bounds.mlmc_iwae(l, level=level))(
+        jnp.array([0.1, -0.3, 0.5, 0.2])
+    )
     np.testing.assert_array_equal(slope, [1.0, 0.0, 0.0, 0.0])

@@ -32,7 +32,9 @@ class Cube:
 
 
 def points(key, num_samples, *shape):
-    return weigh(key, lambda u: jnp.float32(0.0), Cube(*shape), num_samples=num_samples, draw=sobol).z
+    return weigh(
+        key, lambda u: jnp.float32(0.0), Cube(*shape), num_samples=num_samples, draw=sobol
+    ).z
 
 
 @pytest.mark.parametrize("m", some([0, 1, 5, 9], "0", "1"))
@@ -42,9 +44,13 @@ def test_the_first_points_are_a_net(m, key):
     for a in range(m + 1):
         cells = np.floor(u[:, :2] * [2**a, 2 ** (m - a)]) @ [2 ** (m - a), 1]
         np.testing.assert_array_equal(np.sort(cells), np.arange(2**m))
-    np.testing.assert_array_equal(np.sort(np.floor(u * 2**m), 0), np.broadcast_to(np.arange(2**m)[:, None], u.shape))
+    np.testing.assert_array_equal(
+        np.sort(np.floor(u * 2**m), 0), np.broadcast_to(np.arange(2**m)[:, None], u.shape)
+    )
     if m:
-        np.testing.assert_array_equal(points(key, 2**m - 1, 40), u[:-1])  # the first points, whatever comes after
+        np.testing.assert_array_equal(
+            points(key, 2**m - 1, 40), u[:-1]
+        )  # the first points, whatever comes after
 
 
 @pytest.mark.parametrize("d", [1, 2, 5])
@@ -66,7 +72,9 @@ def test_each_point_is_uniform(key):
     truth = {"u": 1 / 2, "u^2": 1 / 3, "digit": 1 / 2, "pairs": 1 / 4}
     assert_mean(found, {n: np.full(found[n].shape[1:], t) for n, t in truth.items()}, detects=0.025)
     plain = np.broadcast_to(qmc.Sobol(3, scramble=False).random(8)[:5], u.shape)
-    with pytest.raises(AssertionError, match="biased"):  # the control: points without their scramble
+    with pytest.raises(
+        AssertionError, match="biased"
+    ):  # the control: points without their scramble
         assert_mean({"u": plain}, {"u": np.full((5, 3), 0.5)}, detects=0.025)
 
 
@@ -95,7 +103,9 @@ def gradients(key, objectives, case, k, n):
         target = lambda z: case.log_p(params["theta"], z)  # noqa: E731
         return objective(key, target, case.build(params["q"]), num_samples=k).value
 
-    every = lambda key: {name: jax.grad(value)(case.params, o, key) for name, o in objectives.items()}  # noqa: E731
+    every = lambda key: {
+        name: jax.grad(value)(case.params, o, key) for name, o in objectives.items()
+    }  # noqa: E731
     return jax.jit(jax.vmap(every))(jax.random.split(key, n))
 
 
@@ -104,9 +114,15 @@ def test_unbiased_with_less_variance(key):
 
     By chance 2e-10 a number; detects .1. Measured: sobol 10 and 13, antithetic 1.1 and 1.8.
     """
-    case, elbo, draws = cases.MAKES[1], vj.bounds.elbo, {"iid": iid, "sobol": sobol, "antithetic": vj.draws.antithetic}
+    case, elbo, draws = (
+        cases.MAKES[1],
+        vj.bounds.elbo,
+        {"iid": iid, "sobol": sobol, "antithetic": vj.draws.antithetic},
+    )
     makes = {"reparam": vj.gradients.reparam, "dreg": vj.gradients.dreg}
-    objectives = {f"{m} {d}": make(elbo, draw=draw) for m, make in makes.items() for d, draw in draws.items()}
+    objectives = {
+        f"{m} {d}": make(elbo, draw=draw) for m, make in makes.items() for d, draw in draws.items()
+    }
     found = gradients(key, objectives, case, 16, 20_000)
     assert_mean(found, dict.fromkeys(found, case.truth(elbo, 1)[1]), detects=0.1)
     q = {name: grads["q"] for name, grads in found.items()}
@@ -125,7 +141,10 @@ def test_a_leaf_given_another(key):
 
     def build(p):
         first = family.dist({"loc": p["m"], "log_scale": p["s"]})
-        return {"a": first, "b": lambda z: family.dist({"loc": p["r"] * z["a"], "log_scale": jnp.zeros(2)})}
+        return {
+            "a": first,
+            "b": lambda z: family.dist({"loc": p["r"] * z["a"], "log_scale": jnp.zeros(2)}),
+        }
 
     def exact(p):
         second = p["m"] ** 2 + jnp.exp(2 * p["s"])
@@ -135,11 +154,15 @@ def test_a_leaf_given_another(key):
 
     def value(p, key, draw):
         log_joint = lambda z: -0.5 * z["a"] ** 2 - 0.5 * jnp.sum((z["b"] - 1) ** 2)
-        return vj.gradients.reparam(vj.bounds.elbo, draw=draw)(key, log_joint, build(p), num_samples=16).value
+        return vj.gradients.reparam(vj.bounds.elbo, draw=draw)(
+            key, log_joint, build(p), num_samples=16
+        ).value
 
     params = {"m": jnp.float32(0.4), "s": jnp.float32(-0.3), "r": jnp.array([0.5, -1.0])}
     draws = {"iid": iid, "sobol": sobol, "antithetic": vj.draws.antithetic}
-    every = lambda key: {name: jax.value_and_grad(value)(params, key, draw) for name, draw in draws.items()}
+    every = lambda key: {
+        name: jax.value_and_grad(value)(params, key, draw) for name, draw in draws.items()
+    }
     found = jax.jit(jax.vmap(every))(jax.random.split(key, 20_000))
     assert_mean(found, dict.fromkeys(found, jax.value_and_grad(exact)(params)), detects=0.05)
     values = {name: value for name, (value, _) in found.items()}

@@ -17,7 +17,10 @@ FAMILY = vj.families.mixture(vj.families.mean_field(), components=2)
 PARAMS = {
     "q": {
         "logits": np.array([0.4, -0.3], np.float32),
-        "components": {"loc": np.array([-0.9, 1.1], np.float32), "log_scale": np.array([-0.4, -0.2], np.float32)},
+        "components": {
+            "loc": np.array([-0.9, 1.1], np.float32),
+            "log_scale": np.array([-0.4, -0.2], np.float32),
+        },
     },
     "theta": np.float32(0.3),
 }
@@ -30,7 +33,9 @@ def log_joint(theta, z):
 
 
 def log_parts(q, z):
-    return norm.logpdf(z[:, None], q["components"]["loc"][None], jnp.exp(q["components"]["log_scale"])[None])
+    return norm.logpdf(
+        z[:, None], q["components"]["loc"][None], jnp.exp(q["components"]["log_scale"])[None]
+    )
 
 
 @oracles.exact
@@ -43,7 +48,9 @@ def truth(bound):
         log_w = log_joint(params["theta"], POINTS) - jax.nn.logsumexp(log_pi[None] + parts, axis=1)
         each = VOLUMES[:, None] * jnp.exp(parts)
         pair = jnp.stack(jnp.broadcast_arrays(log_w[:, None], log_w[None]))
-        return jnp.sum(each[:, 0][:, None] * each[:, 1][None] * bound(pair, weights=jnp.exp(log_pi)))
+        return jnp.sum(
+            each[:, 0][:, None] * each[:, 1][None] * bound(pair, weights=jnp.exp(log_pi))
+        )
 
     return jax.jit(jax.value_and_grad(value))(PARAMS)
 
@@ -55,25 +62,33 @@ def gradients(key, objectives, num_samples, n, build=FAMILY.dist):
         target = lambda z: log_joint(params["theta"], z)  # noqa: E731
         return objective(key, target, build(params["q"]), num_samples=num_samples).value
 
-    every = lambda key: {n: jax.value_and_grad(value)(PARAMS, o, key) for n, o in objectives.items()}  # noqa: E731
+    every = lambda key: {
+        n: jax.value_and_grad(value)(PARAMS, o, key) for n, o in objectives.items()
+    }  # noqa: E731
     return jax.jit(jax.vmap(every))(jax.random.split(key, n))
 
 
 def strata(q):
     """Return the same mixture as distrax has it."""
     parts = distrax.Normal(q["components"]["loc"], jnp.exp(q["components"]["log_scale"]))
-    return vj.families.strata(distrax.MixtureSameFamily(distrax.Categorical(logits=q["logits"]), parts))
+    return vj.families.strata(
+        distrax.MixtureSameFamily(distrax.Categorical(logits=q["logits"]), parts)
+    )
 
 
 def test_every_component_in_turn(key):
     """Row i is of component i mod m, weighed by its share of the rounds; log q is the mixture's."""
     far = {"loc": jnp.array([-100.0, 0.0, 100.0]), "log_scale": jnp.zeros(3)}
-    q = vj.families.mixture(vj.families.mean_field(), components=3).dist({"logits": jnp.arange(3.0), "components": far})
+    q = vj.families.mixture(vj.families.mean_field(), components=3).dist(
+        {"logits": jnp.arange(3.0), "components": far}
+    )
     draws = weigh(key, lambda z: -0.5 * z**2, q, num_samples=6, draw=stratified)
     np.testing.assert_array_equal(np.round(draws.z / 100), [-1, 0, 1, -1, 0, 1])
     assert len(np.unique(draws.z)) == 6
     np.testing.assert_allclose(draws.log_q, jax.vmap(q.log_prob)(draws.z), rtol=1e-6)
-    np.testing.assert_allclose(draws.weights, np.tile(jax.nn.softmax(jnp.arange(3.0)), 2) / 2, rtol=1e-6)
+    np.testing.assert_allclose(
+        draws.weights, np.tile(jax.nn.softmax(jnp.arange(3.0)), 2) / 2, rtol=1e-6
+    )
     assert not stratified.independent
 
 
@@ -88,7 +103,9 @@ def test_unbiased(build, key, loose_ranks):
         "reparam(iwae)": (vj.gradients.reparam, vj.bounds.iwae),
         "reparam(renyi)": (vj.gradients.reparam, renyi),
     }
-    found = gradients(key, {n: g(b, draw=stratified) for n, (g, b) in objectives.items()}, 2, 60_000, build)
+    found = gradients(
+        key, {n: g(b, draw=stratified) for n, (g, b) in objectives.items()}, 2, 60_000, build
+    )
     assert_mean(found, {n: truth(b) for n, (_, b) in objectives.items()}, detects=0.08)
 
 
@@ -113,10 +130,14 @@ def test_the_bounds_are_in_order(key):
 def test_the_logits_of_distrax(key, loose_ranks):
     """Truth .505: stratified draws find it, the path through a plain draw finds exactly 0. Detects .02, by chance 2e-10."""
     logits, loc = jnp.array([0.0, 0.0]), jnp.array([-1.0, 1.0])
-    build = lambda l: distrax.MixtureSameFamily(distrax.Categorical(logits=l), distrax.Normal(loc, jnp.full(2, 0.6)))  # noqa: E731
+    build = lambda l: distrax.MixtureSameFamily(
+        distrax.Categorical(logits=l), distrax.Normal(loc, jnp.full(2, 0.6))
+    )  # noqa: E731
     target = lambda z: norm.logpdf(z, 1.01, 1.0)  # noqa: E731
     log_q = build(logits).log_prob(POINTS)
-    share = jnp.exp(norm.logpdf(POINTS, 1.0, 0.6)) - jnp.exp(log_q)  # d/d logit₁ of q is π₁ (q₁ - q)
+    share = jnp.exp(norm.logpdf(POINTS, 1.0, 0.6)) - jnp.exp(
+        log_q
+    )  # d/d logit₁ of q is π₁ (q₁ - q)
     exact = jnp.sum(VOLUMES * 0.5 * share * (target(POINTS) - log_q))
     assert abs(exact - 0.505) < 5e-4
 
@@ -128,7 +149,9 @@ def test_the_logits_of_distrax(key, loose_ranks):
         return target(z) - jax.lax.stop_gradient(build(l).log_prob(z))
 
     keys = jax.random.split(key, 20_000)
-    found, wrong = (jax.jit(jax.vmap(jax.grad(f), (None, 0)))(logits, keys)[:, 1] for f in (value, naive))
+    found, wrong = (
+        jax.jit(jax.vmap(jax.grad(f), (None, 0)))(logits, keys)[:, 1] for f in (value, naive)
+    )
     assert_mean({"logit": found}, {"logit": exact}, detects=0.02)
     assert np.all(np.asarray(wrong) == 0.0)
     with pytest.raises(AssertionError, match="biased"):
@@ -141,11 +164,16 @@ def test_wrong_estimators_fail(key):
     passed_off = stratified._replace(independent=True)
     wrong = {
         "gated": (vj.gradients.dreg(vj.bounds.iwae, draw=passed_off), vj.bounds.iwae),
-        "alike": (vj.gradients.dreg(vj.bounds.elbo, draw=stratified._replace(weights=None)), vj.bounds.elbo),
+        "alike": (
+            vj.gradients.dreg(vj.bounds.elbo, draw=stratified._replace(weights=None)),
+            vj.bounds.elbo,
+        ),
         "fixed": (
             vj.gradients.dreg(
                 vj.bounds.elbo,
-                draw=stratified._replace(weights=lambda q, k: jax.lax.stop_gradient(stratified.weights(q, k))),
+                draw=stratified._replace(
+                    weights=lambda q, k: jax.lax.stop_gradient(stratified.weights(q, k))
+                ),
             ),
             vj.bounds.elbo,
         ),
@@ -180,7 +208,13 @@ def test_transforms(key, loose_ranks):
     def value(params, key, size=None):
         parts = distrax.Normal(params["loc"], 0.5 * jnp.ones((3, 2)))
         q = distrax.MixtureSameFamily(distrax.Categorical(logits=params["logits"]), parts)
-        seen = objective(key, lambda z: norm.logpdf(z, 1.0, 1.0), vj.families.strata(q), num_samples=6, chunk_size=size)
+        seen = objective(
+            key,
+            lambda z: norm.logpdf(z, 1.0, 1.0),
+            vj.families.strata(q),
+            num_samples=6,
+            chunk_size=size,
+        )
         return jnp.sum(seen.value), seen.draws.weights
 
     grad = jax.value_and_grad(value, has_aux=True)
@@ -198,11 +232,21 @@ def test_refusals(key, unchecked):
     """What a stratified draw cannot be, and what a mixture cannot do without it."""
     q, target = FAMILY.dist(PARAMS["q"]), lambda z: -0.5 * z**2
     run = lambda make, bound, q=q, k=4, **how: make(bound, **how)(key, target, q, num_samples=k)  # noqa: E731
-    reparam, dreg, elbo, iwae = vj.gradients.reparam, vj.gradients.dreg, vj.bounds.elbo, vj.bounds.iwae
+    reparam, dreg, elbo, iwae = (
+        vj.gradients.reparam,
+        vj.gradients.dreg,
+        vj.bounds.elbo,
+        vj.bounds.iwae,
+    )
     with pytest.raises(ValueError, match="multiple of 2, got 3"):
         run(reparam, elbo, k=3, draw=stratified)
     with pytest.raises(TypeError, match=r"q.log_weights.*families.mixture.*families.strata"):
-        run(reparam, elbo, q=vj.families.mean_field().dist(PARAMS["q"]["components"]), draw=stratified)
+        run(
+            reparam,
+            elbo,
+            q=vj.families.mean_field().dist(PARAMS["q"]["components"]),
+            draw=stratified,
+        )
     with pytest.raises(ValueError, match="dreg.*strata.*reparam"):
         run(dreg, iwae, draw=stratified)
     with pytest.raises(TypeError, match="takes no weights.*weights=None"):

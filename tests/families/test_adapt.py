@@ -24,7 +24,10 @@ class NumpyroStyle:
 def makes():
     from tensorflow_probability.substrates import jax as tfp
 
-    return {"TFP": tfp.distributions.Normal(jnp.float32(1.0), jnp.float32(1.0)), "NumPyro": NumpyroStyle()}
+    return {
+        "TFP": tfp.distributions.Normal(jnp.float32(1.0), jnp.float32(1.0)),
+        "NumPyro": NumpyroStyle(),
+    }
 
 
 @pytest.mark.parametrize("make", ["TFP", "NumPyro"])
@@ -37,7 +40,9 @@ def test_adapted(make, key):
     np.testing.assert_allclose(q.log_prob(z), distribution.log_prob(z))
     expected = distribution.sample(seed=key) if make == "TFP" else distribution.sample(key)
     np.testing.assert_array_equal(q.sample_and_log_prob(seed=key)[0], expected)
-    estimate = vj.gradients.dreg(vj.bounds.iwae)(key, lambda z: norm.logpdf(z, 0.0, 1.0), q, num_samples=3)
+    estimate = vj.gradients.dreg(vj.bounds.iwae)(
+        key, lambda z: norm.logpdf(z, 0.0, 1.0), q, num_samples=3
+    )
     assert estimate.value.shape == ()
 
 

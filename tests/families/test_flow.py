@@ -32,7 +32,9 @@ flows = pytest.mark.parametrize("name", list(FLOWS))
 def away(family, like, key, by=0.2):
     """Return parameters away from their start, so that every one is in play, and the way back from a vector."""
     flat, unravel = ravel_pytree(family.init(key, like))
-    return flat + by * jax.random.normal(jax.random.fold_in(key, 1), flat.shape, flat.dtype), unravel
+    return flat + by * jax.random.normal(
+        jax.random.fold_in(key, 1), flat.shape, flat.dtype
+    ), unravel
 
 
 def doubled(tree):
@@ -54,11 +56,15 @@ def test_starts_as_its_base(name, key):
     expected, density = base.sample_and_log_prob(seed=key, sample_shape=(3, 2))
     assert jax.tree.structure(z) == jax.tree.structure(LIKE)
     jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), (z, log_q, again), (expected, density, density)
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5),
+        (z, log_q, again),
+        (expected, density, density),
     )
     flat, unravel = away(family, LIKE, key)
     z, log_q, again = look(unravel(flat))
-    np.testing.assert_allclose(log_q, again, atol=2e-3)  # test_density_and_draws_agree looks in float64
+    np.testing.assert_allclose(
+        log_q, again, atol=2e-3
+    )  # test_density_and_draws_agree looks in float64
     assert np.abs(np.asarray(z["a"] - expected["a"])).max() > 0.1
     assert np.abs(log_q - jax.vmap(jax.vmap(base.log_prob))(z)).max() > 0.1
 
@@ -83,8 +89,12 @@ def test_density_and_draws_agree(name, d, key, x64):
     scale = {name: np.asarray(value).std(0) for name, value in moments(z).items()}
     shift = lambda found: {name: found[name] / scale[name] for name in scale}  # noqa: E731
     assert_mean(shift(moments(z)), shift(truth), detects=0.12)
-    other, _ = BASE.dist(unravel(flat)["base"]).sample_and_log_prob(seed=key, sample_shape=(20_000,))
-    with pytest.raises(AssertionError, match="biased"):  # the control: the base's own moments are others
+    other, _ = BASE.dist(unravel(flat)["base"]).sample_and_log_prob(
+        seed=key, sample_shape=(20_000,)
+    )
+    with pytest.raises(
+        AssertionError, match="biased"
+    ):  # the control: the base's own moments are others
         assert_mean(shift(moments(other)), shift(truth), detects=0.2)
 
 
@@ -106,7 +116,9 @@ def test_derivatives_are_all_there(name, key, x64):
     v = jnp.concatenate([flat, ravel_pytree(point)[0]])
     backward = jax.jit(jax.jacrev(whole))(v)
     differences = jax.jit(
-        lambda: jax.lax.map(lambda e: (whole(v + 1e-6 * e) - whole(v - 1e-6 * e)) / 2e-6, jnp.eye(v.size))
+        lambda: jax.lax.map(
+            lambda e: (whole(v + 1e-6 * e) - whole(v - 1e-6 * e)) / 2e-6, jnp.eye(v.size)
+        )
     )()
     np.testing.assert_allclose(backward.T, differences, atol=2e-6)
     np.testing.assert_allclose(jax.jit(jax.jacfwd(whole))(v), backward, atol=1e-9)
@@ -141,13 +153,17 @@ def test_gradients_are_unbiased(case, key):
         return jax.jit(jax.grad(elbo))(flat)
 
     # Along eight directions at random, in which every parameter takes part: fewer numbers to compare.
-    directions = np.linalg.qr(np.random.default_rng(0).normal(size=(flat.size, 8)))[0] * np.sqrt(flat.size / 8)
+    directions = np.linalg.qr(np.random.default_rng(0).normal(size=(flat.size, 8)))[0] * np.sqrt(
+        flat.size / 8
+    )
     truth = (slope(np.asarray(flat), np.stack(points, -1), volumes) @ directions).astype(np.float32)
     makes = {"reparam": vj.gradients.reparam, "dreg": vj.gradients.dreg}
 
     def estimate(key):
         def slope(make):
-            value = lambda flat: make(vj.bounds.elbo)(key, curved, family.dist(unravel(flat)), num_samples=4).value  # noqa: E731
+            value = lambda flat: (
+                make(vj.bounds.elbo)(key, curved, family.dist(unravel(flat)), num_samples=4).value
+            )  # noqa: E731
             return jax.grad(value)(flat) @ directions.astype(np.float32)
 
         return {name: slope(make) for name, make in makes.items()}
@@ -165,7 +181,9 @@ def banana(z):
     return norm.logpdf(z[0]) + norm.logpdf(z[1], z[0] ** 2, 0.5)
 
 
-def climb(family, target, like, key, *, steps, num_samples=32, make=vj.gradients.dreg, draw=vj.draws.iid):
+def climb(
+    family, target, like, key, *, steps, num_samples=32, make=vj.gradients.dreg, draw=vj.draws.iid
+):
     """Return the elbo of 20,000 draws after Adam with a cosine schedule."""
     import optax
 
@@ -175,14 +193,18 @@ def climb(family, target, like, key, *, steps, num_samples=32, make=vj.gradients
 
     def step(carry, key):
         params, state = carry
-        updates, state = optimizer.update(jax.grad(lambda p: -value(p, key, num_samples))(params), state)
+        updates, state = optimizer.update(
+            jax.grad(lambda p: -value(p, key, num_samples))(params), state
+        )
         return (optax.apply_updates(params, updates), state), None
 
     @jax.jit
     def run(key):
         of_start, of_steps, of_end = jax.random.split(key, 3)
         params = family.init(of_start, like)
-        (params, _), _ = jax.lax.scan(step, (params, optimizer.init(params)), jax.random.split(of_steps, steps))
+        (params, _), _ = jax.lax.scan(
+            step, (params, optimizer.init(params)), jax.random.split(of_steps, steps)
+        )
         return value(params, of_end, 20_000)
 
     return float(run(key))
@@ -218,10 +240,16 @@ def test_a_mixture_of_flows(key):
         return jnp.logaddexp(jnp.log(0.3) + gumbel(z + 2.0), jnp.log(0.7) + gumbel(2.0 - z))
 
     family = vj.types.Family(init, apart.dist)
-    elbo = climb(family, skewed, jnp.float32(0.0), key, steps=300, num_samples=8, draw=vj.draws.stratified)
+    elbo = climb(
+        family, skewed, jnp.float32(0.0), key, steps=300, num_samples=8, draw=vj.draws.stratified
+    )
     assert -0.06 < elbo < 0.01
-    with pytest.raises(ValueError, match="dreg needs draws that carry the derivative of q.*draws.stratified"):
-        vj.gradients.dreg(vj.bounds.elbo)(key, skewed, family.dist(family.init(key, jnp.float32(0.0))), num_samples=2)
+    with pytest.raises(
+        ValueError, match="dreg needs draws that carry the derivative of q.*draws.stratified"
+    ):
+        vj.gradients.dreg(vj.bounds.elbo)(
+            key, skewed, family.dist(family.init(key, jnp.float32(0.0))), num_samples=2
+        )
 
 
 @pytest.mark.parametrize("name", some(FLOWS, "inverse_autoregressive"))
@@ -234,12 +262,16 @@ def test_one_trace_for_all_and_vmap_is_a_loop(name, key):
         return curved(jnp.stack([z["a"], z["b"][0][0]]))
 
     def value(params, key):
-        return vj.gradients.dreg(vj.bounds.iwae)(key, target, family.dist(params), num_samples=3).value
+        return vj.gradients.dreg(vj.bounds.iwae)(
+            key, target, family.dist(params), num_samples=3
+        ).value
 
     @jax.jit
     def run(keys, of_start):
         params = jax.vmap(family.init, (0, None))(of_start, LIKE)
-        return jax.lax.scan(lambda _, k: (None, jax.vmap(value, (0, None))(params, k)), None, keys)[1]
+        return jax.lax.scan(lambda _, k: (None, jax.vmap(value, (0, None))(params, k)), None, keys)[
+            1
+        ]
 
     keys = jax.random.split(key, 3)
     found, first = run(keys, keys[:2]), len(traced)
@@ -251,7 +283,9 @@ def test_one_trace_for_all_and_vmap_is_a_loop(name, key):
 
 
 @flows
-@pytest.mark.parametrize("base", [families.full_rank(), families.mean_field()], ids=["full_rank", "mean_field"])
+@pytest.mark.parametrize(
+    "base", [families.full_rank(), families.mean_field()], ids=["full_rank", "mean_field"]
+)
 def test_fifty_latents_start_finite(name, base, key):
     """The elbo of a start is the base's own; bigger networks change nothing, as their last layer is zero."""
     family = getattr(families, name)(base=base)
@@ -286,7 +320,9 @@ def test_masks_are_autoregressive(d, hidden, key):
     masks = networks.autoregressive_masks(positions, hidden, 2)
     params = networks.init(key, (d, *hidden, 2 * d), jnp.float32)
     params = jax.tree.map(lambda leaf: jax.random.normal(key, leaf.shape), params)
-    jacobian = np.asarray(jax.jacobian(lambda x: networks.apply(params, x, masks))(jnp.ones(d))).reshape(2, d, d)
+    jacobian = np.asarray(
+        jax.jacobian(lambda x: networks.apply(params, x, masks))(jnp.ones(d))
+    ).reshape(2, d, d)
     earlier = positions[None, :] < positions[:, None]
     assert np.all(jacobian[:, ~earlier] == 0)
     assert min(hidden, default=d) < d - 1 or np.all(jacobian[:, earlier] != 0)
@@ -294,7 +330,9 @@ def test_masks_are_autoregressive(d, hidden, key):
 
 def test_refusals(key, unchecked):
     flow = families.spline_coupling
-    with pytest.raises(ValueError, match="base of spline_coupling must have as many .*got 3 for 2: low_rank"):
+    with pytest.raises(
+        ValueError, match="base of spline_coupling must have as many .*got 3 for 2: low_rank"
+    ):
         flow(base=families.low_rank(rank=1)).init(key, jnp.zeros(2))
     with pytest.raises(TypeError, match="affine.*makes a _Mixture"):
         flow(base=families.mixture(BASE, components=2)).init(key, jnp.zeros(2))
@@ -321,6 +359,8 @@ def test_transport_and_dtypes(name, key, x64):
         z, log_q = jax.jit(lambda q=q: q.sample_and_log_prob(seed=key))()
         assert (z.dtype, log_q.dtype) == (dtype, dtype)
         e = jax.random.normal(key, (2,), dtype)
-        found = jax.jit(jax.vmap(q.transport))(jnp.stack([norm.cdf(e), jnp.zeros(2, dtype), jnp.ones(2, dtype)]))
+        found = jax.jit(jax.vmap(q.transport))(
+            jnp.stack([norm.cdf(e), jnp.zeros(2, dtype), jnp.ones(2, dtype)])
+        )
         np.testing.assert_allclose(found[0], z, atol=1e-4 if dtype == jnp.float32 else 1e-9)
         assert np.all(np.isfinite(found))

@@ -21,7 +21,10 @@ FAMILIES = {
 LIKES = {
     "vector": jnp.zeros(3),
     "scalar": jnp.float32(0.0),
-    "nested": {"b": {"scalar": jnp.float32(1.0), "matrix": jnp.ones((2, 2))}, "a": (jnp.zeros(1), jnp.zeros((1, 2)))},
+    "nested": {
+        "b": {"scalar": jnp.float32(1.0), "matrix": jnp.ones((2, 2))},
+        "a": (jnp.zeros(1), jnp.zeros((1, 2))),
+    },
 }
 families = pytest.mark.parametrize("name", list(FAMILIES))
 
@@ -35,7 +38,9 @@ def params(name, like, key):
 
 def mean_and_covariance(name, params):
     """Return q's moments from the parameters, as the docstrings write them."""
-    loc, log_scale = (np.asarray(ravel_pytree(params[p])[0], np.float64) for p in ("loc", "log_scale"))
+    loc, log_scale = (
+        np.asarray(ravel_pytree(params[p])[0], np.float64) for p in ("loc", "log_scale")
+    )
     scale = np.diag(np.exp(log_scale))
     if name == "full_rank":
         unit = np.eye(len(loc))
@@ -43,7 +48,10 @@ def mean_and_covariance(name, params):
         scale = scale @ unit
     covariance = scale @ scale.T
     if name == "low_rank":
-        covariance = covariance + np.asarray(params["factor"], np.float64) @ np.asarray(params["factor"], np.float64).T
+        covariance = (
+            covariance
+            + np.asarray(params["factor"], np.float64) @ np.asarray(params["factor"], np.float64).T
+        )
     return loc, covariance
 
 
@@ -72,9 +80,15 @@ def test_moments_of_draws(name, key):
     second = centred[:, :, None] * centred[:, None, :]
     largest = covariance.max()
     centred, second = centred / np.sqrt(largest), second / largest
-    assert_mean({"mean": centred, "second": second}, {"mean": 0 * mean, "second": covariance / largest}, detects=0.06)
+    assert_mean(
+        {"mean": centred, "second": second},
+        {"mean": 0 * mean, "second": covariance / largest},
+        detects=0.06,
+    )
     with pytest.raises(AssertionError, match="biased"):
-        assert_mean({"second": second}, {"second": covariance / largest + 0.06 * np.eye(3)}, detects=0.06)
+        assert_mean(
+            {"second": second}, {"second": covariance / largest + 0.06 * np.eye(3)}, detects=0.06
+        )
 
 
 @families
@@ -95,7 +109,9 @@ def test_vmap_over_parameters_and_jit_across_them(name, key):
     look = lambda p: FAMILIES[name].dist(p).sample_and_log_prob(seed=key)  # noqa: E731
     found = jax.jit(jax.vmap(look))(stacked)
     each = [look(jax.tree.map(lambda a, i=i: a[i], stacked)) for i in range(4)]
-    jax.tree.map(lambda a, *b: np.testing.assert_allclose(a, np.stack(b), rtol=1e-4, atol=1e-5), found, *each)
+    jax.tree.map(
+        lambda a, *b: np.testing.assert_allclose(a, np.stack(b), rtol=1e-4, atol=1e-5), found, *each
+    )
     q = FAMILIES[name].dist(jax.tree.map(lambda a: a[0], stacked))
     np.testing.assert_allclose(jax.jit(q.log_prob)(jnp.ones(3)), q.log_prob(jnp.ones(3)), rtol=1e-5)
 
@@ -106,7 +122,9 @@ def test_gradient_of_the_density(name, key, x64):
     p = params(name, jnp.zeros(3, jnp.float64), key)
     flat, unravel = ravel_pytree((p, jnp.array([0.3, -1.0, 0.6])))
     run = jax.jit(lambda flat: FAMILIES[name].dist(unravel(flat)[0]).log_prob(unravel(flat)[1]))
-    differences = [(run(flat + step) - run(flat - step)) / 2e-6 for step in 1e-6 * np.eye(flat.size)]
+    differences = [
+        (run(flat + step) - run(flat - step)) / 2e-6 for step in 1e-6 * np.eye(flat.size)
+    ]
     np.testing.assert_allclose(jax.grad(run)(flat), differences, atol=1e-6)
 
 
@@ -123,11 +141,15 @@ def test_transport_carries_uniforms_to_draws(name, key):
     centred = np.asarray(many, np.float64) - np.asarray(p["loc"], np.float64)
     truth = mean_and_covariance(name, p)[1]
     second = centred[:, :, None] * centred[:, None, :] / truth.max()
-    assert_mean({"second": second}, {"second": truth / truth.max()}, detects=0.08)  # 2e-10 a number by chance
+    assert_mean(
+        {"second": second}, {"second": truth / truth.max()}, detects=0.08
+    )  # 2e-10 a number by chance
 
 
 @families
-@pytest.mark.parametrize("like", [jnp.zeros(0), {}, jnp.arange(3), {"a": jnp.zeros(2), "b": jnp.arange(2)}])
+@pytest.mark.parametrize(
+    "like", [jnp.zeros(0), {}, jnp.arange(3), {"a": jnp.zeros(2), "b": jnp.arange(2)}]
+)
 def test_latents_that_no_gaussian_holds(name, like, key):
     with pytest.raises(TypeError, match="Gaussian family"):
         FAMILIES[name].init(key, like)
@@ -142,7 +164,11 @@ def test_rank_is_positive(unchecked):
 
 @pytest.mark.parametrize("scale", [0.0, -1.0, float("nan")])
 def test_scale_is_positive(scale):
-    for family in (vj.families.mean_field, vj.families.full_rank, partial(vj.families.low_rank, rank=1)):
+    for family in (
+        vj.families.mean_field,
+        vj.families.full_rank,
+        partial(vj.families.low_rank, rank=1),
+    ):
         with pytest.raises(ValueError, match="scale must be positive and finite"):
             family(scale=scale)
 

@@ -50,7 +50,9 @@ def test_gaussians_are_exact(dtype, key, x64):
     close = 2e-3 if dtype == jnp.float32 else 1e-9
     np.testing.assert_allclose((found_mean - mean) / spread, 0, atol=close)
     np.testing.assert_allclose((found - covariance) / np.outer(spread, spread), 0, atol=close)
-    np.testing.assert_allclose(evidence, 2 * np.log(2 * np.pi), atol=5e-3 if dtype == jnp.float32 else 1e-9)
+    np.testing.assert_allclose(
+        evidence, 2 * np.log(2 * np.pi), atol=5e-3 if dtype == jnp.float32 else 1e-9
+    )
 
 
 @pytest.mark.slow
@@ -64,7 +66,11 @@ def test_irises(v, key, x64):
     evidence = log_joint(mode) - family.dist(params).log_prob(mode)
     np.testing.assert_allclose(evidence, VALUES[v]["laplace"], atol=1e-6)
     assert np.abs(jax.grad(log_joint)(mode)).max() < 1e-9
-    written_out = log_joint(mode) + 1.5 * np.log(2 * np.pi) - 0.5 * np.linalg.slogdet(-jax.hessian(log_joint)(mode))[1]
+    written_out = (
+        log_joint(mode)
+        + 1.5 * np.log(2 * np.pi)
+        - 0.5 * np.linalg.slogdet(-jax.hessian(log_joint)(mode))[1]
+    )
     np.testing.assert_allclose(evidence, written_out, atol=1e-9)
 
 
@@ -139,7 +145,9 @@ def test_refusals(key):
         laplace(vj.targets.keyed(lambda z, key: jnp.sum(z)))
     with pytest.raises(ValueError, match="steps must be at least 1"):
         laplace(valley, steps=0)
-    with pytest.raises(ValueError, match=r"log_joint\(z\) has shape \(3,\) where laplace needs \(\)"):
+    with pytest.raises(
+        ValueError, match=r"log_joint\(z\) has shape \(3,\) where laplace needs \(\)"
+    ):
         laplace(lambda z: -(z**2)).init(key, jnp.zeros(3))
     with pytest.raises(TypeError, match="float32 or float64, got bfloat16"):
         laplace(lambda z: -jnp.sum(z**2)).init(key, jnp.zeros(3, jnp.bfloat16))

@@ -21,7 +21,9 @@ LOC, SCALE = np.array([-1.0, 0.5, 2.0], np.float32), np.array([0.4, 1.0, 0.3], n
 def log_density(z):
     """Log of the mixture of three normals at z, by SciPy."""
     log_pi = LOGITS - logsumexp(LOGITS)
-    return logsumexp(log_pi + norm.logpdf(np.asarray(z, np.float64)[..., None], LOC, SCALE), axis=-1)
+    return logsumexp(
+        log_pi + norm.logpdf(np.asarray(z, np.float64)[..., None], LOC, SCALE), axis=-1
+    )
 
 
 @pytest.mark.slow
@@ -36,7 +38,9 @@ def test_over_a_pytree(key):
     assert jax.tree.map(jnp.shape, z) == {"a": (4, 2), "b": (4, 2, 2)}
     parts = np.stack([jax.vmap(jax.vmap(q.component(j).log_prob))(z) for j in range(3)], -1)
     np.testing.assert_allclose(np.exp(q.log_weights).sum(), 1.0, rtol=1e-6)
-    np.testing.assert_allclose(log_q, logsumexp(np.asarray(q.log_weights) + parts, axis=-1), rtol=1e-4)
+    np.testing.assert_allclose(
+        log_q, logsumexp(np.asarray(q.log_weights) + parts, axis=-1), rtol=1e-4
+    )
     np.testing.assert_allclose(log_q, jax.vmap(jax.vmap(q.log_prob))(z), rtol=1e-6)
 
 
@@ -49,24 +53,31 @@ def ours():
 
 def of_distrax():
     parts = distrax.Normal(jnp.asarray(LOC), jnp.asarray(SCALE))
-    return vj.families.strata(distrax.MixtureSameFamily(distrax.Categorical(logits=jnp.asarray(LOGITS)), parts))
+    return vj.families.strata(
+        distrax.MixtureSameFamily(distrax.Categorical(logits=jnp.asarray(LOGITS)), parts)
+    )
 
 
 def of_tfp():
     from tensorflow_probability.substrates import jax as tfp
 
     tfd = tfp.distributions
-    return vj.families.strata(tfd.MixtureSameFamily(tfd.Categorical(logits=LOGITS), tfd.Normal(LOC, SCALE)))
+    return vj.families.strata(
+        tfd.MixtureSameFamily(tfd.Categorical(logits=LOGITS), tfd.Normal(LOC, SCALE))
+    )
 
 
 def of_numpyro():
     import numpyro.distributions as dist
 
-    return vj.families.strata(dist.MixtureSameFamily(dist.Categorical(logits=LOGITS), dist.Normal(LOC, SCALE)))
+    return vj.families.strata(
+        dist.MixtureSameFamily(dist.Categorical(logits=LOGITS), dist.Normal(LOC, SCALE))
+    )
 
 
 @pytest.mark.parametrize(
-    "make", some([ours, of_distrax, of_tfp, of_numpyro], "of_numpyro", name=lambda make: make.__name__)
+    "make",
+    some([ours, of_distrax, of_tfp, of_numpyro], "of_numpyro", name=lambda make: make.__name__),
 )
 def test_draws_and_densities(make, key, loose_ranks):
     """Density, shares and mean square of the plain sampler and of each component. By chance 2e-10; detects .1."""
@@ -87,13 +98,19 @@ def test_impossible_draws(key):
     """Far from every component: finite density, and a gradient that says where they are."""
     q, far = ours(), jnp.float32(1e4)
     assert np.isfinite(q.log_prob(far))
-    np.testing.assert_allclose(jax.grad(q.log_prob)(far), -(far - LOC[1]) / SCALE[1] ** 2, rtol=1e-4)
+    np.testing.assert_allclose(
+        jax.grad(q.log_prob)(far), -(far - LOC[1]) / SCALE[1] ** 2, rtol=1e-4
+    )
 
 
 def test_batches_of_distrax(key, loose_ranks):
     """Batch (2,) of three components of two-dimensional events: log_weights [2, 3], a component's draw [2, 2]."""
-    parts = distrax.Independent(distrax.Normal(jnp.arange(12.0).reshape(2, 3, 2), jnp.full((2, 3, 2), 1e-3)), 1)
-    q = vj.families.strata(distrax.MixtureSameFamily(distrax.Categorical(logits=jnp.zeros((2, 3))), parts))
+    parts = distrax.Independent(
+        distrax.Normal(jnp.arange(12.0).reshape(2, 3, 2), jnp.full((2, 3, 2), 1e-3)), 1
+    )
+    q = vj.families.strata(
+        distrax.MixtureSameFamily(distrax.Categorical(logits=jnp.zeros((2, 3))), parts)
+    )
     assert q.log_weights.shape == (2, 3)
     z, log_q = q.component(1).sample_and_log_prob(seed=key, sample_shape=(5,))
     np.testing.assert_array_equal(np.round(z), np.broadcast_to([[2, 3], [8, 9]], (5, 2, 2)))
@@ -111,5 +128,7 @@ def test_refusals(unchecked):
     ):
         with pytest.raises(TypeError, match="must be a Family.*with its brackets"):
             made_of()
-    with pytest.raises(TypeError, match=r"strata takes a MixtureSameFamily .*got Normal.*log_weights"):
+    with pytest.raises(
+        TypeError, match=r"strata takes a MixtureSameFamily .*got Normal.*log_weights"
+    ):
         vj.families.strata(distrax.Normal(0.0, 1.0))

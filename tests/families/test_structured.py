@@ -22,7 +22,10 @@ def gaussian(z):
 def exact():
     """Return the parameters of a | b and b under the Gaussian: regression coefficient and residual spread."""
     slope = COVARIANCE[0, 1] / COVARIANCE[1, 1]
-    family = {"loc": MEAN[0] - slope * MEAN[1], "log_scale": 0.5 * np.log(COVARIANCE[0, 0] - slope * COVARIANCE[0, 1])}
+    family = {
+        "loc": MEAN[0] - slope * MEAN[1],
+        "log_scale": 0.5 * np.log(COVARIANCE[0, 0] - slope * COVARIANCE[0, 1]),
+    }
     return {
         "b": {"loc": MEAN[1], "log_scale": 0.5 * np.log(COVARIANCE[1, 1])},
         "a": {"family": family, "affine": np.array([[slope, 0.0]], np.float32), "network": []},
@@ -53,7 +56,9 @@ def test_a_climb_finds_it(hidden, key):
     """From the start of init, with exact Gaussian draws at fixed noise, to the evidence within .01 nats."""
     import optax
 
-    family = families.structured({"b": mean_field, "a": families.given("b", mean_field, hidden=hidden)})
+    family = families.structured(
+        {"b": mean_field, "a": families.given("b", mean_field, hidden=hidden)}
+    )
     objective = vj.gradients.dreg(vj.bounds.elbo)
     optimizer = optax.adam(optax.cosine_decay_schedule(0.05, 600))
 
@@ -67,7 +72,9 @@ def test_a_climb_finds_it(hidden, key):
             updates, state = optimizer.update(jax.grad(lambda p: -value(p, k, 8))(params), state)
             return (optax.apply_updates(params, updates), state), None
 
-        (params, _), _ = jax.lax.scan(step, (params, optimizer.init(params)), jax.random.split(key, 600))
+        (params, _), _ = jax.lax.scan(
+            step, (params, optimizer.init(params)), jax.random.split(key, 600)
+        )
         return value(params, key, 2000)
 
     assert abs(run()) < 0.01
@@ -75,16 +82,22 @@ def test_a_climb_finds_it(hidden, key):
 
 def test_a_funnel_is_held_exactly(key):
     """The spread of the later leaf moves with the earlier one: log N(theta; 0, e^tau) of two numbers, at any point."""
-    family = families.structured({"tau": mean_field, "theta": families.given("tau", families.full_rank())})
+    family = families.structured(
+        {"tau": mean_field, "theta": families.given("tau", families.full_rank())}
+    )
     params = family.init(key, {"tau": jnp.float32(0.0), "theta": jnp.zeros(2)})
     vector = {"loc": np.zeros(2), "log_scale": np.ones(2), "lower": np.zeros(1)}
-    params["theta"]["affine"] = jnp.concatenate([jnp.asarray(vector[name], jnp.float32) for name in sorted(vector)])[
-        None
-    ]
+    params["theta"]["affine"] = jnp.concatenate(
+        [jnp.asarray(vector[name], jnp.float32) for name in sorted(vector)]
+    )[None]
     params["theta"]["family"] = jax.tree.map(jnp.zeros_like, params["theta"]["family"])
     for tau in (-2.0, 1.5):
-        parts = family.dist(params).parts({"tau": jnp.float32(tau), "theta": jnp.array([0.3, -0.4])})
-        np.testing.assert_allclose(parts["theta"], norm.logpdf(np.array([0.3, -0.4]), 0, np.exp(tau)).sum(), rtol=1e-5)
+        parts = family.dist(params).parts(
+            {"tau": jnp.float32(tau), "theta": jnp.array([0.3, -0.4])}
+        )
+        np.testing.assert_allclose(
+            parts["theta"], norm.logpdf(np.array([0.3, -0.4]), 0, np.exp(tau)).sum(), rtol=1e-5
+        )
 
 
 def hierarchy(z):
@@ -101,7 +114,9 @@ TREE = families.structured(
         "top": families.student_t(degrees=5),
         "theta": families.given("top", families.full_rank(), hidden=(3,)),
         "more": families.structured({"p": mean_field, "q": families.given("p", mean_field)}),
-        "last": families.given(("more", "theta"), families.mixture(families.low_rank(rank=1), components=2)),
+        "last": families.given(
+            ("more", "theta"), families.mixture(families.low_rank(rank=1), components=2)
+        ),
     }
 )
 LIKE = {
@@ -132,16 +147,22 @@ def test_subtrees_and_estimators_of_a_hierarchy(key):
                 + norm.logpdf(z["more"]["q"])
                 + jnp.sum(norm.logpdf(z["more"]["p"]))
             )  # noqa: E731
-            slope = jax.grad(lambda p: objective(key, target, TREE.dist(p), num_samples=3).value)(params)
+            slope = jax.grad(lambda p: objective(key, target, TREE.dist(p), num_samples=3).value)(
+                params
+            )
             return z, log_q, parts, slope
 
         return jax.vmap(one)(params)
 
     z, log_q, parts, slope = look(keys)
-    assert jax.tree.structure(jax.tree.map(lambda a: 0, z)) == jax.tree.structure(jax.tree.map(lambda a: 0, LIKE))
+    assert jax.tree.structure(jax.tree.map(lambda a: 0, z)) == jax.tree.structure(
+        jax.tree.map(lambda a: 0, LIKE)
+    )
     np.testing.assert_allclose(sum(parts.values()), log_q, rtol=1e-4)
     assert all(np.all(np.isfinite(g)) for g in jax.tree.leaves(slope))
-    affine = slope["last"]["affine"]  # the mixture's draws jump, so that its slope is a score's, and there all the same
+    affine = slope["last"][
+        "affine"
+    ]  # the mixture's draws jump, so that its slope is a score's, and there all the same
     assert np.abs(affine).max() > 1e-3
     q = TREE.dist(TREE.init(key, LIKE))
     with pytest.raises(ValueError, match="leaf 'last' depends on a parameter through 'argmax'"):
@@ -149,10 +170,16 @@ def test_subtrees_and_estimators_of_a_hierarchy(key):
 
 
 def test_fifty_latents_start_finite(key):
-    family = families.structured({"a": mean_field, "b": families.given("a", families.full_rank(), hidden=(16,))})
+    family = families.structured(
+        {"a": mean_field, "b": families.given("a", families.full_rank(), hidden=(16,))}
+    )
     params = family.init(key, {"a": jnp.full(10, 5.0), "b": jnp.full(40, -5.0)})
     target = lambda z: jnp.sum(norm.logpdf(z["a"])) + jnp.sum(norm.logpdf(z["b"]))  # noqa: E731
-    value = jax.jit(lambda p: vj.gradients.dreg(vj.bounds.elbo)(key, target, family.dist(p), num_samples=2).value)
+    value = jax.jit(
+        lambda p: (
+            vj.gradients.dreg(vj.bounds.elbo)(key, target, family.dist(p), num_samples=2).value
+        )
+    )
     assert np.isfinite(value(params))
 
 
@@ -161,7 +188,9 @@ def test_refusals(key, unchecked):
         families.structured({})
     with pytest.raises(TypeError, match="part 'a' must be a Family or families.given"):
         families.structured({"a": mean_field.init})
-    with pytest.raises(ValueError, match=r"part 'a' is given \['b'\], and the parts before it are \[\]"):
+    with pytest.raises(
+        ValueError, match=r"part 'a' is given \['b'\], and the parts before it are \[\]"
+    ):
         families.structured({"a": families.given("b", mean_field), "b": mean_field})
     with pytest.raises(ValueError, match=r"names of the parts, \['b', 'a'\], got \['a'\]"):
         PAIR.init(key, {"a": jnp.zeros(())})

@@ -23,7 +23,9 @@ LIKE = {"a": jnp.float32(0.5), "b": jnp.array([1.0, -1.0])}
 
 def away(family, like, key):
     flat, unravel = ravel_pytree(family.init(key, like))
-    return flat + 0.4 * jax.random.normal(jax.random.fold_in(key, 1), flat.shape, flat.dtype), unravel
+    return flat + 0.4 * jax.random.normal(
+        jax.random.fold_in(key, 1), flat.shape, flat.dtype
+    ), unravel
 
 
 def loc_and_shape(gaussian, noise):
@@ -42,7 +44,11 @@ def test_density_and_draws_are_those_of_scipy(base, degrees, key):
     q, gaussian = family.dist(unravel(flat)), BASES[base].dist(unravel(flat))
     z, log_q = jax.jit(lambda: q.sample_and_log_prob(seed=key, sample_shape=(2000, 2)))()
     assert jax.tree.map(jnp.shape, z) == {"a": (2000, 2), "b": (2000, 2, 2)}
-    rows = np.concatenate([np.asarray(z["a"])[..., None], z["b"]], -1).reshape(-1, 3).astype(np.float64)
+    rows = (
+        np.concatenate([np.asarray(z["a"])[..., None], z["b"]], -1)
+        .reshape(-1, 3)
+        .astype(np.float64)
+    )
     loc, shape = loc_and_shape(gaussian, gaussian.uniforms)
     truth = multivariate_t(loc, shape, df=degrees).logpdf(rows)
     np.testing.assert_allclose(log_q.ravel(), truth, rtol=2e-4, atol=2e-4)
@@ -50,7 +56,9 @@ def test_density_and_draws_are_those_of_scipy(base, degrees, key):
     assert kstest(squares, "f", (3, degrees)).pvalue > 1e-6
     assert kstest(squares, "f", (3, 2 * degrees)).pvalue < 1e-6  # the control
     far = jax.jit(q.log_prob)({"a": jnp.float32(1e4), "b": jnp.array([1e4, 0.0])})
-    np.testing.assert_allclose(far, multivariate_t(loc, shape, df=degrees).logpdf([1e4, 1e4, 0]), rtol=1e-4)
+    np.testing.assert_allclose(
+        far, multivariate_t(loc, shape, df=degrees).logpdf([1e4, 1e4, 0]), rtol=1e-4
+    )
 
 
 def target(z):
@@ -75,7 +83,13 @@ def test_gradients_are_unbiased(degrees, key):
     plain = {name: jnp_bound for name, (_, jnp_bound) in bounds.items()}
     truth = {
         name: oracles.value_and_grad(
-            bound, lambda _, z: target(z), log_q, points, volumes, 2 if name == "iwae" else 1, params
+            bound,
+            lambda _, z: target(z),
+            log_q,
+            points,
+            volumes,
+            2 if name == "iwae" else 1,
+            params,
         )[1]
         for name, bound in plain.items()
     }
@@ -84,11 +98,19 @@ def test_gradients_are_unbiased(degrees, key):
         slope = lambda make, bound: jax.grad(  # noqa: E731
             lambda p: make(bound)(key, target, family.dist(p), num_samples=2).value
         )(params)
-        return {name: {m: slope(make, bound) for m, make in makes.items()} for name, (bound, _) in bounds.items()}
+        return {
+            name: {m: slope(make, bound) for m, make in makes.items()}
+            for name, (bound, _) in bounds.items()
+        }
 
-    expected = {name: dict.fromkeys(makes, jax.tree.map(np.float32, truth[name])) for name in bounds}
+    expected = {
+        name: dict.fromkeys(makes, jax.tree.map(np.float32, truth[name])) for name in bounds
+    }
     check_unbiased(key, estimate, expected, detects=0.1)
-    expected["iwae"]["dreg"] = {**expected["iwae"]["dreg"], "log_scale": expected["iwae"]["dreg"]["log_scale"] + 0.1}
+    expected["iwae"]["dreg"] = {
+        **expected["iwae"]["dreg"],
+        "log_scale": expected["iwae"]["dreg"]["log_scale"] + 0.1,
+    }
     with pytest.raises(AssertionError, match="biased"):
         check_unbiased(key, estimate, expected, detects=0.1)
 
@@ -103,7 +125,9 @@ def test_heavy_tails_are_covered(key):
         z, log_q = q.sample_and_log_prob(seed=key, sample_shape=(4000,))
         return vj.diagnostics.khat(jax.vmap(log_joint)(z) - log_q)
 
-    gaussian, student = jax.jit(lambda: (khat(families.full_rank()), khat(families.student_t(degrees=1.0))))()
+    gaussian, student = jax.jit(
+        lambda: (khat(families.full_rank()), khat(families.student_t(degrees=1.0)))
+    )()
     assert gaussian > 0.7
     assert student < 0.5
 
@@ -115,10 +139,18 @@ def test_limits_and_extremes(key):
     gaussian, near = families.full_rank().dist(params), families.student_t(degrees=1e9).dist(params)
     z, log_q = near.sample_and_log_prob(seed=key)
     np.testing.assert_allclose(log_q, gaussian.log_prob(z), rtol=1e-4)
-    z, _ = families.student_t(degrees=0.05).dist(params).sample_and_log_prob(seed=key, sample_shape=(200,))
+    z, _ = (
+        families.student_t(degrees=0.05)
+        .dist(params)
+        .sample_and_log_prob(seed=key, sample_shape=(200,))
+    )
     assert not np.any(np.isnan(z))
-    q = families.student_t(degrees=3, base=families.mean_field()).dist(families.mean_field().init(key, jnp.zeros(50)))
-    value = vj.gradients.dreg(vj.bounds.elbo)(key, lambda z: jnp.sum(norm.logpdf(z)), q, num_samples=2).value
+    q = families.student_t(degrees=3, base=families.mean_field()).dist(
+        families.mean_field().init(key, jnp.zeros(50))
+    )
+    value = vj.gradients.dreg(vj.bounds.elbo)(
+        key, lambda z: jnp.sum(norm.logpdf(z)), q, num_samples=2
+    ).value
     assert np.isfinite(value)
 
 
@@ -135,4 +167,6 @@ def test_refusals(key, unchecked):
     with pytest.raises(ValueError, match="z must be one draw of this family"):
         q.log_prob(jnp.zeros(3))
     with pytest.raises(TypeError, match="q.uniforms"):
-        vj.gradients.reparam(vj.bounds.elbo, draw=vj.draws.antithetic)(key, lambda z: z["a"], q, num_samples=2)
+        vj.gradients.reparam(vj.bounds.elbo, draw=vj.draws.antithetic)(
+            key, lambda z: z["a"], q, num_samples=2
+        )

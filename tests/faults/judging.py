@@ -71,12 +71,16 @@ def assert_right(samples, truth, *, sees, truth_error=0.0):
     samples, truth = np.asarray(samples, np.float64), np.asarray(truth, np.float64)
     error = np.sqrt(samples.var(0) / len(samples) + truth_error**2) + 1e-9
     if np.any(Z * error > sees):
-        raise RuntimeError(f"too few keys: {Z * error.max():.3g} standard errors, a bias of {sees} must be seen")
+        raise RuntimeError(
+            f"too few keys: {Z * error.max():.3g} standard errors, a bias of {sees} must be seen"
+        )
     distance = np.max(np.abs(samples.mean(0) - truth) / error)
     assert distance <= Z, f"mean {samples.mean(0)} for {truth}, {distance:.1f} standard errors off"
 
 
-def assert_right_or_refused(objective, target, build, params, truth, *, sees, truth_error=0.0, **how):
+def assert_right_or_refused(
+    objective, target, build, params, truth, *, sees, truth_error=0.0, **how
+):
     """Assert the promise: an unbiased gradient, or an error that names the cure."""
     found = []
     if refusal(lambda: found.append(slopes(objective, target, build, params, **how))) is None:

@@ -19,7 +19,9 @@ def logits(p):
 
 
 def finite_discrete(p):
-    return vj.families.adapt(tfp.distributions.FiniteDiscrete(p[1:], logits=jnp.stack([p[0], 0 * p[0]])))
+    return vj.families.adapt(
+        tfp.distributions.FiniteDiscrete(p[1:], logits=jnp.stack([p[0], 0 * p[0]]))
+    )
 
 
 def codebook(p):
@@ -45,7 +47,9 @@ def truth():
     first = 1 / (1 + np.exp(-PARAMETERS[0]))
     weights = np.array([first, 1 - first])
     log_w = -0.25 * (PARAMETERS[1:] - 1) ** 2 - np.log(weights)
-    return np.array([(log_w[0] - log_w[1]) * first * (1 - first), *(-0.5 * weights * (PARAMETERS[1:] - 1))])
+    return np.array(
+        [(log_w[0] - log_w[1]) * first * (1 - first), *(-0.5 * weights * (PARAMETERS[1:] - 1))]
+    )
 
 
 KINDS = {
@@ -56,7 +60,12 @@ KINDS = {
 }
 ESTIMATORS = ("reparam", "dreg", "score", "vimco", "auto")
 REFUSED = {"reparam", "dreg"}
-SLOW = {("codebook", "vimco"), ("codebook", "dreg"), ("affine Bernoulli", "auto"), ("affine Bernoulli", "dreg")}
+SLOW = {
+    ("codebook", "vimco"),
+    ("codebook", "dreg"),
+    ("affine Bernoulli", "auto"),
+    ("affine Bernoulli", "dreg"),
+}
 
 
 def cells():
@@ -64,7 +73,13 @@ def cells():
         for name in ESTIMATORS:
             right = name in REFUSED or (kind, name) == ("Deterministic", "auto")
             reason = "" if right else "A2: the derivative of q's values is dropped"
-            yield case(kind, name, name=f"{kind}, {name}", reason=reason, slow=name == "score" or (kind, name) in SLOW)
+            yield case(
+                kind,
+                name,
+                name=f"{kind}, {name}",
+                reason=reason,
+                slow=name == "score" or (kind, name) in SLOW,
+            )
 
 
 @pytest.mark.parametrize(("kind", "name"), list(cells()))

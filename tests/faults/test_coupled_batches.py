@@ -53,7 +53,12 @@ GAUSSIAN = {
 @pytest.mark.parametrize(
     "name",
     [
-        case(name, name=name, reason="" if right else WRONG.format(name), slow=name.startswith("split"))
+        case(
+            name,
+            name=name,
+            reason="" if right else WRONG.format(name),
+            slow=name.startswith("split"),
+        )
         for name, (*_, right) in GAUSSIAN.items()
     ],
 )
@@ -61,7 +66,14 @@ def test_batch_statistics_are_right_or_refused(name):
     objective, bound, _ = GAUSSIAN[name]
     truth, error = TRUTH[bound]
     assert_right_or_refused(
-        objective, normalized, gaussian, jnp.asarray(X / 2), truth, truth_error=error, sees=1.0, num_samples=4
+        objective,
+        normalized,
+        gaussian,
+        jnp.asarray(X / 2),
+        truth,
+        truth_error=error,
+        sees=1.0,
+        num_samples=4,
     )
 
 
@@ -113,12 +125,15 @@ FAST = {"vimco", "auto", "disarm", "local_expectation", "rebar"}
 
 
 @pytest.mark.parametrize(
-    "name", [case(name, name=name, reason=WRONG.format(name), slow=name not in FAST) for name in COINS]
+    "name",
+    [case(name, name=name, reason=WRONG.format(name), slow=name not in FAST) for name in COINS],
 )
 def test_a_cumulative_sum_is_right_or_refused(name):
     truth = jax.grad(enumerated)(jnp.asarray(LOG_ODDS))
     objective = COINS[name]
-    assert_right_or_refused(objective, accumulated, bernoulli, jnp.asarray(LOG_ODDS), truth, sees=0.3)
+    assert_right_or_refused(
+        objective, accumulated, bernoulli, jnp.asarray(LOG_ODDS), truth, sees=0.3
+    )
 
 
 def test_one_member_passes():
@@ -135,7 +150,12 @@ def test_one_member_passes():
 def chained(p):
     """Return a Joint whose second leaf reads the other member's first."""
     first = distrax.Normal(p["first"], jnp.ones(2))
-    return vj.Joint({"first": first, "second": lambda z: distrax.Normal(p["slope"] * z["first"][::-1], jnp.ones(2))})
+    return vj.Joint(
+        {
+            "first": first,
+            "second": lambda z: distrax.Normal(p["slope"] * z["first"][::-1], jnp.ones(2)),
+        }
+    )
 
 
 def plain(z):
@@ -150,7 +170,12 @@ def chained_truth(p):
     return jnp.sum(-0.5 * (m - 0.5) ** 2 + second)
 
 
-CHAINED = {"reparam": G.reparam(elbo), "dreg": G.dreg(elbo), "vimco": G.vimco(elbo), "score": G.score(elbo)}
+CHAINED = {
+    "reparam": G.reparam(elbo),
+    "dreg": G.dreg(elbo),
+    "vimco": G.vimco(elbo),
+    "score": G.score(elbo),
+}
 
 
 @pytest.mark.parametrize(
@@ -170,5 +195,12 @@ def test_a_conditional_that_reads_other_members_is_right_or_refused(name):
     truth = jax.grad(chained_truth)(parameters)["first"]
     build = lambda first: chained({**parameters, "first": first})
     assert_right_or_refused(
-        CHAINED[name], plain, build, parameters["first"], truth, sees=0.5, num_samples=4, keys=16_384
+        CHAINED[name],
+        plain,
+        build,
+        parameters["first"],
+        truth,
+        sees=0.5,
+        num_samples=4,
+        keys=16_384,
     )

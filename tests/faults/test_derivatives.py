@@ -43,7 +43,10 @@ FAST = {"positive", "interval(low=0)", "ordered"}
 
 @pytest.mark.parametrize(
     "name",
-    [case(n, name=n, reason="" if n in TWICE_RIGHT else TWICE, slow=n not in FAST) for n in CONSTRAINTS],
+    [
+        case(n, name=n, reason="" if n in TWICE_RIGHT else TWICE, slow=n not in FAST)
+        for n in CONSTRAINTS
+    ],
 )
 def test_a_constraint_is_differentiable_twice(name):
     constraint, y = CONSTRAINTS[name]
@@ -60,7 +63,9 @@ def test_a_constraint_is_differentiable_twice(name):
 @pytest.mark.xfail(strict=True, raises=AssertionError, reason=TWICE)
 def test_the_laplace_approximation_of_a_transformed_target():
     """6 log p + 3 log(1 - p) at p = σ(y), the Jacobian's terms among it: curvature 9 p (1 - p) = 2."""
-    target = vj.targets.transform(lambda z: 5 * jnp.log(z["p"]) + 2 * jnp.log1p(-z["p"]), {"p": C.interval(0.0, 1.0)})
+    target = vj.targets.transform(
+        lambda z: 5 * jnp.log(z["p"]) + 2 * jnp.log1p(-z["p"]), {"p": C.interval(0.0, 1.0)}
+    )
     params = vj.families.laplace(target.log_joint).init(jax.random.key(0), {"p": jnp.array(0.0)})
     np.testing.assert_allclose(jnp.exp(params["log_scale"]["p"]), 2**-0.5, rtol=1e-5)
 
@@ -75,7 +80,9 @@ def elbo_hessian(p):
     return -0.5 - jnp.sin(p) * jnp.exp(-0.5 * SCALE**2)
 
 
-ESTIMATORS = {name: getattr(G, name)(vj.bounds.elbo) for name in ("reparam", "dreg", "score", "vimco", "auto")}
+ESTIMATORS = {
+    name: getattr(G, name)(vj.bounds.elbo) for name in ("reparam", "dreg", "score", "vimco", "auto")
+}
 
 
 @pytest.mark.parametrize(
@@ -84,11 +91,18 @@ ESTIMATORS = {name: getattr(G, name)(vj.bounds.elbo) for name in ("reparam", "dr
 def test_the_hessian_of_an_objective_is_right_or_refused(name):
     def value(p, key):
         q = Gauss(p, jnp.log(SCALE))
-        return ESTIMATORS[name](key, lambda z: -0.25 * (z - 1) ** 2 + jnp.sin(z), q, num_samples=4).value
+        return ESTIMATORS[name](
+            key, lambda z: -0.25 * (z - 1) ** 2 + jnp.sin(z), q, num_samples=4
+        ).value
 
     run = jax.jit(jax.vmap(jax.hessian(value), (None, 0)))
     found = []
-    if refusal(lambda: found.append(run(jnp.float64(0.3), jax.random.split(jax.random.key(0), 20_000)))) is None:
+    if (
+        refusal(
+            lambda: found.append(run(jnp.float64(0.3), jax.random.split(jax.random.key(0), 20_000)))
+        )
+        is None
+    ):
         error = np.std(found[0]) / len(found[0]) ** 0.5 + 1e-9
         assert abs(np.mean(found[0]) - elbo_hessian(0.3)) < 6 * error
         assert error < 0.1
@@ -101,20 +115,28 @@ WEIGHTS = np.array([0.0, 0.5, 0.5])
 SLOPES = np.exp(LOG_W) / np.sum(WEIGHTS * np.exp(LOG_W))
 
 
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason="A8: removed with the -inf it was guarding")
+@pytest.mark.xfail(
+    strict=True, raises=AssertionError, reason="A8: removed with the -inf it was guarding"
+)
 def test_the_slope_at_a_weight_of_zero():
-    slope = jax.grad(lambda w: vj.numerics.log_mean_exp(jnp.asarray(LOG_W), weights=w))(jnp.asarray(WEIGHTS))
+    slope = jax.grad(lambda w: vj.numerics.log_mean_exp(jnp.asarray(LOG_W), weights=w))(
+        jnp.asarray(WEIGHTS)
+    )
     np.testing.assert_allclose(slope, SLOPES, rtol=1e-6)
 
 
 def test_the_slope_at_other_weights():
     """The control: the weights that are not zero."""
-    slope = jax.grad(lambda w: vj.numerics.log_mean_exp(jnp.asarray(LOG_W), weights=w))(jnp.asarray(WEIGHTS))
+    slope = jax.grad(lambda w: vj.numerics.log_mean_exp(jnp.asarray(LOG_W), weights=w))(
+        jnp.asarray(WEIGHTS)
+    )
     np.testing.assert_allclose(slope[1:], SLOPES[1:], rtol=1e-6)
 
 
 @pytest.mark.parametrize("bound", ["elbo", "iwae"])
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason="A8: removed with the -inf it was guarding")
+@pytest.mark.xfail(
+    strict=True, raises=AssertionError, reason="A8: removed with the -inf it was guarding"
+)
 def test_the_slope_of_a_bound_at_a_weight_of_zero(bound):
     """The same through `weights=`, against differences on the side of positive weights."""
     value = lambda w: getattr(vj.bounds, bound)(jnp.asarray(LOG_W), weights=w)
@@ -125,5 +147,7 @@ def test_the_slope_of_a_bound_at_a_weight_of_zero(bound):
 
 def test_log_of_a_weight_of_zero_is_the_users():
     """What no library can undo: a user's own log(w) has an infinite slope; `weights=` is the cure."""
-    slope = jax.grad(lambda w: jax.nn.logsumexp(jnp.log(w) + norm.logpdf(LOG_W)))(jnp.asarray(WEIGHTS))
+    slope = jax.grad(lambda w: jax.nn.logsumexp(jnp.log(w) + norm.logpdf(LOG_W)))(
+        jnp.asarray(WEIGHTS)
+    )
     assert not np.isfinite(slope[0])

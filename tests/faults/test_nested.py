@@ -33,7 +33,12 @@ def gradients(inner, outer, keys=40_000):
     return np.asarray(run(P, jax.random.split(jax.random.key(2), keys)))
 
 
-INNER = {"reparam": G.reparam(elbo), "dreg": G.dreg(elbo), "vimco": G.vimco(elbo), "score": G.score(elbo)}
+INNER = {
+    "reparam": G.reparam(elbo),
+    "dreg": G.dreg(elbo),
+    "vimco": G.vimco(elbo),
+    "score": G.score(elbo),
+}
 
 
 @pytest.mark.parametrize(
@@ -42,7 +47,9 @@ INNER = {"reparam": G.reparam(elbo), "dreg": G.dreg(elbo), "vimco": G.vimco(elbo
         case(
             name,
             name=name,
-            reason="" if name == "reparam" else f"A4: {name}'s derivative is right in its mean only",
+            reason=""
+            if name == "reparam"
+            else f"A4: {name}'s derivative is right in its mean only",
             slow=name == "score",
         )
         for name in INNER
@@ -54,7 +61,9 @@ def test_an_objective_inside_iwae_is_right_or_refused(name):
         assert_right(found[0], TRUTH, truth_error=ERROR, sees=0.2)
 
 
-@pytest.mark.parametrize("name", [case(name, name=name, slow=name == "dreg") for name in ("dreg", "vimco")])
+@pytest.mark.parametrize(
+    "name", [case(name, name=name, slow=name == "dreg") for name in ("dreg", "vimco")]
+)
 def test_an_objective_inside_elbo_is_right(name):
     """The control: under a bound that is linear in log_w all agree with reparam."""
     expected = gradients(INNER["reparam"], elbo)
@@ -79,7 +88,11 @@ def marks_of_noise():
             target = getattr(vj.targets, name)(noisy)
         except (TypeError, ValueError):  # it takes another kind of function
             continue
-        if callable(target) and vj.types.properties(target).keyed and vj.types.properties(target).only_mean:
+        if (
+            callable(target)
+            and vj.types.properties(target).keyed
+            and vj.types.properties(target).only_mean
+        ):
             found.append(target)
     return found
 
@@ -94,7 +107,9 @@ def test_noise_of_log_p_has_a_name_and_is_refused_under_iwae():
     assert targets
     q = Gauss(0.0, 0.0)
     for target in targets:
-        run = lambda bound, target=target: G.reparam(bound)(jax.random.key(0), target, q, num_samples=4)
+        run = lambda bound, target=target: G.reparam(bound)(
+            jax.random.key(0), target, q, num_samples=4
+        )
         assert_refused(lambda run=run: run(iwae))
         assert refusal(lambda run=run: run(elbo)) is None
 

@@ -84,7 +84,9 @@ MOVING = {
     "GeneralizedPareto(p, 1, .1)": Moving(pareto, 0.2, -0.5 * (0.2 + 1 / 0.9 - 1)),
     "exponential cut at b": Moving(cut_exponential, 1.4, cut_exponential_truth(1.4)),
 } | {
-    f"uniform on [0, b] with {name}": Moving(partial(uniform, guard), 1.2, 1 / 1.2 - 0.25 * (2 * 1.2 / 3 - 1))
+    f"uniform on [0, b] with {name}": Moving(
+        partial(uniform, guard), 1.2, 1 / 1.2 - 0.25 * (2 * 1.2 / 3 - 1)
+    )
     for name, guard in GUARDS.items()
 }
 ESTIMATORS = {
@@ -98,10 +100,16 @@ ESTIMATORS = {
 # VarGrad's mean gradient is minus the ELBO's; both take any q that has a density.
 HELD = {"fixed": G.fixed(vj.bounds.log_variance), "wake": G.wake(vj.bounds.iwae)}
 RIGHT = {"reparam", "auto"}
-PARETO = "GeneralizedPareto(p, 1, .1)"  # its sampler compares, so that reparam asks for a declaration
+PARETO = (
+    "GeneralizedPareto(p, 1, .1)"  # its sampler compares, so that reparam asks for a declaration
+)
 FAST = {
     *((q, e) for q in ("exponential cut at b", "uniform on [0, b] with 0 * z") for e in ESTIMATORS),
-    *((q, e) for q in ("a + Gamma(1, 1)", "Shift(a)(Exponential)", PARETO) for e in ("dreg", "vimco")),
+    *(
+        (q, e)
+        for q in ("a + Gamma(1, 1)", "Shift(a)(Exponential)", PARETO)
+        for e in ("dreg", "vimco")
+    ),
     *((q, "vimco") for q in MOVING if q.startswith("uniform")),
 }
 
@@ -124,7 +132,13 @@ def test_a_moving_support_is_right_or_refused(q, name):
 @pytest.mark.parametrize(
     "q",
     [
-        case(q, name=q, reason="" if q == "of distrax itself" else "A1: its score is taken for one of mean zero")
+        case(
+            q,
+            name=q,
+            reason=""
+            if q == "of distrax itself"
+            else "A1: its score is taken for one of mean zero",
+        )
         for q in (*MOVING, "of distrax itself")
     ],
 )
@@ -146,7 +160,9 @@ FIXED = {
     "Laplace": lambda p: distrax.Laplace(p, 1.0),
     "Logistic": lambda p: distrax.Logistic(p, 1.0),
     "Gumbel": lambda p: distrax.Gumbel(p, 1.0),
-    "log-normal": lambda p: distrax.Transformed(distrax.Normal(p, 1.0), distrax.Lambda(jnp.exp, jnp.log)),
+    "log-normal": lambda p: distrax.Transformed(
+        distrax.Normal(p, 1.0), distrax.Lambda(jnp.exp, jnp.log)
+    ),
     "Dirichlet": lambda p: distrax.Dirichlet(jnp.exp(p) * jnp.ones(3)),
     "von Mises": lambda p: distrax.VonMises(p, 1.0),
     "TFP StudentT": lambda p: adapt(td.StudentT(4.0, p, 1.0)),
@@ -173,7 +189,14 @@ OVERREFUSED = {"TFP Kumaraswamy", "TFP RelaxedBernoulli", "TFP TruncatedNormal"}
 @pytest.mark.parametrize("name", ["dreg", "vimco", "fixed"])
 @pytest.mark.parametrize(
     "q",
-    [case(q, name=q, reason="A1: its constant limits pass for moving ones" if q in OVERREFUSED else "") for q in FIXED],
+    [
+        case(
+            q,
+            name=q,
+            reason="A1: its constant limits pass for moving ones" if q in OVERREFUSED else "",
+        )
+        for q in FIXED
+    ],
 )
 def test_a_fixed_support_is_accepted(q, name):
     """A hidden path is another matter: dreg asks for a declaration, which names no support."""

@@ -33,13 +33,25 @@ def keyed_of_two():
 
 ESTIMATES = {
     "targets.laplace(minibatch)": lambda: vj.targets.laplace(minibatch_of_two(), ZERO)[0](ZERO),
-    "targets.collapse_gaussian(minibatch)": lambda: vj.targets.collapse_gaussian(minibatch_of_two(), ZERO)[0](ZERO),
-    "targets.collapse(minibatch)": lambda: vj.targets.collapse(minibatch_of_two(), lambda z: Gauss(z, z))(ZERO),
-    "targets.enumerate(minibatch)": lambda: vj.targets.enumerate(minibatch_of_two(), 2).log_joint(ZERO),
+    "targets.collapse_gaussian(minibatch)": lambda: vj.targets.collapse_gaussian(
+        minibatch_of_two(), ZERO
+    )[0](ZERO),
+    "targets.collapse(minibatch)": lambda: vj.targets.collapse(
+        minibatch_of_two(), lambda z: Gauss(z, z)
+    )(ZERO),
+    "targets.enumerate(minibatch)": lambda: vj.targets.enumerate(minibatch_of_two(), 2).log_joint(
+        ZERO
+    ),
     "families.laplace(minibatch)": lambda: vj.families.laplace(minibatch()).init(KEY, ZERO),
-    "draws.weigh(minibatch)": lambda: vj.draws.weigh(KEY, minibatch(), Gauss(0.0, 0.0), num_samples=4),
-    "iwae(minibatch)": lambda: G.reparam(vj.bounds.iwae)(KEY, minibatch(), Gauss(0.0, 0.0), num_samples=4),
-    "targets.collapse(keyed)": lambda: vj.targets.collapse(keyed_of_two(), lambda z: Gauss(z, z))(ZERO),
+    "draws.weigh(minibatch)": lambda: vj.draws.weigh(
+        KEY, minibatch(), Gauss(0.0, 0.0), num_samples=4
+    ),
+    "iwae(minibatch)": lambda: G.reparam(vj.bounds.iwae)(
+        KEY, minibatch(), Gauss(0.0, 0.0), num_samples=4
+    ),
+    "targets.collapse(keyed)": lambda: vj.targets.collapse(keyed_of_two(), lambda z: Gauss(z, z))(
+        ZERO
+    ),
     "targets.enumerate(keyed)": lambda: vj.targets.enumerate(keyed_of_two(), 2).log_joint(ZERO),
     "targets.laplace(keyed)": lambda: vj.targets.laplace(keyed_of_two(), ZERO)[0](ZERO),
     "families.laplace(keyed)": lambda: vj.families.laplace(keyed_of_two()).init(KEY, ZERO),
@@ -56,7 +68,10 @@ WRONG = {
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(n, marks=wrong("A6: taken, or refused in Python's own words", when=n in WRONG)) for n in ESTIMATES],
+    [
+        pytest.param(n, marks=wrong("A6: taken, or refused in Python's own words", when=n in WRONG))
+        for n in ESTIMATES
+    ],
 )
 def test_an_estimate_of_log_p_is_refused(name):
     assert_refused(lambda: jax.eval_shape(ESTIMATES[name]))
@@ -70,7 +85,9 @@ COLUMN = {"z": jnp.zeros((4, 1)), "x": jnp.arange(4.0)}
 def accident(combine):
     """Weigh draws z of (4, 1) where data x are (4,)."""
     x = COLUMN["x"]
-    return vj.draws.weigh(KEY, lambda z: combine(z, x).sum(), Gauss(jnp.zeros((4, 1)), 0.0, event=2), num_samples=2)
+    return vj.draws.weigh(
+        KEY, lambda z: combine(z, x).sum(), Gauss(jnp.zeros((4, 1)), 0.0, event=2), num_samples=2
+    )
 
 
 def kernel(z):
@@ -91,13 +108,18 @@ ACCIDENTS = {
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(n, marks=wrong("A9: where broadcasts unheard", when=n.startswith("where"))) for n in ACCIDENTS],
+    [
+        pytest.param(n, marks=wrong("A9: where broadcasts unheard", when=n.startswith("where")))
+        for n in ACCIDENTS
+    ],
 )
 def test_a_column_against_a_row_is_refused(name):
     assert_refused(lambda: jax.eval_shape(lambda: accident(ACCIDENTS[name])))
 
 
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason="A9: an outer difference of data alone is refused")
+@pytest.mark.xfail(
+    strict=True, raises=AssertionError, reason="A9: an outer difference of data alone is refused"
+)
 def test_an_outer_difference_of_data_is_accepted():
     q = Gauss(0.0, 0.0)
     assert_accepted(lambda: jax.eval_shape(lambda: vj.draws.weigh(KEY, kernel, q, num_samples=2)))

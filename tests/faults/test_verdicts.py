@@ -26,7 +26,12 @@ def verdict(distance):
     "distance",
     [
         case(3.0, name="3 sd", slow=True),
-        case(1e5, name="100,000 sd", reason="B1: log-weights that are rounded to a constant pass for exact", slow=True),
+        case(
+            1e5,
+            name="100,000 sd",
+            reason="B1: log-weights that are rounded to a constant pass for exact",
+            slow=True,
+        ),
     ],
 )
 def test_a_q_far_from_the_target_is_not_believed(distance):
@@ -59,7 +64,9 @@ def test_the_noise_of_a_mean_falls_with_the_draws(name):
     def sd(k):
         def slope(key):
             value = lambda m: (
-                G.score(MEANS[name])(key, lambda z: -0.5 * (z - 0.2) ** 2, distrax.Normal(m, 1.0), num_samples=k).value
+                G.score(MEANS[name])(
+                    key, lambda z: -0.5 * (z - 0.2) ** 2, distrax.Normal(m, 1.0), num_samples=k
+                ).value
             )
             return jax.grad(value)(0.0)
 

@@ -29,7 +29,13 @@ def run(folder, **options):
     state = RULE.init({"loc": jnp.zeros(4)}, {"cursor": jnp.int32(0), "baseline": jnp.float32(0.0)})
     saves = None if folder is None else Checkpoints(f"{folder}/steps", every=EVERY)
     reports = () if folder is None else [jsonl(f"{folder}/metrics.jsonl")]
-    options = {"steps": STEPS, "stop": None, "log_every": 20, "reports": reports, "checkpoints": saves} | options
+    options = {
+        "steps": STEPS,
+        "stop": None,
+        "log_every": 20,
+        "reports": reports,
+        "checkpoints": saves,
+    } | options
     return fit(jax.random.key(3), RULE, state, **options)
 
 

@@ -43,7 +43,12 @@ def test_a_step_is_the_step_by_hand(key):
         new, seen = rule.step(key, state)
         gradient = jax.grad(lambda p: -estimate(key, p).value)(params)
         updates, optimized = optimizer.update(gradient, optimizer.init(params), params)
-        return (rule.params(new), new.optimizer), (optax.apply_updates(params, updates), optimized), seen, gradient
+        return (
+            (rule.params(new), new.optimizer),
+            (optax.apply_updates(params, updates), optimized),
+            seen,
+            gradient,
+        )
 
     found, expected, seen, gradient = both(key)
     jax.tree.map(lambda f, e: np.testing.assert_allclose(f, e, rtol=1e-6), found, expected)
@@ -87,12 +92,16 @@ def test_vmap_and_scan_are_loops(key):
     step = jax.jit(rule.step)
     for i, one in enumerate(starts):
         alone, _ = step(keys[i], rule.init(one))
-        jax.tree.map(lambda m, a, i=i: np.testing.assert_allclose(m[i], a, rtol=1e-5, atol=1e-6), many, alone)
+        jax.tree.map(
+            lambda m, a, i=i: np.testing.assert_allclose(m[i], a, rtol=1e-5, atol=1e-6), many, alone
+        )
     state = rule.init(start())
     scanned, _ = jax.jit(lambda s: jax.lax.scan(lambda s, k: rule.step(k, s), s, keys))(state)
     for k in keys:
         state, _ = step(k, state)
-    jax.tree.map(lambda s, a: np.testing.assert_allclose(s, a, rtol=1e-5, atol=1e-6), scanned, state)
+    jax.tree.map(
+        lambda s, a: np.testing.assert_allclose(s, a, rtol=1e-5, atol=1e-6), scanned, state
+    )
 
 
 def test_an_optimizer_that_wants_the_value_is_given_a_loss(key):
@@ -117,11 +126,15 @@ def test_what_is_refused(key, unchecked):
         rule = ascent(estimate, optax.sgd(0.1))
         return rule.step(key, rule.init(jnp.float32(0.0), memory))
 
-    with pytest.raises(ValueError, match=r"one number, got shape \(3,\): sum or average over the batch"):
+    with pytest.raises(
+        ValueError, match=r"one number, got shape \(3,\): sum or average over the batch"
+    ):
         step(lambda key, p: Estimate(p + X, None))
     with pytest.raises(TypeError, match="must return an Estimate.*got .*Array|Tracer"):
         step(lambda key, p: p)
-    with pytest.raises(TypeError, match=r"one that returns a memory too needs init\(params, memory\)"):
+    with pytest.raises(
+        TypeError, match=r"one that returns a memory too needs init\(params, memory\)"
+    ):
         step(lambda key, p: (Estimate(p, None), 1))
     with pytest.raises(TypeError, match=r"must return \(Estimate, memory\)"):
         step(lambda key, p, memory: Estimate(p, None), memory=jnp.int32(0))
@@ -129,5 +142,7 @@ def test_what_is_refused(key, unchecked):
         ascent(estimate, optax.sgd(0.1)).init({"a": jnp.int32(0)})
     rule = ascent(estimate, optax.sgd(0.1))
     for use in (partial(rule.step, key), rule.params):
-        with pytest.raises(TypeError, match=r"state must be what the rule's init\(params\) returned, got a dict"):
+        with pytest.raises(
+            TypeError, match=r"state must be what the rule's init\(params\) returned, got a dict"
+        ):
             use(start())

@@ -86,7 +86,11 @@ def flip(file, place):
 
 def test_a_flipped_byte_anywhere_costs_one_step(saved, tmp_path):
     """Data and metadata of orbax, and our own digests: first, middle and last byte of every file."""
-    files = [f.relative_to(saved / "30") for f in (saved / "30").rglob("*") if f.is_file() and f.stat().st_size]
+    files = [
+        f.relative_to(saved / "30")
+        for f in (saved / "30").rglob("*")
+        if f.is_file() and f.stat().st_size
+    ]
     assert len(files) >= 5
     assert Path("manifest.json") in files
     sound = 0
@@ -104,7 +108,9 @@ def test_a_flipped_byte_anywhere_costs_one_step(saved, tmp_path):
     # The control: without a flip it verifies.
     _checkpoint._verified(saved / "30", 30)
     flip(max((saved / "30" / "tree").rglob("*"), key=lambda f: f.stat().st_size * f.is_file()), 0.5)
-    with pytest.warns(UserWarning, match="checkpoint 30 in .* does not verify and is skipped: .* was altered"):
+    with pytest.warns(
+        UserWarning, match="checkpoint 30 in .* does not verify and is skipped: .* was altered"
+    ):
         found = restore(saved, tree())
     assert found.step == 20
     assert [step for step, _ in found.skipped] == [30]
@@ -116,7 +122,10 @@ def damaged(folder, how):
         shutil.rmtree(folder)
         folder.mkdir()
     elif how == "truncated":
-        file = max(folder.rglob("*"), key=lambda f: f.stat().st_size * f.is_file() * (f.name != "manifest.json"))
+        file = max(
+            folder.rglob("*"),
+            key=lambda f: f.stat().st_size * f.is_file() * (f.name != "manifest.json"),
+        )
         os.truncate(file, file.stat().st_size // 2)
     elif how == "metadata removed":
         (folder / "tree" / "_METADATA").unlink()
@@ -130,7 +139,15 @@ def damaged(folder, how):
 
 
 @pytest.mark.parametrize(
-    "how", ["emptied", "truncated", "metadata removed", "manifest truncated", "another step's", "a file too many"]
+    "how",
+    [
+        "emptied",
+        "truncated",
+        "metadata removed",
+        "manifest truncated",
+        "another step's",
+        "a file too many",
+    ],
 )
 def test_damage_costs_one_step(saved, how):
     damaged(saved / "30", how)
@@ -156,7 +173,9 @@ def test_where_none_verifies_nothing_begins_again(saved):
 
 def test_a_sound_checkpoint_of_another_fit_is_refused(saved):
     other = tree() | {"half": jnp.ones(4, jnp.bfloat16)}
-    with pytest.raises(ValueError, match=r"its leaf 'half' is bfloat16\[3\], where 'half' is bfloat16\[4\] now"):
+    with pytest.raises(
+        ValueError, match=r"its leaf 'half' is bfloat16\[3\], where 'half' is bfloat16\[4\] now"
+    ):
         restore(saved, other)
     with pytest.raises(ValueError, match="holds another fit, of 10 arrays, not 11"):
         restore(saved, tree() | {"more": jnp.ones(3)})
@@ -261,7 +280,9 @@ def test_another_key_is_another_fit(tmp_path, monkeypatch):
 
 def started(folder):
     command = [sys.executable, "-m", "tests.fitting.crash", str(folder)]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
 
 
 def newest(folder):
@@ -274,7 +295,9 @@ def test_kill_at_random_moments(tmp_path, request):
     chance = random.Random(request.config.getoption("--seed"))
     begun, kills = 0, 0
     while kills < 10:
-        if kills and newest(tmp_path) >= crash.STEPS - 3 * crash.EVERY:  # far enough: begin another fit
+        if (
+            kills and newest(tmp_path) >= crash.STEPS - 3 * crash.EVERY
+        ):  # far enough: begin another fit
             shutil.rmtree(tmp_path / "steps")
             begun = 0
         child = started(tmp_path)

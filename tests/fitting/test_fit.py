@@ -18,7 +18,9 @@ OBJECTIVE = vj.gradients.reparam(vj.bounds.elbo)
 
 
 def estimate(key, params):
-    return OBJECTIVE(key, lambda z: -0.5 * jnp.sum(jnp.square((z - X) / SD)), FAMILY.dist(params), num_samples=8)
+    return OBJECTIVE(
+        key, lambda z: -0.5 * jnp.sum(jnp.square((z - X) / SD)), FAMILY.dist(params), num_samples=8
+    )
 
 
 RULE = ascent(estimate, optax.sgd(0.02))
@@ -29,7 +31,9 @@ STOP = stationary(error=0.05)
 def bits(tree):
     leaves = jax.tree.leaves(tree)
     return [
-        np.asarray(jax.random.key_data(l) if jnp.issubdtype(jnp.result_type(l), jax.dtypes.prng_key) else l).tobytes()
+        np.asarray(
+            jax.random.key_data(l) if jnp.issubdtype(jnp.result_type(l), jax.dtypes.prng_key) else l
+        ).tobytes()
         for l in leaves
     ]
 
@@ -72,12 +76,16 @@ def test_where_it_is_cut_changes_no_bit(key):
 def test_it_is_the_plain_loop(key):
     """Up to rounding: XLA may fuse another program otherwise."""
     by_hand, _ = jax.jit(
-        lambda s: jax.lax.scan(lambda s, i: (RULE.step(jax.random.fold_in(key, i), s)[0], None), s, jnp.arange(100))
+        lambda s: jax.lax.scan(
+            lambda s, i: (RULE.step(jax.random.fold_in(key, i), s)[0], None), s, jnp.arange(100)
+        )
     )(STATE)
     found = run(key, 100)
     assert found.log_w.shape == (13, 8)  # no row that no step has written
     assert np.all(found.log_w != 0)
-    jax.tree.map(lambda f, e: np.testing.assert_allclose(f, e, rtol=1e-4, atol=1e-5), found.state, by_hand)
+    jax.tree.map(
+        lambda f, e: np.testing.assert_allclose(f, e, rtol=1e-4, atol=1e-5), found.state, by_hand
+    )
 
 
 def test_short_fits(key):
@@ -97,18 +105,24 @@ def test_a_step_of_your_own(key):
         return (0.9 * x + jax.random.normal(key), n + 1), Step(-(x**2))
 
     rule = Rule(lambda x: (x, 0), step, lambda state: ())
-    found = fit(key, rule, rule.init(jnp.float32(5.0)), steps=800, reports=(), stop=stationary(error=1.0))
+    found = fit(
+        key, rule, rule.init(jnp.float32(5.0)), steps=800, reports=(), stop=stationary(error=1.0)
+    )
     assert found.state[1] == found.steps
     assert found.average == ()
     np.testing.assert_allclose(found.bound, -1 / 0.19, atol=6 * found.bound_error)
     # Another part may be watched than the rule's params.
-    found = fit(key, rule, rule.init(jnp.float32(5.0)), steps=80, reports=(), watch=lambda state: state[0])
+    found = fit(
+        key, rule, rule.init(jnp.float32(5.0)), steps=80, reports=(), watch=lambda state: state[0]
+    )
     assert np.isfinite(found.average)
 
 
 def test_a_rule_of_updates_needs_no_more(key):
     """Neither a function around its step nor a word on what is watched."""
-    rule = vj.updates.natural_gradient(lambda z: -0.5 * jnp.sum(jnp.square((z - X) / SD)), num_samples=4)
+    rule = vj.updates.natural_gradient(
+        lambda z: -0.5 * jnp.sum(jnp.square((z - X) / SD)), num_samples=4
+    )
     found = fit(key, rule, rule.init(STATE.params), steps=40, reports=())
     np.testing.assert_allclose(found.average["loc"], X, atol=0.1)
     np.testing.assert_allclose(found.average["log_scale"], np.log(SD), atol=0.1)
@@ -133,8 +147,14 @@ def spoiling(stage):
         z = params["good"] + e
         log_p = -0.5 * z**2 + (jnp.where(far, jnp.nan, 0.0) if stage == "log p" else 0.0)
         # A square root at 0: the value is finite, its derivative is not.
-        slope = jnp.sqrt(jnp.where(far, 0.0, 1.0) * jnp.square(params["bad"])) if stage == "gradient" else 0.0
-        value = log_p - jnp.sum(slope) + (jnp.where(far, -jnp.inf, 0.0) if stage == "bound" else 0.0)
+        slope = (
+            jnp.sqrt(jnp.where(far, 0.0, 1.0) * jnp.square(params["bad"]))
+            if stage == "gradient"
+            else 0.0
+        )
+        value = (
+            log_p - jnp.sum(slope) + (jnp.where(far, -jnp.inf, 0.0) if stage == "bound" else 0.0)
+        )
         return Estimate(value, Draws(z[None], log_p[None], jnp.zeros(1)))
 
     return ascent(estimate, optax.adam(0.01))
@@ -169,7 +189,9 @@ def test_it_says_where_nan_arose_and_keeps_what_came_before(key, stage, where):
 
 def test_what_was_never_finite_is_no_trouble(key):
     """An optimiser whose best value so far begins at infinity."""
-    optimizer = optax.chain(optax.adam(0.01), optax.contrib.reduce_on_plateau(patience=10**6, accumulation_size=10**6))
+    optimizer = optax.chain(
+        optax.adam(0.01), optax.contrib.reduce_on_plateau(patience=10**6, accumulation_size=10**6)
+    )
     rule = ascent(estimate, optimizer)
     state = rule.init(STATE.params)
     assert any(np.isinf(leaf).any() for leaf in jax.tree.leaves(state.optimizer))
@@ -196,12 +218,17 @@ def test_neither_a_report_that_raises_nor_a_full_disk_costs_the_fit(key, tmp_pat
         raise OSError("no space left")
 
     lines, whole = [], run(key, log_every=200)
-    with pytest.warns(UserWarning, match="a report raised at step 200 and is told no more: RuntimeError.*disk full"):
+    with pytest.warns(
+        UserWarning,
+        match="a report raised at step 200 and is told no more: RuntimeError.*disk full",
+    ):
         found = run(key, log_every=200, reports=[broken, lines.append])
     assert bits(found[:6]) == bits(whole[:6])
     assert [line["step"] for line in lines][-2:] == [1400, 1500]
     monkeypatch.setattr("vijax.fitting._checkpoint.save", full)
-    with pytest.warns(UserWarning, match="step .*00 could not be saved in .*, the last is 0: no space left"):
+    with pytest.warns(
+        UserWarning, match="step .*00 could not be saved in .*, the last is 0: no space left"
+    ):
         found = run(key, log_every=200, checkpoints=Checkpoints(tmp_path / "steps", every=300))
     assert bits(found[:6]) == bits(whole[:6])
 
@@ -219,9 +246,9 @@ def test_double_precision(key, x64):
 def test_a_schedule_of_the_optimiser_is_part_of_the_state(key):
     rule = ascent(estimate, optax.adam(optax.cosine_decay_schedule(0.1, 300)))
     whole = fit(key, rule, rule.init(STATE.params), steps=300, stop=None, reports=())
-    assert bits(fit(key, rule, rule.init(STATE.params), steps=300, stop=None, reports=(), log_every=7).state) == bits(
-        whole.state
-    )
+    assert bits(
+        fit(key, rule, rule.init(STATE.params), steps=300, stop=None, reports=(), log_every=7).state
+    ) == bits(whole.state)
 
 
 def own(step):
@@ -235,7 +262,9 @@ def test_what_is_refused(key, unchecked):
         run(key, 0)
     with pytest.raises(TypeError, match="log_every must be a whole number, got 0.5"):
         run(key, log_every=0.5)
-    with pytest.raises(TypeError, match="leaf 'z' was float32\\[\\] and came back as float32\\[1\\]"):
+    with pytest.raises(
+        TypeError, match="leaf 'z' was float32\\[\\] and came back as float32\\[1\\]"
+    ):
         fit(key, own(lambda k, s: (s[None], Step(s))), jnp.float32(0.0), steps=2)
     with pytest.raises(TypeError, match="step must return \\(state, types.Step\\)"):
         fit(key, own(lambda k, s: s), jnp.float32(0.0), steps=2)
@@ -246,11 +275,16 @@ def test_what_is_refused(key, unchecked):
     with pytest.raises(TypeError, match="leaf 'z' is key<fry>; leave it out"):
         fit(key, own(lambda k, s: (s, Step(jnp.float32(0)))), key, steps=2, watch=lambda s: s)
     for step, name in ((RULE.step, "step"), (lambda key, state: (state, Step(0.0)), "<lambda>")):
-        with pytest.raises(TypeError, match=rf"takes the rule itself.*got a function, {name}.*types.Rule\(init, step"):
+        with pytest.raises(
+            TypeError,
+            match=rf"takes the rule itself.*got a function, {name}.*types.Rule\(init, step",
+        ):
             fit(key, step, STATE.params, steps=2)
     with pytest.raises(TypeError, match="takes the rule itself.*got AscentState"):
         fit(key, STATE, RULE, steps=2)
     natural = vj.updates.natural_gradient(lambda z: -jnp.sum(z**2), num_samples=2)
     for rule in (RULE, natural):
-        with pytest.raises(TypeError, match=r"init\(params\) returned, got a dict; begin with rule.init\(params\)"):
+        with pytest.raises(
+            TypeError, match=r"init\(params\) returned, got a dict; begin with rule.init\(params\)"
+        ):
             fit(key, rule, STATE.params, steps=2)

@@ -55,10 +55,14 @@ def test_a_tail_is_what_all_its_iterates_say():
     np.testing.assert_allclose(tail.average, part.mean(0), atol=1e-5)
     early, late = part[: length // 2], part[length // 2 :]
     within = 0.5 * (early.var(0, ddof=1) + late.var(0, ddof=1))
-    rhat = np.sqrt((length // 2 - 1) / (length // 2) + 0.5 * (early.mean(0) - late.mean(0)) ** 2 / within)
+    rhat = np.sqrt(
+        (length // 2 - 1) / (length // 2) + 0.5 * (early.mean(0) - late.mean(0)) ** 2 / within
+    )
     np.testing.assert_allclose(tail.rhat, rhat, rtol=1e-4)
     np.testing.assert_allclose(tail.worst, max(1, rhat.max()), rtol=1e-4)
-    np.testing.assert_allclose(tail.ess, np.minimum(part.var(0, ddof=1) / np.square(tail.error), length), rtol=1e-3)
+    np.testing.assert_allclose(
+        tail.ess, np.minimum(part.var(0, ddof=1) / np.square(tail.error), length), rtol=1e-3
+    )
 
 
 @pytest.mark.parametrize("rho", [0.0, 0.9])
@@ -100,12 +104,19 @@ def test_each_of_the_three_conditions_counts():
 
 
 def test_an_error_counts_in_units_of_the_scale():
-    params = {"loc": jnp.array([1.0, 2.0]), "log_scale": jnp.log(jnp.array([10.0, 0.1])), "lower": jnp.zeros(1)}
+    params = {
+        "loc": jnp.array([1.0, 2.0]),
+        "log_scale": jnp.log(jnp.array([10.0, 0.1])),
+        "lower": jnp.zeros(1),
+    }
     found = scale_units({"z": params, "rest": (jnp.ones(2), [jnp.zeros(3)])})
     np.testing.assert_allclose(found["z"]["loc"], [10.0, 0.1], rtol=1e-6)
     np.testing.assert_array_equal(found["z"]["log_scale"], 1.0)
     np.testing.assert_array_equal(found["rest"][1][0], 1.0)
-    chains = {"loc": 100 * autoregressive(0.5, 2048), "log_scale": np.full((2048, 3), np.log(100), np.float32)}
+    chains = {
+        "loc": 100 * autoregressive(0.5, 2048),
+        "log_scale": np.full((2048, 3), np.log(100), np.float32),
+    }
     tail = tail_of(remember(chains))
     in_units = stationary(error=0.2)(tail)
     assert in_units.done

@@ -25,14 +25,18 @@ def test_every_row_once_in_an_epoch(num_data, batch_size, key):
     assert isinstance(batches, Minibatches)
     cursor, rows = stream(batches, batches.init(key), 4 * num_data)
     epochs = rows.reshape(4 * batch_size, num_data)
-    np.testing.assert_array_equal(jnp.sort(epochs, 1), np.broadcast_to(np.arange(num_data), epochs.shape))
+    np.testing.assert_array_equal(
+        jnp.sort(epochs, 1), np.broadcast_to(np.arange(num_data), epochs.shape)
+    )
     assert not np.array_equal(epochs[0], epochs[1])
     assert isinstance(cursor, Cursor)
     assert cursor.epoch == 4 * batch_size
     assert cursor.position == 0
     # The control: cut one row later, the pieces are no epochs.
     moved = jnp.roll(rows.reshape(-1), 1).reshape(epochs.shape)
-    assert not np.array_equal(jnp.sort(moved, 1), np.broadcast_to(np.arange(num_data), epochs.shape))
+    assert not np.array_equal(
+        jnp.sort(moved, 1), np.broadcast_to(np.arange(num_data), epochs.shape)
+    )
 
 
 def test_a_restored_cursor_continues(key):
@@ -41,7 +45,9 @@ def test_a_restored_cursor_continues(key):
     _, whole = stream(batches, batches.init(key), 9)
     cursor, first = stream(batches, batches.init(key), 4)
     saved = jax.tree.map(np.asarray, cursor._replace(key=jax.random.key_data(cursor.key)))
-    restored = Cursor(*(jnp.asarray(np.frombuffer(a.tobytes(), a.dtype).reshape(a.shape)) for a in saved))
+    restored = Cursor(
+        *(jnp.asarray(np.frombuffer(a.tobytes(), a.dtype).reshape(a.shape)) for a in saved)
+    )
     _, second = stream(batches, restored._replace(key=jax.random.wrap_key_data(restored.key)), 5)
     np.testing.assert_array_equal(np.concatenate([first, second]), whole)
 

@@ -13,7 +13,15 @@ import vijax as vj
 from vijax.fitting import bar, fit, jsonl
 from vijax.types import Draws, Rule, Step
 
-LINE = {"step": 5, "steps": 10, "first": 0, "bound": -1.5, "ess": 2.0, "khat": None, "rhat": float("nan")}
+LINE = {
+    "step": 5,
+    "steps": 10,
+    "first": 0,
+    "bound": -1.5,
+    "ess": 2.0,
+    "khat": None,
+    "rhat": float("nan"),
+}
 
 
 def step(key, state):
@@ -34,10 +42,16 @@ def told(key, steps, **options):
 def test_the_numbers_are_those_of_the_steps(key):
     lines = told(key, 1000, log_every=250, stop=None)
     assert [line["step"] for line in lines] == [250, 500, 750, 1000]
-    log_w = jax.vmap(lambda i: jax.random.normal(jax.random.fold_in(key, i), (4,)))(jnp.arange(1000))
+    log_w = jax.vmap(lambda i: jax.random.normal(jax.random.fold_in(key, i), (4,)))(
+        jnp.arange(1000)
+    )
     for i, line in enumerate(lines):
-        np.testing.assert_allclose(line["bound"], log_w[250 * i : 250 * (i + 1)].mean(), rtol=1e-4, atol=1e-6)
-        np.testing.assert_allclose(line["ess"], vj.diagnostics.ess(log_w[250 * (i + 1) - 1]), rtol=1e-5)
+        np.testing.assert_allclose(
+            line["bound"], log_w[250 * i : 250 * (i + 1)].mean(), rtol=1e-4, atol=1e-6
+        )
+        np.testing.assert_allclose(
+            line["ess"], vj.diagnostics.ess(log_w[250 * (i + 1) - 1]), rtol=1e-5
+        )
         assert line["steps_per_second"] > 0
     # The last draws of every eighth step, pooled: the ring has gone no further than its 256 rows.
     last = vj.diagnostics.khat(log_w[7:1000:8][jnp.arange(256) % 125].reshape(-1))

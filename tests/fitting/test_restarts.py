@@ -16,7 +16,11 @@ def rule_of(landscape):
 
     def estimate(key, params):
         e, f = jax.random.normal(key, (2,))
-        value = landscape(params["loc"]) + 0.2 * e * params["loc"] - jnp.square(params["log_scale"] - 0.1 * f)
+        value = (
+            landscape(params["loc"])
+            + 0.2 * e * params["loc"]
+            - jnp.square(params["log_scale"] - 0.1 * f)
+        )
         return Estimate(value, Draws(None, value[None] + jnp.array([0.0, 0.1]), jnp.zeros(2)))
 
     return ascent(estimate, optax.sgd(0.05))
@@ -37,7 +41,14 @@ def states(rule, locs):
 
 def test_restarts_of_one_optimum_agree(key):
     rule = rule_of(one)
-    found = restarts(key, rule, states(rule, [-2.0, 0.0, 3.0]), steps=4000, stop=stationary(error=0.03), reports=())
+    found = restarts(
+        key,
+        rule,
+        states(rule, [-2.0, 0.0, 3.0]),
+        steps=4000,
+        stop=stationary(error=0.03),
+        reports=(),
+    )
     assert isinstance(found, Restarts)
     assert isinstance(found.fit.state, Many)
     assert found.same_params.all()
@@ -54,7 +65,9 @@ def test_restarts_of_one_optimum_agree(key):
 @pytest.mark.slow
 def test_restarts_of_two_optima_do_not(key):
     rule = rule_of(twin)
-    found = restarts(key, rule, states(rule, [-2.0, 0.9, 1.3, -0.8]), steps=3000, stop=None, reports=())
+    found = restarts(
+        key, rule, states(rule, [-2.0, 0.9, 1.3, -0.8]), steps=3000, stop=None, reports=()
+    )
     assert found.same_params.tolist() == [False, True, True, False]
     assert found.same_bound.tolist() == [False, True, True, False]
     assert found.best in (1, 2)
@@ -89,7 +102,9 @@ def test_each_is_a_fit_of_its_own(key):
     def alone(carry, i):
         return rule.step(jax.random.split(jax.random.fold_in(key, i), 2)[1], carry)[0], None
 
-    second, _ = jax.jit(lambda s: jax.lax.scan(alone, s, jnp.arange(50)))(jax.tree.map(lambda l: l[1], starts))
+    second, _ = jax.jit(lambda s: jax.lax.scan(alone, s, jnp.arange(50)))(
+        jax.tree.map(lambda l: l[1], starts)
+    )
     mine = jax.tree.map(lambda l: l[1], found.fit.state.states)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), mine, second)
 
@@ -98,7 +113,8 @@ def test_what_is_refused(key, unchecked):
     rule = rule_of(one)
     bad = rule.init({"loc": jnp.zeros(3), "log_scale": jnp.zeros(2)})
     with pytest.raises(
-        ValueError, match=r"must be \[restarts, ...\] with one number of restarts, got \[\(2,\), \(3,\)\]"
+        ValueError,
+        match=r"must be \[restarts, ...\] with one number of restarts, got \[\(2,\), \(3,\)\]",
     ):
         restarts(key, rule, bad, steps=10)
     with pytest.raises(ValueError, match="make them with jax.vmap"):

@@ -35,7 +35,9 @@ def member(name, seed):
     if name == "quasi_newton":
         loc = {"a": jnp.asarray(rng.normal(size=2)), "b": jnp.asarray(rng.normal())}
         left, right = rng.normal(size=(3, 2)), rng.normal(size=(2, 3))
-        return AffineGaussian(loc, QuasiNewtonRoot(*map(jnp.asarray, (0.3 * rng.normal(size=3), left, right))))
+        return AffineGaussian(
+            loc, QuasiNewtonRoot(*map(jnp.asarray, (0.3 * rng.normal(size=3), left, right)))
+        )
     params = FAMILIES[name].init(jax.random.key(0), jax.tree.map(jnp.asarray, LIKE))
     return FAMILIES[name].dist(jax.tree.map(lambda p: p + 0.3 * rng.normal(size=p.shape), params))
 
@@ -51,9 +53,17 @@ def test_gaussian_families_know_each_other(one, other, x64):
     q, p = member(one, 1), member(other, 2)
     (m, a), (n, b) = dense(q), dense(p)
     log_det = lambda c: np.linalg.slogdet(c)[1]
-    kl = 0.5 * (np.trace(np.linalg.solve(b, a)) + (m - n) @ np.linalg.solve(b, m - n) - 3 + log_det(b) - log_det(a))
+    kl = 0.5 * (
+        np.trace(np.linalg.solve(b, a))
+        + (m - n) @ np.linalg.solve(b, m - n)
+        - 3
+        + log_det(b)
+        - log_det(a)
+    )
     np.testing.assert_allclose(q.kl_divergence(p), kl, rtol=1e-10)
-    np.testing.assert_allclose(q.entropy(), 0.5 * (log_det(a) + 3 * np.log(2 * np.pi * np.e)), rtol=1e-10)
+    np.testing.assert_allclose(
+        q.entropy(), 0.5 * (log_det(a) + 3 * np.log(2 * np.pi * np.e)), rtol=1e-10
+    )
 
 
 @pytest.mark.parametrize("name", list(ROOTS))
@@ -69,10 +79,14 @@ def test_a_root_is_its_matrix(name, x64):
     np.testing.assert_allclose([log_q, q.log_prob(z)], expected, rtol=1e-9)
     far = RNG.normal(size=3)
     expected = multivariate_normal.logpdf(far, mean, covariance)
-    np.testing.assert_allclose(q.log_prob({"a": jnp.asarray(far[:2]), "b": jnp.asarray(far[2])}), expected, rtol=1e-9)
+    np.testing.assert_allclose(
+        q.log_prob({"a": jnp.asarray(far[:2]), "b": jnp.asarray(far[2])}), expected, rtol=1e-9
+    )
     np.testing.assert_allclose(ravel_pytree(q.variance())[0], np.diag(covariance), rtol=1e-9)
     np.testing.assert_allclose(q.root.precisions(), np.diag(np.linalg.inv(covariance)), rtol=1e-8)
-    np.testing.assert_allclose(ravel_pytree(q.transport(jax.scipy.special.ndtr(e)))[0], ravel_pytree(z)[0], rtol=1e-8)
+    np.testing.assert_allclose(
+        ravel_pytree(q.transport(jax.scipy.special.ndtr(e)))[0], ravel_pytree(z)[0], rtol=1e-8
+    )
 
 
 def test_it_passes_through_jax(key):
@@ -89,7 +103,9 @@ def test_it_passes_through_jax(key):
 
 
 def test_refusals():
-    q = AffineGaussian(jnp.zeros(3), QuasiNewtonRoot(jnp.zeros(3), jnp.zeros((3, 1)), jnp.zeros((1, 3))))
+    q = AffineGaussian(
+        jnp.zeros(3), QuasiNewtonRoot(jnp.zeros(3), jnp.zeros((3, 1)), jnp.zeros((1, 3)))
+    )
     with pytest.raises(ValueError, match="one draw"):
         q.log_prob(jnp.zeros(4))
     with pytest.raises(ValueError, match="they must be alike"):

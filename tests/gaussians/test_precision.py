@@ -50,13 +50,17 @@ def test_against_the_dense_matrix(name, x64):
     root = precision.factor(kept)
     flat = lambda a: np.asarray(a).reshape(-1)
     np.testing.assert_allclose(flat(precision.times(kept, v)), matrix @ flat(v), rtol=1e-9)
-    np.testing.assert_allclose(flat(precision.solve(root, v)), np.linalg.solve(matrix, flat(v)), rtol=1e-9)
+    np.testing.assert_allclose(
+        flat(precision.solve(root, v)), np.linalg.solve(matrix, flat(v)), rtol=1e-9
+    )
     np.testing.assert_allclose(flat(precision.own(kept)), np.diag(matrix))
     mean = jnp.asarray(RNG.normal(size=shape))
     q = Gaussian(mean, root, precision)
     z, log_q = q.sample_and_log_prob(seed=jax.random.key(0), sample_shape=(3,))
     np.testing.assert_allclose(jax.vmap(q.log_prob)(z), log_q, rtol=1e-12)
-    expected = multivariate_normal.logpdf(np.asarray(z).reshape(3, -1), flat(mean), np.linalg.inv(matrix))
+    expected = multivariate_normal.logpdf(
+        np.asarray(z).reshape(3, -1), flat(mean), np.linalg.inv(matrix)
+    )
     np.testing.assert_allclose(log_q, expected, rtol=1e-8)
 
 

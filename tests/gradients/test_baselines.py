@@ -23,7 +23,11 @@ def after_steps(key, steps, optimal=False):
         q = problems.Bits(CASE.params["q"])
         objective = vj.gradients.score(ELBO, baseline=BASELINE.value(state))
         seen = objective(key, LOG_JOINT, q, num_samples=2).draws
-        weights = vj.gradients.squared_scores(problems.Bits, CASE.params["q"], seen.z)[:, None] if optimal else None
+        weights = (
+            vj.gradients.squared_scores(problems.Bits, CASE.params["q"], seen.z)[:, None]
+            if optimal
+            else None
+        )
         return BASELINE.update(state, seen.log_w, weights), None
 
     return jax.lax.scan(step, BASELINE.init((2,)), jax.random.split(key, steps))[0]
@@ -34,7 +38,9 @@ def test_it_is_the_mean_that_it_says():
     state = BASELINE.update(BASELINE.init((2,)), log_w)
     np.testing.assert_allclose(BASELINE.value(state), [2.0, 2.0], rtol=1e-6)
     again = BASELINE.update(state, jnp.zeros((2, 2)))
-    np.testing.assert_allclose(BASELINE.value(again), [2 * 0.9 * 2 / (0.9 * 2 + 2), 0.9 * 2 / (0.9 + 2)], rtol=1e-6)
+    np.testing.assert_allclose(
+        BASELINE.value(again), [2 * 0.9 * 2 / (0.9 * 2 + 2), 0.9 * 2 / (0.9 + 2)], rtol=1e-6
+    )
     one = BASELINE.update(BASELINE.init(), log_w, jnp.array([[1.0], [3.0]]))
     np.testing.assert_allclose(BASELINE.value(one), (1 + 2 + 9) / 5, rtol=1e-6)
     np.testing.assert_array_equal(BASELINE.value(BASELINE.init((3,))), 0.0)
@@ -58,7 +64,9 @@ def test_unbiased_and_less_varied(key):
     found = {"moving": jax.jit(jax.vmap(after))(jax.random.split(key, 20_000))}
     assert_mean(found, problems.truths(CASE, found), detects=0.3)
     worse = problems.value_and_grads(key, CASE, plain, 1, 20_000)
-    assert_variance_ratio(problems.of_q(worse, "plain"), problems.of_q(found, "moving"), at_least=5.0)
+    assert_variance_ratio(
+        problems.of_q(worse, "plain"), problems.of_q(found, "moving"), at_least=5.0
+    )
 
 
 # --- a network of the data: here a line in x, which for two data can be exact
@@ -72,10 +80,14 @@ def test_learned_is_the_regression_of_log_weights_on_the_data(key):
     network = vj.gradients.learned(lambda psi, x: psi["slope"] * x + psi["shift"], optax.adam(0.1))
 
     def step(state, key):
-        seen = vj.gradients.score(ELBO)(key, LOG_JOINT, problems.Bits(CASE.params["q"]), num_samples=4).draws
+        seen = vj.gradients.score(ELBO)(
+            key, LOG_JOINT, problems.Bits(CASE.params["q"]), num_samples=4
+        ).draws
         return network.update(state, seen.log_w, cases.X), None
 
-    state = jax.jit(lambda: jax.lax.scan(step, network.init(START), jax.random.split(key, 1500))[0])()
+    state = jax.jit(
+        lambda: jax.lax.scan(step, network.init(START), jax.random.split(key, 1500))[0]
+    )()
     points = jnp.asarray(np.broadcast_to(problems.all_bits(3)[:, None], (8, 2, 3)))
     log_q = jax.vmap(problems.Bits(CASE.params["q"]).log_prob)(points)
     truth = jnp.sum(jnp.exp(log_q) * (jax.vmap(LOG_JOINT)(points) - log_q), 0)
@@ -93,7 +105,9 @@ def test_learned_is_unbiased_and_less_varied(key):
             seen = objective(key, LOG_JOINT, problems.Bits(CASE.params["q"]), num_samples=1).draws
             return NETWORK.update(state, seen.log_w, cases.X), None
 
-        state = jax.lax.scan(step, NETWORK.init(START), jax.random.split(first, 20 if learn else 0))[0]
+        state = jax.lax.scan(
+            step, NETWORK.init(START), jax.random.split(first, 20 if learn else 0)
+        )[0]
 
         def total(params):
             objective = vj.gradients.score(ELBO, baseline=NETWORK.value(state, cases.X))
@@ -104,14 +118,19 @@ def test_learned_is_unbiased_and_less_varied(key):
 
     keys = jax.random.split(key, 20_000)
     found = {
-        name: jax.jit(jax.vmap(lambda k, n=name: after(k, n == "learned")))(keys) for name in ("learned", "untaught")
+        name: jax.jit(jax.vmap(lambda k, n=name: after(k, n == "learned")))(keys)
+        for name in ("learned", "untaught")
     }
     assert_mean({"learned": found["learned"]}, problems.truths(CASE, ["learned"]), detects=0.3)
-    assert_variance_ratio(problems.of_q(found, "untaught"), problems.of_q(found, "learned"), at_least=5.0)
+    assert_variance_ratio(
+        problems.of_q(found, "untaught"), problems.of_q(found, "learned"), at_least=5.0
+    )
 
 
 def test_learned_ignores_impossible_draws_and_weighs_the_possible():
-    state = NETWORK.update(NETWORK.init(START), jnp.array([[1.0, -jnp.inf], [3.0, -jnp.inf]]), cases.X)
+    state = NETWORK.update(
+        NETWORK.init(START), jnp.array([[1.0, -jnp.inf], [3.0, -jnp.inf]]), cases.X
+    )
     # ∂ ½ mean (log w)² over the two that count: -(1 + 3)/2 in the shift.
     np.testing.assert_allclose(state.params["shift"], 0.2 * 2.0, rtol=1e-6)
     np.testing.assert_allclose(state.params["slope"], 0.2 * 2.0 * cases.X[0], rtol=1e-6)
@@ -176,7 +195,9 @@ def test_weights_of_a_moving_average_go_along_draws():
     log_w = jnp.array([[1.0, 2.0, 3.0], [10.0, 20.0, 30.0], [100.0, 200.0, 300.0]])
     weights = jnp.array([1.0, 0.0, 0.0])
     np.testing.assert_allclose(average.value(average.update(average.init(), log_w, weights)), 2.0)
-    np.testing.assert_allclose(average.value(average.update(average.init((3,)), log_w, weights)), [1.0, 2.0, 3.0])
+    np.testing.assert_allclose(
+        average.value(average.update(average.init((3,)), log_w, weights)), [1.0, 2.0, 3.0]
+    )
     with pytest.raises(ValueError, match=r"\[k\] or \[k, \*batch\]"):
         average.update(average.init(), log_w, jnp.ones(2))
 

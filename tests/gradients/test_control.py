@@ -17,7 +17,10 @@ ELBO = vj.bounds.elbo
 
 def network(params, z, relaxed):
     """Guess log w from every real number of a draw."""
-    h = sum(jnp.sum(jnp.tanh(leaf * params["slope"]), range(1, leaf.ndim)) for leaf in jax.tree.leaves(z))
+    h = sum(
+        jnp.sum(jnp.tanh(leaf * params["slope"]), range(1, leaf.ndim))
+        for leaf in jax.tree.leaves(z)
+    )
     return params["scale"] * h
 
 
@@ -38,7 +41,8 @@ def fixed(objective, params):
 
 
 @pytest.mark.parametrize(
-    "case", some([problems.BITS, problems.HOT, problems.WHOLE], "whole", name=lambda case: case.name)
+    "case",
+    some([problems.BITS, problems.HOT, problems.WHOLE], "whole", name=lambda case: case.name),
 )
 def test_unbiased_whatever_the_control(case, key):
     objectives = {"relax": fixed(RELAXED, NETWORK)}
@@ -69,7 +73,9 @@ def test_slopes_are_those_of_the_variance(key):
                 estimate, slopes = REBARED(key, log_joint, q, params, num_samples=1)
                 return estimate.value.sum(), slopes
 
-            slope, of_variance = jax.grad(total, has_aux=True)(jnp.asarray(problems.BITS.params["q"]))
+            slope, of_variance = jax.grad(total, has_aux=True)(
+                jnp.asarray(problems.BITS.params["q"])
+            )
             return jnp.sum(jnp.square(slope)), of_variance["scale"]
 
         return jax.tree.map(jnp.mean, jax.vmap(one)(keys))
@@ -86,12 +92,16 @@ def test_chunks_change_no_number(key):
         def total(params):
             log_joint = lambda z: problems.BITS.log_p(params["theta"], z)  # noqa: E731
             q = problems.Bits(params["q"])
-            estimate, slopes = BOTH(key, log_joint, q, NETWORK, num_samples=5, chunk_size=chunk_size)
+            estimate, slopes = BOTH(
+                key, log_joint, q, NETWORK, num_samples=5, chunk_size=chunk_size
+            )
             return estimate.value.sum(), slopes
 
         return jax.jit(jax.value_and_grad(total, has_aux=True))(problems.BITS.params)
 
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), run(None), run(2))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), run(None), run(2)
+    )
 
 
 # --- the toy of both papers: E(b - t)² with t = .499, to be minimised
@@ -103,14 +113,20 @@ def toy(objective, theta, key, params, num_samples=1):
     """Return -E(b - t)² of a Bernoulli, as the bound of a model that cancels log q, and the control's slopes."""
     log_q = lambda z, a: jnp.sum(z * a - jax.nn.softplus(a), -1)  # noqa: E731
     log_joint = lambda z: -jnp.sum(jnp.square(z - T), -1) + log_q(z, jax.lax.stop_gradient(theta))  # noqa: E731
-    estimate, slopes = objective(key, log_joint, problems.Bits(theta), params, num_samples=num_samples)
+    estimate, slopes = objective(
+        key, log_joint, problems.Bits(theta), params, num_samples=num_samples
+    )
     return estimate.value, slopes
 
 
 def units(params, z, relaxed):
     """Return RELAX's own control: the relaxed model, and a small network beside it."""
     h = jnp.tanh(z[0] * params["in"] + params["shift"])
-    return params["scale"] * relaxed(jnp.exp(params["log_temperature"])) + jnp.sum(h * params["out"]) + params["bias"]
+    return (
+        params["scale"] * relaxed(jnp.exp(params["log_temperature"]))
+        + jnp.sum(h * params["out"])
+        + params["bias"]
+    )
 
 
 UNITS = {
@@ -128,7 +144,9 @@ def learned(objective, params, key, steps=1500):
 
     def step(carry, key):
         params, state = carry
-        slopes = jax.vmap(lambda k: toy(objective, jnp.zeros(1), k, params)[1])(jax.random.split(key, 8))
+        slopes = jax.vmap(lambda k: toy(objective, jnp.zeros(1), k, params)[1])(
+            jax.random.split(key, 8)
+        )
         updates, state = optimiser.update(jax.tree.map(lambda s: s.mean(0), slopes), state)
         return (optax.apply_updates(params, updates), state), None
 
@@ -144,7 +162,10 @@ def test_relax_varies_less_than_rebar_and_that_less_than_reinforce(key):
     """
     relaxed = vj.gradients.relax(ELBO, control=units)
     plain = lambda b: (
-        lambda key, log_joint, q, _, **k: (vj.gradients.score(ELBO, baseline=b)(key, log_joint, q, **k), 0)
+        lambda key, log_joint, q, _, **k: (
+            vj.gradients.score(ELBO, baseline=b)(key, log_joint, q, **k),
+            0,
+        )
     )  # noqa: E731
 
     @jax.jit
@@ -170,9 +191,14 @@ def test_relax_varies_less_than_rebar_and_that_less_than_reinforce(key):
 
 
 def test_rebar_varies_less_than_reinforce_where_the_relaxed_model_speaks(key):
-    objectives = {"rebar": fixed(REBARED, REBAR), "reinforce": vj.gradients.score(ELBO, baseline=-1.0)}
+    objectives = {
+        "rebar": fixed(REBARED, REBAR),
+        "reinforce": vj.gradients.score(ELBO, baseline=-1.0),
+    }
     found = problems.value_and_grads(key, problems.BITS, objectives, 1, 20_000)
-    assert_variance_ratio(problems.of_q(found, "reinforce"), problems.of_q(found, "rebar"), at_least=6.0)
+    assert_variance_ratio(
+        problems.of_q(found, "reinforce"), problems.of_q(found, "rebar"), at_least=6.0
+    )
 
 
 @pytest.mark.slow
@@ -194,7 +220,9 @@ def test_the_toy_converges_for_every_seed(key):
     def train(key):
         warm, key = jax.random.split(key)
         start = (jnp.zeros(1), learned(objective, UNITS, warm, steps=500))
-        (params, _), _ = jax.lax.scan(step, (start, optimiser.init(start)), jax.random.split(key, 8_000))
+        (params, _), _ = jax.lax.scan(
+            step, (start, optimiser.init(start)), jax.random.split(key, 8_000)
+        )
         return jax.nn.sigmoid(params[0])
 
     p = jax.jit(jax.vmap(train))(jax.random.split(key, 3))
@@ -203,10 +231,15 @@ def test_the_toy_converges_for_every_seed(key):
 
 @pytest.mark.slow
 def test_double_precision_and_extreme_logits(x64, key):
-    q = (problems.Bits(jnp.array([60.0, -60.0, 0.1])), problems.Choice(jnp.array([-jnp.inf, 0.3, 1e4, -1e4]), hot=True))
+    q = (
+        problems.Bits(jnp.array([60.0, -60.0, 0.1])),
+        problems.Choice(jnp.array([-jnp.inf, 0.3, 1e4, -1e4]), hot=True),
+    )
     log_joint = lambda z: jnp.sum(z[0]) - jnp.sum(z[1] ** 2)  # noqa: E731
     params = {"scale": jnp.array(0.9), "log_temperature": jnp.array(-0.4)}
-    estimate, slopes = jax.jit(lambda k: vj.gradients.rebar(ELBO)(k, log_joint, q, params, num_samples=8))(key)
+    estimate, slopes = jax.jit(
+        lambda k: vj.gradients.rebar(ELBO)(k, log_joint, q, params, num_samples=8)
+    )(key)
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves((estimate.value, slopes)))
     assert estimate.value.dtype == slopes["scale"].dtype == jnp.float64
 
@@ -254,7 +287,11 @@ def test_rebars_slopes_are_the_derivative_of_the_squared_gradient(key):
         return jnp.mean(jax.vmap(squared, (None, 0))(p, keys))
 
     step = 1e-2
-    differences = [(mean(start + step * e) - mean(start - step * e)) / (2 * step) for e in jnp.eye(2)]
-    slopes = jax.vmap(lambda k: rebar(k, log_joint, q(logits), parameters(start), num_samples=1)[1])(keys)
+    differences = [
+        (mean(start + step * e) - mean(start - step * e)) / (2 * step) for e in jnp.eye(2)
+    ]
+    slopes = jax.vmap(
+        lambda k: rebar(k, log_joint, q(logits), parameters(start), num_samples=1)[1]
+    )(keys)
     found = [slopes["scale"].mean(), slopes["log_temperature"].mean()]
     np.testing.assert_allclose(found, differences, rtol=0.03)

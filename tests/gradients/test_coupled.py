@@ -24,7 +24,11 @@ def test_unbiased(case, key):
 
 def test_a_wrong_sign_fails(key):
     """The control: without (-1)^b̃ the same comparison refuses."""
-    wrong = {"disarm": _coupled._coupled(ELBO, lambda u, a, b, c: abs(_coupled._disarmed(u, a, b, c)), "disarm")}
+    wrong = {
+        "disarm": _coupled._coupled(
+            ELBO, lambda u, a, b, c: abs(_coupled._disarmed(u, a, b, c)), "disarm"
+        )
+    }
     found = problems.value_and_grads(key, problems.BITS, wrong, 2, 20_000)
     with pytest.raises(AssertionError, match="biased"):
         assert_mean(found, problems.truths(problems.BITS, wrong), detects=0.2)
@@ -52,15 +56,21 @@ def test_at_the_exact_posterior_the_gradient_is_zero_draw_by_draw(key):
     np.testing.assert_allclose(slope, 0.0, atol=2e-5)
 
 
-@pytest.mark.parametrize("case", some([problems.BITS, problems.DICT], "bits", name=lambda case: case.name))
+@pytest.mark.parametrize(
+    "case", some([problems.BITS, problems.DICT], "bits", name=lambda case: case.name)
+)
 def test_chunks_and_single_keys_change_no_number(case, key):
     whole = problems.value_and_grads(key, case, OBJECTIVES, 6, 3)
     chunked = problems.value_and_grads(key, case, OBJECTIVES, 6, 3, chunk_size=4)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5), whole, chunked)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5), whole, chunked
+    )
 
 
 def test_double_precision(x64, key):
-    case = problems.BITS._replace(params=jax.tree.map(lambda a: jnp.asarray(a, jnp.float64), problems.BITS.params))
+    case = problems.BITS._replace(
+        params=jax.tree.map(lambda a: jnp.asarray(a, jnp.float64), problems.BITS.params)
+    )
     (value, slopes) = problems.value_and_grads(key, case, OBJECTIVES, 4, 2)["disarm"]
     assert value.dtype == slopes["q"].dtype == slopes["theta"]["weight"].dtype == jnp.float64
 
@@ -87,11 +97,15 @@ def distributions():
     a = jnp.array([[0.3, -0.8, 1.1], [-0.4, 0.2, -1.3]])
     good = {
         "distrax Bernoulli": distrax.Independent(distrax.Bernoulli(logits=a), 1),
-        "distrax Bernoulli of probabilities": distrax.Independent(distrax.Bernoulli(probs=jax.nn.sigmoid(a)), 1),
+        "distrax Bernoulli of probabilities": distrax.Independent(
+            distrax.Bernoulli(probs=jax.nn.sigmoid(a)), 1
+        ),
         "distrax OneHotCategorical": distrax.OneHotCategorical(logits=a),
         "distrax Categorical": distrax.Categorical(probs=jax.nn.softmax(a)),
         "TFP Bernoulli": adapt(tfd.Independent(tfd.Bernoulli(logits=a), 1)),
-        "TFP Bernoulli of probabilities": adapt(tfd.Independent(tfd.Bernoulli(probs=jax.nn.sigmoid(a)), 1)),
+        "TFP Bernoulli of probabilities": adapt(
+            tfd.Independent(tfd.Bernoulli(probs=jax.nn.sigmoid(a)), 1)
+        ),
         "TFP Categorical": adapt(tfd.Categorical(logits=a)),
         "NumPyro Bernoulli": adapt(npd.Bernoulli(logits=a).to_event(1)),
         "NumPyro Categorical": adapt(npd.Categorical(logits=a)),
@@ -115,7 +129,9 @@ def test_who_is_believed(key, loose_ranks):
 
     def run(q):
         log_joint = lambda z: jnp.zeros(2)  # noqa: E731
-        return jax.eval_shape(lambda: OBJECTIVES["disarm"](key, log_joint, q, num_samples=2).draws.log_q)
+        return jax.eval_shape(
+            lambda: OBJECTIVES["disarm"](key, log_joint, q, num_samples=2).draws.log_q
+        )
 
     for name, q in good.items():
         assert run(q).shape == (2, 2), name
@@ -134,7 +150,10 @@ def test_parameters_that_are_tracers(key, loose_ranks):
         return OBJECTIVES["disarm"](key, lambda z: jnp.sum(z * 1.3, -1), q, num_samples=2).value
 
     a = jnp.array([0.3, -0.8, 1.1])
-    makes = [lambda a: distrax.Bernoulli(logits=a), lambda a: distrax.Bernoulli(probs=jax.nn.sigmoid(a))]
+    makes = [
+        lambda a: distrax.Bernoulli(logits=a),
+        lambda a: distrax.Bernoulli(probs=jax.nn.sigmoid(a)),
+    ]
     one, two = (jax.jit(jax.grad(lambda a, make=make: total(a, make, key)))(a) for make in makes)
     np.testing.assert_allclose(one, two, rtol=1e-5)
     np.testing.assert_allclose(one, jax.grad(lambda a: total(a, makes[0], key))(a), rtol=1e-5)

@@ -12,10 +12,22 @@ import vijax as vj
 from tests.bare import Coin, Gauss
 from tests.marks import but
 from tests.statistics import assert_mean
-from vijax.gradients import _each, disarm, dreg, each, local_expectation, reparam, straight_through, vimco
+from vijax.gradients import (
+    _each,
+    disarm,
+    dreg,
+    each,
+    local_expectation,
+    reparam,
+    straight_through,
+    vimco,
+)
 
 elbo, iwae = vj.bounds.elbo, vj.bounds.iwae
-PARAMS = {"q": {"loc": jnp.array(0.3), "log_scale": jnp.array(-0.4), "logit": jnp.array(0.4)}, "theta": jnp.array(0.7)}
+PARAMS = {
+    "q": {"loc": jnp.array(0.3), "log_scale": jnp.array(-0.4), "logit": jnp.array(0.4)},
+    "theta": jnp.array(0.7),
+}
 
 
 class Shown(Coin):
@@ -45,7 +57,9 @@ def truth(bound, k):
         z = jnp.repeat(q["loc"] + jnp.exp(q["log_scale"]) * jnp.asarray(nodes, jnp.float32), 2)
         bit = jnp.tile(jnp.array([0.0, 1.0]), 14)
         log_w = (
-            log_joint(theta, {"z": z, "bit": bit}) - posterior(q)["z"].log_prob(z) - posterior(q)["bit"].log_prob(bit)
+            log_joint(theta, {"z": z, "bit": bit})
+            - posterior(q)["z"].log_prob(z)
+            - posterior(q)["bit"].log_prob(bit)
         )
         chance = jnp.repeat(weights, 2) * jnp.exp(posterior(q)["bit"].log_prob(bit))
         grid = jnp.meshgrid(*[jnp.arange(28)] * k, indexing="ij")
@@ -57,10 +71,14 @@ def truth(bound, k):
 
 def gradients(objective, k, n=60_000):
     def one(key):
-        value = lambda p: objective(key, partial(log_joint, p["theta"]), posterior(p["q"]), num_samples=k).value
+        value = lambda p: (
+            objective(key, partial(log_joint, p["theta"]), posterior(p["q"]), num_samples=k).value
+        )
         return jax.grad(value)(PARAMS)
 
-    return jax.jit(lambda keys: jax.lax.map(one, keys, batch_size=2000))(jax.random.split(jax.random.key(0), n))
+    return jax.jit(lambda keys: jax.lax.map(one, keys, batch_size=2000))(
+        jax.random.split(jax.random.key(0), n)
+    )
 
 
 CASES = {
@@ -84,7 +102,9 @@ def test_what_is_wrong_is_seen(monkeypatch):
         assert_mean(gradients(biased, 2), truth(elbo, 2), detects=0.06)
     monkeypatch.setattr(_each, "_by_draws_alone", lambda log_p, z: log_p(z))
     with pytest.raises(AssertionError, match="theta.* is biased"):
-        assert_mean(gradients(each(elbo, CASES["reparam and disarm"][0]), 2), truth(elbo, 2), detects=0.06)
+        assert_mean(
+            gradients(each(elbo, CASES["reparam and disarm"][0]), 2), truth(elbo, 2), detects=0.06
+        )
 
 
 @pytest.mark.slow
@@ -99,21 +119,29 @@ def test_batches_chunks_tuples_and_auxiliary_output():
     objective, target = each(elbo, (dreg, vimco)), vj.targets.keyed(model, has_aux=True)
 
     def run(loc, key, **keywords):
-        found = objective(key, target, (Gauss(loc, jnp.zeros(3)), Coin(logit)), num_samples=4, **keywords)
+        found = objective(
+            key, target, (Gauss(loc, jnp.zeros(3)), Coin(logit)), num_samples=4, **keywords
+        )
         return jnp.sum(found.value), found
 
     slopes, whole = jax.jit(jax.grad(run, has_aux=True))(loc, jax.random.key(1))
-    in_chunks, chunked = jax.jit(partial(jax.grad(run, has_aux=True), chunk_size=2))(loc, jax.random.key(1))
+    in_chunks, chunked = jax.jit(partial(jax.grad(run, has_aux=True), chunk_size=2))(
+        loc, jax.random.key(1)
+    )
     np.testing.assert_allclose(slopes, in_chunks, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(whole.value, chunked.value, rtol=1e-5, atol=1e-6)
     x, bit = whole.draws.z
     assert chunked.draws.z is None
     assert x.shape == bit.shape == whole.draws.log_w.shape == (4, 3)
     np.testing.assert_array_equal(whole.draws.aux["seen"], bit)
-    log_q = jax.vmap(lambda x, bit: Gauss(loc, jnp.zeros(3)).log_prob(x) + Coin(logit).log_prob(bit))(x, bit)
+    log_q = jax.vmap(
+        lambda x, bit: Gauss(loc, jnp.zeros(3)).log_prob(x) + Coin(logit).log_prob(bit)
+    )(x, bit)
     np.testing.assert_allclose(whole.draws.log_q, log_q, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(whole.value, jnp.mean(whole.draws.log_w, 0), rtol=1e-5, atol=1e-6)
-    several = jax.vmap(lambda key: jax.grad(run, has_aux=True)(loc, key)[0])(jax.random.split(jax.random.key(1), 2))
+    several = jax.vmap(lambda key: jax.grad(run, has_aux=True)(loc, key)[0])(
+        jax.random.split(jax.random.key(1), 2)
+    )
     assert several.shape == (2, 3)
     assert jnp.all(jnp.isfinite(several))
 
@@ -121,7 +149,9 @@ def test_batches_chunks_tuples_and_auxiliary_output():
 def test_refusals():
     key, p = jax.random.key(0), lambda z: log_joint(0.7, z)
     pair, q = {"z": dreg, "bit": vimco}, posterior(PARAMS["q"])
-    run = lambda estimators, q, target=p, bound=elbo: each(bound, estimators)(key, target, q, num_samples=2)
+    run = lambda estimators, q, target=p, bound=elbo: each(bound, estimators)(
+        key, target, q, num_samples=2
+    )
     with pytest.raises(ValueError, match=r"for the leaves \['z'\], and q has \['z', 'bit'\]"):
         run({"z": dreg}, q)
     with pytest.raises(TypeError, match="several leaves"):

@@ -19,10 +19,19 @@ elbo = vj.bounds.elbo
 
 def coins():
     """Three coins, the last given the first; factors of one, of two and of none."""
-    params = {"q": {"a": 0.4, "b": -0.3, "c": 0.6, "slope": -0.8}, "theta": {"u": 0.7, "v": -0.4, "w": 0.2}}
-    build = lambda q: {"a": Flip(q["a"]), "b": Flip(q["b"]), "c": lambda e: Flip(q["c"] + q["slope"] * e["a"])}
+    params = {
+        "q": {"a": 0.4, "b": -0.3, "c": 0.6, "slope": -0.8},
+        "theta": {"u": 0.7, "v": -0.4, "w": 0.2},
+    }
+    build = lambda q: {
+        "a": Flip(q["a"]),
+        "b": Flip(q["b"]),
+        "c": lambda e: Flip(q["c"] + q["slope"] * e["a"]),
+    }
     log_p = lambda t, z: {
-        "none": norm.logpdf(t["u"], 0.0, 1.0),  # not in the order of the alphabet, into which JAX puts a dict
+        "none": norm.logpdf(
+            t["u"], 0.0, 1.0
+        ),  # not in the order of the alphabet, into which JAX puts a dict
         "a": norm.logpdf(t["u"], z["a"], 1.0),
         "ab": norm.logpdf(t["v"], z["b"] * z["a"], 0.8),
         "b": jnp.where(z["b"] > 0.5, t["w"], -0.3),
@@ -33,7 +42,10 @@ def coins():
 
 def mixed():
     """A normal with a path, a coin given it, a normal given the coin, and a coin on its own."""
-    params = {"q": {"loc": 0.3, "slope": 0.8, "jump": 0.5, "d": -0.2}, "theta": {"u": 0.7, "v": -0.4}}
+    params = {
+        "q": {"loc": 0.3, "slope": 0.8, "jump": 0.5, "d": -0.2},
+        "theta": {"u": 0.7, "v": -0.4},
+    }
     build = lambda q: {
         "a": Normal(q["loc"], jnp.full_like(q["loc"], -0.4), 12),
         "b": lambda e: Flip(q["slope"] * e["a"]),
@@ -56,10 +68,15 @@ def check(case, objective, *, whole=False):
 
     def make(theta):
         log_joint = (lambda z: sum(log_p(theta, z).values())) if whole else partial(log_p, theta)
-        return lambda key, _, q, *, num_samples: objective(key, log_joint, q, num_samples=num_samples)
+        return lambda key, _, q, *, num_samples: objective(
+            key, log_joint, q, num_samples=num_samples
+        )
 
     with jax.numpy_rank_promotion("allow"):
-        found, expected = problem.mean(make, 2, symmetric=True), problem.truth(elbo, 2, symmetric=True)
+        found, expected = (
+            problem.mean(make, 2, symmetric=True),
+            problem.truth(elbo, 2, symmetric=True),
+        )
     jax.tree.map(lambda f, e: np.testing.assert_allclose(f, e, atol=1e-9), found, expected)
 
 
@@ -73,7 +90,9 @@ def test_its_mean_is_the_gradient(case, whole, x64):
 def test_a_factor_lost_that_depends_is_a_bias(lost, x64, monkeypatch):
     """The control: "ab" depends on a directly, "c" only through the coin that is drawn given a."""
     kept = _factored._factors
-    cut = lambda *args: {name: on - {"a", "c"} if name == lost else on for name, on in kept(*args).items()}
+    cut = lambda *args: {
+        name: on - {"a", "c"} if name == lost else on for name, on in kept(*args).items()
+    }
     monkeypatch.setattr(_factored, "_factors", cut)
     with pytest.raises(AssertionError):
         check(coins, vj.gradients.factored(elbo))
@@ -112,7 +131,9 @@ FORMS = {
     "while": lambda a: jax.lax.while_loop(lambda s: s < a, lambda s: s + 1.0, 0.0),
     "fori": lambda a: jax.lax.fori_loop(0, a.astype(int) + 1, lambda i, s: s + 1.0, 0.0),
     "scan": lambda a: jax.lax.scan(lambda s, x: (s + x, None), 0.0, jnp.stack([a, a]))[0],
-    "carry": lambda a: jax.lax.scan(lambda s, x: ((s[1], s[0]), None), (0.0, a), jnp.arange(3))[0][0],
+    "carry": lambda a: jax.lax.scan(lambda s, x: ((s[1], s[0]), None), (0.0, a), jnp.arange(3))[0][
+        0
+    ],
     "custom derivative": jax.nn.relu,
     "jit": jax.jit(jnp.sin),
     "checkpoint": jax.checkpoint(jnp.sin),
@@ -126,7 +147,11 @@ FORMS = {
 def test_a_dependence_of_any_form_is_found(form):
     q = vj.Joint({"a": Coin(0.0), "b": Coin(0.0)})
     z = {name: jnp.zeros(2) for name in "ab"}
-    factors = lambda z: {"one": FORMS[form](z["a"]), "two": FORMS[form](z["b"]), "three": z["a"] * FORMS[form](z["b"])}
+    factors = lambda z: {
+        "one": FORMS[form](z["a"]),
+        "two": FORMS[form](z["b"]),
+        "three": z["a"] * FORMS[form](z["b"]),
+    }
     found = _factored._factors(factors, z, jnp.zeros(2), None, q)
     assert found == {"one": {"a"}, "two": {"b"}, "three": {"a", "b"}}
 
@@ -145,7 +170,9 @@ def many(n):
             q = {name: Coin(logits[i]) for i, name in enumerate(names)}
             return objective(key, factors, q, num_samples=2).value
 
-        slopes = jax.jit(jax.vmap(jax.grad(value), (None, 0)))(jnp.linspace(-0.5, 0.5, n), jax.random.split(key, 4000))
+        slopes = jax.jit(jax.vmap(jax.grad(value), (None, 0)))(
+            jnp.linspace(-0.5, 0.5, n), jax.random.split(key, 4000)
+        )
         return np.asarray(slopes, np.float64).mean(0), float(np.var(slopes, axis=0).sum())
 
     return variance
@@ -155,7 +182,10 @@ def many(n):
 def test_its_variance_does_not_grow_with_the_leaves(key):
     """Of twelve coins that know nothing of each other, a tenth of vimco's or less, and the same mean."""
     variance = many(12)
-    (mean, own), (other, of_vimco) = variance(vj.gradients.factored(elbo), key), variance(vj.gradients.vimco(elbo), key)
+    (mean, own), (other, of_vimco) = (
+        variance(vj.gradients.factored(elbo), key),
+        variance(vj.gradients.vimco(elbo), key),
+    )
     assert 10 * own < of_vimco
     np.testing.assert_allclose(mean, other, atol=6 * np.sqrt(of_vimco / 12 / 4000) + 0.01)
 
@@ -190,7 +220,10 @@ def test_with_terms_in_closed_form(x64):
     params = jax.tree.map(jnp.float64, params)
     build = lambda q: {"a": Flip(q["a"]), "b": Flip(q["b"])}
     prior = lambda t: {"a": Flip(t["p"]), "b": Flip(2 * t["p"])}
-    terms = lambda t, z: {"a": norm.logpdf(t["u"], z["a"], 1.0), "b": norm.logpdf(t["u"], 2 * z["b"], 1.0)}
+    terms = lambda t, z: {
+        "a": norm.logpdf(t["u"], z["a"], 1.0),
+        "b": norm.logpdf(t["u"], 2 * z["b"], 1.0),
+    }
     whole = lambda t, z: sum(terms(t, z).values()) + vj.types.lift(prior(t)).log_prob(z)
     problem = enum.Problem(params, build, whole, (2, 2))
 
@@ -202,16 +235,24 @@ def test_with_terms_in_closed_form(x64):
         return run
 
     with jax.numpy_rank_promotion("allow"):
-        found, expected = problem.mean(make, 2, symmetric=True), problem.truth(elbo, 2, symmetric=True)
+        found, expected = (
+            problem.mean(make, 2, symmetric=True),
+            problem.truth(elbo, 2, symmetric=True),
+        )
     jax.tree.map(lambda f, e: np.testing.assert_allclose(f, e, atol=1e-9), found, expected)
 
 
 @pytest.mark.slow
 def test_impossible_draws_move_nothing(key):
     """A factor of -inf is reported, and gives no nan: neither to its own leaf nor to the others."""
-    log_joint = lambda z: {"a": jnp.where(z["a"] > 0.5, -jnp.inf, 0.0), "b": norm.logpdf(1.0, z["b"], 1.0)}
+    log_joint = lambda z: {
+        "a": jnp.where(z["a"] > 0.5, -jnp.inf, 0.0),
+        "b": norm.logpdf(1.0, z["b"], 1.0),
+    }
     run = lambda l, k: (
-        vj.gradients.factored(elbo)(k, log_joint, {"a": Coin(l[0]), "b": Coin(l[1])}, num_samples=3).value
+        vj.gradients.factored(elbo)(
+            k, log_joint, {"a": Coin(l[0]), "b": Coin(l[1])}, num_samples=3
+        ).value
     )
     slopes = jax.vmap(jax.grad(run), (None, 0))(jnp.zeros(2), jax.random.split(key, 64))
     assert np.all(np.isfinite(slopes))
@@ -221,18 +262,28 @@ def test_impossible_draws_move_nothing(key):
 def test_leaves_with_a_path_alone_are_reparam(key):
     q = {"a": Known(0.3, -0.2), "b": Known(0.1, 0.2)}
     log_joint = lambda z: {"a": norm.logpdf(z["a"]), "b": norm.logpdf(z["b"], 1.0, 1.0)}
-    one, two = (g(elbo)(key, log_joint, q, num_samples=2).value for g in (vj.gradients.factored, vj.gradients.reparam))
+    one, two = (
+        g(elbo)(key, log_joint, q, num_samples=2).value
+        for g in (vj.gradients.factored, vj.gradients.reparam)
+    )
     np.testing.assert_array_equal(one, two)
-    alone = vj.gradients.factored(elbo)(key, lambda z: norm.logpdf(z), Coin(0.3), num_samples=2).value
+    alone = vj.gradients.factored(elbo)(
+        key, lambda z: norm.logpdf(z), Coin(0.3), num_samples=2
+    ).value
     np.testing.assert_array_equal(
-        alone, vj.gradients.vimco(elbo)(key, lambda z: norm.logpdf(z), Coin(0.3), num_samples=2).value
+        alone,
+        vj.gradients.vimco(elbo)(key, lambda z: norm.logpdf(z), Coin(0.3), num_samples=2).value,
     )
 
 
-@pytest.mark.parametrize("bound", [vj.bounds.iwae, partial(vj.bounds.renyi, alpha=0.5), partial(vj.bounds.cubo, n=2.0)])
+@pytest.mark.parametrize(
+    "bound", [vj.bounds.iwae, partial(vj.bounds.renyi, alpha=0.5), partial(vj.bounds.cubo, n=2.0)]
+)
 def test_any_other_bound_is_refused(bound, key):
     q = {"a": Coin(0.3), "b": Coin(0.1)}
-    with pytest.raises(ValueError, match=r"linear in log_w: use bounds.elbo, or gradients.vimco for"):
+    with pytest.raises(
+        ValueError, match=r"linear in log_w: use bounds.elbo, or gradients.vimco for"
+    ):
         vj.gradients.factored(bound)(key, lambda z: {"a": z["a"], "b": z["b"]}, q, num_samples=2)
 
 

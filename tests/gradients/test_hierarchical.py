@@ -58,7 +58,9 @@ def build(q):
 
 
 def gdreg(bound, prior, **wrong):
-    return vj.gradients.gdreg(bound, **{"prior": prior, "push": prior.push, "pull": prior.pull} | wrong)
+    return vj.gradients.gdreg(
+        bound, **{"prior": prior, "push": prior.push, "pull": prior.pull} | wrong
+    )
 
 
 def gradients(key, makers, k, n, params=PARAMS, **how):
@@ -66,7 +68,9 @@ def gradients(key, makers, k, n, params=PARAMS, **how):
 
     def value(params, make, key):
         objective = make(Prior(params["prior"]))
-        return objective(key, lambda z: log_joint(params, z), build(params["q"]), num_samples=k, **how).value
+        return objective(
+            key, lambda z: log_joint(params, z), build(params["q"]), num_samples=k, **how
+        ).value
 
     every = lambda key: {n: jax.grad(value)(params, make, key) for n, make in makers.items()}  # noqa: E731
     return jax.jit(jax.vmap(every))(jax.random.split(key, n))
@@ -86,7 +90,11 @@ def test_unbiased(key):
     found = gradients(key, makers, 2, 60_000)
     assert_mean(
         found,
-        {"elbo": truth(vj.bounds.elbo, 1), "iwae": truth(vj.bounds.iwae), "own": truth(table.own_bound)},
+        {
+            "elbo": truth(vj.bounds.elbo, 1),
+            "iwae": truth(vj.bounds.iwae),
+            "own": truth(table.own_bound),
+        },
         detects=0.06,
     )
 
@@ -120,9 +128,14 @@ def test_variance_beside_dreg(key):
         prior = Gauss(loc, jnp.float32(0.0))
         prior.push, prior.pull = lambda e: loc + e, lambda z: z - loc
         precision = 1 + noise**-2
-        q = {"loc": (0.5 + 1.0 * noise**-2) / precision, "log_scale": jnp.full((), -0.5 * np.log(precision))}
+        q = {
+            "loc": (0.5 + 1.0 * noise**-2) / precision,
+            "log_scale": jnp.full((), -0.5 * np.log(precision)),
+        }
         target = lambda z: prior.log_prob(z) + norm.logpdf(1.0, z, noise)  # noqa: E731
-        return make(prior)(key, target, Gauss(jnp.full((), q["loc"]), q["log_scale"]), num_samples=16).value
+        return make(prior)(
+            key, target, Gauss(jnp.full((), q["loc"]), q["log_scale"]), num_samples=16
+        ).value
 
     makers = {
         "dreg": lambda prior: vj.gradients.dreg(vj.bounds.iwae),
@@ -168,10 +181,14 @@ def test_refusals(key, unchecked):
     assert np.isfinite(run().value)
     with pytest.raises(TypeError, match=r"push\(pull\(z\)\) must be like z"):
         run(push=lambda e: prior.push(e)["top"])
-    with pytest.raises(ValueError, match=r"push reaches leaf 'top' through 'floor'.*gradients.dreg"):
+    with pytest.raises(
+        ValueError, match=r"push reaches leaf 'top' through 'floor'.*gradients.dreg"
+    ):
         run(push=lambda e: {**z, "top": jnp.floor(prior.push(e)["top"])})
     box = distrax.Uniform(jnp.float32(-9.0), jnp.float32(9.0))
-    with pytest.raises(ValueError, match=r"gdreg of this prior.*support is fixed.*log_prob is -inf"):
+    with pytest.raises(
+        ValueError, match=r"gdreg of this prior.*support is fixed.*log_prob is -inf"
+    ):
         vj.gradients.gdreg(vj.bounds.elbo, prior=box, push=lambda e: 9 * e, pull=lambda z: z / 9)(
             key, lambda z: -(z**2), Gauss(jnp.float32(0.0), jnp.float32(0.0)), num_samples=2
         )

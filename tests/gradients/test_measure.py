@@ -47,7 +47,9 @@ def test_a_model_that_jumps(key):
     # The grid meets the jump, so the truth is in closed form.
     truth = jump_truth(JUMP.params)
     assert_mean({"measure": found["measure"]}, {"measure": truth}, detects=0.1)
-    assert_variance_ratio(problems.of_q(found, "score"), problems.of_q(found, "measure"), at_least=2.0)
+    assert_variance_ratio(
+        problems.of_q(found, "score"), problems.of_q(found, "measure"), at_least=2.0
+    )
     wrong = problems.value_and_grads(key, JUMP, {"path": vj.gradients.reparam(ELBO)}, 2, 20_000)
     with pytest.raises(AssertionError, match="biased"):
         assert_mean(wrong, {"path": truth}, detects=0.2)
@@ -57,9 +59,13 @@ def test_a_model_that_jumps(key):
 def jump_truth(params):
     def total(params):
         m, log_s = params["q"]["loc"], params["q"]["log_scale"]
-        expected = -0.5 * jnp.log(2 * jnp.pi) - 0.5 * ((m - params["theta"]) ** 2 + jnp.exp(2 * log_s))
+        expected = -0.5 * jnp.log(2 * jnp.pi) - 0.5 * (
+            (m - params["theta"]) ** 2 + jnp.exp(2 * log_s)
+        )
         entropy = 0.5 * jnp.log(2 * jnp.pi * jnp.e) + log_s
-        return jnp.sum(expected + entropy - 2.0 * jax.scipy.stats.norm.cdf((m - 0.5) / jnp.exp(log_s)))
+        return jnp.sum(
+            expected + entropy - 2.0 * jax.scipy.stats.norm.cdf((m - 0.5) / jnp.exp(log_s))
+        )
 
     return jax.value_and_grad(total)(params)
 
@@ -73,7 +79,9 @@ def test_dicts_chunks_and_double_precision(x64, key):
         log_joint = lambda z: LINE.log_p(params["theta"], z["a"]) + norm.logpdf(z["b"], z["a"])  # noqa: E731
         return MAKE(IWAE)(key, log_joint, q, num_samples=5, chunk_size=chunk_size).value.sum()
 
-    whole, pieces = (jax.jit(jax.value_and_grad(total), static_argnums=1)(params, c) for c in (None, 2))
+    whole, pieces = (
+        jax.jit(jax.value_and_grad(total), static_argnums=1)(params, c) for c in (None, 2)
+    )
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-10), whole, pieces)
     assert whole[0].dtype == jnp.float64
 

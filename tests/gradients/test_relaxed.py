@@ -42,10 +42,12 @@ def bit_truth(params, *, hard):
             # log q(s) = Σ s log q
             return jnp.sum(mass * f(params["q"], params["theta"], soft, a))
         b, stop = (a + noise > 0) * 1.0, jax.lax.stop_gradient
-        slope = stop(jax.vmap(jax.grad(lambda s: f(params["q"], params["theta"], s[None], a)[0]))(b))
-        value = jnp.sum(stop(mass * (b == 1)) * f(params["q"], params["theta"], b, stop(a))) + jnp.sum(
-            stop(mass * (b == 0)) * f(params["q"], params["theta"], b, stop(a))
+        slope = stop(
+            jax.vmap(jax.grad(lambda s: f(params["q"], params["theta"], s[None], a)[0]))(b)
         )
+        value = jnp.sum(
+            stop(mass * (b == 1)) * f(params["q"], params["theta"], b, stop(a))
+        ) + jnp.sum(stop(mass * (b == 0)) * f(params["q"], params["theta"], b, stop(a)))
         along = jnp.sum(stop(mass) * slope * soft)
         return value + along - stop(along)
 
@@ -82,7 +84,9 @@ def test_gumbel_rao_has_the_mean_of_straight_through_and_less_variance(key):
     objectives = {name: MAKE[name](ELBO) for name in ("straight_through", "gumbel_rao")}
     found = problems.value_and_grads(key, problems.HOT, objectives, 1, 40_000)
     through, rao = (problems.of_q(found, name) for name in objectives)
-    others = problems.value_and_grads(jax.random.fold_in(key, 1), problems.HOT, objectives, 1, 40_000)
+    others = problems.value_and_grads(
+        jax.random.fold_in(key, 1), problems.HOT, objectives, 1, 40_000
+    )
     assert_mean(rao - problems.of_q(others, "straight_through"), np.zeros((2, 4)), detects=0.1)
     assert_variance_ratio(through, rao, at_least=1.15)
 
@@ -99,7 +103,9 @@ def test_the_model_gets_the_gradient_of_the_discrete_bound(key):
 
 def test_a_low_temperature_is_discrete(key):
     soft = vj.gradients.gumbel_softmax(ELBO, temperature=1e-6)
-    z = soft(key, lambda z: jnp.zeros(2), problems.HOT.build(problems.HOT.params["q"]), num_samples=50).draws.z
+    z = soft(
+        key, lambda z: jnp.zeros(2), problems.HOT.build(problems.HOT.params["q"]), num_samples=50
+    ).draws.z
     np.testing.assert_allclose(np.sort(z, -1)[..., -1], 1.0, atol=1e-3)
 
 
@@ -107,9 +113,13 @@ def test_a_low_temperature_is_discrete(key):
 def test_chunks_and_traced_temperatures_change_no_number(name, key):
     def total(a, temperature, chunk_size):
         make = getattr(vj.gradients, name)
-        objective = make(ELBO, temperature=temperature, **({"inner": 4} if name == "gumbel_rao" else {}))
+        objective = make(
+            ELBO, temperature=temperature, **({"inner": 4} if name == "gumbel_rao" else {})
+        )
         log_joint = lambda z: problems.BITS.log_p(problems.BITS.params["theta"], z)  # noqa: E731
-        return objective(key, log_joint, problems.Bits(a, jnp.int32), num_samples=5, chunk_size=chunk_size).value.sum()
+        return objective(
+            key, log_joint, problems.Bits(a, jnp.int32), num_samples=5, chunk_size=chunk_size
+        ).value.sum()
 
     a = jnp.asarray(problems.BITS.params["q"])
     whole = jax.jit(jax.value_and_grad(lambda a: total(a, TAU, None)))(a)
@@ -123,12 +133,18 @@ def test_a_relaxed_q_of_a_relaxed_model_is_a_matter_for_reparam(key, loose_ranks
 
     def total(a, key):
         q = vj.families.adapt(tfp.distributions.RelaxedBernoulli(TAU, logits=a))
-        return vj.gradients.reparam(ELBO)(key, lambda z: -3.0 * z**2 + q.log_prob(z), q, num_samples=1).value
+        return vj.gradients.reparam(ELBO)(
+            key, lambda z: -3.0 * z**2 + q.log_prob(z), q, num_samples=1
+        ).value
 
     noise, volume = oracles.interval(-40.0, 40.0, 8001)
     mass = volume * jax.nn.sigmoid(noise) * jax.nn.sigmoid(-noise)
-    truth = jax.value_and_grad(lambda a: jnp.sum(mass * -3.0 * jax.nn.sigmoid((a + noise) / TAU) ** 2))(0.4)
-    found = jax.jit(jax.vmap(jax.value_and_grad(total), (None, 0)))(0.4, jax.random.split(key, 20_000))
+    truth = jax.value_and_grad(
+        lambda a: jnp.sum(mass * -3.0 * jax.nn.sigmoid((a + noise) / TAU) ** 2)
+    )(0.4)
+    found = jax.jit(jax.vmap(jax.value_and_grad(total), (None, 0)))(
+        0.4, jax.random.split(key, 20_000)
+    )
     assert_mean(found, jax.tree.map(np.asarray, truth), detects=0.2)
 
 
@@ -150,7 +166,9 @@ def test_refusals(name, key, loose_ranks):
         MAKE[name](ELBO)(key, log_joint, distrax.Normal(0.0, 1.0), num_samples=2)
     for bad in (0.0, -1.0, jnp.ones(2)):
         with pytest.raises(ValueError, match="temperature must be one positive number"):
-            getattr(vj.gradients, name)(ELBO, temperature=bad, **({"inner": 4} if name == "gumbel_rao" else {}))
+            getattr(vj.gradients, name)(
+                ELBO, temperature=bad, **({"inner": 4} if name == "gumbel_rao" else {})
+            )
     with pytest.raises(ValueError, match="inner must be"):
         vj.gradients.gumbel_rao(ELBO, temperature=1.0, inner=0)
 
@@ -164,5 +182,7 @@ def test_straight_through_of_iwae_is_nearer_the_truth_than_without_its_density(k
         q = distrax.Bernoulli(logits=logit, dtype=float)
         return objective(key, lambda z: 2.0 * z, q, num_samples=8).value
 
-    slopes = jax.jit(jax.vmap(jax.grad(run), (None, 0)))(jnp.float32(0.4), jax.random.split(key, 20_000))
+    slopes = jax.jit(jax.vmap(jax.grad(run), (None, 0)))(
+        jnp.float32(0.4), jax.random.split(key, 20_000)
+    )
     assert abs(slopes.mean() - 0.0356) < 0.1

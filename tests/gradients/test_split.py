@@ -20,7 +20,11 @@ PAIRS = {
     "iwae, elbo": (vj.bounds.iwae, vj.bounds.elbo),
     "elbo, jackknife": (vj.bounds.elbo, vj.bounds.jackknife),
 }
-EXACT = {"PIWAE": (vj.bounds.elbo, 1), "iwae, elbo": (vj.bounds.elbo, 1), "elbo, jackknife": (vj.bounds.jackknife, 2)}
+EXACT = {
+    "PIWAE": (vj.bounds.elbo, 1),
+    "iwae, elbo": (vj.bounds.elbo, 1),
+    "elbo, jackknife": (vj.bounds.jackknife, 2),
+}
 
 
 def truth(model, q):
@@ -39,11 +43,18 @@ def test_each_half_is_unbiased(key):
 
 def test_one_bound_for_both_fails(key):
     """The control: dreg of either bound has one half wrong."""
-    objectives = {"iwae": vj.gradients.dreg(vj.bounds.iwae), "elbo": vj.gradients.dreg(vj.bounds.elbo)}
+    objectives = {
+        "iwae": vj.gradients.dreg(vj.bounds.iwae),
+        "elbo": vj.gradients.dreg(vj.bounds.elbo),
+    }
     found = gradients(key, cases.LINE, objectives, 2, 100_000)
     for name in objectives:
         with pytest.raises(AssertionError, match="biased"):
-            assert_mean({name: found[name]}, {name: truth((vj.bounds.iwae, 2), EXACT["PIWAE"])}, detects=0.15)
+            assert_mean(
+                {name: found[name]},
+                {name: truth((vj.bounds.iwae, 2), EXACT["PIWAE"])},
+                detects=0.15,
+            )
 
 
 def run(objective, chunk_size, key):
@@ -61,7 +72,10 @@ def test_of_one_bound_it_is_dreg_and_chunks_change_nothing(key):
     @jax.jit
     def every(key):
         same = split(model=vj.bounds.iwae, q=lambda l: vj.bounds.iwae(l))
-        found = {str(size): run(split(model=vj.bounds.iwae, q=MULTI), size, key) for size in (None, 1, 4, 6)}
+        found = {
+            str(size): run(split(model=vj.bounds.iwae, q=MULTI), size, key)
+            for size in (None, 1, 4, 6)
+        }
         return found, run(same, None, key), run(vj.gradients.dreg(vj.bounds.iwae), None, key)
 
     found, same, dreg = every(key)
@@ -76,14 +90,21 @@ def test_of_one_bound_it_is_dreg_and_chunks_change_nothing(key):
 @pytest.mark.parametrize(
     ("objective", "q", "message"),
     [
-        (split(model=vj.bounds.iwae, q=MULTI), distrax.Bernoulli(0.3, dtype=jnp.float32), "split needs draws .*vimco"),
+        (
+            split(model=vj.bounds.iwae, q=MULTI),
+            distrax.Bernoulli(0.3, dtype=jnp.float32),
+            "split needs draws .*vimco",
+        ),
         (
             split(model=vj.bounds.elbo, q=vj.bounds.iwae, draw=vj.draws.antithetic),
             None,
             r"split\(iwae\) needs independent",
         ),
         (
-            split(model=vj.bounds.iwae, q=partial(vj.bounds.f_divergence, f=vj.bounds.generators.total_variation)),
+            split(
+                model=vj.bounds.iwae,
+                q=partial(vj.bounds.f_divergence, f=vj.bounds.generators.total_variation),
+            ),
             None,
             "without kinks: use gradients.reparam",
         ),

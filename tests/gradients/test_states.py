@@ -23,7 +23,10 @@ def test_states_are_read_as_what_they_are(dtype, n, key):
     hot = distrax.OneHotCategorical(logits=jnp.zeros((n, 4), dtype), dtype=dtype)
     for q, kind in (
         (distrax.Independent(hot, 1), _states.ONE_HOT),
-        (distrax.Independent(distrax.Bernoulli(logits=jnp.zeros(n, dtype), dtype=dtype), 1), _states.BERNOULLI),
+        (
+            distrax.Independent(distrax.Bernoulli(logits=jnp.zeros(n, dtype), dtype=dtype), 1),
+            _states.BERNOULLI,
+        ),
     ):
         found = _states.states(q, key, "disarm")
         assert found.shares == [0.5 if kind is _states.BERNOULLI else 1.0]
@@ -40,14 +43,20 @@ class Clipped(problems.Bits):
 @pytest.mark.slow
 def test_what_is_clipped_or_truncated_is_seen(key):
     with pytest.raises(ValueError, match="not that of its logits"):
-        vj.gradients.disarm(ELBO)(key, lambda z: z.sum(-1), Clipped(jnp.array([5.0, -5.0])), num_samples=2)
+        vj.gradients.disarm(ELBO)(
+            key, lambda z: z.sum(-1), Clipped(jnp.array([5.0, -5.0])), num_samples=2
+        )
     numpyro = pytest.importorskip("numpyro.distributions")
     for low, high in ((-4.0, 4.0), (-4.0, None)):
-        q = vj.families.adapt(numpyro.TruncatedNormal(jnp.asarray(1.0), jnp.asarray(5.0), low=low, high=high))
+        q = vj.families.adapt(
+            numpyro.TruncatedNormal(jnp.asarray(1.0), jnp.asarray(5.0), low=low, high=high)
+        )
         with pytest.raises(ValueError, match="independent normals"):
             vj.gradients.measure_valued(ELBO)(key, lambda z: -(z**2), q, num_samples=1)
     plain = vj.families.adapt(numpyro.Normal(0.0, 1.0))
-    assert jnp.isfinite(vj.gradients.measure_valued(ELBO)(key, lambda z: -(z**2), plain, num_samples=1).value)
+    assert jnp.isfinite(
+        vj.gradients.measure_valued(ELBO)(key, lambda z: -(z**2), plain, num_samples=1).value
+    )
 
 
 MAKE = {

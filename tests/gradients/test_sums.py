@@ -39,11 +39,17 @@ def test_top_states_are_unbiased(key):
 def test_a_sum_that_forgets_the_mass_of_the_rest_fails(key, monkeypatch):
     """The control: the same comparison refuses."""
     monkeypatch.setattr(_sums, "_mean_of_others", lambda f: jnp.ones_like(f))
-    still = {"right": TOP(ELBO, states=2)}  # any baseline is right, if the mass of the rest is differentiated
+    still = {
+        "right": TOP(ELBO, states=2)
+    }  # any baseline is right, if the mass of the rest is differentiated
     assert_mean(
-        problems.value_and_grads(key, problems.HOT, still, 1, 20_000), problems.truths(problems.HOT, still), detects=0.2
+        problems.value_and_grads(key, problems.HOT, still, 1, 20_000),
+        problems.truths(problems.HOT, still),
+        detects=0.2,
     )
-    monkeypatch.setattr(_sums, "_mean_of_others", lambda f: jnp.asarray(f))  # but not one that knows its own draw
+    monkeypatch.setattr(
+        _sums, "_mean_of_others", lambda f: jnp.asarray(f)
+    )  # but not one that knows its own draw
     with pytest.raises(AssertionError, match="biased"):
         assert_mean(
             problems.value_and_grads(key, problems.HOT, still, 2, 20_000),
@@ -61,8 +67,12 @@ def test_with_nothing_left_to_draw_they_are_exact(key):
         found = problems.value_and_grads(key, case, objectives, 1, 2)
         for row in range(2):
             exact = jax.tree.map(lambda a, row=row: a[row], found["top"])
-            jax.tree.map(partial(np.testing.assert_allclose, rtol=2e-5, atol=2e-5), exact, (value, slopes))
-            np.testing.assert_allclose(problems.of_q(found, "local")[row], slopes["q"], rtol=2e-5, atol=2e-5)
+            jax.tree.map(
+                partial(np.testing.assert_allclose, rtol=2e-5, atol=2e-5), exact, (value, slopes)
+            )
+            np.testing.assert_allclose(
+                problems.of_q(found, "local")[row], slopes["q"], rtol=2e-5, atol=2e-5
+            )
 
 
 def test_weights_of_the_draws_sum_to_one_and_give_the_value(key):
@@ -85,8 +95,12 @@ def test_variances_are_in_order(key):
     score, one, two = (problems.of_q(found, name) for name in ("score", "one", "two"))
     assert_variance_ratio(score, one, at_least=1.0)
     assert_variance_ratio(one, two, at_least=1.0)
-    found = problems.value_and_grads(key, problems.BITS, {n: objectives[n] for n in ("score", "local")}, 1, 20_000)
-    assert_variance_ratio(problems.of_q(found, "score"), problems.of_q(found, "local"), at_least=5.0)
+    found = problems.value_and_grads(
+        key, problems.BITS, {n: objectives[n] for n in ("score", "local")}, 1, 20_000
+    )
+    assert_variance_ratio(
+        problems.of_q(found, "score"), problems.of_q(found, "local"), at_least=5.0
+    )
 
 
 @pytest.mark.slow
@@ -96,7 +110,9 @@ def test_chunks_change_no_number(chunk_size, key):
     close = partial(np.testing.assert_allclose, rtol=2e-5, atol=2e-5)
     for case, make in ((problems.BITS, objectives), (problems.HOT, {"top": TOP(ELBO, states=2)})):
         whole = problems.value_and_grads(key, case, make, 5, 2)
-        jax.tree.map(close, problems.value_and_grads(key, case, make, 5, 2, chunk_size=chunk_size), whole)
+        jax.tree.map(
+            close, problems.value_and_grads(key, case, make, 5, 2, chunk_size=chunk_size), whole
+        )
 
 
 @pytest.mark.slow
@@ -150,7 +166,9 @@ def test_a_linear_bound_that_is_no_mean_has_its_own_gradient(key):
         found = problems.value_and_grads(key, case, objectives, k, 20_000)
         assert_mean(found, problems.truths(case, objectives, bound, k), detects=0.4)
         with pytest.raises(ValueError, match="use bounds.elbo"):
-            vj.gradients.disarm(bound)(key, lambda z: z.sum(-1), problems.Bits(jnp.zeros((1, 2))), num_samples=2)
+            vj.gradients.disarm(bound)(
+                key, lambda z: z.sum(-1), problems.Bits(jnp.zeros((1, 2))), num_samples=2
+            )
 
 
 @pytest.mark.usefixtures("unchecked", "loose_ranks")
@@ -162,9 +180,16 @@ def test_a_mean_with_weights_keeps_them(key):
     def by_vmap(w):
         return vj.gradients.score(partial(ELBO, weights=w))
 
-    objectives = {"known": by_vmap(weights), "local": vj.gradients.local_expectation(partial(ELBO, weights=weights))}
+    objectives = {
+        "known": by_vmap(weights),
+        "local": vj.gradients.local_expectation(partial(ELBO, weights=weights)),
+    }
     found = problems.value_and_grads(key, problems.HOT, objectives, 5, 20_000)
     assert_mean(found, problems.truths(problems.HOT, objectives), detects=0.4)
     bits = problems.Bits(jnp.zeros((1, 2)))
-    traced = jax.jit(lambda w: by_vmap(w)(key, lambda z: z.sum(-1), bits, num_samples=5).value)(weights)
-    np.testing.assert_allclose(traced, by_vmap(weights)(key, lambda z: z.sum(-1), bits, num_samples=5).value, rtol=1e-5)
+    traced = jax.jit(lambda w: by_vmap(w)(key, lambda z: z.sum(-1), bits, num_samples=5).value)(
+        weights
+    )
+    np.testing.assert_allclose(
+        traced, by_vmap(weights)(key, lambda z: z.sum(-1), bits, num_samples=5).value, rtol=1e-5
+    )

@@ -27,7 +27,10 @@ def exact(case, k, held):
     mass = jnp.exp(log_q[points].sum(0))
 
     def total(params):
-        p, q = at(lambda z: case.log_p(params["theta"], z)), at(lambda z: case.log_q(params["q"], z))
+        p, q = (
+            at(lambda z: case.log_p(params["theta"], z)),
+            at(lambda z: case.log_q(params["q"], z)),
+        )
         return jnp.sum(mass * held(p[points], q[points]))
 
     return jax.grad(total)(jax.tree.map(lambda a: jnp.asarray(a, jnp.float64), params))
@@ -43,7 +46,11 @@ HELD = {
     "variance": lambda p, q: 0.5 * jnp.var(p - q, axis=0, ddof=1),
     "wake": rws,
 }
-OBJECTIVES = {"fixed": fixed(vj.bounds.iwae), "variance": fixed(vj.bounds.log_variance), "wake": wake(vj.bounds.iwae)}
+OBJECTIVES = {
+    "fixed": fixed(vj.bounds.iwae),
+    "variance": fixed(vj.bounds.log_variance),
+    "wake": wake(vj.bounds.iwae),
+}
 
 
 @pytest.mark.slow
@@ -56,9 +63,13 @@ def test_the_mean_is_what_the_docstring_says(case, key):
 
 def test_wake_is_not_the_gradient_of_the_bound_in_q(key):
     """The control, and what the first line warns of: q's half is not that of E[iwae], nor exactly that of -KL(p || q)."""
-    found = gradients(key, cases.DIE, {"wake": OBJECTIVES["wake"], "fixed": OBJECTIVES["fixed"]}, K, 60_000)
+    found = gradients(
+        key, cases.DIE, {"wake": OBJECTIVES["wake"], "fixed": OBJECTIVES["fixed"]}, K, 60_000
+    )
     bound = cases.DIE.truth(vj.bounds.iwae, K)[1]
-    posterior = jax.nn.softmax(jnp.stack([cases.DIE.log_p(cases.DIE.params["theta"], z) for z in range(3)]))
+    posterior = jax.nn.softmax(
+        jnp.stack([cases.DIE.log_p(cases.DIE.params["theta"], z) for z in range(3)])
+    )
     forward = posterior - jax.nn.softmax(cases.DIE.params["q"])
     assert_mean({"theta": found["wake"]["theta"]}, {"theta": bound["theta"]}, detects=0.04)
     for name, wrong in (("wake", bound["q"]), ("fixed", bound["q"]), ("wake", forward)):
@@ -69,7 +80,9 @@ def test_wake_is_not_the_gradient_of_the_bound_in_q(key):
 @pytest.mark.slow
 def test_wake_tends_to_the_forward_divergence():
     """E of q's half over k draws, by enumeration: off -∇KL(p || q) by less with every draw."""
-    posterior = jax.nn.softmax(jnp.stack([cases.DIE.log_p(cases.DIE.params["theta"], z) for z in range(3)]))
+    posterior = jax.nn.softmax(
+        jnp.stack([cases.DIE.log_p(cases.DIE.params["theta"], z) for z in range(3)])
+    )
     forward = np.asarray(posterior - jax.nn.softmax(cases.DIE.params["q"]))
     off = [np.abs(exact(cases.DIE, k, rws)["q"] - forward).max() for k in (1, 2, 4, 8)]
     assert np.all(np.diff(off) < 0)
@@ -79,7 +92,9 @@ def test_wake_tends_to_the_forward_divergence():
 def slopes(objective, case, key, chunk_size=None):
     def total(params):
         log_joint = lambda z: case.log_p(params["theta"], z)  # noqa: E731
-        found = objective(key, log_joint, case.build(params["q"]), num_samples=K, chunk_size=chunk_size)
+        found = objective(
+            key, log_joint, case.build(params["q"]), num_samples=K, chunk_size=chunk_size
+        )
         return jnp.sum(found.value), found
 
     return jax.grad(total, has_aux=True)(case.params)
@@ -93,9 +108,9 @@ def test_vargrad_is_leave_one_out_reinforce(case, key):
     def every(key):
         minus, _ = slopes(fixed(vj.bounds.log_variance), case, key)
         plus, found = slopes(vj.gradients.vimco(vj.bounds.elbo), case, key)
-        score = jax.grad(lambda q: jnp.sum(jnp.mean(jax.vmap(case.build(q).log_prob)(found.draws.z), 0)))(
-            case.params["q"]
-        )
+        score = jax.grad(
+            lambda q: jnp.sum(jnp.mean(jax.vmap(case.build(q).log_prob)(found.draws.z), 0))
+        )(case.params["q"])
         return minus["q"], plus["q"], score
 
     minus, plus, score = every(key)
@@ -106,17 +121,25 @@ def test_vargrad_is_leave_one_out_reinforce(case, key):
 @pytest.mark.parametrize("name", list(OBJECTIVES))
 def test_value_chunks_and_x64(name, key):
     """The value is the bound's; chunks change no number; gradients come in the dtype of the parameters."""
-    run = jax.jit(lambda key: {str(size): slopes(OBJECTIVES[name], cases.COIN, key, size) for size in (None, 2)})
+    run = jax.jit(
+        lambda key: {
+            str(size): slopes(OBJECTIVES[name], cases.COIN, key, size) for size in (None, 2)
+        }
+    )
     found = run(key)
     bound = vj.bounds.log_variance if name == "variance" else vj.bounds.iwae
-    np.testing.assert_allclose(found["None"][1].value, bound(found["None"][1].draws.log_w), rtol=1e-6)
+    np.testing.assert_allclose(
+        found["None"][1].value, bound(found["None"][1].draws.log_w), rtol=1e-6
+    )
     assert_close(found["2"][0], found["None"][0])
 
 
 @pytest.mark.parametrize("make", [fixed, wake])
 def test_a_support_that_moves_is_refused(make, key, loose_ranks, unchecked):
     def value(h):
-        return make(vj.bounds.iwae)(key, lambda z: -jnp.square(z), distrax.Uniform(0.0, h), num_samples=2).value
+        return make(vj.bounds.iwae)(
+            key, lambda z: -jnp.square(z), distrax.Uniform(0.0, h), num_samples=2
+        ).value
 
     with pytest.raises(ValueError, match="gradients.reparam"):
         jax.grad(value)(1.3)
@@ -144,7 +167,9 @@ def value(logits, chance, key, num_samples=4):
 def test_dreams_teach_q_its_part(key):
     """The gradient in q against enumeration, Σ p(x, z) ∇ log q(z | x); none in the model. Detects .02."""
     logits = jnp.array([0.3, -0.5, 1.0])
-    found = jax.jit(jax.vmap(jax.grad(value, (0, 1)), (None, None, 0)))(logits, CHANCE, jax.random.split(key, 60_000))
+    found = jax.jit(jax.vmap(jax.grad(value, (0, 1)), (None, None, 0)))(
+        logits, CHANCE, jax.random.split(key, 60_000)
+    )
 
     def truth(logits):
         joint = jnp.array([1 - CHANCE, CHANCE])[:, None] * jnp.exp(FACES)
@@ -162,7 +187,9 @@ def test_dreams_teach_q_its_part(key):
 def test_sleep_at_the_posterior_has_no_mean_slope(key):
     """q's optimum is the model's own posterior: p(z = 1 | x) by Bayes."""
     best = jnp.log(CHANCE / (1 - CHANCE)) + jnp.asarray(FACES[1] - FACES[0])
-    found = jax.jit(jax.vmap(jax.grad(value), (None, None, 0)))(best, CHANCE, jax.random.split(key, 30_000))
+    found = jax.jit(jax.vmap(jax.grad(value), (None, None, 0)))(
+        best, CHANCE, jax.random.split(key, 30_000)
+    )
     assert_mean({"q": found}, {"q": np.zeros(3)}, detects=0.03)
 
 
@@ -174,8 +201,15 @@ def test_sleep_refuses(key, loose_ranks, unchecked):
     with pytest.raises(TypeError, match="sample_and_log_prob"):
         sleep(key, generate(0.5), lambda x: x, num_samples=2)
     with pytest.raises((ValueError, TypeError), match="must agree"):
-        sleep(key, lambda k: (jnp.zeros(3), jnp.zeros((3, 1))), lambda x: distrax.Normal(x, 1.0), num_samples=2)
+        sleep(
+            key,
+            lambda k: (jnp.zeros(3), jnp.zeros((3, 1))),
+            lambda x: distrax.Normal(x, 1.0),
+            num_samples=2,
+        )
     with pytest.raises((ValueError, TypeError), match="pair"):
         sleep(key, lambda k: jnp.zeros(3), lambda x: distrax.Normal(x, 1.0), num_samples=2)
     dict_of_leaves = lambda key: (jnp.zeros(()), {"a": jnp.int32(1)})  # noqa: E731
-    assert sleep(key, dict_of_leaves, lambda x: {"a": Die(jnp.zeros(3))}, num_samples=2) == -jnp.log(3.0)
+    assert sleep(
+        key, dict_of_leaves, lambda x: {"a": Die(jnp.zeros(3))}, num_samples=2
+    ) == -jnp.log(3.0)

@@ -26,7 +26,9 @@ def apart(function, c, moved):
     """Whether site i of the output reads site i of c alone, found by moving one site at a time."""
     own = jnp.eye(len(c), dtype=bool)
     # One compiled program for all, so that equal is equal to the last bit.
-    out = np.asarray(jax.lax.map(function, jnp.concatenate([c[None], jnp.where(own, moved[None], c[None])])))
+    out = np.asarray(
+        jax.lax.map(function, jnp.concatenate([c[None], jnp.where(own, moved[None], c[None])]))
+    )
     return not np.any((out[1:] != out[:1]) & ~np.asarray(own))
 
 
@@ -56,7 +58,9 @@ APART = {
     "stack": lambda c: jnp.sum(jnp.stack([V[c], gauss(X, V[c])], axis=0), 0),
     "tile and iterate": lambda c: sum(jnp.tile(V[c][None], (3, 1))),
     "vmap": lambda c: jax.vmap(lambda c, x: jax.nn.log_softmax(V * x)[c] + gauss(x, V[c]))(c, X),
-    "vmapped slices": lambda c: jax.vmap(lambda c, row: jax.lax.dynamic_slice(row, (c,), (1,))[0])(c, TABLE),
+    "vmapped slices": lambda c: jax.vmap(lambda c, row: jax.lax.dynamic_slice(row, (c,), (1,))[0])(
+        c, TABLE
+    ),
     "vmapped update": lambda c: jax.vmap(lambda c, row: row.at[c].set(9.0)[0])(c, TABLE),
     "vmapped cond": lambda c: jax.vmap(lambda c, x: jax.lax.cond(c > 1, jnp.sin, jnp.cos, x))(c, X),
     "vmapped solve": lambda c: jax.vmap(
@@ -67,26 +71,43 @@ APART = {
     )(c),
     "vmapped Fourier": lambda c: jax.vmap(lambda c: jnp.sum(jnp.abs(jnp.fft.fft(V * c))))(c),
     "map": lambda c: jax.lax.map(lambda a: V[a[0]] + a[1], (c, X)),
-    "map of cond": lambda c: jax.lax.map(lambda c: jax.lax.cond(c > 1, lambda: 1.0, lambda: 0.0), c),
-    "map of loop": lambda c: jax.lax.map(lambda c: jax.lax.fori_loop(0, c, lambda i, a: a * 1.5, 1.0), c),
+    "map of cond": lambda c: jax.lax.map(
+        lambda c: jax.lax.cond(c > 1, lambda: 1.0, lambda: 0.0), c
+    ),
+    "map of loop": lambda c: jax.lax.map(
+        lambda c: jax.lax.fori_loop(0, c, lambda i, a: a * 1.5, 1.0), c
+    ),
     "map of maps": lambda c: jax.lax.map(lambda c: jnp.sum(jax.lax.map(lambda v: v * c, V)), c),
     "checkpoint and jit": lambda c: jax.jit(jax.checkpoint(lambda c: jnp.sin(V[c])))(c),
     "custom derivative": lambda c: (
         jax.nn.relu(V[c]) + jax.nn.softplus(V[c]) + jax.nn.logsumexp(TABLE * V[c][:, None], 1)
     ),
-    "loop of fixed length": lambda c: jax.lax.fori_loop(0, 3, lambda i, a: a * 0.5 + V[c], jnp.zeros(N)),
-    "sorted states": lambda c: jnp.sort(TABLE * V[c][:, None], -1)[:, 0] + jnp.cumsum(TABLE * V[c][:, None], -1)[:, 1],
+    "loop of fixed length": lambda c: jax.lax.fori_loop(
+        0, 3, lambda i, a: a * 0.5 + V[c], jnp.zeros(N)
+    ),
+    "sorted states": lambda c: (
+        jnp.sort(TABLE * V[c][:, None], -1)[:, 0] + jnp.cumsum(TABLE * V[c][:, None], -1)[:, 1]
+    ),
     "padded states": lambda c: jnp.pad(TABLE * V[c][:, None], ((0, 0), (1, 0))).sum(-1),
-    "reshaped": lambda c: jnp.reshape(jnp.reshape(V[c], (N, 1, 1)) * TABLE[:, None, :], (N, 3)).max(-1),
+    "reshaped": lambda c: jnp.reshape(jnp.reshape(V[c], (N, 1, 1)) * TABLE[:, None, :], (N, 3)).max(
+        -1
+    ),
     "there and back": lambda c: (TABLE.T * V[c][None]).T[:, 1],
     "set a column": lambda c: TABLE.at[:, 1].set(V[c])[:, 1],
     "select": lambda c: jnp.where(c == 0, X, jnp.where(c == 1, V[c], -jnp.inf)),
-    "discrete densities": lambda c: jax.scipy.stats.poisson.logpmf(2, 1.0 + c) + gamma.logpdf(1.3, 1.0 + c),
+    "discrete densities": lambda c: (
+        jax.scipy.stats.poisson.logpmf(2, 1.0 + c) + gamma.logpdf(1.3, 1.0 + c)
+    ),
     "switch by table": lambda c: jnp.stack([X, X**2, X - 1])[c, jnp.arange(N)],
-    "concatenated features": lambda c: jnp.sum(jnp.concatenate([V[c][:, None], TABLE], 1) @ jnp.ones((4, 2)), -1),
+    "concatenated features": lambda c: jnp.sum(
+        jnp.concatenate([V[c][:, None], TABLE], 1) @ jnp.ones((4, 2)), -1
+    ),
     "printed": printed,
     "convolution": lambda c: jnp.sum(
-        jax.lax.conv_general_dilated(TABLE[:, None, :] * V[c][:, None, None], jnp.ones((2, 1, 2)), (1,), "SAME"), (1, 2)
+        jax.lax.conv_general_dilated(
+            TABLE[:, None, :] * V[c][:, None, None], jnp.ones((2, 1, 2)), (1,), "SAME"
+        ),
+        (1, 2),
     ),
 }
 COUPLED = {
@@ -106,7 +127,9 @@ COUPLED = {
     "sorted": lambda c: jnp.sort(V[c]),
     "permuted": lambda c: V[c][jnp.array([1, 0, 2, 3, 4])],
     "scanned": lambda c: jax.lax.scan(lambda a, c: (a + c, a + c), 0.0, V[c])[1],
-    "loop until": lambda c: jax.lax.while_loop(lambda a: a[0] < 3.0, lambda a: a + V[c] + 1.0, jnp.zeros(N)),
+    "loop until": lambda c: jax.lax.while_loop(
+        lambda a: a[0] < 3.0, lambda a: a + V[c] + 1.0, jnp.zeros(N)
+    ),
     "branch": lambda c: jax.lax.cond(c[1] > 0, jnp.sin, jnp.cos, V[c]),
     "matrix": lambda c: jnp.tril(jnp.ones((N, N))) @ V[c],
     "pairs": lambda c: jnp.sum(jnp.where(c[:, None] == c[None, :], 1.0, 0.5), 1),
@@ -126,7 +149,9 @@ def test_what_people_write_is_granted(name):
 @pytest.mark.parametrize("name", list(COUPLED))
 def test_coupled_sites_are_not(name):
     """The control; each is coupled in truth, found by moving one site."""
-    assert not all(apart(COUPLED[name], c, m) for c, m in ((C, MOVED), (MOVED, C), (C, C + 1 - C % 2)))
+    assert not all(
+        apart(COUPLED[name], c, m) for c, m in ((C, MOVED), (MOVED, C), (C, C + 1 - C % 2))
+    )
     assert followed(COUPLED[name], C) != (0,)
 
 
@@ -160,7 +185,9 @@ MENU = [
     lambda a, b: SQUARE[jnp.clip(jnp.abs(a[:, 0]).astype(int), 0, 3)],
     lambda a, b: a.at[:, 1].set(b[:, 0]),
     lambda a, b: a.at[1].set(b[0]),
-    lambda a, b: jax.vmap(lambda r, s: r.at[jnp.clip(jnp.abs(s[0]).astype(int), 0, 3)].add(s[1]))(a, b),
+    lambda a, b: jax.vmap(lambda r, s: r.at[jnp.clip(jnp.abs(s[0]).astype(int), 0, 3)].add(s[1]))(
+        a, b
+    ),
     lambda a, b: jnp.reshape(jnp.reshape(a, (2, 2, M)), (M, M)),
     lambda a, b: jnp.reshape(jnp.reshape(a, (M, 2, 2)).swapaxes(1, 2), (M, M)),
     lambda a, b: jnp.concatenate([a[:, 2:], b[:, :2]], 1),
@@ -171,17 +198,26 @@ MENU = [
     lambda a, b: jax.lax.scan(lambda t, r: (t + r, t), jnp.zeros(M), a)[1] + b,
     lambda a, b: jax.lax.scan(lambda t, r: (t + r, t * r), a[:, 0] * 0, a.T)[1],
     lambda a, b: jax.lax.map(lambda r: jax.lax.cond(r[0] > 0, jnp.sin, jnp.cos, r), a),
-    lambda a, b: jax.lax.dynamic_slice(a, (0, 0), (M, M)) + jax.lax.dynamic_update_slice(b, a[:, :1], (0, 2)),
+    lambda a, b: (
+        jax.lax.dynamic_slice(a, (0, 0), (M, M)) + jax.lax.dynamic_update_slice(b, a[:, :1], (0, 2))
+    ),
     lambda a, b: jax.lax.top_k(a, M)[0],
 ]
 
 
 def program(rng):
     """Return a random function of c [M, M'] with states of its sites in the rows: c is [M]."""
-    moves = [(MENU[i], rng.integers(3), rng.integers(3)) for i in rng.integers(len(MENU), size=rng.integers(1, 5))]
+    moves = [
+        (MENU[i], rng.integers(3), rng.integers(3))
+        for i in rng.integers(len(MENU), size=rng.integers(1, 5))
+    ]
 
     def run(c):
-        found = [c[:, None] * SQUARE + jnp.cos(c[:, None] * 2.0), SQUARE, jnp.sin(1.0 + c)[:, None] * SQUARE[::-1]]
+        found = [
+            c[:, None] * SQUARE + jnp.cos(c[:, None] * 2.0),
+            SQUARE,
+            jnp.sin(1.0 + c)[:, None] * SQUARE[::-1],
+        ]
         for move, i, j in moves:
             found = [move(found[i], found[j]), *found[:2]]
         return found[0][:, 3] + found[0][:, 0]

@@ -52,7 +52,9 @@ DEGREES = {
     "spectrum": (lambda b: jnp.sum(jnp.fft.fft(b).real ** 2), 2),
     "scan of squares": (lambda b: jax.lax.scan(lambda s, x: (s + x**2, s), 0.0, b)[0], 2),
     "chain": (
-        lambda b: jax.lax.scan(lambda s, x: ((x, s[1] - (x - s[0]) ** 2), None), (0.0, 0.0), b)[0][1],
+        lambda b: jax.lax.scan(lambda s, x: ((x, s[1] - (x - s[0]) ** 2), None), (0.0, 0.0), b)[0][
+            1
+        ],
         2,
     ),
     "derivative of a cube": (lambda b: jax.grad(lambda b: jnp.sum(b**3))(b), 2),

@@ -38,14 +38,20 @@ SMOOTH = {
     "custom derivative": lambda e, p: jax.nn.relu(p * e),
     "implicit gamma": lambda e, p: jax.random.gamma(jax.random.key(0), jnp.exp(p)) + e,
     "conditional on noise": lambda e, p: jax.lax.cond(e[0] > 0, lambda: p * e, lambda: 2 * p * e),
-    "while over a count": lambda e, p: jax.lax.while_loop(lambda s: s[0] < 3, lambda s: (s[0] + 1, s[1] * p), (0, e))[
-        1
-    ],
+    "while over a count": lambda e, p: jax.lax.while_loop(
+        lambda s: s[0] < 3, lambda s: (s[0] + 1, s[1] * p), (0, e)
+    )[1],
     "square root and clip": lambda e, p: jnp.clip(jnp.sqrt(p) * e, -3, 3),
-    "half precision": lambda e, p: (p * e).astype(jnp.float16).astype(jnp.float32) + p.astype(jnp.bfloat16),
+    "half precision": lambda e, p: (
+        (p * e).astype(jnp.float16).astype(jnp.float32) + p.astype(jnp.bfloat16)
+    ),
     "reduced to bfloat16": lambda e, p: jax.lax.reduce_precision(p * e, 8, 7),
     "reduced to float16": lambda e, p: jax.lax.reduce_precision(p * e, 5, 10),
-    "printed": lambda e, p: (jax.debug.print("{}", p), jax.debug.callback(lambda p: None, p), p * e)[2],
+    "printed": lambda e, p: (
+        jax.debug.print("{}", p),
+        jax.debug.callback(lambda p: None, p),
+        p * e,
+    )[2],
     "remat": lambda e, p: jax.checkpoint(lambda p: jnp.sin(p) * e)(p),
 }
 BROKEN = {
@@ -57,22 +63,34 @@ BROKEN = {
     "cast": (lambda e, p: (p * e).astype(jnp.int32).astype(jnp.float32), "cast"),
     "index": (lambda e, p: e[(p * e).astype(jnp.int32)], None),
     "where on a parameter": (lambda e, p: jnp.where(p > 0, e, -e), "gt"),
-    "index of a product": (lambda e, p: jnp.ones(3).at[(p * e).astype(jnp.int32)].multiply(e), None),
+    "index of a product": (
+        lambda e, p: jnp.ones(3).at[(p * e).astype(jnp.int32)].multiply(e),
+        None,
+    ),
     "index of a write": (lambda e, p: jnp.ones(3).at[(p * e).astype(jnp.int32)].set(e), None),
     "argsort": (lambda e, p: e[jnp.argsort(p + e)], None),
-    "conditional on a parameter": (lambda e, p: jax.lax.cond(p[0] > 0, lambda: e, lambda: -e), None),
+    "conditional on a parameter": (
+        lambda e, p: jax.lax.cond(p[0] > 0, lambda: e, lambda: -e),
+        None,
+    ),
     "while on a parameter": (
         lambda e, p: jax.lax.while_loop(lambda s: jnp.all(s < 10 * p), lambda s: s + 1, e),
         None,
     ),
     "inside jit": (jax.jit(lambda e, p: jnp.floor(p) + e), "floor"),
-    "inside scan": (lambda e, p: jax.lax.scan(lambda c, x: (c + jnp.floor(x), c), 0.0, p)[1] + e, "floor"),
+    "inside scan": (
+        lambda e, p: jax.lax.scan(lambda c, x: (c + jnp.floor(x), c), 0.0, p)[1] + e,
+        "floor",
+    ),
     "inside vmap": (lambda e, p: jax.vmap(lambda e, p: (e < p).astype(jnp.float32))(e, p), "lt"),
     "float8": (lambda e, p: (p * e).astype(jnp.float8_e4m3fn).astype(jnp.float32), "cast"),
     "float4": (lambda e, p: (p * e).astype(jnp.float4_e2m1fn).astype(jnp.float32), "cast"),
     "one bit of mantissa": (lambda e, p: jax.lax.reduce_precision(p * e, 5, 1), "reduce_precision"),
     "half a bfloat16": (lambda e, p: jax.lax.reduce_precision(p * e, 8, 6), "reduce_precision"),
-    "three bits of exponent": (lambda e, p: jax.lax.reduce_precision(p * e, 3, 10), "reduce_precision"),
+    "three bits of exponent": (
+        lambda e, p: jax.lax.reduce_precision(p * e, 3, 10),
+        "reduce_precision",
+    ),
     "stopped": (lambda e, p: jax.lax.stop_gradient(p) + e, "stop_gradient"),
 }
 
@@ -102,7 +120,9 @@ def test_both_ways_at_once():
 
 
 def test_the_host_is_opaque():
-    found = flow(lambda e, p: jax.pure_callback(np.sin, jax.ShapeDtypeStruct((3,), jnp.float32), p * e))
+    found = flow(
+        lambda e, p: jax.pure_callback(np.sin, jax.ShapeDtypeStruct((3,), jnp.float32), p * e)
+    )
     assert found.opaque == {"pure_callback"}
     assert found.broken_by("parameter") == "pure_callback"
 
@@ -117,7 +137,9 @@ def test_noise_through_a_jump():
 
 def test_what_is_not_a_parameter():
     """Integers, keys and NumPy constants have no derivative to lose."""
-    found = flow(lambda e, p: jnp.where(jnp.arange(3) > 1, e, 2 * e) * np.array([1.0, 2.0, 3.0], np.float32))
+    found = flow(
+        lambda e, p: jnp.where(jnp.arange(3) > 1, e, 2 * e) * np.array([1.0, 2.0, 3.0], np.float32)
+    )
     assert "parameter" not in found.sources()
 
 
@@ -125,7 +147,9 @@ def test_outputs_are_told_apart():
     """One leaf smooth, one broken, one untouched."""
 
     def inside(parameter):
-        closed, _ = trace(lambda e: {"a": parameter * e, "b": jnp.floor(parameter), "c": e}, jnp.ones(3))
+        closed, _ = trace(
+            lambda e: {"a": parameter * e, "b": jnp.floor(parameter), "c": e}, jnp.ones(3)
+        )
         a, b, c = flows(closed, [NOISE], PARAMETER)
         assert a.broken_by("parameter") is None
         assert b.broken_by("parameter") == "floor"

@@ -32,7 +32,9 @@ def hard(p):
 
 def test_leaves_are_named():
     q = {"a": lambda p: distrax.Normal(p, 1.0), "b": hard, "c": lambda p: distrax.Normal(0.0, 1.0)}
-    found = asked(lambda p: jaxprs.paths(vj.Joint({n: part(p) for n, part in q.items()}), draws.iid, KEY))
+    found = asked(
+        lambda p: jaxprs.paths(vj.Joint({n: part(p) for n, part in q.items()}), draws.iid, KEY)
+    )
     assert list(found) == ["a", "b", "c"]
     assert found["a"] == Path(None, parametric=True)
     assert found["c"].broken is None
@@ -50,7 +52,9 @@ def test_what_follows_a_leaf_without_a_path():
             }
         )
 
-    smooth = asked(lambda p: jaxprs.paths(joint(p, lambda p: distrax.Normal(p, 1.0)), draws.iid, KEY))
+    smooth = asked(
+        lambda p: jaxprs.paths(joint(p, lambda p: distrax.Normal(p, 1.0)), draws.iid, KEY)
+    )
     assert list(smooth) == ["z", "rest.m", "rest.n"]
     assert smooth["rest.m"] == Path(None, parametric=True)
     assert "depends on a parameter" in smooth["rest.n"].broken
@@ -95,7 +99,9 @@ def test_what_needs_a_score():
 
 def test_a_scored_leaf_whose_support_moves():
     def q(p):
-        return vj.Joint({"a": distrax.Uniform(p - 1.0, p + 1.0), "b": lambda z: hard(jnp.sign(z["a"]))})
+        return vj.Joint(
+            {"a": distrax.Uniform(p - 1.0, p + 1.0), "b": lambda z: hard(jnp.sign(z["a"]))}
+        )
 
     scored = asked(lambda p: jaxprs.scored_leaves(q(p), KEY, jaxprs.joint_paths(q(p), KEY)))
     assert scored.names == {"a", "b"}

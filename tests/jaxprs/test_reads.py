@@ -40,7 +40,9 @@ def test_one_output(name):
 
 def test_trees():
     """Inputs are counted as JAX flattens the arguments, and the answer has the tree of the result."""
-    found = reads(lambda z, s: {"p": z["a"] + s, "q": (z["b"], s)}, {"b": A, "a": B}, jnp.float32(1.0))
+    found = reads(
+        lambda z, s: {"p": z["a"] + s, "q": (z["b"], s)}, {"b": A, "a": B}, jnp.float32(1.0)
+    )
     assert found == {"p": {0, 2}, "q": ({1}, {2})}
 
 

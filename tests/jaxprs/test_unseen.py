@@ -113,7 +113,9 @@ def while_differentiated(ask, parameter=NOISE):
 
 
 def normal(p, keep):
-    return Own(lambda key: keep(p) + jax.random.normal(key, (N,)), lambda z: -0.5 * jnp.sum((z - p) ** 2))
+    return Own(
+        lambda key: keep(p) + jax.random.normal(key, (N,)), lambda z: -0.5 * jnp.sum((z - p) ** 2)
+    )
 
 
 # --- each question
@@ -121,7 +123,9 @@ def normal(p, keep):
 
 @unseen
 def test_the_derivative(keep):
-    paths = while_differentiated(lambda p: jaxprs.paths(normal(p, keep), draws.iid, jax.random.key(0)))
+    paths = while_differentiated(
+        lambda p: jaxprs.paths(normal(p, keep), draws.iid, jax.random.key(0))
+    )
     assert "cannot be analysed: declare q.reparameterized = True" in paths["z"].broken
 
 
@@ -201,7 +205,9 @@ def test_stand_in_numbers(keep):
     spellings = [(lambda p: p, lambda p: 30 * p)]
 
     def ask(p, keep):
-        return jaxprs.misfit(lambda x: (jnp.sum(keep(p * x)), p * x), [np.ones(N, np.float32)], spellings)
+        return jaxprs.misfit(
+            lambda x: (jnp.sum(keep(p * x)), p * x), [np.ones(N, np.float32)], spellings
+        )
 
     assert while_differentiated(lambda p: ask(p, printed)) <= 1
     if keep is not pure_on_the_host:
@@ -213,7 +219,9 @@ def test_what_is_closed_over():
     cell = jax.new_ref(NOISE)
     value = cell[...]
     for ask in (jaxprs.hoist, jaxprs.stopped):
-        with pytest.raises(ValueError, match=r"closes over a mutable reference.*the value ref\[...\]"):
+        with pytest.raises(
+            ValueError, match=r"closes over a mutable reference.*the value ref\[...\]"
+        ):
             ask(lambda x: x + cell[...], NOISE)
         ask(lambda x: in_a_reference(x) + value, NOISE)
 
@@ -247,7 +255,9 @@ def quantized(p):
 
 
 @pytest.mark.parametrize("name", ["reparam", "dreg", "auto"])
-@pytest.mark.parametrize(("build", "how"), [(hidden_bernoulli, "cannot be analysed"), (quantized, "reduce_precision")])
+@pytest.mark.parametrize(
+    ("build", "how"), [(hidden_bernoulli, "cannot be analysed"), (quantized, "reduce_precision")]
+)
 def test_a_jump_that_passed_for_smooth(name, build, how):
     """With jumps hidden so, reparam gave -.0002 for -.036; auto takes the score where it sees a jump."""
     objective = getattr(vj.gradients, name)(vj.bounds.elbo)

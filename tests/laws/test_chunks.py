@@ -23,7 +23,9 @@ def test_chunked_is_whole(name, key):
     params, data = inputs()
     sizes = SIZES[name]
     run = lambda size: jax.value_and_grad(value(name, size, 7))  # noqa: E731
-    found = jax.jit(lambda params: {str(size): run(size)(params, data, key) for size in (None, *sizes)})(params)
+    found = jax.jit(
+        lambda params: {str(size): run(size)(params, data, key) for size in (None, *sizes)}
+    )(params)
     for size in sizes:
         assert_close(found[str(size)], found["None"], err_msg=f"chunk_size {size}")
 
@@ -32,7 +34,13 @@ def test_draws_do_not_depend_on_chunks(key):
     """log p and log q of draw k come back in order, and z only where it was never cut."""
     params, data = inputs()
     q = Gauss(params["q"]["loc"], params["q"]["log_scale"])
-    run = partial(vj.gradients.reparam(vj.bounds.elbo), key, lambda z: norm.logpdf(data["x"], z, 1.0), q, num_samples=7)
+    run = partial(
+        vj.gradients.reparam(vj.bounds.elbo),
+        key,
+        lambda z: norm.logpdf(data["x"], z, 1.0),
+        q,
+        num_samples=7,
+    )
     whole, parts = run().draws, run(chunk_size=3).draws
     assert_close((parts.log_p, parts.log_q), (whole.log_p, whole.log_q))
     assert parts.z is None
@@ -94,7 +102,9 @@ def count_scans(jaxpr):
                 total += 1
                 continue
             times = eqn.params["length"]
-        for inner in jax.tree.leaves(eqn.params, is_leaf=lambda p: hasattr(p, "eqns") or hasattr(p, "jaxpr")):
+        for inner in jax.tree.leaves(
+            eqn.params, is_leaf=lambda p: hasattr(p, "eqns") or hasattr(p, "jaxpr")
+        ):
             inner = getattr(inner, "jaxpr", inner)
             if hasattr(inner, "eqns"):
                 total += times * count_scans(inner)
@@ -125,15 +135,25 @@ def test_memory_does_not_grow_with_draws(key):
 
     def compiled(num_samples, chunk_size):
         def total(params):
-            target = lambda z: jnp.sum(jnp.sin(mix @ jnp.sin(mix @ jnp.sin(z * mix[0])))) - 0.5 * z**2  # noqa: E731
+            target = lambda z: (
+                jnp.sum(jnp.sin(mix @ jnp.sin(mix @ jnp.sin(z * mix[0])))) - 0.5 * z**2
+            )  # noqa: E731
             q = Gauss(params, jnp.float32(0.0))
             run = OBJECTIVES["reparam(iwae)"]
             return run(key, target, q, num_samples=num_samples, chunk_size=chunk_size).value
 
-        return jax.jit(jax.grad(total)).lower(jnp.float32(0.3)).compile().memory_analysis().temp_size_in_bytes
+        return (
+            jax.jit(jax.grad(total))
+            .lower(jnp.float32(0.3))
+            .compile()
+            .memory_analysis()
+            .temp_size_in_bytes
+        )
 
     few, many, whole = compiled(200, 100), compiled(4000, 100), compiled(4000, None)
-    assert many - few < 4000 * 4 * 20  # twenty numbers for each draw, where the model makes hundreds
+    assert (
+        many - few < 4000 * 4 * 20
+    )  # twenty numbers for each draw, where the model makes hundreds
     assert whole > 4 * many  # the control: all at once it does grow
 
 
@@ -149,7 +169,9 @@ def test_chunks_pass_jax_own_checks(chunk_size, key):
 
     def loss(m, c):
         q = distrax.Normal(m, 1.0)
-        return vj.gradients.dreg(vj.bounds.iwae)(key, log_joint, q, num_samples=4, chunk_size=c).value
+        return vj.gradients.dreg(vj.bounds.iwae)(
+            key, log_joint, q, num_samples=4, chunk_size=c
+        ).value
 
     with jax.debug_key_reuse(True):
         found = jax.jit(jax.grad(partial(loss, c=chunk_size)))(0.3)
@@ -161,7 +183,9 @@ def test_an_empty_batch_is_empty_in_chunks_too(key):
     q = distrax.Normal(jnp.zeros(0), 1.0)
     for name in ("reparam", "dreg", "score", "vimco"):
         gradient = getattr(vj.gradients, name)
-        assert gradient(vj.bounds.iwae)(key, parabola, q, num_samples=4, chunk_size=3).value.shape == (0,)
+        assert gradient(vj.bounds.iwae)(
+            key, parabola, q, num_samples=4, chunk_size=3
+        ).value.shape == (0,)
 
 
 @pytest.mark.usefixtures("loose_ranks")
@@ -175,7 +199,9 @@ def test_chunks_do_not_stall_in_half_precision(n, key):
             return -0.5 * (z - t) ** 2
 
         q = distrax.Normal(0.5 * one, one)
-        return vj.gradients.dreg(vj.bounds.elbo)(key, target, q, num_samples=4000, chunk_size=size).value.sum()
+        return vj.gradients.dreg(vj.bounds.elbo)(
+            key, target, q, num_samples=4000, chunk_size=size
+        ).value.sum()
 
     whole, single = (jax.grad(value)(jnp.bfloat16(-1), size) for size in (None, 1))
     np.testing.assert_allclose(np.float32(single), np.float32(whole), rtol=0.05)

@@ -25,7 +25,9 @@ def step(make, draw, chunk_size=None):
         q = Gauss(params["loc"] + params["slope"] * x, jnp.full_like(x, -0.2))
         target = lambda z: norm.logpdf(z, 0.0, 1.0) + norm.logpdf(x, params["gain"] * z, 1.0)  # noqa: E731
         how = {} if draw is None else {"draw": draw}
-        estimate = make(vj.bounds.iwae, **how)(key, target, q, num_samples=16, chunk_size=chunk_size)
+        estimate = make(vj.bounds.iwae, **how)(
+            key, target, q, num_samples=16, chunk_size=chunk_size
+        )
         return jnp.sum(estimate.value), estimate.draws.log_p
 
     return jax.jit(jax.value_and_grad(total, has_aux=True))
@@ -40,7 +42,9 @@ X = np.linspace(-2, 2, 16, dtype=np.float32)
 def test_a_sharded_batch(make, chunk_size, mesh, key):
     """Two data on each device: the data's layout is all it takes."""
     run = step(MAKERS[make], None, chunk_size)
-    (value, log_p), gradient = run(PARAMS, jax.device_put(X, NamedSharding(mesh, PartitionSpec("i"))), key)
+    (value, log_p), gradient = run(
+        PARAMS, jax.device_put(X, NamedSharding(mesh, PartitionSpec("i"))), key
+    )
     assert_close(((value, log_p), gradient), run(PARAMS, X, key))
     assert len(log_p.sharding.device_set) == 8
     assert log_p.addressable_shards[0].data.shape == (16, 2)

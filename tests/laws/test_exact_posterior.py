@@ -46,7 +46,9 @@ def gaussian(dtype):
 
 def gamma_poisson(dtype):
     x = np.array([3.0, 0.0], dtype)
-    log_p = lambda z: distrax.Gamma(2.0, 1.3).log_prob(z) + x * jnp.log(z) - z - jax.lax.lgamma(x + 1)  # noqa: E731
+    log_p = lambda z: (
+        distrax.Gamma(2.0, 1.3).log_prob(z) + x * jnp.log(z) - z - jax.lax.lgamma(x + 1)
+    )  # noqa: E731
     return Exact(
         {"a": 2.0 + x, "b": np.full(2, 2.3)},
         lambda q: distrax.Gamma(q["a"], q["b"]),
@@ -60,7 +62,9 @@ def beta_bernoulli(dtype):
     return Exact(
         {"a": 1.5 + wins, "b": 2.0 + trials - wins},
         lambda q: distrax.Beta(q["a"], q["b"]),
-        lambda z: distrax.Beta(1.5, 2.0).log_prob(z) + wins * jnp.log(z) + (trials - wins) * jnp.log1p(-z),
+        lambda z: (
+            distrax.Beta(1.5, 2.0).log_prob(z) + wins * jnp.log(z) + (trials - wins) * jnp.log1p(-z)
+        ),
         oracles.beta_bernoulli_evidence(1.5, 2.0, wins, trials),
     )
 
@@ -68,18 +72,29 @@ def beta_bernoulli(dtype):
 def _regression(dtype):
     rng = np.random.default_rng(0)
     design, y, noise = rng.normal(size=(7, 3)).astype(dtype), rng.normal(size=7).astype(dtype), 0.6
-    mean, covariance = oracles.regression_posterior(*(np.asarray(a, np.float64) for a in (design, y)), noise)
+    mean, covariance = oracles.regression_posterior(
+        *(np.asarray(a, np.float64) for a in (design, y)), noise
+    )
 
     def log_joint(w):
         return jnp.sum(norm.logpdf(w, 0.0, 1.0)) + jnp.sum(norm.logpdf(y, design @ w, noise))
 
-    return mean, np.linalg.cholesky(covariance), log_joint, oracles.regression_evidence(design, y, noise)
+    return (
+        mean,
+        np.linalg.cholesky(covariance),
+        log_joint,
+        oracles.regression_evidence(design, y, noise),
+    )
 
 
 def regression_full_rank(dtype):
     mean, root, log_joint, evidence = _regression(dtype)
     scale = np.diag(root)
-    params = {"loc": mean, "log_scale": np.log(scale), "lower": (root / scale[:, None])[np.tril_indices(3, -1)]}
+    params = {
+        "loc": mean,
+        "log_scale": np.log(scale),
+        "lower": (root / scale[:, None])[np.tril_indices(3, -1)],
+    }
     return Exact(params, vj.families.full_rank().dist, log_joint, evidence, loose=False)
 
 
@@ -103,14 +118,24 @@ def chain_of_two(dtype):
             "b": Gauss(q["b"], q["log_b"]),
             "a": lambda z: Gauss(q["slope"] * z["b"], q["log_a"]),
         },
-        lambda z: norm.logpdf(z["a"], 0, 1.0) + norm.logpdf(z["b"], z["a"], 1.0) + norm.logpdf(x, z["b"], 1.0),
-        oracles.gaussian_evidence(0.0, x) + norm.logpdf(x, 0.0, 3**0.5) - norm.logpdf(x, 0.0, 2**0.5),
+        lambda z: (
+            norm.logpdf(z["a"], 0, 1.0)
+            + norm.logpdf(z["b"], z["a"], 1.0)
+            + norm.logpdf(x, z["b"], 1.0)
+        ),
+        oracles.gaussian_evidence(0.0, x)
+        + norm.logpdf(x, 0.0, 3**0.5)
+        - norm.logpdf(x, 0.0, 2**0.5),
         loose=False,
     )
 
 
 CASES = [
-    *[(gaussian, DREG, chunk_size, double) for chunk_size in (None, 4, K) for double in (False, True)],
+    *[
+        (gaussian, DREG, chunk_size, double)
+        for chunk_size in (None, 4, K)
+        for double in (False, True)
+    ],
     (gaussian, [name for name in SMOOTH if name not in DREG], None, True),
     (gaussian, ["eubo", "jackknife(1)", "log_variance"], 4, False),
     *[(regression_full_rank, DREG, None, False), (regression_full_rank, DREG, 4, True)],
@@ -137,12 +162,17 @@ def estimates(model, key, dtype, make, names, chunk_size):
     params = jax.tree.map(lambda a: jnp.asarray(a, dtype), exact.params)
 
     def total(params, objective):
-        found = objective(key, exact.log_joint, exact.build(params), num_samples=K, chunk_size=chunk_size)
+        found = objective(
+            key, exact.log_joint, exact.build(params), num_samples=K, chunk_size=chunk_size
+        )
         return jnp.sum(found.value), found
 
     with jax.numpy_rank_promotion("allow" if exact.loose else "raise"):
         run = jax.jit(
-            lambda params: {n: jax.grad(total, has_aux=True)(params, make(table.BOUND[n].function)) for n in names}
+            lambda params: {
+                n: jax.grad(total, has_aux=True)(params, make(table.BOUND[n].function))
+                for n in names
+            }
         )
         return exact.evidence, run(params)
 
@@ -151,11 +181,14 @@ def at_constant(name, evidence):
     """Return what a bound is where every log-weight is log p(x): that, or what the table's row says by its formula."""
     if table.BOUND[name].keeps_constants:
         return evidence
-    return FORMULAS[name](np.broadcast_to(evidence, (K, *np.shape(evidence))), np.full((K, 1), 1 / K))
+    return FORMULAS[name](
+        np.broadcast_to(evidence, (K, *np.shape(evidence))), np.full((K, 1), 1 / K)
+    )
 
 
 @pytest.mark.parametrize(
-    "case", some(CASES, "regression_tri-plain-float64-2", "gamma_poisson-plain-float32-2", name=describe)
+    "case",
+    some(CASES, "regression_tri-plain-float64-2", "gamma_poisson-plain-float32-2", name=describe),
 )
 def test_dreg_has_no_noise_at_the_posterior(case, key):
     """Value log p(x) and gradient 0, with no averaging: within 2e-5 in float32 and 1e-11 in float64."""
@@ -164,7 +197,9 @@ def test_dreg_has_no_noise_at_the_posterior(case, key):
     with jax.enable_x64(True) if double else nullcontext():
         evidence, found = estimates(model, key, dtype, vj.gradients.dreg, names, chunk_size)
     for name, (gradient, estimate) in found.items():
-        np.testing.assert_allclose(estimate.value, at_constant(name, evidence), rtol=close, atol=close, err_msg=name)
+        np.testing.assert_allclose(
+            estimate.value, at_constant(name, evidence), rtol=close, atol=close, err_msg=name
+        )
         for leaf, slope in gradient.items():
             assert np.abs(slope).max() < close, f"{name}: gradient in {leaf} is {slope}"
 
@@ -177,7 +212,9 @@ def test_every_bound_keeps_a_constant(row):
     """Equal log-weights l give l, at any size of l, for any number of draws that the bound takes."""
     level = np.array([-1.7, 0.0, 1e4, -1e4], np.float32)
     for k in (row.draws(1), row.draws(2), row.draws(10)):
-        np.testing.assert_allclose(row.function(jnp.broadcast_to(level[None], (k, 4))), level, rtol=1e-6, atol=1e-6)
+        np.testing.assert_allclose(
+            row.function(jnp.broadcast_to(level[None], (k, 4))), level, rtol=1e-6, atol=1e-6
+        )
 
 
 @pytest.mark.slow

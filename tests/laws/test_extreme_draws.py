@@ -47,7 +47,11 @@ def half_line(name, chunk_size, num_samples=6):
         inside = lambda z: jnp.where(z > 0, z, 1.0)  # noqa: E731
         log_joint = lambda z: jnp.where(z > 0, -inside(z) - jnp.square(jnp.log(inside(z))), -INF)  # noqa: E731
         q = Gauss(params["loc"], params["log_scale"])
-        return jnp.sum(OBJECTIVES[name](key, log_joint, q, num_samples=num_samples, chunk_size=chunk_size).value)
+        return jnp.sum(
+            OBJECTIVES[name](
+                key, log_joint, q, num_samples=num_samples, chunk_size=chunk_size
+            ).value
+        )
 
     return value
 
@@ -69,11 +73,15 @@ def test_objectives_with_impossible_draws(name, key):
 def test_one_draw(name, key):
     """K = 1 is the ELBO for every bound here: dreg of any is sticking the landing."""
     params = {"loc": jnp.array([0.9, 1.4]), "log_scale": jnp.array([-2.0, -1.4])}
-    elbo = {"reparam": "reparam(elbo)", "dreg": "dreg(elbo)", "score": "score(elbo)"}[name.split("(")[0]]
+    elbo = {"reparam": "reparam(elbo)", "dreg": "dreg(elbo)", "score": "score(elbo)"}[
+        name.split("(")[0]
+    ]
     objectives = OBJECTIVES | {"reparam(elbo)": vj.gradients.reparam(vj.bounds.elbo)}
     make = lambda name: jax.value_and_grad(  # noqa: E731
         lambda p: jnp.sum(
-            objectives[name](key, lambda z: -(z**2), Gauss(p["loc"], p["log_scale"]), num_samples=1).value
+            objectives[name](
+                key, lambda z: -(z**2), Gauss(p["loc"], p["log_scale"]), num_samples=1
+            ).value
         )
     )
     assert_close(make(name)(params), make(elbo)(params))
@@ -96,7 +104,9 @@ def test_objectives_in_half_precision(case, key):
     def value(params, name, chunk_size):
         q = SameGauss(params["loc"], params["log_scale"])
         log_joint = lambda z: -jnp.square((z.astype(jnp.float32) if mixed else z) - 0.5)  # noqa: E731
-        return jnp.sum(OBJECTIVES[name](key, log_joint, q, num_samples=6, chunk_size=chunk_size).value)
+        return jnp.sum(
+            OBJECTIVES[name](key, log_joint, q, num_samples=6, chunk_size=chunk_size).value
+        )
 
     single = {"loc": jnp.array([0.25, 1.0]), "log_scale": jnp.array([-0.5, -0.25])}
     names = ["reparam(iwae)", "dreg(iwae)", "vimco(iwae)"]
@@ -105,5 +115,8 @@ def test_objectives_in_half_precision(case, key):
     assert all(leaf.dtype == dtype for leaf in jax.tree.leaves(found))
     found = jax.tree.map(lambda a: a.astype(jnp.float32), found)
     assert_close(
-        found, jax.jit(run)(single), rtol=60 * float(jnp.finfo(dtype).eps), atol=60 * float(jnp.finfo(dtype).eps)
+        found,
+        jax.jit(run)(single),
+        rtol=60 * float(jnp.finfo(dtype).eps),
+        atol=60 * float(jnp.finfo(dtype).eps),
     )

@@ -10,7 +10,12 @@ from scipy.special import logsumexp
 
 from tests import table
 from tests.marks import but, some
-from vijax.numerics import leave_one_out_log_mean_exp, leave_one_out_mean, log_mean_exp, normalized_weights
+from vijax.numerics import (
+    leave_one_out_log_mean_exp,
+    leave_one_out_mean,
+    log_mean_exp,
+    normalized_weights,
+)
 from vijax.types import closed_forms
 
 INF = np.inf
@@ -34,7 +39,11 @@ def value_and_slope(function, log_w):
 @pytest.mark.parametrize(
     ("log_w", "value", "slope"),
     [
-        ((-INF, 0.0, 0.0, 0.0), np.log(0.75), (0, 1 / 3, 1 / 3, 1 / 3)),  # an impossible draw counts, with gradient 0
+        (
+            (-INF, 0.0, 0.0, 0.0),
+            np.log(0.75),
+            (0, 1 / 3, 1 / 3, 1 / 3),
+        ),  # an impossible draw counts, with gradient 0
         ((-INF, -INF, -INF, -INF), -INF, (0, 0, 0, 0)),
         ((INF, 0.0, 1.0, -INF), INF, (0, 0, 0, 0)),
         ((INF, INF, INF, INF), INF, (0, 0, 0, 0)),
@@ -54,7 +63,10 @@ def test_impossible_draws_have_no_slope_at_any_scale(weights):
     given = None if weights is None else jnp.asarray(weights)
 
     def scaled(l):
-        bounds = (table.BOUND[name].function(l, weights=given) for name in ("iwae", "renyi(.5)", "cubo(2)", "eubo"))
+        bounds = (
+            table.BOUND[name].function(l, weights=given)
+            for name in ("iwae", "renyi(.5)", "cubo(2)", "eubo")
+        )
         return 1e4 * sum(bounds)
 
     assert np.all(value_and_slope(jax.jit(scaled), column(-INF, -INF, -INF, -INF))[1] == 0)
@@ -86,7 +98,9 @@ COLUMNS = {
     "one infinite": (*N, INF),
     "first infinite": (INF, *N),
     "all infinite": (INF,) * 8,
-    **{f"wide {seed}": 1e4 * np.random.default_rng(seed).uniform(size=8) - 5e3 for seed in range(5)},
+    **{
+        f"wide {seed}": 1e4 * np.random.default_rng(seed).uniform(size=8) - 5e3 for seed in range(5)
+    },
     **{f"normal {seed}": np.random.default_rng(seed).normal(size=8) for seed in range(3)},
 }
 TOTAL = [row for row in table.BOUNDS if row.name != "own"]
@@ -106,7 +120,9 @@ def every(log_w):
 def judged(dtype, rounded=None):
     """Return {bound: {column: (value, slope)}} in a dtype, of columns rounded to another."""
     with jax.enable_x64(True):
-        found = every(jnp.stack([jnp.asarray(c, rounded or dtype) for c in COLUMNS.values()], 1).astype(dtype))
+        found = every(
+            jnp.stack([jnp.asarray(c, rounded or dtype) for c in COLUMNS.values()], 1).astype(dtype)
+        )
     found = jax.tree.map(np.asarray, found)
     pick = lambda v, s: {name: (v[i], s[:, i]) for i, name in enumerate(COLUMNS)}  # noqa: E731
     return {name: pick(*both) for name, both in found.items()}
@@ -145,13 +161,19 @@ def test_bounds_at_a_spread_of_ten_thousand_nats(row):
     """Values to float32's rounding of 1e4; slopes finite, summing to what the bound moves by, where that is a constant."""
     single, double = judged(jnp.float32)[row.name], judged(jnp.float64, jnp.float32)[row.name]
     for name in COLUMNS:
-        np.testing.assert_allclose(single[name][0], double[name][0], rtol=1e-5, atol=1e-5, err_msg=name)
+        np.testing.assert_allclose(
+            single[name][0], double[name][0], rtol=1e-5, atol=1e-5, err_msg=name
+        )
         if name.startswith("wide") and row.moves is not None:
             slope = single[name][1]
-            np.testing.assert_allclose(slope.sum(), row.moves, atol=1e-6 * max(10, np.abs(slope).max()), err_msg=name)
+            np.testing.assert_allclose(
+                slope.sum(), row.moves, atol=1e-6 * max(10, np.abs(slope).max()), err_msg=name
+            )
 
 
-@pytest.mark.parametrize("dtype", some([jnp.bfloat16, jnp.float16, jnp.float32], "float32", name=lambda t: t.__name__))
+@pytest.mark.parametrize(
+    "dtype", some([jnp.bfloat16, jnp.float16, jnp.float32], "float32", name=lambda t: t.__name__)
+)
 @total
 def test_precision_is_kept(row, dtype):
     """Values and slopes come in the dtype of log_w, and within some of its rounding errors of float64's."""
@@ -163,7 +185,9 @@ def test_precision_is_kept(row, dtype):
             for found, expected in zip(low[name], double[name], strict=True):
                 found = np.asarray(found, np.float64)
                 scale = max(1.0, np.abs(expected).max())
-                np.testing.assert_allclose(found, expected, rtol=close, atol=close * scale, err_msg=name)
+                np.testing.assert_allclose(
+                    found, expected, rtol=close, atol=close * scale, err_msg=name
+                )
 
 
 # --- enormous spreads: float32 against float64
@@ -185,7 +209,11 @@ def test_gates_at_a_spread_of_ten_thousand_nats(row, key):
 def test_gates_are_the_curvature(row, key):
     """(B' - B'') / B' against automatic second derivatives in float64, at ordinary and at unequal weights."""
     with jax.enable_x64(True):
-        log_w = jnp.float64(1.0) * jax.random.normal(key, (4, 3), jnp.float64) * jnp.array([0.1, 1.0, 4.0])[None]
+        log_w = (
+            jnp.float64(1.0)
+            * jax.random.normal(key, (4, 3), jnp.float64)
+            * jnp.array([0.1, 1.0, 4.0])[None]
+        )
         slope = jax.grad(lambda l: row.function(l).sum())
         hessian = jax.jacfwd(slope)(log_w)  # [k, batch, k, batch]
         diagonal = jnp.einsum("kbkb->kb", hessian)
@@ -196,35 +224,55 @@ def test_gates_are_the_curvature(row, key):
 # --- leaving one out
 
 
-CLOSED = [row for row in table.BOUNDS if row.loses and closed_forms(row.function).leave_one_out is not None]
+CLOSED = [
+    row
+    for row in table.BOUNDS
+    if row.loses and closed_forms(row.function).leave_one_out is not None
+]
 
 
 def without_each(function, log_w, k):
     return np.stack([function(jnp.delete(log_w, i, axis=0)) for i in range(k)])
 
 
-@pytest.mark.parametrize("row", [row for row in CLOSED if row.groups == 1], ids=lambda row: row.name)
+@pytest.mark.parametrize(
+    "row", [row for row in CLOSED if row.groups == 1], ids=lambda row: row.name
+)
 @pytest.mark.parametrize("spread", [1.0, 100.0, 1e4])
 def test_leave_one_out_is_the_bound_of_the_others(row, spread, key):
     log_w = spread * jax.random.normal(key, (6, 4))
     closed = closed_forms(row.function).leave_one_out(log_w)
-    np.testing.assert_allclose(closed, without_each(row.function, log_w, 6), rtol=2e-6, atol=2e-6 * spread)
+    np.testing.assert_allclose(
+        closed, without_each(row.function, log_w, 6), rtol=2e-6, atol=2e-6 * spread
+    )
 
 
 @pytest.mark.parametrize(
     "log_w",
-    [(0.3, -INF, -1.0), (-INF, -INF, 0.5), (-INF, -INF, -INF), (INF, 0.0, 1.0), (0.0, 0.0, 0.0), (200.0, 0.0, -200.0)],
+    [
+        (0.3, -INF, -1.0),
+        (-INF, -INF, 0.5),
+        (-INF, -INF, -INF),
+        (INF, 0.0, 1.0),
+        (0.0, 0.0, 0.0),
+        (200.0, 0.0, -200.0),
+    ],
 )
 @pytest.mark.parametrize("function", [leave_one_out_log_mean_exp, leave_one_out_mean])
 def test_leave_one_out_at_the_extremes(function, log_w):
     """Minus infinity only where the others are impossible; the largest row loses nothing to cancellation."""
-    whole = {leave_one_out_log_mean_exp: log_mean_exp, leave_one_out_mean: lambda l: jnp.mean(l, 0)}[function]
+    whole = {
+        leave_one_out_log_mean_exp: log_mean_exp,
+        leave_one_out_mean: lambda l: jnp.mean(l, 0),
+    }[function]
     found = np.asarray(function(column(*log_w)))
     if INF in log_w:
         np.testing.assert_allclose(found[0], whole(column(*log_w[1:])), rtol=1e-6)
         assert np.all(found[1:] == INF)
     else:
-        np.testing.assert_allclose(found, without_each(whole, column(*log_w), 3), rtol=1e-6, atol=1e-6)
+        np.testing.assert_allclose(
+            found, without_each(whole, column(*log_w), 3), rtol=1e-6, atol=1e-6
+        )
 
 
 # --- counts, empty batches, precision
@@ -236,7 +284,9 @@ def test_no_draws_is_an_error_and_no_batch_is_not(row):
         with pytest.raises(ValueError, match="k >= 1|divide|k = 0"):
             row.function(jnp.zeros((0, 3)))
     k = row.draws(1)
-    shape = lambda *batch: jax.eval_shape(row.function, jax.ShapeDtypeStruct((k, *batch), jnp.float32)).shape  # noqa: E731
+    shape = lambda *batch: (
+        jax.eval_shape(row.function, jax.ShapeDtypeStruct((k, *batch), jnp.float32)).shape
+    )  # noqa: E731
     assert [shape(0), shape(2, 3), shape()] == [(0,), (2, 3), ()]
 
 
@@ -254,11 +304,15 @@ def test_precision_of_gates(row, dtype, key, x64):
     found = gate(log_w)
     assert found.dtype == dtype
     close = 30 * float(jnp.finfo(dtype).eps)
-    np.testing.assert_allclose(np.float64(found), gate(log_w.astype(np.float64)), rtol=close, atol=close)
+    np.testing.assert_allclose(
+        np.float64(found), gate(log_w.astype(np.float64)), rtol=close, atol=close
+    )
 
 
 def test_weights_are_normalized():
     """Zero where every draw is impossible, one where one is infinite, SciPy's softmax elsewhere."""
     log_w = jnp.array([[0.3, -INF, INF], [-1.0, -INF, 0.0]])
     np.testing.assert_allclose(normalized_weights(log_w)[:, 1:], [[0, 1], [0, 0]])
-    np.testing.assert_allclose(normalized_weights(log_w)[:, 0], np.exp([0.3, -1] - logsumexp([0.3, -1])), rtol=1e-6)
+    np.testing.assert_allclose(
+        normalized_weights(log_w)[:, 0], np.exp([0.3, -1] - logsumexp([0.3, -1])), rtol=1e-6
+    )

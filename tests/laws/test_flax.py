@@ -57,7 +57,11 @@ def test_dropout_differs_from_draw_to_draw(case, setting):
     x, q, key = setting
     graph, theta = nnx.split(Decoder(dropout=True, rngs=nnx.Rngs(0)))
     target = lambda theta: vj.targets.keyed(  # noqa: E731
-        lambda key, z: (log_density(nnx.merge(graph, theta)(z, key), x, z), jax.random.key_data(key)), has_aux=True
+        lambda key, z: (
+            log_density(nnx.merge(graph, theta)(z, key), x, z),
+            jax.random.key_data(key),
+        ),
+        has_aux=True,
     )
 
     def total(theta):
@@ -91,10 +95,13 @@ def test_one_mask_for_all_draws_is_something_else(setting):
             nnx.merge(graph, theta)(z, jax.random.key(0) if fixed else key), x, z
         )
         target = vj.targets.keyed(log_joint)
-        return jnp.sum(vj.gradients.reparam(vj.bounds.elbo)(key, target, posterior(q), num_samples=K).value)
+        return jnp.sum(
+            vj.gradients.reparam(vj.bounds.elbo)(key, target, posterior(q), num_samples=K).value
+        )
 
     differ = jax.tree.map(
-        lambda a, b: jnp.abs(a - b).max(), *[jax.grad(total)(theta, fixed) for fixed in (True, False)]
+        lambda a, b: jnp.abs(a - b).max(),
+        *[jax.grad(total)(theta, fixed) for fixed in (True, False)],
     )
     assert max(jax.tree.leaves(differ)) > 1e-2
 
@@ -108,7 +115,9 @@ def test_batch_statistics_come_back(make, chunk_size, setting):
     graph, theta, state = nnx.split(Decoder(dropout=False, rngs=nnx.Rngs(0)), nnx.Param, ...)
 
     def log_joint(theta, z):
-        decoder = nnx.merge(graph, theta, state, copy=True)  # its state mutates: a shared one would leak a tracer
+        decoder = nnx.merge(
+            graph, theta, state, copy=True
+        )  # its state mutates: a shared one would leak a tracer
         mean = decoder(z, None)
         return log_density(mean, x, z), nnx.state(decoder, nnx.BatchStat)
 
@@ -120,14 +129,19 @@ def test_batch_statistics_come_back(make, chunk_size, setting):
 
     gradient, found = jax.jit(jax.grad(total, has_aux=True))(theta)
     plan = engine.plan(key, True, vj.draws.iid, K)
-    each = [log_joint(theta, posterior(q).sample_and_log_prob(seed=plan.draw[k])[0])[1] for k in range(K)]
+    each = [
+        log_joint(theta, posterior(q).sample_and_log_prob(seed=plan.draw[k])[0])[1]
+        for k in range(K)
+    ]
     assert_close(found, jax.tree.map(lambda *leaves: jnp.stack(leaves), *each), atol=1e-5)
     assert all(leaf.shape[0] == K for leaf in jax.tree.leaves(found))
     spread = jax.tree.map(lambda leaf: np.ptp(leaf, axis=0).max(), found)
     assert min(jax.tree.leaves(spread)) > 1e-4  # each draw has statistics of its own
     assert max(np.abs(leaf).max() for leaf in jax.tree.leaves(gradient)) > 1e-2
 
-    of_aux = jax.grad(lambda theta: sum(jnp.sum(leaf) for leaf in jax.tree.leaves(total(theta)[1])))(theta)
+    of_aux = jax.grad(
+        lambda theta: sum(jnp.sum(leaf) for leaf in jax.tree.leaves(total(theta)[1]))
+    )(theta)
     assert all(np.all(leaf == 0) for leaf in jax.tree.leaves(of_aux))
 
 

@@ -83,7 +83,11 @@ def line_prior(theta):
 
 def rate_prior(theta):
     scale = jnp.exp(-theta)
-    return Density(lambda z: gamma.logpdf(z, 2.0, scale=scale)), lambda e: e * scale, lambda z: z / scale
+    return (
+        Density(lambda z: gamma.logpdf(z, 2.0, scale=scale)),
+        lambda e: e * scale,
+        lambda z: z / scale,
+    )
 
 
 def tower_prior(theta):
@@ -178,7 +182,11 @@ def general(make):
 
 
 def gdreg(bound, kind, theta):
-    prior, push, pull = kind.prior(theta) if kind.prior else (Density(lambda z: 0.0 * theta), lambda e: e, lambda z: z)
+    prior, push, pull = (
+        kind.prior(theta)
+        if kind.prior
+        else (Density(lambda z: 0.0 * theta), lambda e: e, lambda z: z)
+    )
     return vj.gradients.gdreg(bound, prior=prior, push=push, pull=pull)
 
 
@@ -220,9 +228,15 @@ def verdict(kind, name, row):
     if name in GENERAL:
         fits = kind.case.path or name not in PATH
         fits &= row.smooth or name not in PATH - {"reparam"}
-        fits &= row.loses or name not in {"vimco", "auto"} or (name, kind.auto) == ("auto", "reparam")
+        fits &= (
+            row.loses or name not in {"vimco", "auto"} or (name, kind.auto) == ("auto", "reparam")
+        )
         return "unbiased" if fits else "refused"
-    at_home = kind.name == "Gaussian" if name == "measure_valued" else kind.name in ("Bernoulli", "categorical")
+    at_home = (
+        kind.name == "Gaussian"
+        if name == "measure_valued"
+        else kind.name in ("Bernoulli", "categorical")
+    )
     if not at_home or (name in LINEAR and not closed_forms(row.function).linear):
         return "refused"
     # A categorical of integers has no points between its states; that of one-hot draws is tests/problems.py's HOT.
@@ -263,13 +277,23 @@ def parts():
     """Yield every cell once: by kind and estimator, with a list of bounds."""
     for kind in KINDS:
         for name in ESTIMATORS:
-            special = {"elbo"} if kind.name == "Bernoulli" or name in DEAR.get(kind.name, ()) else set()
-            few = special if name in SPECIAL else {"iwae"} if name in DEAR.get(kind.name, ESTIMATORS) else set()
+            special = (
+                {"elbo"} if kind.name == "Bernoulli" or name in DEAR.get(kind.name, ()) else set()
+            )
+            few = (
+                special
+                if name in SPECIAL
+                else {"iwae"}
+                if name in DEAR.get(kind.name, ESTIMATORS)
+                else set()
+            )
             part = f"{kind.name}-{name}"
             often = [row for row in table.BOUNDS if row.name in few]
             rest = [row for row in table.BOUNDS if row.name not in few]
             if often:
-                yield pytest.param(kind, name, often, id=part, marks=pytest.mark.slow if part in SLOW else ())
+                yield pytest.param(
+                    kind, name, often, id=part, marks=pytest.mark.slow if part in SLOW else ()
+                )
             if rest:
                 yield pytest.param(kind, name, rest, id=f"{part}-rest", marks=pytest.mark.slow)
 
@@ -286,7 +310,11 @@ def test_every_bound(kind, name, rows, key):
             elif name == "auto" and kind.auto:
                 seen = the_same(kind, name, kind.auto, row, key)
             else:
-                seen = by_keys(kind, name, row, key) if name in SPECIAL else by_enumeration(kind, name, row)
+                seen = (
+                    by_keys(kind, name, row, key)
+                    if name in SPECIAL
+                    else by_enumeration(kind, name, row)
+                )
             CELLS[kind.name, name, row.name] = {"verdict": expected, **seen}
 
 
@@ -295,12 +323,16 @@ def value(kind, name, row, params, key):
     log_joint = lambda z: kind.case.log_p(params["theta"], z)
     build = kind.showing if name in SPECIAL and kind.showing else kind.case.build
     objective = ESTIMATORS[name](row.function, kind, params["theta"])
-    return jnp.sum(objective(key, log_joint, build(params["q"]), num_samples=num_samples(row)).value)
+    return jnp.sum(
+        objective(key, log_joint, build(params["q"]), num_samples=num_samples(row)).value
+    )
 
 
 def refusal(kind, name, row, key):
     """Return the words of the refusal, which must name a cure."""
-    with pytest.raises((ValueError, TypeError), match=r"(?i)use (gradients|bounds|one with)\b") as error:
+    with pytest.raises(
+        (ValueError, TypeError), match=r"(?i)use (gradients|bounds|one with)\b"
+    ) as error:
         jax.eval_shape(partial(value, kind, name, row), kind.case.params, key)
     return str(error.value)
 
@@ -316,7 +348,11 @@ def biased(kind, name, row, key):
 def the_same(kind, name, other, row, key):
     """Here auto is another estimator, which has cells of its own: the same program but for its names."""
     programs = [
-        re.sub(r"0x[0-9a-f]+", "", str(jax.make_jaxpr(jax.grad(partial(value, kind, who, row)))(kind.case.params, key)))
+        re.sub(
+            r"0x[0-9a-f]+",
+            "",
+            str(jax.make_jaxpr(jax.grad(partial(value, kind, who, row)))(kind.case.params, key)),
+        )
         for who in (name, other)
     ]
     assert programs[0] == programs[1], f"{name}({row.name}) is not {other}({row.name})"
@@ -330,7 +366,9 @@ def double(tree):
 @cache
 def enumerated(name, k, n):
     kind = KIND[name]
-    return enum.Problem(double(kind.case.params), lambda q: kind.enumerated(q, n), kind.case.log_p, kind.sizes(n))
+    return enum.Problem(
+        double(kind.case.params), lambda q: kind.enumerated(q, n), kind.case.log_p, kind.sizes(n)
+    )
 
 
 @cache
@@ -351,7 +389,9 @@ def distance(kind, row, make):
     with jax.enable_x64(True):
         found, expected = truth(kind.name, row)
         mean = jax.jit(
-            lambda: found.mean(partial(make, row.function, kind), num_samples(row), symmetric=symmetric(row))
+            lambda: found.mean(
+                partial(make, row.function, kind), num_samples(row), symmetric=symmetric(row)
+            )
         )()
         off, size = (
             max(float(jnp.max(jnp.abs(leaf))) for leaf in jax.tree.leaves(tree))
@@ -368,8 +408,13 @@ def noise(kind, row):
 
 
 def by_enumeration(kind, name, row):
-    off, within = distance(kind, row, ESTIMATORS[name]), kind.within[num_samples(row)] * noise(kind, row)
-    assert off <= within, f"{name}({row.name}) on {kind.name} is biased by {off:.2g}, more than {within:.2g}"
+    off, within = (
+        distance(kind, row, ESTIMATORS[name]),
+        kind.within[num_samples(row)] * noise(kind, row),
+    )
+    assert off <= within, (
+        f"{name}({row.name}) on {kind.name} is biased by {off:.2g}, more than {within:.2g}"
+    )
     return {"within": max(off, 1e-13)}
 
 
@@ -383,12 +428,17 @@ def by_keys(kind, name, row, key):
     return {"detects": detects, "keys": report.num_keys}
 
 
-GRID = [(kind.name, name, row.name) for kind in KINDS for name in ESTIMATORS for row in table.BOUNDS]
+GRID = [
+    (kind.name, name, row.name) for kind in KINDS for name in ESTIMATORS for row in table.BOUNDS
+]
 
 
 def test_no_cell_is_untested():
     """The parts hold every cell, and of those asked for, before this test, all were seen."""
-    planned = [[(kind.name, name, row.name) for row in rows] for kind, name, rows in (p.values for p in parts())]
+    planned = [
+        [(kind.name, name, row.name) for row in rows]
+        for kind, name, rows in (p.values for p in parts())
+    ]
     assert sorted(sum(planned, [])) == sorted(GRID)
     assert all(CELLS.keys() >= set(part) or not CELLS.keys() & set(part) for part in planned)
 
@@ -399,7 +449,10 @@ def kept():
     yield
     cell = lambda row: (row["kind"], row["estimator"], row["bound"])
     before = {cell(row): row for row in json.loads(OUT.read_text())} if OUT.exists() else {}
-    now = {name: dict(zip(("kind", "estimator", "bound"), name, strict=True), **seen) for name, seen in CELLS.items()}
+    now = {
+        name: dict(zip(("kind", "estimator", "bound"), name, strict=True), **seen)
+        for name, seen in CELLS.items()
+    }
     rows = [(before | now)[name] for name in GRID if name in before | now]
     OUT.parent.mkdir(exist_ok=True)
     OUT.write_text(json.dumps(rows, indent=1) + "\n")
@@ -409,7 +462,9 @@ def kept():
 
 
 def draws(key, log_joint, q, num_samples):
-    z, log_q = jax.vmap(lambda key: q.sample_and_log_prob(seed=key))(jax.random.split(key, num_samples))
+    z, log_q = jax.vmap(lambda key: q.sample_and_log_prob(seed=key))(
+        jax.random.split(key, num_samples)
+    )
     return z, jax.vmap(log_joint)(z), log_q
 
 
@@ -429,7 +484,9 @@ def squared_weights_for_the_model(bound, kind, theta):
         z, log_p, _ = draws(key, log_joint, q, num_samples)
         still = enum.Normal(*jax.lax.stop_gradient((q.loc, q.log_scale)), len(q.nodes))
         log_w = log_p - jax.vmap(still.log_prob)(z)
-        return vj.types.Estimate(jnp.sum(jax.lax.stop_gradient(jax.nn.softmax(log_w, 0) ** 2) * log_w, 0), None)
+        return vj.types.Estimate(
+            jnp.sum(jax.lax.stop_gradient(jax.nn.softmax(log_w, 0) ** 2) * log_w, 0), None
+        )
 
     return objective
 

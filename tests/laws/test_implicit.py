@@ -33,9 +33,13 @@ def ratios(key, sample, functions, truths, concentrations, n=N):
         slope = lambda f: jax.grad(lambda a: f(sample(key, point.at[0].set(a))))(point[0])  # noqa: E731
         return {name: slope(f) for name, f in functions.items()}
 
-    found = jax.jit(jax.vmap(jax.vmap(every, (None, 0)), (0, None)))(jax.random.split(key, n), points)
+    found = jax.jit(jax.vmap(jax.vmap(every, (None, 0)), (0, None)))(
+        jax.random.split(key, n), points
+    )
     exact = oracles.exact(
-        lambda p: {name: jax.vmap(jax.grad(lambda c, t=t: t(*c)))(p)[:, 0] for name, t in truths.items()}
+        lambda p: {
+            name: jax.vmap(jax.grad(lambda c, t=t: t(*c)))(p)[:, 0] for name, t in truths.items()
+        }
     )
     truth = exact(np.asarray(concentrations, np.float64))
     return {name: np.asarray(found[name], np.float64) / truth[name] for name in functions}
@@ -73,7 +77,10 @@ def dirichlet(key, c):
     return jax.random.dirichlet(key, c)
 
 
-RIGHT = [(beta, [[0.2, 0.2], [0.02, 2.0], [0.5, 30.0]]), (dirichlet, [[0.2, 0.2, 0.2], [0.5, 5.0, 50.0]])]
+RIGHT = [
+    (beta, [[0.2, 0.2], [0.02, 2.0], [0.5, 30.0]]),
+    (dirichlet, [[0.2, 0.2, 0.2], [0.5, 5.0, 50.0]]),
+]
 
 
 @pytest.mark.slow
@@ -95,7 +102,9 @@ def test_where_jax_is_wrong(fault, key):
     with pytest.raises(AssertionError, match="biased"):
         assert_mean(found, ones(found), detects=0.5)
     assert np.mean(found["x"]) < 0.5
-    log_gamma = ratios(key, lambda k, c: jax.random.loggamma(k, c[0]), {"l": lambda l: l}, {"l": digamma}, [[0.01]])
+    log_gamma = ratios(
+        key, lambda k, c: jax.random.loggamma(k, c[0]), {"l": lambda l: l}, {"l": digamma}, [[0.01]]
+    )
     assert 0.5 < np.mean(log_gamma["l"]) < 0.65
 
 
@@ -107,7 +116,14 @@ def test_the_cure(key):
         u = jax.random.exponential(of_uniform, a.shape, jnp.float32)
         return jax.random.loggamma(of_gamma, a + 1) - u / a
 
-    found = ratios(key, lambda k, c: log_gamma(k, c[0]), {"l": lambda l: l}, {"l": digamma}, [[0.002], [0.01]], n=3_000)
+    found = ratios(
+        key,
+        lambda k, c: log_gamma(k, c[0]),
+        {"l": lambda l: l},
+        {"l": digamma},
+        [[0.002], [0.01]],
+        n=3_000,
+    )
     assert_mean(found, ones(found), detects=0.25)
 
 
@@ -117,7 +133,9 @@ def test_the_cure(key):
 def beta_bernoulli(q):
     """x: 3 of 4 trials, prior Beta(1, 1): the elbo and its ingredients, E log z and E log(1 - z)."""
     a, b = jnp.exp(q[0]), jnp.exp(q[1])
-    entropy = betaln(a, b) - (a - 1) * digamma(a) - (b - 1) * digamma(b) + (a + b - 2) * digamma(a + b)
+    entropy = (
+        betaln(a, b) - (a - 1) * digamma(a) - (b - 1) * digamma(b) + (a + b - 2) * digamma(a + b)
+    )
     return 3 * (digamma(a) - digamma(a + b)) + (digamma(b) - digamma(a + b)) + entropy
 
 
@@ -153,6 +171,8 @@ def test_objectives(name, key, loose_ranks):
         run = lambda q, make: make(vj.bounds.elbo)(key, target, build(q), num_samples=4).value  # noqa: E731
         return {name: jax.grad(run)(q, make) for name, make in makes.items()}
 
-    found = jax.jit(jax.vmap(jax.vmap(every, (None, 0)), (0, None)))(jax.random.split(key, 8_000), points)
+    found = jax.jit(jax.vmap(jax.vmap(every, (None, 0)), (0, None)))(
+        jax.random.split(key, 8_000), points
+    )
     truth = oracles.exact(jax.vmap(jax.grad(elbo)))(points)
     assert_mean(found, dict.fromkeys(makes, truth), detects=0.6)

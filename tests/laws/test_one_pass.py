@@ -23,7 +23,12 @@ GRADIENTS = {"reparam": vj.gradients.reparam, "dreg": vj.gradients.dreg}
 def inputs(batch=(1,), seed=0):
     rng = np.random.default_rng(seed)
     draw = lambda *shape: jnp.asarray(0.5 * rng.normal(size=shape), np.float32)  # noqa: E731
-    params = {"loc": draw(*batch), "log_scale": draw(*batch) - 0.5, "weight": draw(3), "shift": draw()}
+    params = {
+        "loc": draw(*batch),
+        "log_scale": draw(*batch) - 0.5,
+        "weight": draw(3),
+        "shift": draw(),
+    }
     return params, {
         "x": draw(*batch) + 1,
         "label": jnp.asarray(rng.integers(0, 3, batch)),
@@ -46,7 +51,9 @@ def value(gradient, bound, chunk_size, num_samples=7, scale=1.0):
     def run(params, data, key):
         q = Gauss(params["loc"] + params["shift"], params["log_scale"])
         target = partial(log_joint, params, data, scale)
-        return jnp.sum(3.0 * objective(key, target, q, num_samples=num_samples, chunk_size=chunk_size).value)
+        return jnp.sum(
+            3.0 * objective(key, target, q, num_samples=num_samples, chunk_size=chunk_size).value
+        )
 
     return run
 
@@ -55,13 +62,16 @@ PAIRS = [(gradient, bound) for gradient in GRADIENTS for bound in POWERS]
 
 
 @pytest.mark.parametrize(
-    "pair", some(PAIRS, "reparam(iwae)", "dreg(elbo)", "dreg(renyi(.5))", name="{0[0]}({0[1]})".format)
+    "pair",
+    some(PAIRS, "reparam(iwae)", "dreg(elbo)", "dreg(renyi(.5))", name="{0[0]}({0[1]})".format),
 )
 def test_one_pass_is_whole(pair, key):
     gradient, bound = pair
     params, data = inputs()
     run = lambda size: jax.value_and_grad(value(gradient, bound, size))  # noqa: E731
-    found = jax.jit(lambda p: {str(size): run(size)(p, data, key) for size in (None, 1, 3, 6)})(params)
+    found = jax.jit(lambda p: {str(size): run(size)(p, data, key) for size in (None, 1, 3, 6)})(
+        params
+    )
     for size in (1, 3, 6):
         assert_close(found[str(size)], found["None"], err_msg=f"chunk_size {size}")
 
@@ -72,7 +82,8 @@ def test_one_pass_at_extreme_spreads(gradient, scale, key):
     """Weights thousands of nats apart rescale the sums to nothing and back; equal ones never do."""
     params, data = inputs()
     whole, passed = (
-        jax.jit(jax.value_and_grad(value(gradient, "iwae", size, 40, scale)))(params, data, key) for size in (None, 3)
+        jax.jit(jax.value_and_grad(value(gradient, "iwae", size, 40, scale)))(params, data, key)
+        for size in (None, 3)
     )
     assert_close(passed, whole, rtol=2e-4)
 
@@ -82,14 +93,22 @@ def test_one_pass_at_extreme_spreads(gradient, scale, key):
 def test_one_pass_under_vmap(batch, key):
     """Over members with parameters of their own, or shared: the gradient of each is its own, and of all the sum."""
     pairs = [inputs(batch, seed) for seed in range(3)]
-    params, data = (jax.tree.map(lambda *v: jnp.stack(v), *trees) for trees in zip(*pairs, strict=True))
+    params, data = (
+        jax.tree.map(lambda *v: jnp.stack(v), *trees) for trees in zip(*pairs, strict=True)
+    )
     keys = jax.random.split(key, 3)
     run = value("dreg", "iwae", 3)
     each = jax.jit(jax.vmap(jax.grad(run)))(params, data, keys)
-    shared = jax.jit(jax.grad(lambda p: jnp.sum(jax.vmap(run, (None, 0, 0))(p, data, keys))))(pairs[0][0])
-    alone = [jax.grad(value("dreg", "iwae", None))(pairs[i][0], pairs[i][1], keys[i]) for i in range(3)]
+    shared = jax.jit(jax.grad(lambda p: jnp.sum(jax.vmap(run, (None, 0, 0))(p, data, keys))))(
+        pairs[0][0]
+    )
+    alone = [
+        jax.grad(value("dreg", "iwae", None))(pairs[i][0], pairs[i][1], keys[i]) for i in range(3)
+    ]
     assert_close(each, jax.tree.map(lambda *v: jnp.stack(v), *alone))
-    same = [jax.grad(value("dreg", "iwae", None))(pairs[0][0], pairs[i][1], keys[i]) for i in range(3)]
+    same = [
+        jax.grad(value("dreg", "iwae", None))(pairs[0][0], pairs[i][1], keys[i]) for i in range(3)
+    ]
     assert_close(shared, jax.tree.map(lambda *v: sum(v), *same))
 
 
@@ -106,7 +125,12 @@ def test_impossible_draws_in_one_pass(gradient, key):
         return objective(key, target, q, num_samples=20, chunk_size=size).value[0]
 
     for limit in (0.3, 1e3):
-        assert_close(*(jax.jit(jax.value_and_grad(partial(run, limit=limit, size=s)))(params) for s in (3, None)))
+        assert_close(
+            *(
+                jax.jit(jax.value_and_grad(partial(run, limit=limit, size=s)))(params)
+                for s in (3, None)
+            )
+        )
     assert run(params, 1e3, 3) == -jnp.inf
 
 
@@ -121,7 +145,8 @@ def test_aux_and_keys_come_through_in_order(key):
     target = vj.targets.keyed(noisy, has_aux=True)
     q = Gauss(params["loc"], params["log_scale"])
     whole, passed = (
-        vj.gradients.dreg(vj.bounds.iwae)(key, target, q, num_samples=7, chunk_size=s).draws for s in (None, 3)
+        vj.gradients.dreg(vj.bounds.iwae)(key, target, q, num_samples=7, chunk_size=s).draws
+        for s in (None, 3)
     )
     assert_close(passed._replace(z=None), whole._replace(z=None))
     assert passed.z is None
@@ -134,10 +159,14 @@ def test_the_model_is_evaluated_once_forward(gradient, batch, scans, key):
 
     def total(loc):
         def target(z):
-            return norm.logpdf(jax.lax.scan(lambda s, x: (jnp.tanh(s + x), None), z, jnp.ones(4))[0])
+            return norm.logpdf(
+                jax.lax.scan(lambda s, x: (jnp.tanh(s + x), None), z, jnp.ones(4))[0]
+            )
 
         q = Gauss(loc, jnp.zeros(batch))
-        return jnp.sum(GRADIENTS[gradient](vj.bounds.iwae)(key, target, q, num_samples=5, chunk_size=3).value)
+        return jnp.sum(
+            GRADIENTS[gradient](vj.bounds.iwae)(key, target, q, num_samples=5, chunk_size=3).value
+        )
 
     assert count_scans(jax.make_jaxpr(jax.value_and_grad(total))(jnp.zeros(batch)).jaxpr) == scans
 
@@ -150,7 +179,9 @@ def test_slopes_of_a_traced_power(key):
     def run(alpha, size):
         q = Gauss(params["loc"], params["log_scale"])
         objective = vj.gradients.dreg(partial(vj.bounds.renyi, alpha=alpha))
-        return objective(key, partial(log_joint, params, data, 1.0), q, num_samples=7, chunk_size=size).value[0]
+        return objective(
+            key, partial(log_joint, params, data, 1.0), q, num_samples=7, chunk_size=size
+        ).value[0]
 
     assert_close(*(jax.grad(partial(run, size=s))(jnp.float32(0.4)) for s in (3, None)))
 
@@ -164,9 +195,14 @@ def test_infinite_weights_have_no_slope_in_one_pass(key):
 
         def value(m):
             q = distrax.Normal(m, 1.0)
-            return vj.gradients.reparam(bound)(key, target, q, num_samples=8, chunk_size=size).value[0]
+            return vj.gradients.reparam(bound)(
+                key, target, q, num_samples=8, chunk_size=size
+            ).value[0]
 
         return jax.grad(value)(jnp.zeros(1))
 
-    for bound, spike in ((vj.bounds.iwae, jnp.inf), (partial(vj.bounds.renyi, alpha=2.0), -jnp.inf)):
+    for bound, spike in (
+        (vj.bounds.iwae, jnp.inf),
+        (partial(vj.bounds.renyi, alpha=2.0), -jnp.inf),
+    ):
         np.testing.assert_array_equal(slope(bound, spike, 3), slope(bound, spike, None))

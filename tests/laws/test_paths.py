@@ -51,7 +51,9 @@ def test_auto_scores_what_reaches_a_density_through_a_jump(key):
         return distrax.Normal(0.0, 1.0).log_prob(z["a"]) + 3.0 * z["b"] - 0.1 * z["b"] ** 2
 
     p = jax.nn.sigmoid(2.0)
-    gain = 2.9 * (p - (1 - p))  # between positive and negative a; the coin's entropy is the same on both sides
+    gain = 2.9 * (
+        p - (1 - p)
+    )  # between positive and negative a; the coin's entropy is the same on both sides
     exact = -0.3 + gain * jnp.exp(distrax.Normal(0.3, 1.0).log_prob(0.0))
     mean, error = mean_gradient(auto(elbo), build, log_joint, jnp.array(0.3), key, 60_000)
     assert abs(mean - exact) < 6 * error
@@ -76,7 +78,9 @@ def largest(logit):
 @pytest.mark.parametrize(("build", "through"), [(stopped, "stop_gradient"), (largest, "top_k")])
 def test_samplers_without_a_path_are_refused(build, through, key):
     for gradient in (reparam, dreg):
-        with pytest.raises(ValueError, match=f"'z' depends on a parameter through '{through}'.*vimco"):
+        with pytest.raises(
+            ValueError, match=f"'z' depends on a parameter through '{through}'.*vimco"
+        ):
             gradient(elbo)(key, parabola, build(jnp.array(0.5)), num_samples=2)
     assert np.isfinite(auto(elbo)(key, parabola, build(jnp.array(0.5)), num_samples=2).value)
 
@@ -102,7 +106,9 @@ def test_moving_supports_are_refused_by_all_that_use_the_score(build, key):
 
 @pytest.mark.slow
 def test_a_declared_path_is_believed(key):
-    q = distrax.Transformed(distrax.Normal(0.3, 1.0), distrax.Sigmoid())  # guarded by a comparison, yet smooth
+    q = distrax.Transformed(
+        distrax.Normal(0.3, 1.0), distrax.Sigmoid()
+    )  # guarded by a comparison, yet smooth
     with pytest.raises(ValueError, match="families.adapt\\(q, reparameterized=True\\)"):
         dreg(iwae)(key, parabola, q, num_samples=4)
     declared = vj.families.adapt(q, reparameterized=True)
@@ -198,7 +204,9 @@ def test_declarations_hold_in_nested_joints(key):
     def log_joint(z):
         return 2.0 * z["a"]["b"]
 
-    with pytest.raises(ValueError, match=r"leaf 'a\.b' comes from a q that declares reparameterized = False"):
+    with pytest.raises(
+        ValueError, match=r"leaf 'a\.b' comes from a q that declares reparameterized = False"
+    ):
         reparam(elbo)(key, log_joint, nest(0.3, False), num_samples=2)
     found, error = mean_gradient(auto(elbo), lambda p: nest(p, False), log_joint, 0.3, key, 20_000)
     assert abs(found - (2.0 - jnp.log(0.3 / 0.7))) < 6 * error < 0.5  # slope of 2 p + entropy

@@ -34,18 +34,26 @@ class Stopped:
 def jump_to_coin(p):
     """The chance of b jumps where a, a Gaussian with a path, crosses 0: a's path gradient misses the jump."""
     chance = lambda z: jnp.where(z["a"] > 0, 0.9, 0.1)  # noqa: E731
-    return {"a": distrax.Normal(p, 1.0), "b": lambda z: distrax.Bernoulli(probs=chance(z), dtype=jnp.float32)}
+    return {
+        "a": distrax.Normal(p, 1.0),
+        "b": lambda z: distrax.Bernoulli(probs=chance(z), dtype=jnp.float32),
+    }
 
 
 def jump_to_gauss(p):
-    return {"a": distrax.Normal(p, 1.0), "b": lambda z: distrax.Normal(jnp.where(z["a"] > 0, 1.0, -1.0), 1.0)}
+    return {
+        "a": distrax.Normal(p, 1.0),
+        "b": lambda z: distrax.Normal(jnp.where(z["a"] > 0, 1.0, -1.0), 1.0),
+    }
 
 
 # Each: q of one parameter, log_joint, and the exact ELBO as a function of the parameter.
 
 
 def stopped_elbo(p):
-    return -0.5 * ((p - 2.0) ** 2 + 1) - 0.5 * jnp.log(2 * jnp.pi) + 0.5 * jnp.log(2 * jnp.pi * jnp.e)
+    return (
+        -0.5 * ((p - 2.0) ** 2 + 1) - 0.5 * jnp.log(2 * jnp.pi) + 0.5 * jnp.log(2 * jnp.pi * jnp.e)
+    )
 
 
 def uniform_elbo(h):
@@ -75,8 +83,16 @@ CASES = {
         lambda z: -0.5 * z**2,
         lambda p: uniform_elbo(p + 1.1),
     ),
-    "a coin's chance that jumps": (jump_to_coin, lambda z: norm.logpdf(z["a"], 0.0, 1.0) + 3 * z["b"], coin_elbo),
-    "a mean that jumps": (jump_to_gauss, lambda z: norm.logpdf(z["a"], 0.0, 1.0) + z["b"], gauss_elbo),
+    "a coin's chance that jumps": (
+        jump_to_coin,
+        lambda z: norm.logpdf(z["a"], 0.0, 1.0) + 3 * z["b"],
+        coin_elbo,
+    ),
+    "a mean that jumps": (
+        jump_to_gauss,
+        lambda z: norm.logpdf(z["a"], 0.0, 1.0) + z["b"],
+        gauss_elbo,
+    ),
 }
 
 

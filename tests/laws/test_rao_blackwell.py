@@ -36,11 +36,18 @@ def weights(q):
         b = 0.7 + 0.5 * z + 0.9 * d
         log_q = norm.logpdf(z, q["loc"], q["scale"])
         identity = two_blocks(z, b) - conditional(z).log_prob(b)
-        return collapsed(z) - log_q, two_blocks(z, b) - log_q - norm.logpdf(b, 0.7 + 0.5 * z, 0.9), identity - log_q
+        return (
+            collapsed(z) - log_q,
+            two_blocks(z, b) - log_q - norm.logpdf(b, 0.7 + 0.5 * z, 0.9),
+            identity - log_q,
+        )
 
     one, pair, identity = jax.jit(jax.vmap(jax.vmap(both, (None, 0)), (0, None)))(nodes, nodes)
     np.testing.assert_allclose(identity, one, atol=1e-12)
-    return {"full": ((mass[:, None] * mass[None]).ravel(), pair.ravel()), "collapsed": (mass, one[:, 0])}
+    return {
+        "full": ((mass[:, None] * mass[None]).ravel(), pair.ravel()),
+        "collapsed": (mass, one[:, 0]),
+    }
 
 
 @jax.jit
@@ -49,7 +56,9 @@ def k_sample_bounds(mass, log_w):
     u = jnp.linspace(-50.0, 70.0, 1501)
     laplace = lambda u: jnp.sum(mass * jnp.exp(-jnp.exp(u + log_w)))
     phi = jax.lax.map(laplace, u, batch_size=25)
-    return jnp.stack([jnp.sum(jnp.exp(-jnp.exp(u)) - phi**k) * (u[1] - u[0]) - jnp.log(k) for k in (1, 8, 64)])
+    return jnp.stack(
+        [jnp.sum(jnp.exp(-jnp.exp(u)) - phi**k) * (u[1] - u[0]) - jnp.log(k) for k in (1, 8, 64)]
+    )
 
 
 def spread(mass, values):
@@ -64,20 +73,38 @@ def test_two_blocks(x64):
     """
     found = weights(Q)
     bounds = {name: k_sample_bounds(*given) for name, given in found.items()}
-    for mass, log_w in found.values():  # unbiased, both; and the formula of bounds is the plain mean at K = 1
+    for (
+        mass,
+        log_w,
+    ) in found.values():  # unbiased, both; and the formula of bounds is the plain mean at K = 1
         np.testing.assert_allclose(jnp.log(jnp.sum(mass * jnp.exp(log_w))), EVIDENCE, atol=1e-7)
-        np.testing.assert_allclose(k_sample_bounds(mass, log_w)[0], jnp.sum(mass * log_w), atol=1e-7)
+        np.testing.assert_allclose(
+            k_sample_bounds(mass, log_w)[0], jnp.sum(mass * log_w), atol=1e-7
+        )
     np.testing.assert_allclose(EVIDENCE, -2.00232, atol=5e-6)
-    np.testing.assert_allclose(bounds["full"], [-2.790871, -2.040015, -2.006602], atol=2e-6)  # -2.7947, -2.0385
-    np.testing.assert_allclose(bounds["collapsed"], [-2.399584, -2.024165, -2.004857], atol=2e-6)  # -2.4027, -2.0232
+    np.testing.assert_allclose(
+        bounds["full"], [-2.790871, -2.040015, -2.006602], atol=2e-6
+    )  # -2.7947, -2.0385
+    np.testing.assert_allclose(
+        bounds["collapsed"], [-2.399584, -2.024165, -2.004857], atol=2e-6
+    )  # -2.4027, -2.0232
     assert np.all(bounds["collapsed"] > bounds["full"])
     assert np.all(bounds["collapsed"] < EVIDENCE)
     of_log = {name: spread(*given) for name, given in found.items()}
     of_weight = {name: spread(mass, jnp.exp(log_w)) for name, (mass, log_w) in found.items()}
-    np.testing.assert_allclose([of_log["full"], of_log["collapsed"]], [4.1071, 1.6280], atol=1e-5)  # 4.144, 1.648
-    np.testing.assert_allclose([of_weight["full"], of_weight["collapsed"]], [0.009878, 0.005867], atol=2e-6)
-    for name, var in of_weight.items():  # the first term of what many draws lack is the weight's variance
-        np.testing.assert_allclose(EVIDENCE - bounds[name][2], var / (128 * np.exp(2 * EVIDENCE)), rtol=0.03)
+    np.testing.assert_allclose(
+        [of_log["full"], of_log["collapsed"]], [4.1071, 1.6280], atol=1e-5
+    )  # 4.144, 1.648
+    np.testing.assert_allclose(
+        [of_weight["full"], of_weight["collapsed"]], [0.009878, 0.005867], atol=2e-6
+    )
+    for (
+        name,
+        var,
+    ) in of_weight.items():  # the first term of what many draws lack is the weight's variance
+        np.testing.assert_allclose(
+            EVIDENCE - bounds[name][2], var / (128 * np.exp(2 * EVIDENCE)), rtol=0.03
+        )
 
 
 def test_another_q_of_the_block_that_is_left_may_be_looser(x64):
@@ -95,7 +122,9 @@ def exactly(table, log_q1, log_q2):
     target, posterior = vj.targets.enumerate(lambda z, c: table[z, c], table.shape[1])
     states = jnp.arange(len(table))
     one = jax.vmap(target)(states)
-    stated = vj.targets.collapse(lambda z, c: table[z, c], posterior)  # the same by the candidate's identity
+    stated = vj.targets.collapse(
+        lambda z, c: table[z, c], posterior
+    )  # the same by the candidate's identity
     return (
         moments(table.ravel(), (log_q1[:, None] + log_q2).ravel()),
         moments(one, log_q1),
@@ -105,7 +134,9 @@ def exactly(table, log_q1, log_q2):
 
 def moments(log_p, log_q):
     iwae = lambda log_w: jax.nn.logsumexp(log_w, axis=0) - jnp.log(1.0 * log_w.shape[0])
-    bounds = jnp.stack([oracles.expectation(iwae, log_p, log_q, jnp.ones(log_p.shape), k) for k in (1, 2, 3)])
+    bounds = jnp.stack(
+        [oracles.expectation(iwae, log_p, log_q, jnp.ones(log_p.shape), k) for k in (1, 2, 3)]
+    )
     mass, log_w = jnp.exp(log_q), jnp.where(jnp.isfinite(log_q), log_p - log_q, 0.0)
     return bounds, jnp.sum(mass * jnp.exp(log_w)), spread(mass, jnp.exp(log_w)), spread(mass, log_w)
 
@@ -120,7 +151,11 @@ def test_random_tables(x64):
         log_q2 = jax.nn.log_softmax(0.5 * jax.random.normal(c, (3, 3)), 1)
         table = 2 * jax.random.normal(a, (3, 3))
         full, collapsed, apart = exactly(table, jax.nn.log_softmax(logits), log_q2)
-        return full, (exactly(table, jax.nn.log_softmax(-3 * logits), log_q2)[1] if moved else collapsed), apart
+        return (
+            full,
+            (exactly(table, jax.nn.log_softmax(-3 * logits), log_q2)[1] if moved else collapsed),
+            apart,
+        )
 
     keys = jax.random.split(jax.random.key(0), 200)
     both = lambda moved: jax.jit(jax.vmap(lambda key: one(key, moved)))(keys)
@@ -160,7 +195,9 @@ def test_the_log_weight_may_vary_more(x64, table):
     low, mean, var, of_log = full
     np.testing.assert_allclose([*low, mean, var, of_log], [0, 0, 0, 1, 0, 0], atol=1e-12)
     high, mean, var, of_log = collapsed
-    np.testing.assert_allclose([high[0], mean, var, of_log], [np.log(2), 2.5, 2.25, np.log(2) ** 2], rtol=1e-12)
+    np.testing.assert_allclose(
+        [high[0], mean, var, of_log], [np.log(2), 2.5, 2.25, np.log(2) ** 2], rtol=1e-12
+    )
     assert np.all(high > low)
 
 

@@ -32,7 +32,17 @@ def stack(trees):
 
 EITHER = [
     *[(name, None) for name in ("reparam(iwae)", "dreg(iwae)", "vimco(iwae)", "auto(iwae)")],
-    *[(name, 3) for name in ("reparam(iwae)", "dreg(iwae)", "dreg(elbo)", "dreg(own)", "score(elbo)", "auto(iwae)")],
+    *[
+        (name, 3)
+        for name in (
+            "reparam(iwae)",
+            "dreg(iwae)",
+            "dreg(elbo)",
+            "dreg(own)",
+            "score(elbo)",
+            "auto(iwae)",
+        )
+    ],
     ("dreg(iwae)", problems.K),
 ]
 
@@ -51,15 +61,22 @@ def test_vmap_and_grad_in_either_order(case, key):
         found = {"vmap(grad)": jax.vmap(run)(*stacked)}
         for what, axis in AXES.items():
             args = [s if a == 0 else o for s, o, a in zip(stacked, shared, axis, strict=True)]
-            total = lambda params, *rest, axis=axis: jnp.sum(jax.vmap(estimate, axis)(params, *rest))  # noqa: E731
+            total = lambda params, *rest, axis=axis: jnp.sum(
+                jax.vmap(estimate, axis)(params, *rest)
+            )  # noqa: E731
             found[f"grad(vmap), {what}"] = jax.value_and_grad(total)(*args)
         return found
 
     found = jax.jit(every)(stacked, each[0])
     assert_close(found["vmap(grad)"], expected, err_msg="vmap(grad)")
-    assert_close(found["grad(vmap), all batched"][1], expected[1], err_msg="grad(vmap), all batched")
+    assert_close(
+        found["grad(vmap), all batched"][1], expected[1], err_msg="grad(vmap), all batched"
+    )
     for what in ("data batched", "keys batched"):
-        alone = [[p if a == 0 else o for p, o, a in zip(e, each[0], AXES[what], strict=True)] for e in each]
+        alone = [
+            [p if a == 0 else o for p, o, a in zip(e, each[0], AXES[what], strict=True)]
+            for e in each
+        ]
         total = jax.tree.map(lambda a: a.sum(0), stack(one(*problem) for problem in alone))
         assert_close(found[f"grad(vmap), {what}"], total, err_msg=f"grad(vmap), {what}")
 
@@ -84,7 +101,10 @@ def test_forward_mode_is_reverse_mode(name, key):
     run = lambda params: value(name)(params, data, key)  # noqa: E731
     forward = jax.jit(lambda p: jax.jvp(run, (p,), (direction,))[1])(params)
     reverse = sum(
-        jnp.vdot(a, b) for a, b in zip(*map(jax.tree.leaves, (jax.jit(jax.grad(run))(params), direction)), strict=False)
+        jnp.vdot(a, b)
+        for a, b in zip(
+            *map(jax.tree.leaves, (jax.jit(jax.grad(run))(params), direction)), strict=False
+        )
     )
     np.testing.assert_allclose(forward, reverse, rtol=1e-4)
     assert abs(reverse) > 1e-2
@@ -107,7 +127,9 @@ def test_the_hessian_of_reparam(name, key, x64, monkeypatch):
     flat, unravel = jax.flatten_util.ravel_pytree(params)
     gradient = jax.jit(jax.grad(lambda flat: value(name)(unravel(flat), data, key)))
     steps = 1e-5 * np.eye(flat.size)
-    differences = np.stack([(gradient(flat + step) - gradient(flat - step)) / 2e-5 for step in steps])
+    differences = np.stack(
+        [(gradient(flat + step) - gradient(flat - step)) / 2e-5 for step in steps]
+    )
     np.testing.assert_allclose(jax.jacfwd(gradient)(flat), differences, atol=1e-7)
     assert np.abs(differences).max() > 0.1
 
@@ -130,7 +152,9 @@ def test_finite_differences(name, key, x64):
     params, data = inputs(dtype=np.float64)
     flat, unravel = jax.flatten_util.ravel_pytree(params)
     run = jax.jit(lambda flat: value(name)(unravel(flat), data, key))
-    differences = [(run(flat + step) - run(flat - step)) / 2e-6 for step in 1e-6 * np.eye(flat.size)]
+    differences = [
+        (run(flat + step) - run(flat - step)) / 2e-6 for step in 1e-6 * np.eye(flat.size)
+    ]
     agrees = np.allclose(jax.grad(run)(flat), differences, atol=1e-7)
     assert agrees == (name == "reparam(iwae)")
 
@@ -142,8 +166,12 @@ def test_only_value_is_differentiable(key):
     def drawn(params, chunk_size):
         target = lambda z: problems.log_joint(params["theta"], data, z)  # noqa: E731
         q = problems.posterior(params["q"], mixed=False)
-        draws = OBJECTIVES["reparam(iwae)"](key, target, q, num_samples=4, chunk_size=chunk_size).draws
+        draws = OBJECTIVES["reparam(iwae)"](
+            key, target, q, num_samples=4, chunk_size=chunk_size
+        ).draws
         return jnp.sum(draws.log_p) + jnp.sum(draws.log_q) + jnp.sum(draws.log_w)
 
     for chunk_size in (None, 2):
-        assert all(np.all(leaf == 0) for leaf in jax.tree.leaves(jax.grad(drawn)(params, chunk_size)))
+        assert all(
+            np.all(leaf == 0) for leaf in jax.tree.leaves(jax.grad(drawn)(params, chunk_size))
+        )

@@ -27,14 +27,18 @@ def slopes(key, case, objectives, num_samples):
 
     def total(params, objective):
         log_joint = lambda z: case.log_p(params["theta"], z)
-        return jnp.sum(objective(key, log_joint, case.build(params["q"]), num_samples=num_samples).value)
+        return jnp.sum(
+            objective(key, log_joint, case.build(params["q"]), num_samples=num_samples).value
+        )
 
     return {name: jax.grad(total)(case.params, objective) for name, objective in objectives.items()}
 
 
 def gradients(key, case, objectives, num_samples, n):
     """Return the gradient of every objective for n keys, as {objective: pytree of [n, ...]}, in one compilation."""
-    return jax.jit(jax.vmap(lambda key: slopes(key, case, objectives, num_samples)))(jax.random.split(key, n))
+    return jax.jit(jax.vmap(lambda key: slopes(key, case, objectives, num_samples)))(
+        jax.random.split(key, n)
+    )
 
 
 def truths(case, bound, k, objectives):
@@ -58,7 +62,9 @@ def test_kinds_of_q(kind, key):
     """iwae at K = 2 under every estimator that takes this q; `auto` is one of them, number by number, but on the chain."""
     case, sees = kind
     rows = [
-        row for row in table.GRADIENTS if (case.path or not row.path) and (row.name != "auto" or case is cases.CHAIN)
+        row
+        for row in table.GRADIENTS
+        if (case.path or not row.path) and (row.name != "auto" or case is cases.CHAIN)
     ]
     objectives = {row.name: row.objective(vj.bounds.iwae) for row in rows}
     with jax.numpy_rank_promotion("allow" if case.loose else "raise"):
@@ -66,14 +72,19 @@ def test_kinds_of_q(kind, key):
             key,
             lambda key: slopes(key, case, objectives, 2),
             truths(case, vj.bounds.iwae, 2, objectives),
-            detects={row.name: jax.tree.map(lambda _, d=sees * row.detects: d, case.params) for row in rows},
+            detects={
+                row.name: jax.tree.map(lambda _, d=sees * row.detects: d, case.params)
+                for row in rows
+            },
             level=1e-8,
             max_keys=1_000_000,
         )
 
 
 # Of those that JAX compiles fast, one of each library; the rest are slow.
-MAKES = some(cases.MAKES, "bare", "MultivariateNormalDiag", "TFP", "flow", name=lambda case: case.name)
+MAKES = some(
+    cases.MAKES, "bare", "MultivariateNormalDiag", "TFP", "flow", name=lambda case: case.name
+)
 
 
 @pytest.mark.parametrize("case", MAKES)
@@ -96,7 +107,9 @@ def test_score_with_a_baseline_of_each_rank(key):
         "elbo": vj.gradients.score(vj.bounds.elbo, baseline=jnp.array([-2.5, -1.5])),
     }
     found = gradients(key, cases.COIN, objectives, 2, 60_000)
-    truth = truths(cases.COIN, vj.bounds.iwae, 2, objectives) | {"elbo": cases.COIN.truth(vj.bounds.elbo, 1)[1]}
+    truth = truths(cases.COIN, vj.bounds.iwae, 2, objectives) | {
+        "elbo": cases.COIN.truth(vj.bounds.elbo, 1)[1]
+    }
     assert_mean(found, truth, detects=0.05)
 
 
@@ -126,7 +139,9 @@ def pair_truth(case):
         pair = lambda e: jnp.logaddexp(log_w(e), log_w(-e)) - jnp.log(2.0)  # noqa: E731
         return jnp.sum(mass * jax.vmap(pair)(jnp.stack(points, -1)))
 
-    return jax.jit(jax.grad(total))(jax.tree.map(lambda a: jnp.asarray(a, jnp.float64), case.params))
+    return jax.jit(jax.grad(total))(
+        jax.tree.map(lambda a: jnp.asarray(a, jnp.float64), case.params)
+    )
 
 
 # --- negative controls: what is wrong in the literature and in the wild must fail the very same comparison
@@ -134,7 +149,9 @@ def pair_truth(case):
 
 def by_hand(key, value, n):
     """Return gradients of value(params, key) for n keys, under a name."""
-    found = jax.jit(jax.vmap(jax.grad(value), (None, 0)))(cases.LINE.params, jax.random.split(key, n))
+    found = jax.jit(jax.vmap(jax.grad(value), (None, 0)))(
+        cases.LINE.params, jax.random.split(key, n)
+    )
     return {"wrong": found}
 
 
@@ -166,7 +183,9 @@ def score_without_slope(params, key):
     return jnp.sum(value + jax.lax.stop_gradient(value) * log_q.sum(0))
 
 
-@pytest.mark.parametrize("value", [sticking_the_landing, squared_weights_for_the_model, score_without_slope])
+@pytest.mark.parametrize(
+    "value", [sticking_the_landing, squared_weights_for_the_model, score_without_slope]
+)
 def test_wrong_estimators_of_iwae_fail(value, key):
     wrong = by_hand(key, value, 200_000)
     with pytest.raises(AssertionError, match="biased"):
@@ -177,7 +196,9 @@ def test_naive_path_through_a_coin_fails(key):
     """What distrax gives in silence: exactly 0 for q's parameters."""
 
     def naive(params, key):
-        z, log_q = jax.vmap(lambda k: Coin(params["q"]["logit"]).sample_and_log_prob(seed=k))(jax.random.split(key, 2))
+        z, log_q = jax.vmap(lambda k: Coin(params["q"]["logit"]).sample_and_log_prob(seed=k))(
+            jax.random.split(key, 2)
+        )
         log_p = jax.vmap(partial(cases.COIN.log_p, params["theta"]))(z)
         return jnp.sum(vj.bounds.elbo(log_p - jax.lax.stop_gradient(log_q)))
 

@@ -29,7 +29,9 @@ def truth(dtype):
 
 
 def distance(loc, cov):
-    return float(jnp.sum((loc - 5) ** 2) + jnp.sum((jnp.linalg.cholesky(cov) - 0.3 * jnp.eye(5)) ** 2))
+    return float(
+        jnp.sum((loc - 5) ** 2) + jnp.sum((jnp.linalg.cholesky(cov) - 0.3 * jnp.eye(5)) ** 2)
+    )
 
 
 BEFORE = 5 * 25 + 5 * 0.49
@@ -40,7 +42,10 @@ BEFORE = 5 * 25 + 5 * 0.49
 def test_estimate_objective(row, how, dtype):
     with jax.enable_x64(True):
         v = getattr(G, how)(elbo)(
-            jax.random.key(0), target, vj.families.mean_field().dist(truth(dtype)), num_samples=100_000
+            jax.random.key(0),
+            target,
+            vj.families.mean_field().dist(truth(dtype)),
+            num_samples=100_000,
         ).value
         row(
             A + "algorithms/klminrepgraddescent.jl, klminscoregraddescent.jl: estimate_objective",
@@ -68,7 +73,11 @@ def test_convergence(row, how):
             else G.score(elbo)(key, target, q, num_samples=100)
         )
 
-    p = climb(fitting.ascent(estimate, optax.sgd(1e-3)), family.init(jax.random.key(0), jnp.zeros(5)), 1000)
+    p = climb(
+        fitting.ascent(estimate, optax.sgd(1e-3)),
+        family.init(jax.random.key(0), jnp.zeros(5)),
+        1000,
+    )
     d = distance(p["loc"], jnp.diag(jnp.exp(2 * p["log_scale"])))
     row(
         A + "algorithms/*: convergence",
@@ -82,11 +91,19 @@ def test_convergence(row, how):
 
 
 @pytest.mark.parametrize(
-    "how", ["natural_gradient", "square_root_natural_gradient", "batch_and_match", "natural_gradient hessian"]
+    "how",
+    [
+        "natural_gradient",
+        "square_root_natural_gradient",
+        "batch_and_match",
+        "natural_gradient hessian",
+    ],
 )
 def test_updates(row, how):
     rule = {
-        "natural_gradient": lambda: vj.updates.natural_gradient(target, num_samples=10, learning_rate=1e-3),
+        "natural_gradient": lambda: vj.updates.natural_gradient(
+            target, num_samples=10, learning_rate=1e-3
+        ),
         "natural_gradient hessian": lambda: vj.updates.natural_gradient(
             target, num_samples=10, learning_rate=1e-3, curvature=vj.updates.hessian
         ),
@@ -122,24 +139,31 @@ def test_subsampled_convergence(row, how):
     mus = jnp.asarray(np.random.RandomState(0).randn(8) + 1, jnp.float32)
     family = vj.families.full_rank(scale=1.0)
     flat = lambda z: jnp.float32(0.0) * z[0]
-    sub = lambda key: (lambda i: vj.targets.minibatch(flat, lambda z: logn(z[0], mus[i][None]), num_data=8))(
-        jax.random.randint(key, (), 0, 8)
-    )
+    sub = lambda key: (
+        lambda i: vj.targets.minibatch(flat, lambda z: logn(z[0], mus[i][None]), num_data=8)
+    )(jax.random.randint(key, (), 0, 8))
     p0 = family.init(jax.random.key(0), jnp.zeros(1))
     if how == "natural_gradient":
         keys = jax.random.split(jax.random.key(1), 1000)
-        rule = vj.updates.natural_gradient(lambda i: (sub(keys[i]), i + 1), num_samples=10, learning_rate=1e-2)
+        rule = vj.updates.natural_gradient(
+            lambda i: (sub(keys[i]), i + 1), num_samples=10, learning_rate=1e-2
+        )
         run = jax.jit(lambda s: jax.lax.scan(lambda s, k: (rule.step(k, s)[0], None), s, keys)[0])
         state = run(rule.init(p0, memory=jnp.int32(0)))
         p = rule.params(state)
     else:
         objective, k = (G.reparam(elbo), 1) if how == "reparam" else (G.score(elbo), 100)
         p = climb(
-            fitting.ascent(lambda key, p: objective(key, sub(key), family.dist(p), num_samples=k), optax.sgd(1e-3)),
+            fitting.ascent(
+                lambda key, p: objective(key, sub(key), family.dist(p), num_samples=k),
+                optax.sgd(1e-3),
+            ),
             p0,
             1000,
         )
-    far = lambda p: float((p["loc"][0] - mus.mean()) ** 2 + (jnp.exp(p["log_scale"][0]) - 8**-0.5) ** 2)
+    far = lambda p: float(
+        (p["loc"][0] - mus.mean()) ** 2 + (jnp.exp(p["log_scale"][0]) - 8**-0.5) ** 2
+    )
     row(
         A + "algorithms/*: subsampling, convergence",
         f"{how}, batches of 1 of 8",
@@ -158,13 +182,21 @@ def test_location_scale(row, name, dtype):
         r = np.random.RandomState(1)
         d, loc = 10, r.randn(10)
         if name == "mean_field":
-            fam, p, root = vj.families.mean_field(), {"loc": loc, "log_scale": np.zeros(d)}, np.eye(d)
+            fam, p, root = (
+                vj.families.mean_field(),
+                {"loc": loc, "log_scale": np.zeros(d)},
+                np.eye(d),
+            )
         elif name == "full_rank":
             root = np.tril(np.eye(d) + 0.5 * np.ones((d, d)))
             diag = np.diag(root)
             fam, p = (
                 vj.families.full_rank(),
-                {"loc": loc, "log_scale": np.log(diag), "lower": (root / diag[:, None])[np.tril_indices(d, -1)]},
+                {
+                    "loc": loc,
+                    "log_scale": np.log(diag),
+                    "lower": (root / diag[:, None])[np.tril_indices(d, -1)],
+                },
             )
         else:
             k = int(name[-1])
@@ -210,5 +242,7 @@ def test_location_scale(row, name, dtype):
 )
 def test_missing(row, name):
     row.cannot(
-        A + "families/*, general/proximal_location_scale_entropy.jl, algorithms/klminwassfwdbwd.jl", name, f"no {name}"
+        A + "families/*, general/proximal_location_scale_entropy.jl, algorithms/klminwassfwdbwd.jl",
+        name,
+        f"no {name}",
     )

@@ -61,7 +61,13 @@ def test_rhat_shapes(row, shape):
         with pytest.raises(ValueError, match="."):
             vj.diagnostics.rhat(x)
         got = np.nan
-        row(D + "test_rhat_shape", f"{shape}: the peer gives nan, vijax refuses", "diagnostics.rhat", 0.0, 0.0)
+        row(
+            D + "test_rhat_shape",
+            f"{shape}: the peer gives nan, vijax refuses",
+            "diagnostics.rhat",
+            0.0,
+            0.0,
+        )
         return
     got = vj.diagnostics.rhat(x)
     row(

@@ -24,9 +24,11 @@ PF = "solvers.pathfinder(key, log_joint, like, num_samples=)"
 
 
 def path(log_joint, like, seed=0, **kw):
-    return jax.jit(lambda k: solvers.pathfinder(k, log_joint, like, num_samples=kw.pop("num_samples", 200), **kw))(
-        jax.random.key(seed)
-    )
+    return jax.jit(
+        lambda k: solvers.pathfinder(
+            k, log_joint, like, num_samples=kw.pop("num_samples", 200), **kw
+        )
+    )(jax.random.key(seed))
 
 
 @pytest.mark.parametrize("d", [2, 3, 4])
@@ -123,15 +125,23 @@ def target(x):
     return stats.norm.logpdf(x["x_1"], 2, 4) + stats.norm.logpdf(x["x_2"], 3, 5)
 
 
-@pytest.mark.parametrize("how", ["dreg"])  # BlackJAX's default is the sticking-the-landing estimator too
+@pytest.mark.parametrize(
+    "how", ["dreg"]
+)  # BlackJAX's default is the sticking-the-landing estimator too
 def test_meanfield_recover(row, how):
     t, start = vj.targets.adapters.from_logdensity(target, {"x_1": 0.0, "x_2": 0.0})
     family = vj.families.mean_field(scale=float(np.exp(-2.0)))
     rule = fitting.ascent(
-        lambda k, p: getattr(G, how)(elbo)(k, t.log_joint, family.dist(p), num_samples=100), optax.sgd(1e-2)
+        lambda k, p: getattr(G, how)(elbo)(k, t.log_joint, family.dist(p), num_samples=100),
+        optax.sgd(1e-2),
     )
     p = climb(rule, family.init(jax.random.key(0), start), 15_000)
-    got = [p["loc"]["x_1"], jnp.exp(p["log_scale"]["x_1"]), p["loc"]["x_2"], jnp.exp(p["log_scale"]["x_2"])]
+    got = [
+        p["loc"]["x_1"],
+        jnp.exp(p["log_scale"]["x_1"]),
+        p["loc"]["x_2"],
+        jnp.exp(p["log_scale"]["x_2"]),
+    ]
     row(
         "tests/vi/test_meanfield_vi.py::MFVITest.test_recover_posterior",
         f"N(2, 4), N(3, 5): 15,000 steps of sgd(.01), {how}",
@@ -147,7 +157,9 @@ def test_meanfield_improves(row):
     family = vj.families.mean_field(scale=float(np.exp(-2.0)))
     t = lambda x: -0.5 * jnp.sum((x - 3.0) ** 2)
     objective = G.reparam(elbo)
-    rule = fitting.ascent(lambda k, p: objective(k, t, family.dist(p), num_samples=5), optax.adam(1e-2))
+    rule = fitting.ascent(
+        lambda k, p: objective(k, t, family.dist(p), num_samples=5), optax.adam(1e-2)
+    )
     p0 = family.init(jax.random.key(0), jnp.zeros(2))
     p = climb(rule, p0, 50)
     v = [objective(jax.random.key(5), t, family.dist(x), num_samples=1000).value for x in (p0, p)]

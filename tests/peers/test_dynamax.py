@@ -21,7 +21,11 @@ def hmm_args(t, s, scale=1.0, moving=False):
     k1, k2, k3 = jax.random.split(jax.random.PRNGKey(0), 3)
     p0 = jax.random.uniform(k1, (s,))
     a = jax.random.uniform(k2, (t - 1, s, s) if moving else (s, s))
-    return jnp.log(p0 / p0.sum()), jnp.log(a / a.sum(-1, keepdims=True)), scale * jax.random.normal(k3, (t, s))
+    return (
+        jnp.log(p0 / p0.sum()),
+        jnp.log(a / a.sum(-1, keepdims=True)),
+        scale * jax.random.normal(k3, (t, s)),
+    )
 
 
 def table(l0, la, ll):
@@ -31,7 +35,11 @@ def table(l0, la, ll):
     out = np.zeros((s,) * t)
     for c in it.product(range(s), repeat=t):
         step = lambda i: la[i] if la.ndim == 3 else la
-        out[c] = l0[c[0]] + sum(step(i)[c[i], c[i + 1]] for i in range(t - 1)) + sum(ll[i, c[i]] for i in range(t))
+        out[c] = (
+            l0[c[0]]
+            + sum(step(i)[c[i], c[i + 1]] for i in range(t - 1))
+            + sum(ll[i, c[i]] for i in range(t))
+        )
     return out
 
 
@@ -103,7 +111,9 @@ def test_posterior_mode(row):
 
 
 def test_fixed_lag(row):
-    row.cannot(H + "test_hmm_fixed_lag_smoother", "smoothing with a window", "no fixed-lag smoother")
+    row.cannot(
+        H + "test_hmm_fixed_lag_smoother", "smoothing with a window", "no fixed-lag smoother"
+    )
 
 
 def test_stability(row):
@@ -193,7 +203,9 @@ def dense(m, x):
     res = x.ravel() - h @ mu - np.concatenate([off(m.emission_offset, i, p) for i in range(t)])
     s = h @ cov @ h.T + r
     gain = np.linalg.solve(s, h @ cov).T
-    lp = -0.5 * (res @ np.linalg.solve(s, res) + np.linalg.slogdet(s)[1] + len(res) * np.log(2 * np.pi))
+    lp = -0.5 * (
+        res @ np.linalg.solve(s, res) + np.linalg.slogdet(s)[1] + len(res) * np.log(2 * np.pi)
+    )
     c = cov - gain @ h @ cov
     return (
         lp,
@@ -222,7 +234,9 @@ def constant_velocity():
 
 def with_inputs():
     b = 0.1 * jnp.array([[0.0, 0], [1, 0], [0, 0], [0, 1]])
-    return static()._replace(transition_offset=b @ jnp.ones(2), emission_offset=jnp.ones((2, 2)) @ jnp.ones(2))
+    return static()._replace(
+        transition_offset=b @ jnp.ones(2), emission_offset=jnp.ones((2, 2)) @ jnp.ones(2)
+    )
 
 
 def moving(t=50):
@@ -230,7 +244,8 @@ def moving(t=50):
     f = 0.5 * r.randn(t - 1)[:, None, None] * np.eye(4) + 0.1 * np.eye(4, k=2)
     rr = (0.1 * r.randn(t)) ** 2
     return static()._replace(
-        transition=jnp.asarray(f, jnp.float32), emission_cov=jnp.asarray(rr[:, None, None] * np.eye(2), jnp.float32)
+        transition=jnp.asarray(f, jnp.float32),
+        emission_cov=jnp.asarray(rr[:, None, None] * np.eye(2), jnp.float32),
     )
 
 
@@ -238,7 +253,9 @@ def with_bias():
     u = 1.0
     b = jnp.array([1.0, 0.5, -0.05, -0.01]) * u + 0.01
     return constant_velocity()._replace(
-        initial_mean=jnp.array([8.0, 10, 1, 0]), transition_offset=b, emission_offset=jnp.ones(2) * u + 0.02
+        initial_mean=jnp.array([8.0, 10, 1, 0]),
+        transition_offset=b,
+        emission_offset=jnp.ones(2) * u + 0.02,
     )
 
 

@@ -37,7 +37,9 @@ def kl(a, b):
 # --- infer/test_gradient.py::test_gradient: TraceGraph_ELBO at 10,000 particles beside exact sums, prec .02
 
 
-@pytest.mark.parametrize("how", ["vimco", "score", "auto", "factored", "disarm", "local_expectation"])
+@pytest.mark.parametrize(
+    "how", ["vimco", "score", "auto", "factored", "disarm", "local_expectation"]
+)
 def test_gradient_model_0(row, how):
     data, prior = jnp.array([-0.5, 2.0]), jnp.log(jnp.array([0.3, 0.7]))
     raw = unsimplex([[0.4, 0.6], [0.5, 0.5]])
@@ -48,10 +50,16 @@ def test_gradient_model_0(row, how):
 
     def loss(raw):
         p = simplex(raw)
-        q = distrax.Bernoulli(probs=p[:, 1]) if how in ("disarm", "local_expectation") else distrax.Categorical(probs=p)
+        q = (
+            distrax.Bernoulli(probs=p[:, 1])
+            if how in ("disarm", "local_expectation")
+            else distrax.Categorical(probs=p)
+        )
         target = lambda z: prior[z] + logn(data, z, 1.0)
         return -jnp.sum(
-            getattr(G, how)(elbo)(jax.random.key(0), target, q, num_samples=40_000 if how == "score" else 10_000).value
+            getattr(G, how)(elbo)(
+                jax.random.key(0), target, q, num_samples=40_000 if how == "score" else 10_000
+            ).value
         )  # 10,000 are 1.2 standard errors of score
 
     row(
@@ -71,13 +79,22 @@ PB = jnp.array([[0.1, 0.9], [0.2, 0.8]])
 @pytest.mark.parametrize("how", ["auto", "factored"])
 def test_gradient_model_1(row, how):
     data = jnp.array([-0.5, 2.0])
-    raw = {"a": unsimplex([0.5, 0.5]), "b": unsimplex([[[0.5, 0.5], [0.6, 0.4]], [[0.4, 0.6], [0.35, 0.65]]])}
+    raw = {
+        "a": unsimplex([0.5, 0.5]),
+        "b": unsimplex([[[0.5, 0.5], [0.6, 0.4]], [[0.4, 0.6], [0.35, 0.65]]]),
+    }
     la = jnp.log(jnp.array([0.3, 0.7]))
 
     def exact(raw):
         pa, pb = simplex(raw["a"]), simplex(raw["b"])
         inner = jnp.sum(
-            pb * (jnp.log(pb) - jnp.log(PB)[:, None, :] - logn(data[None, :, None], jnp.arange(2.0), 1.0)), (1, 2)
+            pb
+            * (
+                jnp.log(pb)
+                - jnp.log(PB)[:, None, :]
+                - logn(data[None, :, None], jnp.arange(2.0), 1.0)
+            ),
+            (1, 2),
         )
         return jnp.sum(pa * (jnp.log(pa) - la + inner))
 
@@ -118,14 +135,30 @@ def _models():
     over_d = lambda term: vj.targets.enumerate(lambda z, d: term(*z, d) + half[d], 2).log_joint
     return {
         "model_0": lambda z: half[z[0]] + L([0.7, 0.3])[z[1]] + L([0.8, 0.2])[z[2]],
-        "model_1": lambda z: half[z[0]] + L([[0.4, 0.6], [0.6, 0.4]])[z[0], z[1]] + z3[z[0], z[1], z[2]],
-        "model_2": lambda z: half[z[1]] + L([[0.4, 0.6], [0.6, 0.4]])[z[1], z[0]] + z3[z[0], z[1], z[2]],
-        "model_3": over_d(lambda a, b, c, d: L([[0.4, 0.6], [0.6, 0.4]])[d, a] + L([0.7, 0.3])[b] + L([0.8, 0.2])[c]),
+        "model_1": lambda z: (
+            half[z[0]] + L([[0.4, 0.6], [0.6, 0.4]])[z[0], z[1]] + z3[z[0], z[1], z[2]]
+        ),
+        "model_2": lambda z: (
+            half[z[1]] + L([[0.4, 0.6], [0.6, 0.4]])[z[1], z[0]] + z3[z[0], z[1], z[2]]
+        ),
+        "model_3": over_d(
+            lambda a, b, c, d: (
+                L([[0.4, 0.6], [0.6, 0.4]])[d, a] + L([0.7, 0.3])[b] + L([0.8, 0.2])[c]
+            )
+        ),
         "model_4": over_d(
-            lambda a, b, c, d: L([[0.5, 0.5], [0.2, 0.8]])[d, a] + L([[0.4, 0.6], [0.6, 0.4]])[d, b] + L([0.8, 0.2])[c]
+            lambda a, b, c, d: (
+                L([[0.5, 0.5], [0.2, 0.8]])[d, a]
+                + L([[0.4, 0.6], [0.6, 0.4]])[d, b]
+                + L([0.8, 0.2])[c]
+            )
         ),
         "model_5": over_d(
-            lambda a, b, c, d: L([[0.5, 0.5], [0.2, 0.8]])[d, a] + L([0.8, 0.2])[b] + L([[0.4, 0.6], [0.6, 0.4]])[d, c]
+            lambda a, b, c, d: (
+                L([[0.5, 0.5], [0.2, 0.8]])[d, a]
+                + L([0.8, 0.2])[b]
+                + L([[0.4, 0.6], [0.6, 0.4]])[d, c]
+            )
         ),
         "model_6": over_d(
             lambda a, b, c, d: (
@@ -158,8 +191,12 @@ def _by_hand(name):
         "model_3": lambda: np.einsum("d,da,b,c->abc", half, two, n([0.7, 0.3]), n([0.8, 0.2])),
         "model_4": lambda: np.einsum("d,da,db,c->abc", half, five, two, n([0.8, 0.2])),
         "model_5": lambda: np.einsum("d,da,b,dc->abc", half, five, n([0.8, 0.2]), two),
-        "model_6": lambda: np.einsum("d,da,db,dc->abc", half, five, n([[0.1, 0.9], [0.3, 0.7]]), two),
-        "model_7": lambda: np.einsum("d,da,db,bc->abc", half, five, two, n([[0.8, 0.2], [0.6, 0.4]])),
+        "model_6": lambda: np.einsum(
+            "d,da,db,dc->abc", half, five, n([[0.1, 0.9], [0.3, 0.7]]), two
+        ),
+        "model_7": lambda: np.einsum(
+            "d,da,db,bc->abc", half, five, two, n([[0.8, 0.2], [0.6, 0.4]])
+        ),
     }[name]().reshape(-1)
 
 
@@ -168,7 +205,9 @@ def _by_hand(name):
 @pytest.mark.parametrize(("d1", "d2"), [(2, 3), (3, 2)])
 def test_analytic_kl_4(row, d1, d2, s1, s2):
     raw = {"1": unsimplex([0.3, 0.7]), "2": jnp.float32(0.0)}
-    exact = lambda r: s1 * (s2 * d1 * kl(simplex(r["1"]), jnp.array([0.5, 0.5])) + d2 * 0.5 * r["2"] ** 2)
+    exact = lambda r: (
+        s1 * (s2 * d1 * kl(simplex(r["1"]), jnp.array([0.5, 0.5])) + d2 * 0.5 * r["2"] ** 2)
+    )
 
     def loss(raw):
         plate = lambda d: distrax.Independent(d, 1)
@@ -256,9 +295,13 @@ def _beta(p):
 def test_svi_beta_bernoulli(row, name):
     data = jnp.array([1.0] * 8 + [0.0] * 2)
     target = lambda z: jnp.sum(data * jnp.log(z) + (1 - data) * jnp.log1p(-z))
-    objective, k = (G.reparam(elbo), 1) if name == "elbo" else (G.reparam(partial(renyi, alpha=0.0)), 10)
+    objective, k = (
+        (G.reparam(elbo), 1) if name == "elbo" else (G.reparam(partial(renyi, alpha=0.0)), 10)
+    )
     p = climb(
-        fitting.ascent(lambda key, p: objective(key, target, _beta(p), num_samples=k), optax.adam(0.01)),
+        fitting.ascent(
+            lambda key, p: objective(key, target, _beta(p), num_samples=k), optax.adam(0.01)
+        ),
         {"a": jnp.float32(0), "b": jnp.float32(0)},
         10_000,
         1,
@@ -279,7 +322,9 @@ def test_svi_run(row):
     data = jnp.array([1.0] * 8 + [0.0] * 2)
     target = lambda z: jnp.sum(data * jnp.log(z) + (1 - data) * jnp.log1p(-z))
     p = climb(
-        fitting.ascent(lambda key, p: G.reparam(elbo)(key, target, _beta(p), num_samples=1), optax.adam(0.05)),
+        fitting.ascent(
+            lambda key, p: G.reparam(elbo)(key, target, _beta(p), num_samples=1), optax.adam(0.05)
+        ),
         {"a": jnp.float32(0.3), "b": jnp.float32(-0.2)},
         1000,
         1,
@@ -309,7 +354,8 @@ FAMILIES = {
 
 def _fit(family, target, start, steps, lr=0.01, k=1):
     rule = fitting.ascent(
-        lambda key, p: G.reparam(elbo)(key, target.log_joint, family.dist(p), num_samples=k), optax.adam(lr)
+        lambda key, p: G.reparam(elbo)(key, target.log_joint, family.dist(p), num_samples=k),
+        optax.adam(lr),
     )
     return climb(rule, family.init(jax.random.key(1), start), steps, 1)
 
@@ -325,7 +371,11 @@ def test_autoguide_beta_bernoulli(row, name):
 
     target, start = vj.targets.adapters.from_numpyro(model, data)
     family = FAMILIES[name](target)
-    p = family.init(jax.random.key(1), start) if "Laplace" in name else _fit(family, target, start, 3000)
+    p = (
+        family.init(jax.random.key(1), start)
+        if "Laplace" in name
+        else _fit(family, target, start, 3000)
+    )
     z, _ = family.dist(p).sample_and_log_prob(seed=jax.random.key(2), sample_shape=(1000,))
     got = jax.vmap(target.constrain)(z)["beta"].mean(0)
     row(
@@ -393,10 +443,15 @@ BIJECT = {
         C.cholesky_correlation,
         1,
         lambda z: (
-            jnp.all(jnp.abs(jnp.sum(z**2, -1) - 1) < 1e-5, -1) & jnp.all(jnp.diagonal(z, axis1=-2, axis2=-1) > 0, -1)
+            jnp.all(jnp.abs(jnp.sum(z**2, -1) - 1) < 1e-5, -1)
+            & jnp.all(jnp.diagonal(z, axis1=-2, axis2=-1) > 0, -1)
         ),
     ),
-    "lower_cholesky": (C.cholesky_covariance, 1, lambda z: jnp.all(jnp.diagonal(z, axis1=-2, axis2=-1) > 0, -1)),
+    "lower_cholesky": (
+        C.cholesky_covariance,
+        1,
+        lambda z: jnp.all(jnp.diagonal(z, axis1=-2, axis2=-1) > 0, -1),
+    ),
 }
 
 
@@ -412,7 +467,9 @@ def _numbers(name, z):
 def test_biject_to(row, name):
     c, event, check = BIJECT[name]
     shapes = (
-        [(), (1,), (3,), (6,), (3, 1), (1, 3), (5, 3)] if event == 0 else [(1,), (3,), (6,), (3, 1), (1, 3), (5, 3)]
+        [(), (1,), (3,), (6,), (3, 1), (1, 3), (5, 3)]
+        if event == 0
+        else [(1,), (3,), (6,), (3, 1), (1, 3), (5, 3)]
     )
     want, got = [], []
     for shape in shapes:
@@ -427,7 +484,9 @@ def test_biject_to(row, name):
             slog = (
                 jnp.log(jnp.abs(jax.grad(lambda y: c.forward(y)[0])(y)))
                 if event == 0
-                else jnp.linalg.slogdet(jax.jacobian(lambda y: _numbers(name, c.forward(y)[0]))(y))[1]
+                else jnp.linalg.slogdet(jax.jacobian(lambda y: _numbers(name, c.forward(y)[0]))(y))[
+                    1
+                ]
             )
             np.testing.assert_allclose(lj, slog, atol=1e-5, rtol=1e-5)
     row(
@@ -486,7 +545,9 @@ def test_feasible_is_zero(row, name):
     ],
 )
 def test_no_such_constraint(row, name):
-    row.cannot(f"test_distributions.py::test_biject_to[{name}]", name, f"no targets.constraints.{name}")
+    row.cannot(
+        f"test_distributions.py::test_biject_to[{name}]", name, f"no targets.constraints.{name}"
+    )
 
 
 # --- test_diagnostics.py

@@ -33,11 +33,17 @@ def grads(how, f, mean, log_scale, k):
         if how == "measure_valued":
             q = distrax.Independent(q, 1)
         objective = getattr(G, how)(elbo)
-        if how == "score":  # the entropy is the same for every draw: away with it, so that the signal is f as in Optax
+        if (
+            how == "score"
+        ):  # the entropy is the same for every draw: away with it, so that the signal is f as in Optax
             objective = G.score(elbo, baseline=jax.lax.stop_gradient(q.entropy()))
-        return objective(jax.random.key(1), vj.targets.exact_entropy(f, q), q, num_samples=k, chunk_size=k // 50).value
+        return objective(
+            jax.random.key(1), vj.targets.exact_entropy(f, q), q, num_samples=k, chunk_size=k // 50
+        ).value
 
-    m, s = jax.jit(jax.grad(value))((jnp.asarray(mean, jnp.float32), jnp.asarray(log_scale, jnp.float32)))
+    m, s = jax.jit(jax.grad(value))(
+        (jnp.asarray(mean, jnp.float32), jnp.asarray(log_scale, jnp.float32))
+    )
     return [m, s - 1.0]
 
 
@@ -47,7 +53,9 @@ HOW = pytest.mark.parametrize("how", list(COUNT))
 @HOW
 @pytest.mark.parametrize("c", [0.1, 0.9])
 def test_constant(row, how, c):
-    got = grads(how, lambda x: jnp.float32(c) + 0.0 * x.sum(), 1.5 * np.ones(3), np.zeros(3), COUNT[how])
+    got = grads(
+        how, lambda x: jnp.float32(c) + 0.0 * x.sum(), 1.5 * np.ones(3), np.zeros(3), COUNT[how]
+    )
     row(
         O + "test_constant_function",
         f"{how}, f = {c}",
@@ -114,5 +122,13 @@ def test_non_polynomial(row, name):
 
 def test_raises_for_non_gaussian(row):
     with pytest.raises(ValueError, match="measure_valued"):
-        G.measure_valued(elbo)(jax.random.key(0), lambda z: -z, distrax.Gamma(2.0, 1.0), num_samples=3)
-    row(O + "test_raises_error_for_non_gaussian", "Gamma is refused", "measure_valued(elbo)", 0.0, 0.0)
+        G.measure_valued(elbo)(
+            jax.random.key(0), lambda z: -z, distrax.Gamma(2.0, 1.0), num_samples=3
+        )
+    row(
+        O + "test_raises_error_for_non_gaussian",
+        "Gamma is refused",
+        "measure_valued(elbo)",
+        0.0,
+        0.0,
+    )

@@ -60,7 +60,10 @@ def test_particle_gradient(row, how):
 
     def loss(p):
         est = getattr(G, how)(elbo)(
-            jax.random.key(3), lambda z: logn(z) + logn(X, z), distrax.Normal(p["loc"], p["scale"]), num_samples=1
+            jax.random.key(3),
+            lambda z: logn(z) + logn(X, z),
+            distrax.Normal(p["loc"], p["scale"]),
+            num_samples=1,
         )
         return -est.value.sum(), est.draws
 
@@ -129,11 +132,22 @@ def test_elbo_bern_sampled(row, how):
     exact = lambda q: kl(bern(q), bern(0.25))
     loss = lambda q: (
         -G.__dict__[how](elbo)(
-            jax.random.key(0), distrax.Bernoulli(probs=0.25).log_prob, distrax.Bernoulli(probs=q), num_samples=10_000
+            jax.random.key(0),
+            distrax.Bernoulli(probs=0.25).log_prob,
+            distrax.Bernoulli(probs=q),
+            num_samples=10_000,
         ).value
     )
     a, b = both(exact, loss, jnp.float32(0.5))
-    row("infer/test_enum.py::test_elbo_bern", f"10,000 particles, {how}", f"{how}(elbo)", a, b, rtol=0, atol=0.22)
+    row(
+        "infer/test_enum.py::test_elbo_bern",
+        f"10,000 particles, {how}",
+        f"{how}(elbo)",
+        a,
+        b,
+        rtol=0,
+        atol=0.22,
+    )
 
 
 @pytest.mark.parametrize("how", ["reparam", "split"])
@@ -148,7 +162,15 @@ def test_elbo_normal(row, how):
         return -G.reparam(elbo)(jax.random.key(0), target, q, num_samples=20_000).value
 
     a, b = both(lambda m: 0.5 * m**2, loss, jnp.float32(1.0))
-    row("infer/test_enum.py::test_elbo_normal", f"20,000 particles, {how}", f"{how}", a, b, rtol=0, atol=0.01)
+    row(
+        "infer/test_enum.py::test_elbo_normal",
+        f"20,000 particles, {how}",
+        f"{how}",
+        a,
+        b,
+        rtol=0,
+        atol=0.01,
+    )
 
 
 def test_elbo_berns(row):
@@ -159,7 +181,9 @@ def test_elbo_berns(row):
         lq = jnp.log(bern(q))
         return over_states(
             lq[s[0]] + lq[s[1]] + lq[s[2]],
-            lambda z: sum(jnp.log(bern(p))[jnp.asarray(s[i])[z]] for i, p in enumerate((0.1, 0.2, 0.3))),
+            lambda z: sum(
+                jnp.log(bern(p))[jnp.asarray(s[i])[z]] for i, p in enumerate((0.1, 0.2, 0.3))
+            ),
         )
 
     a, b = both(exact, loss, jnp.float32(0.75))
@@ -180,12 +204,20 @@ def test_non_mean_field_bern_normal(row, how, pi1, pi2, pi3):
     p = {"1": jnp.float32(pi1), "2": jnp.float32(pi2), "3": jnp.float32(pi3)}
     kn = lambda a, b: 0.5 * (a - b) ** 2
     exact = lambda p: (
-        kl(bern(p["1"]), bern(p["3"])) + p["1"] * kn(p["2"] + 0.1, p["3"] + 0.55) + (1 - p["1"]) * kn(0.1, p["3"])
+        kl(bern(p["1"]), bern(p["3"]))
+        + p["1"] * kn(p["2"] + 0.1, p["3"] + 0.55)
+        + (1 - p["1"]) * kn(0.1, p["3"])
     )
 
     def loss(p):
-        q = {"y": distrax.Bernoulli(probs=p["1"]), "z": lambda e: distrax.Normal(p["2"] * e["y"] + 0.1, 1.0)}
-        target = lambda z: {"y": jnp.log(bern(p["3"]))[z["y"]], "z": logn(z["z"], 0.55 * z["y"] + p["3"])}
+        q = {
+            "y": distrax.Bernoulli(probs=p["1"]),
+            "z": lambda e: distrax.Normal(p["2"] * e["y"] + 0.1, 1.0),
+        }
+        target = lambda z: {
+            "y": jnp.log(bern(p["3"]))[z["y"]],
+            "z": logn(z["z"], 0.55 * z["y"] + p["3"]),
+        }
         return -G.__dict__[how](elbo)(jax.random.key(0), target, q, num_samples=10_000).value
 
     g, e = jax.grad(loss)(p), jax.grad(exact)(p)
@@ -213,7 +245,9 @@ def test_elbo_hmm_in_model(row, steps):
     def loss(p):
         lq, lt = jnp.log(soft(p["q"])), jnp.log(soft(p["t"]))
         target = lambda s: (
-            jnp.log(0.5) + lt[c[:-1, s], c[1:, s]].sum() + logn(1.0, p["locs"][c[:, s]], jnp.exp(p["scale"])).sum()
+            jnp.log(0.5)
+            + lt[c[:-1, s], c[1:, s]].sum()
+            + logn(1.0, p["locs"][c[:, s]], jnp.exp(p["scale"])).sum()
         )
         return over_states(lq[jnp.arange(steps)[:, None], c].sum(0), target)
 
@@ -264,7 +298,12 @@ def test_hmm_enumerate_model(row, steps):
     )
 
 
-TX, TY, TZ1, TZ = raw([0.4, 0.6]), raw([[0.75, 0.25], [0.55, 0.45]]), raw([0.3, 0.7]), raw([[0.3, 0.7], [0.2, 0.8]])
+TX, TY, TZ1, TZ = (
+    raw([0.4, 0.6]),
+    raw([[0.75, 0.25], [0.55, 0.45]]),
+    raw([0.3, 0.7]),
+    raw([[0.3, 0.7], [0.2, 0.8]]),
+)
 
 
 @pytest.mark.parametrize("how", ["states"])
@@ -277,7 +316,9 @@ def test_elbo_enumerate_plate_5(row, how):
 
     def loss(p):
         lq, la, lb, lc = (jnp.log(soft(p[k])) for k in ("q", "a", "b", "c"))
-        target = vj.targets.enumerate(lambda b, a: la[a] + jnp.sum(lb[b] + lc[a, b, data]), 2).log_joint
+        target = vj.targets.enumerate(
+            lambda b, a: la[a] + jnp.sum(lb[b] + lc[a, b, data]), 2
+        ).log_joint
         return over_states(lq[b].sum(0), lambda s: target(b[:, s]))
 
     def exact(p):
@@ -303,7 +344,12 @@ def test_elbo_enumerate_plate_5(row, how):
 
 @pytest.mark.parametrize("scale", [1, 10])
 def test_elbo_enumerate_plates_1(row, scale):
-    pa, pb, pc, pd = raw([0.45, 0.55]), raw([[0.6, 0.4], [0.4, 0.6]]), raw([0.75, 0.25]), raw([[0.4, 0.6], [0.3, 0.7]])
+    pa, pb, pc, pd = (
+        raw([0.45, 0.55]),
+        raw([[0.6, 0.4], [0.4, 0.6]]),
+        raw([0.75, 0.25]),
+        raw([[0.4, 0.6], [0.3, 0.7]]),
+    )
     bd, dd = jnp.array([0, 1]), jnp.array([0, 0, 1])
     p = {"a": pa, "b": pb, "c": pc, "d": pd}
 
@@ -334,7 +380,8 @@ def test_elbo_scale(row):
     p = {"m": raw([0.25, 0.75]), "locs": jnp.array([-1.0, 1.0])}
     exact = lambda p: -jnp.sum(soft(p["m"]) * logn(data[:, None], p["locs"], 1.0).sum(0))
     loss = lambda p: over_states(
-        jnp.log(soft(p["m"])), lambda w: jnp.log(soft(p["m"]))[w] + logn(data, p["locs"][w], 1.0).sum()
+        jnp.log(soft(p["m"])),
+        lambda w: jnp.log(soft(p["m"]))[w] + logn(data, p["locs"][w], 1.0).sum(),
     )
     a, b = both(exact, loss, p)
     row(
@@ -408,7 +455,11 @@ def test_normal_normal(row, how, steps, k):
         }[how]()
         return objective(key, target, q, num_samples=k)
 
-    p = climb(fitting.ascent(estimate, optax.adam(0.001)), {"loc": loc + 0.134, "s": log_sig - 0.14}, steps)
+    p = climb(
+        fitting.ascent(estimate, optax.adam(0.001)),
+        {"loc": loc + 0.134, "s": log_sig - 0.14},
+        steps,
+    )
     mse = [jnp.mean((p["loc"] - loc) ** 2), jnp.mean((p["s"] - log_sig) ** 2)]
     row(
         "infer/test_inference.py::NormalNormalTests",
@@ -423,7 +474,13 @@ def test_normal_normal(row, how, steps, k):
 
 @pytest.mark.parametrize(
     ("how", "steps", "k"),
-    [("reparam", 10_000, 1), ("score", 10_000, 1), ("renyi", 5000, 2), ("renyi_vimco .2", 5000, 2), ("wake", 5000, 2)],
+    [
+        ("reparam", 10_000, 1),
+        ("score", 10_000, 1),
+        ("renyi", 5000, 2),
+        ("renyi_vimco .2", 5000, 2),
+        ("wake", 5000, 2),
+    ],
 )
 def test_bernoulli_beta(row, how, steps, k):
     data = jnp.array([0.0, 1.0, 1.0, 1.0])
@@ -474,10 +531,15 @@ def test_multi_sample(row, which):
     y = y if which == "inner_outer" else y.T
     n = y.shape[1]
     v = G.reparam(partial(renyi, alpha=0.0))(
-        jax.random.key(0), lambda x: logn(x) + logn(y, x).sum(0), distrax.Normal(jnp.ones(n), 1.0), num_samples=10_000
+        jax.random.key(0),
+        lambda x: logn(x) + logn(y, x).sum(0),
+        distrax.Normal(jnp.ones(n), 1.0),
+        num_samples=10_000,
     ).value.sum()
     m = y.shape[0]
-    exact = jax.vmap(lambda c: jax.scipy.stats.multivariate_normal.logpdf(c, jnp.zeros(m), jnp.eye(m) + 1.0))(y.T).sum()
+    exact = jax.vmap(
+        lambda c: jax.scipy.stats.multivariate_normal.logpdf(c, jnp.zeros(m), jnp.eye(m) + 1.0)
+    )(y.T).sum()
     row(
         f"infer/test_multi_sample_elbos.py::test_{which}",
         "10,000 particles, beside the evidence",
@@ -501,7 +563,9 @@ def test_collapse_normal(row, which):
     x = jnp.float32(0.6)
     n = data.size
     cov = np.eye(n) * 2 if which == "normal_plate_normal" else np.eye(n) + 1
-    want = logn(x) + jax.scipy.stats.multivariate_normal.logpdf(jnp.atleast_1d(data), jnp.full(n, x), jnp.asarray(cov))
+    want = logn(x) + jax.scipy.stats.multivariate_normal.logpdf(
+        jnp.atleast_1d(data), jnp.full(n, x), jnp.asarray(cov)
+    )
     row(
         f"infer/test_valid_models.py::test_collapse_{which}",
         "collapsed log p(x, data)",

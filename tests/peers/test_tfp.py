@@ -44,7 +44,11 @@ CSISZAR = [
     ],
     ("KLReverse", lambda: val(g.kl_reverse), -LOGU),
     ("KLForward", lambda: val(g.kl_forward), U * LOGU),
-    ("JensenShannon self_normalized", lambda: val(g.jensen_shannon), U * LOGU - (1 + U) * np.log((1 + U) / 2)),
+    (
+        "JensenShannon self_normalized",
+        lambda: val(g.jensen_shannon),
+        U * LOGU - (1 + U) * np.log((1 + U) / 2),
+    ),
     (
         "ArithmeticGeometric self_normalized",
         lambda: val(g.arithmetic_geometric),
@@ -54,13 +58,29 @@ CSISZAR = [
     ("Pearson", lambda: val(g.pearson), (U - 1) ** 2),
     ("SquaredHellinger", lambda: val(g.squared_hellinger), (np.sqrt(U) - 1) ** 2),
     ("Triangular", lambda: val(g.triangular), (U - 1) ** 2 / (1 + U)),
-    ("TPower t=-.1 self_normalized", lambda: g.t_power(jnp.asarray(LOGU), t=-0.1), U**-0.1 - 1 + 0.1 * (U - 1)),
-    ("TPower t=.5 self_normalized", lambda: g.t_power(jnp.asarray(LOGU), t=0.5), -(U**0.5) + 1 + 0.5 * (U - 1)),
-    ("TPower t=1.1 self_normalized", lambda: g.t_power(jnp.asarray(LOGU), t=1.1), U**1.1 - 1 - 1.1 * (U - 1)),
+    (
+        "TPower t=-.1 self_normalized",
+        lambda: g.t_power(jnp.asarray(LOGU), t=-0.1),
+        U**-0.1 - 1 + 0.1 * (U - 1),
+    ),
+    (
+        "TPower t=.5 self_normalized",
+        lambda: g.t_power(jnp.asarray(LOGU), t=0.5),
+        -(U**0.5) + 1 + 0.5 * (U - 1),
+    ),
+    (
+        "TPower t=1.1 self_normalized",
+        lambda: g.t_power(jnp.asarray(LOGU), t=1.1),
+        U**1.1 - 1 - 1.1 * (U - 1),
+    ),
     ("Log1pAbs", lambda: val(g.log1p_abs), U ** np.sign(U - 1) - 1),
     ("Jeffreys", lambda: val(g.jeffreys), 0.5 * (U * LOGU - LOGU)),
     ("ChiSquare", lambda: val(g.chi_square), U**2 - 1),
-    ("ModifiedGan (less its value log 2 at u=1)", lambda: val(g.modified_gan), np.log1p(U) - LOGU - np.log(2)),
+    (
+        "ModifiedGan (less its value log 2 at u=1)",
+        lambda: val(g.modified_gan),
+        np.log1p(U) - LOGU - np.log(2),
+    ),
     # the self-normalised kl of TFP is another f: the user's own
     (
         "KLReverse self_normalized, as an f of one's own",
@@ -110,7 +130,8 @@ def test_at_zero(row, x64, name):
 
 
 @pytest.mark.parametrize(
-    "name", ["jensen_shannon", "arithmetic_geometric", "squared_hellinger", "triangular", "jeffreys"]
+    "name",
+    ["jensen_shannon", "arithmetic_geometric", "squared_hellinger", "triangular", "jeffreys"],
 )
 def test_symmetric(row, x64, name):
     f = getattr(g, name)
@@ -144,7 +165,12 @@ SELF = lambda f, sign: lambda l: f(l) + sign * jnp.expm1(l)
 
 @pytest.mark.parametrize(
     ("direction", "normalized", "rtol"),
-    [("forward", False, 0.10), ("forward", True, 0.06), ("reverse", False, 0.13), ("reverse", True, 0.07)],
+    [
+        ("forward", False, 0.10),
+        ("forward", True, 0.06),
+        ("reverse", False, 0.13),
+        ("reverse", True, 0.07),
+    ],
 )
 def test_monte_carlo_kl(row, direction, normalized, rtol):
     loc, scale = np.ones(6), np.array([0.5, 1.0, 1.5, 2.0, 2.5, 3.0])
@@ -171,7 +197,12 @@ def _tridiag(d=5):
 
 @pytest.mark.parametrize(
     ("direction", "normalized", "rtol"),
-    [("forward", False, 0.14), ("forward", True, 0.14), ("reverse", False, 0.02), ("reverse", True, 0.14)],
+    [
+        ("forward", False, 0.14),
+        ("forward", True, 0.14),
+        ("reverse", False, 0.02),
+        ("reverse", True, 0.14),
+    ],
 )
 def test_monte_carlo_kl_multidim(row, direction, normalized, rtol):
     p = distrax.MultivariateNormalFullCovariance(jnp.zeros(5), jnp.asarray(_tridiag(), jnp.float32))
@@ -203,7 +234,10 @@ def _joint_target(z):
 @pytest.mark.parametrize("kind", ["sequential", "named"])
 def test_kl_with_joint_q(row, kind):
     if kind == "named":
-        q, p = {"x": distrax.Normal(0.0, jnp.sqrt(2.0)), "z": distrax.Normal(0.0, 1.0)}, _joint_target
+        q, p = (
+            {"x": distrax.Normal(0.0, jnp.sqrt(2.0)), "z": distrax.Normal(0.0, 1.0)},
+            _joint_target,
+        )
     else:
         q, p = (
             (distrax.Normal(0.0, 1.0), distrax.Normal(0.0, jnp.sqrt(2.0))),
@@ -258,9 +292,13 @@ def test_vimco_gradient_with_geometric_mean(row):
     u = np.exp(logu)
     geo = np.exp((logu.sum(0) - logu) / (n - 1))
     log_avg, log_soo = np.log(u.mean(0)), np.log(u.sum(0) - u + geo) - np.log(n)
-    jac = np.asarray(jax.jacobian(lambda s: jax.vmap(make(s).log_prob)(z))(jnp.float32(1.0)), np.float64)
+    jac = np.asarray(
+        jax.jacobian(lambda s: jax.vmap(make(s).log_prob)(z))(jnp.float32(1.0)), np.float64
+    )
     path = np.asarray(
-        jax.grad(lambda s: -iwae(jax.vmap(p.log_prob)(z) - jax.vmap(make(s).log_prob)(z)).mean())(jnp.float32(1.0))
+        jax.grad(lambda s: -iwae(jax.vmap(p.log_prob)(z) - jax.vmap(make(s).log_prob)(z)).mean())(
+            jnp.float32(1.0)
+        )
     )
     expected = path + np.mean(np.sum(jac * (-log_avg + log_soo), 0), 0)
     close = abs(float(grad) - float(expected)) <= 1e-3 + 0.03 * abs(float(expected))
@@ -290,11 +328,19 @@ def test_variational_em(row):
 
     def estimate(key, p):
         scale = jax.nn.softplus(p["scale"])
-        target = lambda z: distrax.Normal(0.0, 1.0).log_prob(z) + distrax.Normal(z, scale).log_prob(x).sum()
-        return G.reparam(elbo)(key, target, distrax.Normal(p["loc"], jax.nn.softplus(p["q"])), num_samples=10)
+        target = lambda z: (
+            distrax.Normal(0.0, 1.0).log_prob(z) + distrax.Normal(z, scale).log_prob(x).sum()
+        )
+        return G.reparam(elbo)(
+            key, target, distrax.Normal(p["loc"], jax.nn.softplus(p["q"])), num_samples=10
+        )
 
     one = jnp.log(jnp.expm1(jnp.float32(1.0)))
-    got = climb(fitting.ascent(estimate, optax.adam(0.1)), {"scale": one, "loc": jnp.float32(0), "q": one}, 1000)
+    got = climb(
+        fitting.ascent(estimate, optax.adam(0.1)),
+        {"scale": one, "loc": jnp.float32(0), "q": one},
+        1000,
+    )
     precision = n / sigma**2 + 1
     expected = [sigma, n / sigma**2 * mu / precision, precision**-0.5]
     got = [jax.nn.softplus(got["scale"]), got["loc"], jax.nn.softplus(got["q"])]
@@ -313,7 +359,9 @@ def test_variational_em(row):
 def test_importance_sampling_example(row):
     target = lambda z: distrax.Normal(0.0, 1.0).log_prob(z) + distrax.Normal(z, 1.0).log_prob(5.0)
     q = lambda p: distrax.Normal(p["loc"], jnp.exp(p["log_scale"]))
-    rule = fitting.ascent(lambda key, p: G.reparam(iwae)(key, target, q(p), num_samples=10), optax.adam(0.1))
+    rule = fitting.ascent(
+        lambda key, p: G.reparam(iwae)(key, target, q(p), num_samples=10), optax.adam(0.1)
+    )
     p = climb(rule, {"loc": jnp.float32(0), "log_scale": jnp.float32(0)}, 100)
     draws = vj.draws.weigh(jax.random.key(9), target, q(p), num_samples=1000)
     m = vj.diagnostics.moments(draws.z, draws.log_w)
@@ -339,7 +387,10 @@ def test_inhomogeneous_poisson_process(row):
         cov = jnp.exp(2 * p["amplitude"]) * jnp.exp(-0.5 * d**2) + jnp.exp(p["noise"]) * jnp.eye(8)
         target = lambda f: mvn.logpdf(f, jnp.zeros(8), cov) + poisson.logpmf(y, jnp.exp(f)).sum()
         return G.reparam(elbo)(
-            key, target, distrax.MultivariateNormalDiag(p["loc"], jax.nn.softplus(p["scale"])), num_samples=1
+            key,
+            target,
+            distrax.MultivariateNormalDiag(p["loc"], jax.nn.softplus(p["scale"])),
+            num_samples=1,
         )
 
     p = {
@@ -351,7 +402,9 @@ def test_inhomogeneous_poisson_process(row):
     }
     p = climb(fitting.ascent(estimate, optax.adam(0.1)), p, 100)
     loss = -estimate(jax.random.key(3), p).value
-    sample = distrax.MultivariateNormalDiag(p["loc"], jax.nn.softplus(p["scale"])).sample(seed=jax.random.key(42))
+    sample = distrax.MultivariateNormalDiag(p["loc"], jax.nn.softplus(p["scale"])).sample(
+        seed=jax.random.key(42)
+    )
     row(
         "vi/optimization_test.py::OptimizationTests.test_imhogeneous_poisson_process_example",
         "loss < 80; a draw within 1 of log counts",
@@ -450,7 +503,9 @@ def test_softplus(row, x64):
 
 
 @pytest.mark.xfail(
-    strict=True, raises=AssertionError, reason="E3: constraints in float16 are clamped at everyday values"
+    strict=True,
+    raises=AssertionError,
+    reason="E3: constraints in float16 are clamped at everyday values",
 )
 def test_softplus_bijective_16bit(row):
     x, y = np.linspace(-10, 20, 100).astype(np.float16), np.logspace(-6, 3, 100).astype(np.float16)
@@ -493,7 +548,9 @@ def test_hmm_coin_tosses(row):
 
 
 def test_hmm_no_transitions(row):
-    got = vj.sequences.hmm(_log([0.5, 0.5]), _log(np.full((2, 2), 0.5)), _log(np.eye(2))[:1]).log_evidence
+    got = vj.sequences.hmm(
+        _log([0.5, 0.5]), _log(np.full((2, 2), 0.5)), _log(np.eye(2))[:1]
+    ).log_evidence
     row(
         "distributions/hidden_markov_model_test.py::test_edge_case_log_prob_no_transitions",
         "T = 1",
@@ -508,9 +565,9 @@ def test_hmm_no_transitions(row):
 def test_hmm_coin_batch(row):
     obs = jnp.stack([jnp.zeros(5, int), jnp.ones(5, int)])
     like = jax.vmap(lambda o: _log(np.eye(2))[:, o].T)(obs)
-    got = jax.vmap(lambda l: vj.sequences.hmm(_log([0.5, 0.5]), _log(np.full((2, 2), 0.5)), l).log_evidence)(
-        jnp.broadcast_to(like, (7, 3, 2, 5, 2)).reshape(-1, 5, 2)
-    )
+    got = jax.vmap(
+        lambda l: vj.sequences.hmm(_log([0.5, 0.5]), _log(np.full((2, 2), 0.5)), l).log_evidence
+    )(jnp.broadcast_to(like, (7, 3, 2, 5, 2)).reshape(-1, 5, 2))
     row(
         "distributions/hidden_markov_model_test.py::test_coin_toss_batch",
         "7 x 3 x 2 chains",
@@ -530,7 +587,9 @@ def test_hmm_single_sequence(row):
     a /= a.sum(1, keepdims=True)
     obs = np.zeros((9, 3))
     obs[0, 0], obs[1:8, 1], obs[8, 2] = 1, 1, 1
-    post = vj.sequences.hmm(_log(np.ones(9) / 9), _log(a), _log(obs)[:, jnp.array([0, 1, 1, 1, 1, 1, 2])].T).posterior
+    post = vj.sequences.hmm(
+        _log(np.ones(9) / 9), _log(a), _log(obs)[:, jnp.array([0, 1, 1, 1, 1, 1, 2])].T
+    ).posterior
     row(
         "distributions/hidden_markov_model_test.py::test_single_sequence_posterior_marginals",
         "one path, -inf everywhere else",
@@ -573,7 +632,9 @@ def test_hmm_missing_observations(row):
     a = [[0.75, 0.25, 0, 0], [0.25, 0.5, 0.25, 0], [0, 0.25, 0.5, 0.25], [0, 0, 0.25, 0.75]]
     like = _log(np.eye(4))[:, jnp.array([0, 1, 2, 3, 2, 1, 0])].T
     seen = jnp.array([True, False, False, False, False, False, True])
-    got = vj.sequences.hmm(_log([1.0, 0, 0, 0]), _log(a), like, observed=seen).posterior.log_marginals()
+    got = vj.sequences.hmm(
+        _log([1.0, 0, 0, 0]), _log(a), like, observed=seen
+    ).posterior.log_marginals()
     half = [[1, 0, 0, 0], [21 / 26, 5 / 26, 0, 0], [105 / 143, 35 / 143, 3 / 143, 0]]
     expected = [*half, [1225 / 1716, 147 / 572, 49 / 1716, 1 / 1716], *half[::-1]]
     row(
@@ -596,9 +657,10 @@ MODES = {
     "invariance_observations": lambda: (
         [0.65, 0.35],
         [[0.9, 0.1], [0.3, 0.7]],
-        _log(np.array([[0.09, 0.48, 0.52, 0.11], [0.31, 0.21, 0.21, 0.27]]) / np.array([[1.2], [1.0]]))[
-            :, jnp.array([1, 0, 3, 1, 3, 0, 2, 1, 2, 1, 3, 0, 0, 1, 1, 2])
-        ].T,
+        _log(
+            np.array([[0.09, 0.48, 0.52, 0.11], [0.31, 0.21, 0.21, 0.27]])
+            / np.array([[1.2], [1.0]])
+        )[:, jnp.array([1, 0, 3, 1, 3, 0, 2, 1, 2, 1, 3, 0, 0, 1, 1, 2])].T,
         [1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 1, 1, 1, 0, 0, 0],
     ),
     "invariance_states": lambda: (
@@ -617,7 +679,10 @@ MODES = {
 def test_hmm_posterior_mode(row, name):
     """No Viterbi by name. Factors need not be normalised, so a chain at a temperature of 1/1000 finds the mode."""
     initial, a, like, expected = MODES[name]()
-    got = jnp.argmax(vj.sequences.hmm(1e3 * _log(initial), 1e3 * _log(a), 1e3 * like).posterior.log_marginals(), -1)
+    got = jnp.argmax(
+        vj.sequences.hmm(1e3 * _log(initial), 1e3 * _log(a), 1e3 * like).posterior.log_marginals(),
+        -1,
+    )
     row(
         f"distributions/hidden_markov_model_test.py::test_posterior_mode_{name}",
         "most likely path; NO NAME FOR IT, by a cold chain",
@@ -726,7 +791,9 @@ def _model(**kw):
 
 def _prior(model, t, p=1):
     """Marginals of the chain before any data: a smoother of data all missing."""
-    return vj.sequences.kalman_smoother(model, jnp.full((t, p), jnp.nan), mask=jnp.zeros(t, bool)).marginals()
+    return vj.sequences.kalman_smoother(
+        model, jnp.full((t, p), jnp.nan), mask=jnp.zeros(t, bool)
+    ).marginals()
 
 
 def test_deterministic_system(row):
@@ -826,7 +893,13 @@ def test_time_varying_noise(row):
     )
 
 
-WALK = dict(initial_mean=[0.0], initial_cov=[[1.0]], transition=[[1.0]], emission=[[1.0]], emission_cov=[[0.25]])
+WALK = dict(
+    initial_mean=[0.0],
+    initial_cov=[[1.0]],
+    transition=[[1.0]],
+    emission=[[1.0]],
+    emission_cov=[[0.25]],
+)
 GAPS = np.array([1.0, 2.0, -1000.0, 0.4, np.nan, 1000.0, 4.2, np.inf], np.float32)[:, None]
 SEEN = np.array([True, True, False, True, False, False, True, False])
 
@@ -834,7 +907,9 @@ SEEN = np.array([True, True, False, True, False, False, True, False])
 def test_masked_nans_have_finite_gradients(row):
     def lp(s):
         return vj.sequences.kalman_filter(
-            _model(**WALK, transition_cov=[[1.0]])._replace(transition_cov=s[None, None] ** 2), GAPS, mask=SEEN
+            _model(**WALK, transition_cov=[[1.0]])._replace(transition_cov=s[None, None] ** 2),
+            GAPS,
+            mask=SEEN,
         ).log_evidence
 
     got = jax.grad(lp)(jnp.float32(1.0))

@@ -42,7 +42,8 @@ def test_family(row, name, d):
     family = FAMILIES[name]
     r = np.random.RandomState(d)
     rand = lambda: jax.tree.map(
-        lambda l: jnp.asarray(0.7 * r.randn(*l.shape), jnp.float32), family.init(jax.random.key(0), jnp.zeros(d))
+        lambda l: jnp.asarray(0.7 * r.randn(*l.shape), jnp.float32),
+        family.init(jax.random.key(0), jnp.zeros(d)),
     )
     q, other = family.dist(rand()), family.dist(rand())
     z, lq = q.sample_and_log_prob(seed=jax.random.key(1), sample_shape=(200_000,))
@@ -53,7 +54,9 @@ def test_family(row, name, d):
             "families.student_t has no entropy()",
         )
     pe = st.ttest_1samp(np.asarray(lq), -float(q.entropy())).pvalue
-    pk = st.ttest_1samp(np.asarray(lq - jax.vmap(other.log_prob)(z)), float(q.kl_divergence(other))).pvalue
+    pk = st.ttest_1samp(
+        np.asarray(lq - jax.vmap(other.log_prob)(z)), float(q.kl_divergence(other))
+    ).pvalue
     row(
         V + f"test_approximations.py::test_{name}",
         f"entropy and KL beside 200,000 draws, p values, d = {d}",

@@ -24,7 +24,11 @@ def factors(key, t=T, s=S, moving=False, dtype=jnp.float32):
 
 def weights(initial, transition, likelihood):
     """Return log p(x, c) of all paths, [S^T]."""
-    steps = jnp.broadcast_to(transition, (T - 1, S, S)) if transition.ndim == 3 else jnp.stack([transition] * (T - 1))
+    steps = (
+        jnp.broadcast_to(transition, (T - 1, S, S))
+        if transition.ndim == 3
+        else jnp.stack([transition] * (T - 1))
+    )
     at = jnp.arange(T)[None]
     moved = steps[at[:, 1:] - 1, PATHS[:, :-1], PATHS[:, 1:]]
     return initial[PATHS[:, 0]] + jnp.sum(moved, 1) + jnp.sum(likelihood[at, PATHS], 1)

@@ -78,7 +78,11 @@ def dense(model, t, xp=np):
         blocks.append([*row, row[-1] @ f.T + _at(model.transition_cov, 2, i)])
     rows = [[blocks[i][j] if i >= j else blocks[j][i].T for j in range(t)] for i in range(t)]
     diagonal = lambda parts, shape: xp.concatenate(
-        [xp.concatenate([b if i == j else np.zeros(shape) for j in range(t)], 1) for i, b in enumerate(parts)], 0
+        [
+            xp.concatenate([b if i == j else np.zeros(shape) for j in range(t)], 1)
+            for i, b in enumerate(parts)
+        ],
+        0,
     )
     cov = xp.concatenate([xp.concatenate(row, 1) for row in rows], 0)
     emission = diagonal([_at(model.emission, 2, i) for i in range(t)], (p, d))
@@ -140,14 +144,19 @@ def log_joint(model, z, x, seen):
 T = 6
 _ROWS = np.array([1, 0, 1, 1, 0, 1], bool)
 _PARTS = np.array([[1, 1], [1, 0], [0, 0], [0, 1], [1, 1], [1, 0]], bool)
-_LATE = np.array([[0, 0], [0, 1], [1, 0], [1, 1], [1, 1], [1, 1]], bool)  # δ is known after the third step only
+_LATE = np.array(
+    [[0, 0], [0, 1], [1, 0], [1, 1], [1, 1], [1, 1]], bool
+)  # δ is known after the third step only
 CASES = {
     "scalar": (random_model(1, T, 1, 1), None),
     "plain": (random_model(2, T, 3, 2), None),
     "rows missing": (random_model(3, T, 3, 2, offsets=True), _ROWS),
     "varying, parts missing": (random_model(4, T, 2, 2, varying=True, offsets=True), _PARTS),
     "diffuse": (random_model(5, T, 2, 2, diffuse=2), None),
-    "diffuse in part, late": (random_model(6, T, 3, 2, varying=True, offsets=True, diffuse=2), _LATE),
+    "diffuse in part, late": (
+        random_model(6, T, 3, 2, varying=True, offsets=True, diffuse=2),
+        _LATE,
+    ),
     "more seen than states": (random_model(7, T, 1, 3, offsets=True, diffuse=1), None),
     "two steps": (random_model(8, 2, 2, 2, varying=True), None),
     "one step": (random_model(9, 1, 2, 2, offsets=True), None),

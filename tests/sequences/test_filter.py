@@ -12,7 +12,10 @@ from tests.marks import some
 from tests.sequences import problem
 from vijax.sequences import Filtered
 
-FILTERS = {"sequential": vj.sequences.kalman_filter, "parallel": vj.sequences.parallel_kalman_filter}
+FILTERS = {
+    "sequential": vj.sequences.kalman_filter,
+    "parallel": vj.sequences.parallel_kalman_filter,
+}
 each = pytest.mark.parametrize("run", FILTERS.values(), ids=FILTERS)
 every = pytest.mark.parametrize("name", problem.EVERY)
 
@@ -52,13 +55,19 @@ def test_the_nile_with_a_diffuse_start(run, x64):
     assert gaps[0] > 9 * gaps[1] > 81 * gaps[2] > 0
 
 
-@pytest.mark.parametrize("run", some(FILTERS.values(), "kalman_filter", name=lambda run: run.__name__))
+@pytest.mark.parametrize(
+    "run", some(FILTERS.values(), "kalman_filter", name=lambda run: run.__name__)
+)
 def test_the_nile_in_single_precision(run):
     model = problem.local_level(15099.0, 1469.1, mean=1000.0, variance=500.0**2, dtype=np.float32)
     assert run(model, problem.NILE.astype(int)).log_evidence.dtype == jnp.float32
-    np.testing.assert_allclose(run(model, problem.NILE.astype(int)).log_evidence, -639.7117154905, atol=5e-4)
+    np.testing.assert_allclose(
+        run(model, problem.NILE.astype(int)).log_evidence, -639.7117154905, atol=5e-4
+    )
     model = problem.local_level(15100.0, 1468.0, diffuse=True, dtype=np.float32)
-    np.testing.assert_allclose(run(model, problem.NILE.astype(np.float32)).log_evidence, -632.5456255, atol=5e-4)
+    np.testing.assert_allclose(
+        run(model, problem.NILE.astype(np.float32)).log_evidence, -632.5456255, atol=5e-4
+    )
 
 
 # --- dense normals
@@ -72,7 +81,11 @@ def test_equal_to_one_dense_normal(name, run, x64):
     found = run(model, x, mask=mask)
     assert isinstance(found, Filtered)
     d, m = model.initial_mean.shape[0], 0 if model.diffuse is None else model.diffuse.shape[1]
-    seen = np.ones(x.shape, bool) if mask is None else np.broadcast_to(mask.reshape(len(x), -1), x.shape)
+    seen = (
+        np.ones(x.shape, bool)
+        if mask is None
+        else np.broadcast_to(mask.reshape(len(x), -1), x.shape)
+    )
     before = None
     for t in range(1, len(x) + 1):
         if seen[:t].sum() < m:
@@ -94,7 +107,9 @@ def test_equal_to_one_dense_normal(name, run, x64):
 
 def _first(model, t):
     """The model of the first t steps."""
-    cut = lambda value, event, length: value if value is None or np.ndim(value) == event else value[:length]
+    cut = lambda value, event, length: (
+        value if value is None or np.ndim(value) == event else value[:length]
+    )
     return model._replace(
         transition=cut(model.transition, 2, t - 1),
         transition_cov=cut(model.transition_cov, 2, t - 1),
@@ -108,7 +123,9 @@ def _first(model, t):
 def test_the_dense_normal_can_tell(x64):
     """The control: a model that is a thousandth off is found."""
     model, x, mask = problem.data("varying, parts missing")
-    found = vj.sequences.kalman_filter(model._replace(emission_cov=1.001 * model.emission_cov), x, mask=mask)
+    found = vj.sequences.kalman_filter(
+        model._replace(emission_cov=1.001 * model.emission_cov), x, mask=mask
+    )
     assert abs(found.log_evidence - problem.posterior(model, x, mask)[0]) > 1e-5
 
 
@@ -139,11 +156,12 @@ WRONG = {
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("kind", list(WRONG))
 @pytest.mark.parametrize(
-    "name", ["kalman_filter", "parallel_kalman_filter", "kalman_smoother", "parallel_kalman_smoother"]
+    "name",
+    ["kalman_filter", "parallel_kalman_filter", "kalman_smoother", "parallel_kalman_smoother"],
 )
 def test_refusals(kind, name):
     model, x, mask, error, message = WRONG[kind]
     with pytest.raises(error, match=message):
-        jax.eval_shape(partial(getattr(vj.sequences, name), mask=mask), model, x) if kind != "no model" else getattr(
-            vj.sequences, name
-        )(model, x)
+        jax.eval_shape(
+            partial(getattr(vj.sequences, name), mask=mask), model, x
+        ) if kind != "no model" else getattr(vj.sequences, name)(model, x)

@@ -39,7 +39,9 @@ def test_an_operator_that_is_not_associative_shows():
 def test_the_tree_is_shallow():
     """The sequential form loops T times; the associative one has no loop, and some 2 log2 T levels."""
     args = (lambda a, b: a * b, jnp.float32(1.0), jnp.ones(1000))
-    names = lambda fold: [e.primitive.name for e in jax.make_jaxpr(lambda: fold(*args))().jaxpr.eqns]
+    names = lambda fold: [
+        e.primitive.name for e in jax.make_jaxpr(lambda: fold(*args))().jaxpr.eqns
+    ]
     assert "scan" in names(sequential)
     assert "scan" not in names(associative)
     assert names(associative).count("mul") <= 2 * np.log2(1000) + 1

@@ -18,8 +18,12 @@ def test_the_evidence_is_brute_force(fold, moving, key):
     """Value and gradient, 243 paths."""
     arrays = factors(key, moving=moving)
     evidence = lambda *arrays: hmm(*arrays, fold=fold).log_evidence
-    found, expected = (jax.jit(jax.value_and_grad(f, (0, 1, 2)))(*arrays) for f in (evidence, brute))
-    jax.tree.map(lambda f, e: np.testing.assert_allclose(f, e, rtol=1e-5, atol=2e-6), found, expected)
+    found, expected = (
+        jax.jit(jax.value_and_grad(f, (0, 1, 2)))(*arrays) for f in (evidence, brute)
+    )
+    jax.tree.map(
+        lambda f, e: np.testing.assert_allclose(f, e, rtol=1e-5, atol=2e-6), found, expected
+    )
 
 
 @pytest.mark.parametrize("fold", [FOLDS[0], pytest.param(FOLDS[1], marks=pytest.mark.slow)])
@@ -31,7 +35,9 @@ def test_derivatives_of_any_order(fold, x64, key):
     direction = jnp.sin(jnp.arange(1.0, flat.size + 1))
     evidence, exact = lambda x: hmm(*build(x), fold=fold).log_evidence, lambda x: brute(*build(x))
     np.testing.assert_allclose(evidence(flat), exact(flat), rtol=1e-13)
-    np.testing.assert_allclose(jax.jit(jax.hessian(evidence))(flat), jax.jit(jax.hessian(exact))(flat), atol=1e-11)
+    np.testing.assert_allclose(
+        jax.jit(jax.hessian(evidence))(flat), jax.jit(jax.hessian(exact))(flat), atol=1e-11
+    )
     line = lambda f: jax.grad(jax.grad(jax.grad(lambda t: f(flat + t * direction))))
     np.testing.assert_allclose(jax.jit(line(evidence))(0.0), jax.jit(line(exact))(0.0), rtol=1e-9)
 
@@ -81,7 +87,10 @@ def test_draws_are_exact(key):
         """Return chi-squared over the paths expected 5 times or more, and the rest as one, in units of its spread."""
         counts = np.bincount(np.asarray(c) @ S ** np.arange(T)[::-1], minlength=S**T)
         many = expected >= 5
-        cells = [(counts[many], expected[many]), (counts[~many].sum(), max(expected[~many].sum(), 1.0))]
+        cells = [
+            (counts[many], expected[many]),
+            (counts[~many].sum(), max(expected[~many].sum(), 1.0)),
+        ]
         total = sum(float(np.sum((o - e) ** 2 / e)) for o, e in cells)
         return (total - many.sum()) / np.sqrt(2 * many.sum())
 
@@ -114,10 +123,14 @@ def test_the_candidates_identity_and_a_target(key):
     chain = lambda z: hmm(initial, transition, norm.logpdf(x[:, None], means(z)[None], 0.5))
     whole = lambda z: (
         norm.logpdf(z["z"])
-        + weights(initial, transition, jnp.zeros((T, S)))[jnp.sum(z["c"] * 3 ** jnp.arange(T)[::-1])]
+        + weights(initial, transition, jnp.zeros((T, S)))[
+            jnp.sum(z["c"] * 3 ** jnp.arange(T)[::-1])
+        ]
         + jnp.sum(norm.logpdf(x, means(z["z"])[z["c"]], 0.5))
     )
     collapsed = lambda z: norm.logpdf(z) + chain(z).log_evidence
-    by_chib = vj.targets.collapse(lambda z, c: whole({"z": z, "c": c}), lambda z: chain(z).posterior, key=key)
+    by_chib = vj.targets.collapse(
+        lambda z, c: whole({"z": z, "c": c}), lambda z: chain(z).posterior, key=key
+    )
     for z in (0.4, 1.1):
         np.testing.assert_allclose(by_chib(jnp.float32(z)), collapsed(jnp.float32(z)), rtol=1e-5)

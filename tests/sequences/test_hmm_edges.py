@@ -19,11 +19,15 @@ def test_a_batch_by_vmap(key):
     alone = [one(*(a[i] for a in arrays)) for i in range(4)]
     np.testing.assert_allclose(found.log_evidence, [a.log_evidence for a in alone], rtol=1e-6)
     marginals = [a.posterior.log_marginals() for a in alone]
-    np.testing.assert_allclose(found.posterior.log_marginals(), jnp.stack(marginals), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        found.posterior.log_marginals(), jnp.stack(marginals), rtol=1e-5, atol=1e-6
+    )
     c, log_prob = found.posterior.sample_and_log_prob(seed=key, sample_shape=(6,))
     assert c.shape == (6, 4, T)
     for i in range(4):
-        np.testing.assert_allclose(jax.vmap(alone[i].posterior.log_prob)(c[:, i]), log_prob[:, i], rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(
+            jax.vmap(alone[i].posterior.log_prob)(c[:, i]), log_prob[:, i], rtol=1e-5, atol=1e-5
+        )
 
 
 @pytest.mark.slow
@@ -36,10 +40,14 @@ def test_missing_observations(fold, key):
     found = hmm(initial, transition, blank, observed=observed, fold=fold)
     expected = weights(initial, transition, jnp.where(observed[:, None], likelihood, 0.0))
     np.testing.assert_allclose(found.log_evidence, logsumexp(expected), rtol=1e-6)
-    np.testing.assert_allclose(jax.vmap(found.posterior.log_prob)(PATHS), jax.nn.log_softmax(expected), atol=1e-5)
+    np.testing.assert_allclose(
+        jax.vmap(found.posterior.log_prob)(PATHS), jax.nn.log_softmax(expected), atol=1e-5
+    )
     nothing = hmm(initial, transition, blank, observed=jnp.zeros(T, bool), fold=fold)
     np.testing.assert_allclose(nothing.log_evidence, 0.0, atol=1e-6)
-    slope = jax.grad(lambda l: hmm(initial, transition, l, observed=observed, fold=fold).log_evidence)(blank)
+    slope = jax.grad(
+        lambda l: hmm(initial, transition, l, observed=observed, fold=fold).log_evidence
+    )(blank)
     np.testing.assert_array_equal(slope[~observed], np.zeros((3, S)))
     np.testing.assert_allclose(slope[observed].sum(1), 1.0, rtol=1e-5)
 
@@ -57,7 +65,9 @@ def test_impossible_moves_and_impossible_data(fold, key):
     evidence = lambda l: hmm(start, barred, l, fold=fold).log_evidence
     both = jax.jit(jax.value_and_grad(evidence))
     exact = jax.jit(jax.value_and_grad(lambda l: brute(start, barred, l)))(likelihood)
-    jax.tree.map(lambda f, e: np.testing.assert_allclose(f, e, rtol=1e-6, atol=1e-6), both(likelihood), exact)
+    jax.tree.map(
+        lambda f, e: np.testing.assert_allclose(f, e, rtol=1e-6, atol=1e-6), both(likelihood), exact
+    )
     assert np.all(np.isfinite(jax.jit(jax.hessian(evidence))(likelihood)))
     posterior = hmm(start, barred, likelihood, fold=fold).posterior
     c, log_prob = posterior.sample_and_log_prob(seed=key, sample_shape=(500,), fold=fold)
@@ -81,7 +91,11 @@ def test_long_chains_in_single_precision():
     @jax.jit
     def sums(*arrays):
         found = hmm(*arrays)
-        return found.log_evidence, jnp.exp(found.posterior.log_marginals()), hmm(*arrays, fold=associative).log_evidence
+        return (
+            found.log_evidence,
+            jnp.exp(found.posterior.log_marginals()),
+            hmm(*arrays, fold=associative).log_evidence,
+        )
 
     with jax.enable_x64(True):
         arrays = factors(jax.random.key(5), t=2000, dtype=jnp.float64)
@@ -101,9 +115,13 @@ def test_one_step_and_one_state(key):
     np.testing.assert_allclose(one.log_evidence, logsumexp(initial + likelihood[0]), rtol=1e-6)
     c, log_prob = one.posterior.sample_and_log_prob(seed=key, sample_shape=(3,), fold=associative)
     assert c.shape == (3, 1)
-    np.testing.assert_allclose(log_prob, jax.nn.log_softmax(initial + likelihood[0])[c[:, 0]], rtol=1e-5)
     np.testing.assert_allclose(
-        jax.grad(lambda l: hmm(initial, transition, l).log_evidence)(likelihood[:1]).sum(), 1.0, rtol=1e-6
+        log_prob, jax.nn.log_softmax(initial + likelihood[0])[c[:, 0]], rtol=1e-5
+    )
+    np.testing.assert_allclose(
+        jax.grad(lambda l: hmm(initial, transition, l).log_evidence)(likelihood[:1]).sum(),
+        1.0,
+        rtol=1e-6,
     )
     alone = hmm(jnp.zeros(1), jnp.zeros((1, 1)), likelihood[:, :1])
     np.testing.assert_allclose(alone.log_evidence, likelihood[:, 0].sum(), rtol=1e-5)
@@ -128,7 +146,8 @@ def test_refusals(key):
     with pytest.raises(ValueError, match=r"log_likelihood \[T, S\] with T >= 1"):
         hmm(initial, transition, likelihood[:0])
     with pytest.raises(
-        ValueError, match=r"log_transition must be \(3, 3\) or \[T-1, S, S\] = \(4, 3, 3\), got \(5, 3, 3\)"
+        ValueError,
+        match=r"log_transition must be \(3, 3\) or \[T-1, S, S\] = \(4, 3, 3\), got \(5, 3, 3\)",
     ):
         hmm(initial, jnp.zeros((5, 3, 3)), likelihood)
     with pytest.raises(ValueError, match="observed must be booleans"):

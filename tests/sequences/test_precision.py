@@ -81,5 +81,7 @@ def test_the_short_form_would_not_do(monkeypatch):
     for module in (_algebra, _filter, _scans):
         monkeypatch.setattr(module, "correct", short)
     model, x = jax.tree.map(jnp.float32, (VAGUE, observed(VAGUE)))
-    plain = partial(_filter._filter.__wrapped__, _scans.sequential)  # its trace must not stay in the cache
+    plain = partial(
+        _filter._filter.__wrapped__, _scans.sequential
+    )  # its trace must not stay in the cache
     assert np.isnan(plain(model, x, None).log_evidence)

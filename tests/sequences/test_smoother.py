@@ -9,7 +9,10 @@ import vijax as vj
 from tests.marks import some
 from tests.sequences import problem
 
-SMOOTHERS = {"sequential": vj.sequences.kalman_smoother, "parallel": vj.sequences.parallel_kalman_smoother}
+SMOOTHERS = {
+    "sequential": vj.sequences.kalman_smoother,
+    "parallel": vj.sequences.parallel_kalman_smoother,
+}
 each = pytest.mark.parametrize("run", SMOOTHERS.values(), ids=SMOOTHERS)
 
 
@@ -33,7 +36,9 @@ def test_marginals_and_density_are_the_dense_normals(name, run, x64):
 def test_the_identity_can_tell(x64):
     """The control: the posterior of another model is no posterior, and a path's density feels every covariance."""
     model, x, mask = problem.data("varying, parts missing")
-    q = vj.sequences.kalman_smoother(model._replace(transition_cov=1.001 * model.transition_cov), x, mask=mask)
+    q = vj.sequences.kalman_smoother(
+        model._replace(transition_cov=1.001 * model.transition_cov), x, mask=mask
+    )
     evidence, mean, _ = problem.posterior(model, x, mask)
     z = mean.reshape(q.offset.shape)
     assert abs(q.log_prob(z) - problem.log_joint(model, z, x, mask) + evidence) > 1e-4
@@ -46,21 +51,27 @@ def test_draws_have_the_moments_of_the_dense_normal(run, x64, monkeypatch):
     q = run(model, x, mask=mask)
     t, d = q.offset.shape
     noise = jnp.concatenate([jnp.zeros((1, t, d)), jnp.eye(t * d).reshape(t * d, t, d)])
-    monkeypatch.setattr(jax.random, "normal", lambda key, shape, dtype: noise.astype(dtype).reshape(shape))
+    monkeypatch.setattr(
+        jax.random, "normal", lambda key, shape, dtype: noise.astype(dtype).reshape(shape)
+    )
     z, log_q = q.sample_and_log_prob(seed=jax.random.key(0), sample_shape=(1 + t * d,))
     evidence, mean, cov = problem.posterior(model, x, mask)
     np.testing.assert_allclose(z[0].ravel(), mean, atol=1e-10)
     factor = (z[1:] - z[:1]).reshape(t * d, t * d)
     np.testing.assert_allclose(factor.T @ factor, cov, atol=1e-10)
     np.testing.assert_allclose(log_q, jax.vmap(q.log_prob)(z), atol=1e-9)
-    np.testing.assert_allclose(log_q[0], problem.log_joint(model, np.asarray(z[0]), x, mask) - evidence, atol=1e-9)
+    np.testing.assert_allclose(
+        log_q[0], problem.log_joint(model, np.asarray(z[0]), x, mask) - evidence, atol=1e-9
+    )
 
 
 def companion(dtype=np.float64):
     """An AR(2) in companion form: the covariance of a step is singular."""
     f, one = np.array([[1.2, -0.5], [1.0, 0.0]], dtype), np.ones((1, 1), dtype)
     q = np.array([[0.7, 0.0], [0.0, 0.0]], dtype)
-    return vj.sequences.LinearGaussian(np.zeros(2, dtype), np.eye(2, dtype=dtype), f, q, one * np.eye(1, 2), 0.3 * one)
+    return vj.sequences.LinearGaussian(
+        np.zeros(2, dtype), np.eye(2, dtype=dtype), f, q, one * np.eye(1, 2), 0.3 * one
+    )
 
 
 @each
@@ -72,7 +83,9 @@ def test_marginals_stand_singular_steps(run, x64):
     np.testing.assert_allclose(covs, np.einsum("ikil->ikl", cov.reshape(5, 2, 5, 2)), atol=1e-10)
 
 
-@pytest.mark.parametrize("run", some(SMOOTHERS.values(), "kalman_smoother", name=lambda run: run.__name__))
+@pytest.mark.parametrize(
+    "run", some(SMOOTHERS.values(), "kalman_smoother", name=lambda run: run.__name__)
+)
 def test_undetermined_paths_are_nan(run):
     model, x, _ = problem.data("diffuse")
     q = run(model, x, mask=np.zeros(len(x), bool))
@@ -80,10 +93,15 @@ def test_undetermined_paths_are_nan(run):
     assert np.isnan(q.log_prob(np.zeros(x.shape, np.float32)))
 
 
-@pytest.mark.parametrize("run", some(SMOOTHERS.values(), "kalman_smoother", name=lambda run: run.__name__))
+@pytest.mark.parametrize(
+    "run", some(SMOOTHERS.values(), "kalman_smoother", name=lambda run: run.__name__)
+)
 def test_the_nile(run):
     """The level of 1871 and 1970, and its variance, given all years: in float32, to the published digits."""
-    q = run(problem.local_level(15099.0, 1469.1, diffuse=True, dtype=np.float32), problem.NILE.astype(np.float32))
+    q = run(
+        problem.local_level(15099.0, 1469.1, diffuse=True, dtype=np.float32),
+        problem.NILE.astype(np.float32),
+    )
     mean, cov = q.marginals()
     np.testing.assert_allclose(mean[jnp.array([0, -1]), 0], [1111.6, 798.4], atol=0.1)
     np.testing.assert_allclose(cov[-1, 0, 0], 4032.2, atol=0.1)
@@ -119,20 +137,26 @@ def test_it_is_the_q_at_which_every_bound_is_exact(name, key):
         q = family(SMOOTHERS[name], X, phi)
         return make(key, lambda z: log_joint(X, THETA, z), q, num_samples=3).value
 
-    found, slope = jax.jit(jax.value_and_grad(lambda phi: value(phi, vj.gradients.dreg(vj.bounds.iwae))))(THETA)
+    found, slope = jax.jit(
+        jax.value_and_grad(lambda phi: value(phi, vj.gradients.dreg(vj.bounds.iwae)))
+    )(THETA)
     np.testing.assert_allclose(found, exact, atol=2e-5)
     np.testing.assert_allclose(slope, 0.0, atol=2e-5)
     noisy = jax.jit(jax.grad(lambda phi: value(phi, vj.gradients.reparam(vj.bounds.elbo))))
     assert np.abs(noisy(THETA + 0.5)).min() > 1e-3
 
 
-@pytest.mark.parametrize("run", some(SMOOTHERS.values(), "kalman_smoother", name=lambda run: run.__name__))
+@pytest.mark.parametrize(
+    "run", some(SMOOTHERS.values(), "kalman_smoother", name=lambda run: run.__name__)
+)
 def test_collapse_takes_it(run, key):
     """Whatever path is drawn, the collapsed target is the filter's evidence, and so is its gradient."""
     collapsed = vj.targets.collapse(
         lambda theta, z: log_joint(X, theta, z), lambda theta: family(run, X, theta), key=key
     )
-    exact = lambda theta: vj.sequences.kalman_filter(family(lambda m, x: m, X, theta), X).log_evidence
+    exact = lambda theta: (
+        vj.sequences.kalman_filter(family(lambda m, x: m, X, theta), X).log_evidence
+    )
     found, expected = (jax.jit(jax.value_and_grad(f))(THETA) for f in (collapsed, exact))
     np.testing.assert_allclose(found[0], expected[0], atol=1e-5)
     np.testing.assert_allclose(found[1], expected[1], atol=1e-4)
@@ -156,5 +180,7 @@ def test_a_batch_of_paths(run, key):
 @pytest.mark.usefixtures("unchecked")
 def test_a_path_of_the_wrong_shape():
     q = family(vj.sequences.kalman_smoother, X, THETA)
-    with pytest.raises(ValueError, match=r"\(4, 1\), got \(2, 4, 1\); for several draws use jax.vmap"):
+    with pytest.raises(
+        ValueError, match=r"\(4, 1\), got \(2, 4, 1\); for several draws use jax.vmap"
+    ):
         q.log_prob(jnp.zeros((2, 4, 1)))

@@ -37,7 +37,9 @@ def test_mean_field_sds_are_too_small_and_linear_response_is_exact(draw, key, x6
     @jax.jit
     def run(key):
         fit = dadvi(key, correlated, mean_field(), like, num_samples=10, draw=draw, slope=1e-9)
-        return fit, linear_response(key, correlated, mean_field(), fit.params, num_samples=10, draw=draw)
+        return fit, linear_response(
+            key, correlated, mean_field(), fit.params, num_samples=10, draw=draw
+        )
 
     fit, response = run(key)
     assert isinstance(fit, Maximum)
@@ -67,7 +69,8 @@ def test_by_conjugate_gradients_and_of_a_function(key, x64):
     def run(key):
         fit = dadvi(key, correlated, family, like, num_samples=40, slope=1e-9)
         both = [
-            linear_response(key, correlated, family, fit.params, num_samples=40, of=of, solve=s) for s in (dense, cg)
+            linear_response(key, correlated, family, fit.params, num_samples=40, of=of, solve=s)
+            for s in (dense, cg)
         ]
         away = jax.tree.map(lambda leaf: leaf - 3.0, fit.params)
         return fit, both, linear_response(key, correlated, family, away, num_samples=40, of=of)

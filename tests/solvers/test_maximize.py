@@ -29,7 +29,9 @@ def test_a_curved_valley_in_double_precision(x64):
 
 
 def test_single_precision_stops_where_rounding_does():
-    found = jax.jit(lambda at: maximize(lambda x: jnp.sum(0.3 * x - jax.nn.softplus(x)), at))(jnp.ones(3))
+    found = jax.jit(lambda at: maximize(lambda x: jnp.sum(0.3 * x - jax.nn.softplus(x)), at))(
+        jnp.ones(3)
+    )
     np.testing.assert_allclose(found.params, np.log(0.3 / 0.7), atol=2e-3)
     assert found.steps < 20
 
@@ -43,11 +45,17 @@ def test_a_vmap_is_a_loop():
         alone = jax.jit(climb)(one)
         assert alone.slope < 1e-2
         assert many.slope[i] < 1e-2
-        jax.tree.map(lambda f, e, i=i: np.testing.assert_allclose(f[i], e, atol=2e-2), many.params, alone.params)
+        jax.tree.map(
+            lambda f, e, i=i: np.testing.assert_allclose(f[i], e, atol=2e-2),
+            many.params,
+            alone.params,
+        )
 
 
 def test_where_the_function_ends_the_best_is_kept():
-    found = jax.jit(lambda at: maximize(lambda x: jnp.where(x < 2, x, jnp.nan), at))(jnp.float32(0.0))
+    found = jax.jit(lambda at: maximize(lambda x: jnp.where(x < 2, x, jnp.nan), at))(
+        jnp.float32(0.0)
+    )
     assert jnp.isfinite(found.value)
     assert found.value >= 0.0
     assert found.slope == 1.0

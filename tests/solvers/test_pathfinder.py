@@ -42,7 +42,9 @@ def test_the_factor_is_that_of_dense_bfgs(x64):
         y = PRECISION @ s * (-1 if i == 3 else 1)
         found = jax.jit(remember)(found, jnp.asarray(s), jnp.asarray(y))
     slope = RNG.normal(size=D)
-    q = jax.jit(lambda history: gaussian(jnp.zeros(D), jnp.asarray(slope), history, lambda x: x))(found)
+    q = jax.jit(lambda history: gaussian(jnp.zeros(D), jnp.asarray(slope), history, lambda x: x))(
+        found
+    )
     h = np.diag(found.alpha)
     for s, y in zip(np.asarray(found.steps), np.asarray(found.slopes), strict=True):
         v = np.eye(D) - np.outer(s, y) / (s @ y)
@@ -73,7 +75,9 @@ def test_small_slopes_are_not_the_mode(scale, offset, key):
 @pytest.mark.slow
 def test_a_gaussian_is_found_with_its_evidence(key, x64):
     """Condition number 10⁴: the ELBO is the evidence to .02, every weight to .3. After one step it is not there."""
-    run = jax.jit(lambda key, like: pathfinder(key, log_joint, like, num_samples=50, steps=60, history=20))
+    run = jax.jit(
+        lambda key, like: pathfinder(key, log_joint, like, num_samples=50, steps=60, history=20)
+    )
     found = run(key, start())
     assert isinstance(found, Path)
     assert isinstance(found.q, AffineGaussian)
@@ -84,11 +88,15 @@ def test_a_gaussian_is_found_with_its_evidence(key, x64):
     assert 10 < found.steps < 60
     assert jnp.all(found.elbos[found.steps + 1 :] == -jnp.inf)
     assert found.elbos.max() <= LOG_EVIDENCE + 0.02
-    early = jax.jit(lambda key, like: pathfinder(key, log_joint, like, num_samples=50, steps=1))(key, start())
+    early = jax.jit(lambda key, like: pathfinder(key, log_joint, like, num_samples=50, steps=1))(
+        key, start()
+    )
     assert early.elbo < LOG_EVIDENCE - 1
     # And it is a q like any other, and its own parameters: nothing is left to learn.
     objective = vj.gradients.dreg(vj.bounds.elbo)
-    value, slope = jax.jit(jax.value_and_grad(lambda q: objective(key, log_joint, q, num_samples=20).value))(found.q)
+    value, slope = jax.jit(
+        jax.value_and_grad(lambda q: objective(key, log_joint, q, num_samples=20).value)
+    )(found.q)
     np.testing.assert_allclose(value, LOG_EVIDENCE, atol=0.02)
     assert float(jnp.abs(slope.root.log_scale).max()) < 0.3
     wider = found.q.root._replace(log_scale=found.q.root.log_scale + 0.5)
@@ -96,12 +104,16 @@ def test_a_gaussian_is_found_with_its_evidence(key, x64):
     away = jax.jit(jax.grad(lambda q: objective(key, log_joint, q, num_samples=20).value))(moved)
     assert float(jnp.abs(away.root.log_scale).max()) > 1.0
     coupled = vj.gradients.reparam(vj.bounds.iwae, draw=vj.draws.antithetic)
-    np.testing.assert_allclose(coupled(key, log_joint, found.q, num_samples=8).value, LOG_EVIDENCE, atol=0.2)
+    np.testing.assert_allclose(
+        coupled(key, log_joint, found.q, num_samples=8).value, LOG_EVIDENCE, atol=0.2
+    )
 
 
 @pytest.mark.slow
 def test_a_vmap_is_a_loop_and_a_bad_start_hurts_itself_alone(key):
-    target = lambda z: jnp.where(z[0] > 50, -jnp.inf, jnp.sum(norm.logpdf(z, 1.0, jnp.array([0.5, 2.0]))))  # noqa: E731
+    target = lambda z: jnp.where(
+        z[0] > 50, -jnp.inf, jnp.sum(norm.logpdf(z, 1.0, jnp.array([0.5, 2.0])))
+    )  # noqa: E731
     one = lambda key, like: pathfinder(key, target, like, num_samples=200, steps=20)  # noqa: E731
     keys, starts = jax.random.split(key, 3), jnp.array([[0.0, 0.0], [100.0, 0.0], [4.0, -3.0]])
     many = jax.jit(jax.vmap(one))(keys, starts)
@@ -111,7 +123,9 @@ def test_a_vmap_is_a_loop_and_a_bad_start_hurts_itself_alone(key):
     np.testing.assert_allclose(alone.elbo, 0.0, atol=2e-2)
     assert many.elbos[1].max() == -jnp.inf
     np.testing.assert_allclose(many.q.loc[1], starts[1])
-    pool = jax.jit(lambda key, starts: multi_pathfinder(key, target, starts, num_samples=200, steps=20))
+    pool = jax.jit(
+        lambda key, starts: multi_pathfinder(key, target, starts, num_samples=200, steps=20)
+    )
     pooled = pool(key, starts)
     assert isinstance(pooled, Paths)
     assert pooled.agree.tolist() == [True, False, True]
@@ -134,7 +148,9 @@ def test_modes_keep_their_share(key):
     shares, means, sds = np.array([0.8, 0.2]), np.array([-6.0, 6.0]), np.array([1.0, 0.5])
     target = lambda z: jax.nn.logsumexp(jnp.log(shares) + norm.logpdf(z, means, sds))  # noqa: E731
     starts = jnp.array([-5.0, 4.0, 5.0, 7.0, 8.0])
-    found = jax.jit(lambda key: multi_pathfinder(key, target, starts, num_samples=400, steps=20))(key)
+    found = jax.jit(lambda key: multi_pathfinder(key, target, starts, num_samples=400, steps=20))(
+        key
+    )
     np.testing.assert_allclose(found.log_evidence, 0.0, atol=0.01)
     np.testing.assert_allclose(np.mean(np.asarray(found.z) < 0), 0.8, atol=0.01)
     assert found.agree.sum() in (1, 4)
@@ -149,7 +165,9 @@ def test_many_dimensions_need_no_square(key):
     """At d = 3000 no array has more than 60 d elements; the second part is the control of the search itself."""
     d = 3000
     target = lambda z: jnp.sum(norm.logpdf(z, 0.0, jnp.linspace(0.5, 2.0, d)))  # noqa: E731
-    largest = lambda text: max(np.prod([int(n) for n in s.split(",")]) for s in re.findall(r"f32\[([\d,]+)\]", text))  # noqa: E731
+    largest = lambda text: max(
+        np.prod([int(n) for n in s.split(",")]) for s in re.findall(r"f32\[([\d,]+)\]", text)
+    )  # noqa: E731
     run = lambda key, like: pathfinder(key, target, like, num_samples=20, steps=10, history=10)  # noqa: E731
     assert largest(str(jax.make_jaxpr(run)(key, jnp.zeros(d)))) <= 60 * d
     assert largest(str(jax.make_jaxpr(lambda z: jnp.outer(z, z))(jnp.zeros(d)))) == d * d

@@ -25,7 +25,10 @@ pytestmark = pytest.mark.usefixtures("loose_ranks")
 
 def fitted_evidence(target, like):
     """Climb to a full-rank Gaussian, whose gradient has no noise left there; the ELBO is the evidence, draw by draw."""
-    family, optimizer = vj.families.full_rank(scale=0.5), optax.adam(optax.cosine_decay_schedule(0.1, 1000))
+    family, optimizer = (
+        vj.families.full_rank(scale=0.5),
+        optax.adam(optax.cosine_decay_schedule(0.1, 1000)),
+    )
     objective = vj.gradients.dreg(vj.bounds.elbo)
 
     @jax.jit
@@ -36,7 +39,9 @@ def fitted_evidence(target, like):
             updates, state = optimizer.update(jax.grad(loss)(params), state)
             return (optax.apply_updates(params, updates), state), None
 
-        (params, _), _ = jax.lax.scan(step, (params, optimizer.init(params)), jax.random.split(key, 1000))
+        (params, _), _ = jax.lax.scan(
+            step, (params, optimizer.init(params)), jax.random.split(key, 1000)
+        )
         return vj.draws.weigh(key, target, family.dist(params), num_samples=50).log_w
 
     return run(jax.random.key(0), family.init(jax.random.key(1), like))
@@ -96,7 +101,9 @@ def hierarchy(counts=None):
 def points(start, n=4):
     leaves, tree = jax.tree.flatten(start)
     keys = jax.random.split(jax.random.key(3), len(leaves))
-    drawn = [jax.random.normal(key, (n, *leaf.shape)) for key, leaf in zip(keys, leaves, strict=True)]
+    drawn = [
+        jax.random.normal(key, (n, *leaf.shape)) for key, leaf in zip(keys, leaves, strict=True)
+    ]
     return jax.tree.unflatten(tree, drawn)
 
 
@@ -104,7 +111,12 @@ def points(start, n=4):
 def test_numpyro_agrees_with_its_own_potential():
     """And with log p(x, z) at the constrained point plus a Jacobian by forward differentiation."""
     target, start = adapters.from_numpyro(hierarchy, counts=COUNTS)
-    assert {name: leaf.shape for name, leaf in start.items()} == {"rate": (), "high": (), "mix": (2,), "effect": (3,)}
+    assert {name: leaf.shape for name, leaf in start.items()} == {
+        "rate": (),
+        "high": (),
+        "mix": (2,),
+        "effect": (3,),
+    }
     info = initialize_model(jax.random.key(0), hierarchy, model_kwargs={"counts": COUNTS})
     ys = points(start)
     found = jax.jit(jax.vmap(target.log_joint))(ys)
@@ -117,7 +129,9 @@ def test_numpyro_agrees_with_its_own_potential():
         )  # noqa: E731
         flat, unravel = jax.flatten_util.ravel_pytree(y)
         jacobian = jax.jacfwd(lambda v: free(unravel(v)))(flat)
-        return log_density(hierarchy, (), {"counts": COUNTS}, z)[0] + jnp.linalg.slogdet(jacobian)[1]
+        return (
+            log_density(hierarchy, (), {"counts": COUNTS}, z)[0] + jnp.linalg.slogdet(jacobian)[1]
+        )
 
     np.testing.assert_allclose(found, jax.jit(jax.vmap(by_hand))(ys), rtol=1e-4)
     back = jax.vmap(lambda y: target.unconstrain(target.constrain(y)))(ys)
@@ -163,10 +177,15 @@ def test_a_positive_latent_integrates_to_its_evidence():
         rate = numpyro.sample("rate", dist.Gamma(2.0, 1.5))
         numpyro.sample("x", dist.Poisson(rate), obs=x)
 
-    joint = tfd.JointDistributionNamedAutoBatched({"rate": tfd.Gamma(2.0, 1.5), "x": lambda rate: tfd.Poisson(rate)})
+    joint = tfd.JointDistributionNamedAutoBatched(
+        {"rate": tfd.Gamma(2.0, 1.5), "x": lambda rate: tfd.Poisson(rate)}
+    )
     grid, volumes = oracles.interval(-12.0, 12.0, 2001)
     exact = oracles.gamma_poisson_evidence(2.0, 1.5, 3.0)
-    for target, start in (adapters.from_numpyro(model, x=3.0), adapters.from_tfp(joint, {"x": 3.0})):
+    for target, start in (
+        adapters.from_numpyro(model, x=3.0),
+        adapters.from_tfp(joint, {"x": 3.0}),
+    ):
         tree = jax.tree.structure(start)
         log_p = jax.vmap(lambda y, t=target, s=tree: t.log_joint(jax.tree.unflatten(s, [y])))(
             jnp.asarray(grid, jnp.float32)
@@ -199,7 +218,9 @@ def test_refusals(unchecked):
     ):
         with pytest.raises(ValueError, match=match):
             adapters.from_numpyro(model)
-    target, start = adapters.from_numpyro(lambda: [numpyro.sample(name, dist.Normal(0, 1)) for name in "ab"])
+    target, start = adapters.from_numpyro(
+        lambda: [numpyro.sample(name, dist.Normal(0, 1)) for name in "ab"]
+    )
     for call in (target.log_joint, target.constrain):
         for wrong in ({"a": start["a"]}, {**start, "c": start["a"]}):
             with pytest.raises(ValueError, match=r"latent sites, \['a', 'b'\], got \['a'"):
@@ -207,11 +228,16 @@ def test_refusals(unchecked):
     named = tfd.JointDistributionNamedAutoBatched
     with pytest.raises(ValueError, match="'which' is int32"):
         adapters.from_tfp(
-            named({"which": tfd.Bernoulli(0.3), "x": lambda which: tfd.Normal(1.0 * which, 1.0)}), {"x": 1.0}
+            named({"which": tfd.Bernoulli(0.3), "x": lambda which: tfd.Normal(1.0 * which, 1.0)}),
+            {"x": 1.0},
         )
     with pytest.raises(ValueError, match="continuous latents alone"):
-        adapters.from_tfp(named({"n": tfd.Poisson(3.0), "x": lambda n: tfd.Normal(n, 1.0)}), {"x": 1.0})
-    batched = tfd.JointDistributionNamed({"z": tfd.Normal(jnp.zeros(2), 1.0), "x": lambda z: tfd.Normal(z, 1.0)})
+        adapters.from_tfp(
+            named({"n": tfd.Poisson(3.0), "x": lambda n: tfd.Normal(n, 1.0)}), {"x": 1.0}
+        )
+    batched = tfd.JointDistributionNamed(
+        {"z": tfd.Normal(jnp.zeros(2), 1.0), "x": lambda z: tfd.Normal(z, 1.0)}
+    )
     target, start = adapters.from_tfp(batched, {"x": jnp.ones(2)})
     with pytest.raises(ValueError, match="batch shape \\(2,\\)"):
         target.log_joint(start)
@@ -225,6 +251,8 @@ def test_refusals(unchecked):
 
 def test_a_jitted_step_may_take_the_data():
     """The model is adapted inside; as with closed-over data."""
-    value = jax.jit(lambda y, w: adapters.from_numpyro(regression, DESIGN, y=y)[0].log_joint({"w": w}))
+    value = jax.jit(
+        lambda y, w: adapters.from_numpyro(regression, DESIGN, y=y)[0].log_joint({"w": w})
+    )
     w = jnp.array([0.3, -0.2])
     np.testing.assert_allclose(value(Y, w), regression_logdensity(w), rtol=1e-5)

@@ -17,17 +17,30 @@ pytestmark = pytest.mark.usefixtures("loose_ranks")
 
 def gamma_poisson(x):
     """A rate for each datum, integrated; z is the log of the prior's shape."""
-    log_joint = lambda z, b: norm.logpdf(z) + distrax.Gamma(jnp.exp(z), 1.3).log_prob(b) + poisson.logpmf(x, b)  # noqa: E731
+    log_joint = lambda z, b: (
+        norm.logpdf(z) + distrax.Gamma(jnp.exp(z), 1.3).log_prob(b) + poisson.logpmf(x, b)
+    )  # noqa: E731
     conditional = lambda z: distrax.Gamma(jnp.exp(z) + x, jnp.full_like(z, 2.3))  # noqa: E731
-    return log_joint, conditional, lambda z: norm.logpdf(z) + oracles.gamma_poisson_evidence(np.exp(z), 1.3, x)
+    return (
+        log_joint,
+        conditional,
+        lambda z: norm.logpdf(z) + oracles.gamma_poisson_evidence(np.exp(z), 1.3, x),
+    )
 
 
 def beta_bernoulli(x):
     log_joint = lambda z, b: (  # noqa: E731
-        norm.logpdf(z) + distrax.Beta(jnp.exp(z), 2.0).log_prob(b) + x * jnp.log(b) + (5 - x) * jnp.log1p(-b)
+        norm.logpdf(z)
+        + distrax.Beta(jnp.exp(z), 2.0).log_prob(b)
+        + x * jnp.log(b)
+        + (5 - x) * jnp.log1p(-b)
     )
     conditional = lambda z: distrax.Beta(jnp.exp(z) + x, 2.0 + 5 - x)  # noqa: E731
-    return log_joint, conditional, lambda z: norm.logpdf(z) + oracles.beta_bernoulli_evidence(np.exp(z), 2.0, x, 5.0)
+    return (
+        log_joint,
+        conditional,
+        lambda z: norm.logpdf(z) + oracles.beta_bernoulli_evidence(np.exp(z), 2.0, x, 5.0),
+    )
 
 
 def two_blocks():
@@ -38,7 +51,11 @@ def two_blocks():
 
 
 X = np.array([3.0, 0.0, 1.0], np.float32)
-MODELS = {"gamma-poisson": gamma_poisson(X), "beta-bernoulli": beta_bernoulli(X), "gaussian": two_blocks()}
+MODELS = {
+    "gamma-poisson": gamma_poisson(X),
+    "beta-bernoulli": beta_bernoulli(X),
+    "gaussian": two_blocks(),
+}
 Z = jnp.array([0.4, -0.3, 0.9])
 
 
@@ -51,7 +68,9 @@ def test_the_integral_is_exact_at_any_b(name, key):
         np.testing.assert_allclose(collapsed(Z), exact(Z), rtol=2e-5, atol=2e-5)
         slope = jax.grad(lambda z: jnp.sum(collapsed(z)))(Z)  # noqa: B023
         step = 1e-3
-        expected = (np.asarray(exact(Z + step), np.float64) - np.asarray(exact(Z - step), np.float64)) / (2 * step)
+        expected = (
+            np.asarray(exact(Z + step), np.float64) - np.asarray(exact(Z - step), np.float64)
+        ) / (2 * step)
         np.testing.assert_allclose(slope, expected, atol=2e-3)
 
 
@@ -59,7 +78,9 @@ def test_a_wrong_conditional_depends_on_b(key):
     """The control, and how a user tests a conditional: two keys disagree."""
     log_joint, _, _ = MODELS["gaussian"]
     wrong = lambda z: distrax.Normal(z, 1.0)  # noqa: E731
-    one, two = (vj.targets.collapse(log_joint, wrong, key=jax.random.fold_in(key, i))(Z) for i in range(2))
+    one, two = (
+        vj.targets.collapse(log_joint, wrong, key=jax.random.fold_in(key, i))(Z) for i in range(2)
+    )
     assert np.abs(one - two).max() > 1e-2
 
 
@@ -76,7 +97,10 @@ def test_collapsed_bounds_are_tighter(key):
             objective(k, lambda z: log_joint(z["z"], z["b"]), full, num_samples=4).value,  # noqa: B023
             objective(k, collapsed, q_z, num_samples=4).value,  # noqa: B023
         )
-        plain, tight = (np.asarray(v, np.float64) for v in jax.jit(jax.vmap(both))(jax.random.split(key, 20_000)))
+        plain, tight = (
+            np.asarray(v, np.float64)
+            for v in jax.jit(jax.vmap(both))(jax.random.split(key, 20_000))
+        )
         error = np.hypot(plain.std(), tight.std()) / np.sqrt(20_000)
         assert tight.mean() - plain.mean() > 6.3 * error
         assert tight.mean() < evidence + 6.3 * error
@@ -86,23 +110,31 @@ def test_gradients_through_a_collapsed_target(key):
     """dreg(iwae) of a collapsed target with a parameter in its conditional: unbiased. Detects .05, 2e-10 by chance."""
 
     def value(theta, key):
-        log_joint = lambda z, b: norm.logpdf(z) + norm.logpdf(b, theta * z, 1.0) + norm.logpdf(1.5, b, 1.0)  # noqa: E731
+        log_joint = lambda z, b: (
+            norm.logpdf(z) + norm.logpdf(b, theta * z, 1.0) + norm.logpdf(1.5, b, 1.0)
+        )  # noqa: E731
         conditional = lambda z: distrax.Normal((theta * z + 1.5) / 2, jnp.sqrt(0.5))  # noqa: E731
         target = vj.targets.collapse(log_joint, conditional)
-        return vj.gradients.dreg(vj.bounds.iwae)(key, target, distrax.Normal(0.2, 1.1), num_samples=2).value
+        return vj.gradients.dreg(vj.bounds.iwae)(
+            key, target, distrax.Normal(0.2, 1.1), num_samples=2
+        ).value
 
     found = jax.jit(jax.vmap(jax.grad(value), (None, 0)))(1.0, jax.random.split(key, 60_000))
     points, volumes = oracles.interval(-7.5, 7.9, 90)
     log_p = lambda p, z: norm.logpdf(z) + norm.logpdf(1.5, p["theta"] * z, jnp.sqrt(2.0))  # noqa: E731
     log_q = lambda p, z: norm.logpdf(z, 0.2, 1.1)  # noqa: E731
-    _, truth = oracles.value_and_grad(vj.bounds.iwae, log_p, log_q, points, volumes, 2, {"theta": np.float64(1.0)})
+    _, truth = oracles.value_and_grad(
+        vj.bounds.iwae, log_p, log_q, points, volumes, 2, {"theta": np.float64(1.0)}
+    )
     assert_mean({"theta": found}, truth, detects=0.05)
 
 
 def test_refusals(key):
     log_joint, conditional, _ = MODELS["gaussian"]
     with pytest.raises(ValueError, match="conditional given a minibatch"):
-        vj.targets.collapse(vj.targets.minibatch(lambda z: z, lambda z: z[None], num_data=3), conditional)
+        vj.targets.collapse(
+            vj.targets.minibatch(lambda z: z, lambda z: z[None], num_data=3), conditional
+        )
     with pytest.raises(ValueError, match=r"log_joint\(z, b\) has shape"):
         vj.targets.collapse(lambda z, b: jnp.sum(log_joint(z, b)), conditional)(Z)
     with pytest.raises(TypeError, match="typed key"):
@@ -111,11 +143,15 @@ def test_refusals(key):
 
 def test_a_discrete_block(key):
     """b may be discrete: a coin integrated out leaves the two-component mixture."""
-    log_joint = lambda z, b: norm.logpdf(z) + bernoulli.logpmf(b, 0.3) + norm.logpdf(1.0, z + 2 * b, 1.0)  # noqa: E731
+    log_joint = lambda z, b: (
+        norm.logpdf(z) + bernoulli.logpmf(b, 0.3) + norm.logpdf(1.0, z + 2 * b, 1.0)
+    )  # noqa: E731
 
     def conditional(z):
         odds = jnp.log(0.3 / 0.7) + norm.logpdf(1.0, z + 2, 1.0) - norm.logpdf(1.0, z, 1.0)
         return distrax.Bernoulli(logits=odds)
 
     exact = norm.logpdf(Z) + jnp.log(0.3 * norm.pdf(1.0, Z + 2, 1.0) + 0.7 * norm.pdf(1.0, Z, 1.0))
-    np.testing.assert_allclose(vj.targets.collapse(log_joint, conditional, key=key)(Z), exact, rtol=1e-5)
+    np.testing.assert_allclose(
+        vj.targets.collapse(log_joint, conditional, key=key)(Z), exact, rtol=1e-5
+    )

@@ -40,9 +40,14 @@ def of_coins(like):
 
 
 def of_counts(like):
-    x, e = np.array([[3.0, 0.0], [1.0, 6.0], [0.0, 2.0]], like), np.array([1.0, 2.0, 0.5], like)[:, None]
+    x, e = (
+        np.array([[3.0, 0.0], [1.0, 6.0], [0.0, 2.0]], like),
+        np.array([1.0, 2.0, 0.5], like)[:, None],
+    )
     n, t = x.sum(0), e.sum()
-    joint = lambda z, b: gamma.logpdf(b, jnp.exp(z), scale=1 / 1.3) + jnp.sum(poisson.logpmf(x, b[None] * e), 0)
+    joint = lambda z, b: (
+        gamma.logpdf(b, jnp.exp(z), scale=1 / 1.3) + jnp.sum(poisson.logpmf(x, b[None] * e), 0)
+    )
     given = lambda z: conjugate.gamma_poisson(jnp.exp(z), 1.3, total=n, exposure=t)
 
     def exact(z):
@@ -72,7 +77,9 @@ def of_normals(like):
 
     def joint(z, b):
         scale = jax.lax.rsqrt(b["precision"])
-        prior = gamma.logpdf(b["precision"], 2.0, scale=1 / jnp.exp(z)) + norm.logpdf(b["mean"], z, scale / 0.5)
+        prior = gamma.logpdf(b["precision"], 2.0, scale=1 / jnp.exp(z)) + norm.logpdf(
+            b["mean"], z, scale / 0.5
+        )
         return prior + jnp.sum(norm.logpdf(x, b["mean"][None], scale[None]), 0)
 
     given = lambda z: conjugate.normal_gamma(z, 0.25, 2.0, jnp.exp(z), x=x)
@@ -82,7 +89,10 @@ def of_normals(like):
         covariance = np.eye(n) + np.ones((n, n)) / 0.25
         square = jnp.einsum("ib,ij,jb->b", x - z[None], np.linalg.inv(covariance), x - z[None])
         constant = (
-            gammaln(2.0 + n / 2) - gammaln(2.0) - 0.5 * np.linalg.slogdet(covariance)[1] - n / 2 * np.log(2 * np.pi)
+            gammaln(2.0 + n / 2)
+            - gammaln(2.0)
+            - 0.5 * np.linalg.slogdet(covariance)[1]
+            - n / 2 * np.log(2 * np.pi)
         )
         return constant + 2.0 * z - (2.0 + n / 2) * jnp.log(jnp.exp(z) + 0.5 * square)
 
@@ -94,7 +104,9 @@ def of_regression(like):
     scale, loc = np.array([1.0, 0.7, 2.0], like), 0.2
     noise = lambda z: jnp.exp(z)
     means = lambda b: jnp.einsum("nd,bd->bn", design, b)
-    joint = lambda z, b: normals(b, loc, scale[None]) + normals(y[None], means(b), noise(z)[:, None])
+    joint = lambda z, b: (
+        normals(b, loc, scale[None]) + normals(y[None], means(b), noise(z)[:, None])
+    )
     given = lambda z: conjugate.linear_regression(design, y, noise=noise(z), loc=loc, scale=scale)
 
     def one(z):
@@ -110,19 +122,26 @@ def of_unknown_noise(like):
 
     def joint(z, b):
         scale = jnp.sqrt(b["variance"])[:, None]
-        prior = inverse_gamma(b["variance"], 2.5, 0.8) + normals(b["weights"], 0.2, scale * jnp.exp(z)[:, None])
+        prior = inverse_gamma(b["variance"], 2.5, 0.8) + normals(
+            b["weights"], 0.2, scale * jnp.exp(z)[:, None]
+        )
         return prior + normals(y[None], means(b["weights"]), scale)
 
     def given(z):
         scale = jnp.broadcast_to(jnp.exp(z)[:, None], (2, 3))
-        return conjugate.linear_regression_unknown_noise(design, y, a=2.5, b=0.8, loc=0.2, scale=scale)
+        return conjugate.linear_regression_unknown_noise(
+            design, y, a=2.5, b=0.8, loc=0.2, scale=scale
+        )
 
     def one(z):
         covariance = jnp.exp(2 * z) * design @ design.T + np.eye(n)
         off = y - design.sum(1) * 0.2
         square = off @ jnp.linalg.solve(covariance, off)
         constant = (
-            gammaln(2.5 + n / 2) - gammaln(2.5) - 0.5 * jnp.linalg.slogdet(covariance)[1] - n / 2 * np.log(2 * np.pi)
+            gammaln(2.5 + n / 2)
+            - gammaln(2.5)
+            - 0.5 * jnp.linalg.slogdet(covariance)[1]
+            - n / 2 * np.log(2 * np.pi)
         )
         return constant + 2.5 * np.log(0.8) - (2.5 + n / 2) * jnp.log(0.8 + 0.5 * square)
 
@@ -239,7 +258,9 @@ def test_more_weights_than_data(x64):
     design, y = DESIGN[:2], Y[:2]
     joint = lambda z, b: normals(b, 0.0, 1.0) + normals(y, design @ b, z)
     given = lambda z: conjugate.linear_regression(design, y, noise=z, loc=0.0, scale=1.0)
-    expected = scipy.stats.multivariate_normal.logpdf(y, np.zeros(2), design @ design.T + 0.25 * np.eye(2))
+    expected = scipy.stats.multivariate_normal.logpdf(
+        y, np.zeros(2), design @ design.T + 0.25 * np.eye(2)
+    )
     np.testing.assert_allclose(vj.targets.collapse(joint, given)(0.5), expected, rtol=1e-12)
 
 

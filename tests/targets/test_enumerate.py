@@ -38,14 +38,21 @@ def every(sizes, sites):
 
 def mixture(p, c):
     log_weights = jax.nn.log_softmax(p["logits"])
-    return {"prior": jnp.sum(norm.logpdf(p["z"])), "x": log_weights[c] + norm.logpdf(X, p["z"][c], 0.7)}
+    return {
+        "prior": jnp.sum(norm.logpdf(p["z"])),
+        "x": log_weights[c] + norm.logpdf(X, p["z"][c], 0.7),
+    }
 
 
 def labelled(p, c):
     """A latent class and, given it, a switch, at each site."""
     log_weights = jax.nn.log_softmax(p["logits"])
     switch = jax.nn.log_sigmoid((2.0 * c["switch"] - 1) * p["z"][c["class"]])
-    return log_weights[c["class"]] + switch + norm.logpdf(X, p["z"][c["class"]] + 3.0 * c["switch"], 1.0)
+    return (
+        log_weights[c["class"]]
+        + switch
+        + norm.logpdf(X, p["z"][c["class"]] + 3.0 * c["switch"], 1.0)
+    )
 
 
 def grid(p, c):
@@ -56,14 +63,23 @@ def grid(p, c):
 
 def spins(p, c):
     """Values that are not 0, 1, ...: a sign, and a one-hot label."""
-    return p["z"][0] * c["spin"] + c["label"] @ p["logits"] + norm.logpdf(X, c["spin"] * c["label"][:, 1])
+    return (
+        p["z"][0] * c["spin"]
+        + c["label"] @ p["logits"]
+        + norm.logpdf(X, c["spin"] * c["label"][:, 1])
+    )
 
 
 MODELS = {
     "mixture": (mixture, 3, (4,), [3]),
     "two leaves": (labelled, {"class": 3, "switch": 2}, (4,), [3, 2]),
     "a table": (grid, 3, (2, 3), [3]),
-    "values": (spins, {"label": np.eye(3, dtype=np.float32), "spin": np.array([-1.0, 1.0], np.float32)}, (4,), [3, 2]),
+    "values": (
+        spins,
+        {"label": np.eye(3, dtype=np.float32), "spin": np.array([-1.0, 1.0], np.float32)},
+        (4,),
+        [3, 2],
+    ),
 }
 
 
@@ -71,7 +87,11 @@ def paths_of(states, sites, sizes):
     leaves, tree = jax.tree.flatten(states)
     found = every(sizes, sites)
     return jax.tree.unflatten(
-        tree, [f if isinstance(s, int) else jnp.asarray(s)[f] for s, f in zip(leaves, found, strict=True)]
+        tree,
+        [
+            f if isinstance(s, int) else jnp.asarray(s)[f]
+            for s, f in zip(leaves, found, strict=True)
+        ],
     )
 
 
@@ -82,7 +102,9 @@ def test_it_is_brute_force(name):
     target = enumerate_(log_joint, states, plate=plate).log_joint
     brute = lambda p: logsumexp(together(log_joint, p, paths_of(states, plate, sizes)))
     found, expected = (jax.jit(jax.value_and_grad(f))(PARAMS) for f in (target, brute))
-    jax.tree.map(lambda f, e: np.testing.assert_allclose(f, e, rtol=1e-5, atol=1e-5), found, expected)
+    jax.tree.map(
+        lambda f, e: np.testing.assert_allclose(f, e, rtol=1e-5, atol=1e-5), found, expected
+    )
 
 
 @pytest.mark.slow
@@ -121,7 +143,10 @@ def test_the_posterior_is_brute_force(name, key):
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a.shape[1:], b.shape[1:]), c, paths)
     # Each path's share, within 6.5 standard errors of its own or 3 draws.
     drawn, wanted = (
-        np.concatenate([np.asarray(leaf, np.float32).reshape(len(leaf), -1) for leaf in jax.tree.leaves(tree)], 1)
+        np.concatenate(
+            [np.asarray(leaf, np.float32).reshape(len(leaf), -1) for leaf in jax.tree.leaves(tree)],
+            1,
+        )
         for tree in (c, paths)
     )
     for at in np.argsort(-exact)[:5]:
@@ -139,7 +164,9 @@ def test_members_of_a_batch_are_sites():
     np.testing.assert_allclose(target(z), exact, rtol=1e-6)
     c, log_prob = posterior(z).sample_and_log_prob(seed=jax.random.key(0), sample_shape=(7,))
     assert c.shape == log_prob.shape == (7, 4)
-    np.testing.assert_allclose(local(z, c[0]) - log_prob[0], exact, rtol=1e-5)  # the candidate's identity
+    np.testing.assert_allclose(
+        local(z, c[0]) - log_prob[0], exact, rtol=1e-5
+    )  # the candidate's identity
     data = jnp.stack([X, X + 1, X - 2], 1)  # [4, 3]
     both = lambda z, c: {"z": norm.logpdf(z), "x": norm.logpdf(data, z[:, None] + 2.0 * c, 1.0)}
     found = enumerate_(both, 2, batch=(4,), plate=(3,)).log_joint(z)
@@ -152,7 +179,8 @@ def test_a_global_latent_above_a_plate():
     """Enumerated twice: Σ_g Π_n Σ_c, at 2 x 3 evaluations, is brute force over 2 x 3^4 states."""
     whole = lambda z, g, c: {
         "g": jnp.log(jnp.array([0.3, 0.7]))[g] + norm.logpdf(z),
-        "x": jnp.array([[0.2, 0.3, 0.5], [0.6, 0.3, 0.1]])[g][c] + norm.logpdf(X, z * (1 + g) + c, 1.0),
+        "x": jnp.array([[0.2, 0.3, 0.5], [0.6, 0.3, 0.1]])[g][c]
+        + norm.logpdf(X, z * (1 + g) + c, 1.0),
     }
     inner = enumerate_(lambda zg, c: whole(*zg, c), 3, plate=(4,)).log_joint
     target = enumerate_(lambda z, g: inner((z, g)), 2).log_joint
@@ -170,18 +198,24 @@ def test_impossible_states():
     """A -inf state counts for nothing, with gradient 0; where all are, -inf, gradient 0, and a uniform posterior."""
 
     def log_joint(z, c, impossible):
-        return jnp.where(impossible[:, None][jnp.arange(4), 0] & (c > 0), -jnp.inf, norm.logpdf(X, z[c], 1.0))
+        return jnp.where(
+            impossible[:, None][jnp.arange(4), 0] & (c > 0), -jnp.inf, norm.logpdf(X, z[c], 1.0)
+        )
 
     some = jnp.array([True, False, True, False])
     z = PARAMS["z"]
     target, posterior = enumerate_(lambda z, c: log_joint(z, c, some), 3, plate=(4,))
     each = norm.logpdf(X[:, None], z[None], 1.0)
     possible = lambda z: jnp.sum(
-        jnp.where(some, norm.logpdf(X, z[0], 1.0), logsumexp(norm.logpdf(X[:, None], z[None], 1.0), 1))
+        jnp.where(
+            some, norm.logpdf(X, z[0], 1.0), logsumexp(norm.logpdf(X[:, None], z[None], 1.0), 1)
+        )
     )
     np.testing.assert_allclose(target(z), possible(z), rtol=1e-6)
     np.testing.assert_allclose(jax.grad(target)(z), jax.grad(possible)(z), rtol=1e-5)
-    np.testing.assert_allclose(jax.jit(jax.hessian(target))(z), jax.jit(jax.hessian(possible))(z), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        jax.jit(jax.hessian(target))(z), jax.jit(jax.hessian(possible))(z), rtol=1e-4, atol=1e-5
+    )
     np.testing.assert_array_equal(posterior(z).log_probs[0], [0.0, -np.inf, -np.inf])
     np.testing.assert_allclose(posterior(z).log_probs[1], jax.nn.log_softmax(each[1]), rtol=1e-5)
     assert posterior(z).log_prob(jnp.array([1, 0, 0, 0])) == -jnp.inf
@@ -191,7 +225,9 @@ def test_impossible_states():
     assert nothing(z) == -jnp.inf
     np.testing.assert_array_equal(jax.grad(nothing)(z), jnp.zeros(3))
     np.testing.assert_allclose(posterior(z).log_probs, np.full((4, 3), -np.log(3)), rtol=1e-6)
-    np.testing.assert_array_equal(jax.jacobian(lambda z: posterior(z).log_probs)(z), np.zeros((4, 3, 3)))
+    np.testing.assert_array_equal(
+        jax.jacobian(lambda z: posterior(z).log_probs)(z), np.zeros((4, 3, 3))
+    )
 
 
 def test_far_states_keep_their_log_probability():
@@ -231,8 +267,14 @@ def test_it_costs_s_evaluations():
 def test_a_part_without_states_is_computed_once():
     """A network of z alone runs once, not S times: the matrix product in the jaxpr has no axis of states."""
     w = jnp.ones((50, 50))
-    target = enumerate_(lambda z, c: norm.logpdf(X, jnp.tanh(w @ z)[:3][c], 1.0), 3, plate=(4,)).log_joint
-    products = [e for e in jax.make_jaxpr(target)(jnp.ones(50)).jaxpr.eqns if e.primitive.name == "dot_general"]
+    target = enumerate_(
+        lambda z, c: norm.logpdf(X, jnp.tanh(w @ z)[:3][c], 1.0), 3, plate=(4,)
+    ).log_joint
+    products = [
+        e
+        for e in jax.make_jaxpr(target)(jnp.ones(50)).jaxpr.eqns
+        if e.primitive.name == "dot_general"
+    ]
     assert [e.outvars[0].aval.shape for e in products] == [(50,)]
 
 
@@ -245,7 +287,9 @@ def coupled(z, c):
 
 def test_coupled_sites_are_refused():
     """The negative control: a ring, whose sites read their neighbours. Taken on trust it is off by a nat."""
-    with pytest.raises(ValueError, match=r"\['x'\] mixes the sites along axis 0 of c, through '.*'.*sequences.hmm"):
+    with pytest.raises(
+        ValueError, match=r"\['x'\] mixes the sites along axis 0 of c, through '.*'.*sequences.hmm"
+    ):
         enumerate_(coupled, 3, plate=(4,)).log_joint(PARAMS)
     brute = logsumexp(together(coupled, PARAMS, paths_of(3, (4,), [3])))
     trusted = vj.types.derive(coupled, lambda z, c: coupled(z, c), independent_sites=True)
@@ -263,18 +307,32 @@ def test_what_cannot_be_followed_may_be_declared():
         enumerate_(log_joint, 3, plate=(4,)).log_joint(PARAMS)
     declared = vj.types.derive(log_joint, log_joint, independent_sites=True)
     plain = enumerate_(lambda z, c: norm.logpdf(X, z["z"][c], 1.0), 3, plate=(4,)).log_joint
-    np.testing.assert_allclose(enumerate_(declared, 3, plate=(4,)).log_joint(PARAMS), plain(PARAMS), rtol=1e-6)
+    np.testing.assert_allclose(
+        enumerate_(declared, 3, plate=(4,)).log_joint(PARAMS), plain(PARAMS), rtol=1e-6
+    )
 
 
 REFUSED = {
-    "summed over the plate": (lambda z, c: jnp.sum(norm.logpdf(X, z["z"][c])), "as a factor of z alone, and reads c"),
-    "wrong shape": (lambda z, c: norm.logpdf(X[:3], z["z"][c[:3]]), r"has shape \(3,\); it must have a term for each"),
-    "transposed": (lambda z, c: (z["z"][c][:, None] + jnp.zeros((4, 4))).T[:, 0] + 0 * c, "mixes the sites"),
+    "summed over the plate": (
+        lambda z, c: jnp.sum(norm.logpdf(X, z["z"][c])),
+        "as a factor of z alone, and reads c",
+    ),
+    "wrong shape": (
+        lambda z, c: norm.logpdf(X[:3], z["z"][c[:3]]),
+        r"has shape \(3,\); it must have a term for each",
+    ),
+    "transposed": (
+        lambda z, c: (z["z"][c][:, None] + jnp.zeros((4, 4))).T[:, 0] + 0 * c,
+        "mixes the sites",
+    ),
     "integers": (lambda z, c: c, "real floating"),
     "without c": (lambda z, c: norm.logpdf(z["z"][0]), "does not read c"),
     "a list": (lambda z, c: [norm.logpdf(X, z["z"][c])], "an array or a flat dict"),
     "nothing": (lambda z, c: None, "an array or a flat dict"),
-    "a factor missing": (lambda z, c: {"x": norm.logpdf(X, z["z"][c]), "y": None}, "an array or a flat dict"),
+    "a factor missing": (
+        lambda z, c: {"x": norm.logpdf(X, z["z"][c]), "y": None},
+        "an array or a flat dict",
+    ),
 }
 
 

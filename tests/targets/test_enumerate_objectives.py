@@ -18,7 +18,10 @@ PARAMS = {"z": jnp.array([0.1, 1.2, -0.8]), "logits": jnp.array([0.2, -0.4, 0.9]
 
 def mixture(p, c):
     log_weights = jax.nn.log_softmax(p["logits"])
-    return {"prior": jnp.sum(norm.logpdf(p["z"])), "x": log_weights[c] + norm.logpdf(X, p["z"][c], 0.7)}
+    return {
+        "prior": jnp.sum(norm.logpdf(p["z"])),
+        "x": log_weights[c] + norm.logpdf(X, p["z"][c], 0.7),
+    }
 
 
 @pytest.mark.slow
@@ -28,8 +31,13 @@ def test_the_candidates_identity():
     whole = lambda z, c: sum(jnp.sum(f) for f in mixture(z, c).values())
     collapsed = vj.targets.collapse(whole, posterior, key=jax.random.key(3))
     np.testing.assert_allclose(collapsed(PARAMS), target(PARAMS), rtol=1e-6)
-    q = {"z": Gauss(PARAMS["z"], jnp.zeros(3), event=1), "c": lambda e: posterior(PARAMS | {"z": e["z"]})}
-    draws = vj.draws.weigh(jax.random.key(1), lambda z: whole(PARAMS | {"z": z["z"]}, z["c"]), q, num_samples=5)
+    q = {
+        "z": Gauss(PARAMS["z"], jnp.zeros(3), event=1),
+        "c": lambda e: posterior(PARAMS | {"z": e["z"]}),
+    }
+    draws = vj.draws.weigh(
+        jax.random.key(1), lambda z: whole(PARAMS | {"z": z["z"]}, z["c"]), q, num_samples=5
+    )
     alone = jax.vmap(lambda z: target(PARAMS | {"z": z}) - q["z"].log_prob(z))(draws.z["z"])
     np.testing.assert_allclose(draws.log_w, alone, rtol=2e-5)
 
@@ -49,25 +57,36 @@ def test_dreg_of_iwae_on_a_mixture_is_the_truth(x64):
 
     def target(theta, z, slip=0.0):
         def log_joint(z, c):
-            terms = log_sigmoid((2 * c - 1) * theta["logit"] + slip) + norm.logpdf(X, z + theta["jump"] * c, 1.0)
+            terms = log_sigmoid((2 * c - 1) * theta["logit"] + slip) + norm.logpdf(
+                X, z + theta["jump"] * c, 1.0
+            )
             return {"z": norm.logpdf(z), "x": terms}
 
         return enumerate_(log_joint, 2, plate=(4,)).log_joint(z)
 
     def plainly(theta, z):
         one, two = log_sigmoid(-theta["logit"]), log_sigmoid(theta["logit"])
-        terms = [jnp.logaddexp(one + norm.logpdf(x, z), two + norm.logpdf(x, z + theta["jump"])) for x in X]
+        terms = [
+            jnp.logaddexp(one + norm.logpdf(x, z), two + norm.logpdf(x, z + theta["jump"]))
+            for x in X
+        ]
         return norm.logpdf(z) + sum(terms)
 
     slopes = {}
-    for name, log_p in {"found": target, "plain": plainly, "off": lambda t, z: target(t, z, 0.1)}.items():
+    for name, log_p in {
+        "found": target,
+        "plain": plainly,
+        "off": lambda t, z: target(t, z, 0.1),
+    }.items():
         problem = enum.Problem(params, build, log_p, (90,))
         make = lambda theta: vj.gradients.dreg(vj.bounds.iwae)
         if name == "plain":
             slopes[name] = problem.truth(vj.bounds.iwae, 2, symmetric=True)
         else:
             slopes[name] = problem.mean(make, 2, symmetric=True)
-    jax.tree.map(lambda f, e: np.testing.assert_allclose(f, e, atol=1e-5), slopes["found"], slopes["plain"])
+    jax.tree.map(
+        lambda f, e: np.testing.assert_allclose(f, e, atol=1e-5), slopes["found"], slopes["plain"]
+    )
     off = jax.tree.map(lambda f, e: float(jnp.abs(f - e)), slopes["off"], slopes["plain"])
     assert min(jax.tree.leaves(off)) > 1e-3
 
@@ -78,7 +97,9 @@ def test_dreg_of_iwae_on_a_mixture_is_the_truth(x64):
 def test_every_estimator_takes_it(make, key, loose_ranks):
     """A batch of local mixtures, chunked as whole, with a gradient; the bound lies below the evidence."""
     q = lambda loc: distrax.Normal(loc, 0.8)
-    target = enumerate_(lambda z, c: norm.logpdf(z) - jnp.log(2.0) + norm.logpdf(X, z + 2 * c, 1.0), 2, batch=(4,))
+    target = enumerate_(
+        lambda z, c: norm.logpdf(z) - jnp.log(2.0) + norm.logpdf(X, z + 2 * c, 1.0), 2, batch=(4,)
+    )
     value = lambda loc, chunk: (
         make(vj.bounds.iwae)(key, target.log_joint, q(loc), num_samples=8, chunk_size=chunk).value
     )
@@ -91,7 +112,9 @@ def test_every_estimator_takes_it(make, key, loose_ranks):
 def test_a_minibatch_of_sites():
     """Sites of a minibatch as members of a batch, and minibatch's N/B on their terms."""
     z = PARAMS["z"]
-    terms = lambda x: enumerate_(lambda z, c: norm.logpdf(x, z[c], 1.0), 3, batch=(len(x),)).log_joint
+    terms = lambda x: (
+        enumerate_(lambda z, c: norm.logpdf(x, z[c], 1.0), 3, batch=(len(x),)).log_joint
+    )
     prior = lambda z: jnp.sum(norm.logpdf(z))
     target = vj.targets.minibatch(prior, terms(X[:2]), num_data=4)
     np.testing.assert_allclose(target(z), prior(z) + 2 * jnp.sum(terms(X[:2])(z)), rtol=1e-6)

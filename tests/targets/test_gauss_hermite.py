@@ -27,7 +27,11 @@ FAMILIES = {
 
 
 def predictor(z):
-    return jnp.asarray(X[:, 0], z["c"].dtype) * z["c"] + jnp.asarray(X[:, 1:], z["c"].dtype) @ z["w"] + 0.3
+    return (
+        jnp.asarray(X[:, 0], z["c"].dtype) * z["c"]
+        + jnp.asarray(X[:, 1:], z["c"].dtype) @ z["w"]
+        + 0.3
+    )
 
 
 def poisson(x):
@@ -36,7 +40,9 @@ def poisson(x):
 
 def start(family, dtype=np.float64):
     params = family.init(jax.random.key(3), jax.tree.map(lambda a: jnp.asarray(a, dtype), LIKE))
-    return jax.tree.map(lambda a: a + 0.3 * jnp.cos(jnp.arange(a.size, dtype=a.dtype)).reshape(a.shape), params)
+    return jax.tree.map(
+        lambda a: a + 0.3 * jnp.cos(jnp.arange(a.size, dtype=a.dtype)).reshape(a.shape), params
+    )
 
 
 def covariance(params):
@@ -68,13 +74,20 @@ def test_the_elbo_in_closed_form(name, x64):
         target = split(gauss_hermite(poisson, predictor, q, nodes=nodes), prior, q)
         return make(elbo)(key, target, q, num_samples=2).value
 
-    both = [jax.value_and_grad(lambda p, k, m=m: bound(p, k, m)) for m in (vj.gradients.reparam, vj.gradients.dreg)]
+    both = [
+        jax.value_and_grad(lambda p, k, m=m: bound(p, k, m))
+        for m in (vj.gradients.reparam, vj.gradients.dreg)
+    ]
     params, keys = start(family), [jax.random.key(seed) for seed in (0, 1)]
-    run = jax.jit(lambda p: ([f(p, k) for f, k in zip(both, keys, strict=True)], bound(p, keys[0], nodes=3)))
+    run = jax.jit(
+        lambda p: ([f(p, k) for f, k in zip(both, keys, strict=True)], bound(p, keys[0], nodes=3))
+    )
     found, coarse = run(params)
     expected = jax.jit(jax.value_and_grad(lambda p: exactly(family, p)))(params)
     for one in found:
-        jax.tree.map(lambda f, e: np.testing.assert_allclose(f, e, rtol=1e-9, atol=1e-9), one, expected)
+        jax.tree.map(
+            lambda f, e: np.testing.assert_allclose(f, e, rtol=1e-9, atol=1e-9), one, expected
+        )
     assert abs(coarse - expected[0]) > 1e-3
 
 
@@ -85,12 +98,17 @@ def test_batches_by_vmap_in_single_precision(key):
     mapped = jax.jit(jax.vmap(jax.value_and_grad(value)))(many)
     assert mapped[0].dtype == jnp.float32
     one = jax.jit(jax.value_and_grad(value))(jax.tree.map(lambda a: a[1], many))
-    jax.tree.map(lambda m, o: np.testing.assert_allclose(m[1], o, rtol=2e-4, atol=2e-4), mapped, one)
+    jax.tree.map(
+        lambda m, o: np.testing.assert_allclose(m[1], o, rtol=2e-4, atol=2e-4), mapped, one
+    )
 
 
 @pytest.mark.parametrize(
     ("log_site", "concave"),
-    [(lambda x: jax.nn.log_sigmoid(3 * SIGN * x), True), (lambda x: student.logpdf(9 * (x - 2 * SIGN), 1.0), False)],
+    [
+        (lambda x: jax.nn.log_sigmoid(3 * SIGN * x), True),
+        (lambda x: student.logpdf(9 * (x - 2 * SIGN), 1.0), False),
+    ],
     ids=["logistic", "Student-t"],
 )
 def test_concave_in_mean_and_cholesky_where_the_sites_are(log_site, concave, x64):
@@ -140,7 +158,12 @@ LINEAR = {
 @pytest.mark.parametrize("name", LINEAR)
 def test_what_is_linear_passes(name):
     q = FAMILIES["mean_field"].dist(start(FAMILIES["mean_field"], np.float32))
-    assert jax.eval_shape(gauss_hermite(lambda x: -(x**2), LINEAR[name], q), q.affine(jnp.zeros(D))).shape == ()
+    assert (
+        jax.eval_shape(
+            gauss_hermite(lambda x: -(x**2), LINEAR[name], q), q.affine(jnp.zeros(D))
+        ).shape
+        == ()
+    )
 
 
 @pytest.mark.usefixtures("unchecked")
@@ -157,14 +180,18 @@ def test_what_is_linear_passes(name):
 )
 def test_what_is_not_linear_is_refused(bent, how):
     q = FAMILIES["mean_field"].dist(start(FAMILIES["mean_field"], np.float32))
-    with pytest.raises(ValueError, match=rf"predictor is not linear in z: '({how})' keeps z .* log_site"):
+    with pytest.raises(
+        ValueError, match=rf"predictor is not linear in z: '({how})' keeps z .* log_site"
+    ):
         gauss_hermite(lambda x: -(x**2), bent, q)(q.affine(jnp.zeros(D)))
 
 
 @pytest.mark.usefixtures("unchecked")
 def test_other_refusals():
     q = FAMILIES["mean_field"].dist(start(FAMILIES["mean_field"], np.float32))
-    with pytest.raises(ValueError, match=r"log_site\(x\) must have the shape of x = predictor\(z\), \(12,\)"):
+    with pytest.raises(
+        ValueError, match=r"log_site\(x\) must have the shape of x = predictor\(z\), \(12,\)"
+    ):
         gauss_hermite(lambda x: jnp.sum(x), predictor, q)(q.affine(jnp.zeros(D)))
     with pytest.raises(TypeError, match="one Gaussian of vijax.families over all latents"):
         gauss_hermite(poisson, predictor, {"w": q, "c": q})

@@ -63,7 +63,9 @@ def evidence(v, points=61):
     """Log Z on a grid in units of the posterior's own spread, at its mode: errors far below 1e-8."""
     mode = jnp.zeros(3)
     for _ in range(30):
-        mode -= jnp.linalg.solve(jax.hessian(log_joint, 1)(v, mode), jax.grad(log_joint, 1)(v, mode))
+        mode -= jnp.linalg.solve(
+            jax.hessian(log_joint, 1)(v, mode), jax.grad(log_joint, 1)(v, mode)
+        )
     root = jnp.linalg.inv(jnp.linalg.cholesky(-jax.hessian(log_joint, 1)(v, mode))).T
     axis = np.linspace(-9.0, 9.0, points)
     e = np.stack(np.meshgrid(axis, axis, axis, indexing="ij"), -1).reshape(-1, 3)
@@ -86,13 +88,21 @@ def test_local_bounds(x64):
         "jaakkola_jordan": targets.minorize(
             minorizers.jaakkola_jordan, predictor, log_prior, like, steps=500
         ).collapsed,
-        "bohning": targets.minorize(minorizers.bohning, predictor, log_prior, like, steps=1500).collapsed,
+        "bohning": targets.minorize(
+            minorizers.bohning, predictor, log_prior, like, steps=1500
+        ).collapsed,
     }
-    short = targets.minorize(minorizers.jaakkola_jordan, predictor, log_prior, like, steps=20).collapsed
-    found, soon = jax.jit(lambda v: ({name: jax.vmap(f)(v) for name, f in made.items()}, short(25.0)))(v)
+    short = targets.minorize(
+        minorizers.jaakkola_jordan, predictor, log_prior, like, steps=20
+    ).collapsed
+    found, soon = jax.jit(
+        lambda v: ({name: jax.vmap(f)(v) for name, f in made.items()}, short(25.0))
+    )(v)
     assert soon < VALUES[25.0]["jaakkola_jordan"] - 0.1
     for name, values in found.items():
-        np.testing.assert_allclose(values, [row[name] for row in VALUES.values()], atol=2e-6, err_msg=name)
+        np.testing.assert_allclose(
+            values, [row[name] for row in VALUES.values()], atol=2e-6, err_msg=name
+        )
 
 
 @pytest.mark.slow
@@ -103,13 +113,17 @@ def test_gaussian_q(name, x64):
     like = jnp.array([3.0, -2.0, 1.0])
 
     def fit(v):
-        prior = vj.families.mean_field().dist({"loc": jnp.zeros(3), "log_scale": jnp.full(3, 0.5) * jnp.log(v)})
+        prior = vj.families.mean_field().dist(
+            {"loc": jnp.zeros(3), "log_scale": jnp.full(3, 0.5) * jnp.log(v)}
+        )
 
         def bound(params):
             q = family.dist(params)
             sites = targets.gauss_hermite(jax.nn.log_sigmoid, lambda w: predictor(v, w), q)
             key = jax.random.key(0)
-            return vj.gradients.reparam(vj.bounds.elbo)(key, targets.split(sites, prior, q), q, num_samples=1).value
+            return vj.gradients.reparam(vj.bounds.elbo)(
+                key, targets.split(sites, prior, q), q, num_samples=1
+            ).value
 
         return maximize(bound, family.init(jax.random.key(0), like), slope=1e-9)
 

@@ -22,7 +22,12 @@ ALL = {**SCALES, "w": np.zeros(D)}
 
 LOG_EVIDENCE = -491.883911
 # The optima, by L-BFGS on the closed forms below; `all` is over one Gaussian of all twelve.
-OPTIMUM = {"collapsed": -491.898949, "all": -491.955783, "blocks": -492.028513, "diagonal": -495.001160}
+OPTIMUM = {
+    "collapsed": -491.898949,
+    "all": -491.955783,
+    "blocks": -492.028513,
+    "diagonal": -495.001160,
+}
 CLOSE = 2e-3
 STEPS = 2000
 
@@ -53,7 +58,9 @@ def marginal(log_s, log_t):
     spread = s2[..., None] + t2[..., None] * values
     log_det = np.log(spread).sum(-1) + (N - D) * 2 * log_s
     square = (Y @ Y - (t2[..., None] * along / spread).sum(-1)) / s2
-    return -0.5 * (N * np.log(2 * np.pi) + log_det + square + log_s**2 + log_t**2) - np.log(2 * np.pi)
+    return -0.5 * (N * np.log(2 * np.pi) + log_det + square + log_s**2 + log_t**2) - np.log(
+        2 * np.pi
+    )
 
 
 def collapsed_bound(mean, cov):
@@ -74,7 +81,10 @@ def gaussian_bound(mean, cov):
     w, spread = mean[2:], cov[2:, 2:]
     at = [w - 2 * cov[2:, i] for i in (0, 1)]
     precision = [np.exp(-2 * mean[i] + 2 * cov[i, i]) for i in (0, 1)]
-    data = -0.5 * precision[0] * (((Y - X @ at[0]) ** 2).sum() + np.trace(X.T @ X @ spread)) - N * mean[0]
+    data = (
+        -0.5 * precision[0] * (((Y - X @ at[0]) ** 2).sum() + np.trace(X.T @ X @ spread))
+        - N * mean[0]
+    )
     prior = -0.5 * precision[1] * (at[1] @ at[1] + np.trace(spread)) - D * mean[1]
     scales = -0.5 * (mean[:2] @ mean[:2] + cov[0, 0] + cov[1, 1])
     return data + prior + scales - 0.5 * (N + D + 2) * np.log(2 * np.pi) + entropy(cov)
@@ -126,7 +136,11 @@ def product(params):
 
 RUNGS = {  # a distribution of its parameters, where they start, and how to draw
     "diagonal": (MEAN_FIELD.dist, lambda: MEAN_FIELD.init(None, ALL), draws.sobol),
-    "blocks": (product, lambda: {name: PARTS[name].init(None, ALL[name]) for name in PARTS}, draws.iid),
+    "blocks": (
+        product,
+        lambda: {name: PARTS[name].init(None, ALL[name]) for name in PARTS},
+        draws.iid,
+    ),
     "all": (FULL.dist, lambda: FULL.init(None, ALL), draws.sobol),
 }
 
@@ -141,11 +155,15 @@ def test_log_evidence(x64):
     """By quadrature of the marginal, which is what the collapsed target is."""
     a, b = np.linspace(-1.0, 0.4, 401), np.linspace(-5.0, 3.0, 801)
     on_grid = marginal(*np.meshgrid(a, b, indexing="ij"))
-    found = np.log(np.exp(on_grid - LOG_EVIDENCE).sum() * (a[1] - a[0]) * (b[1] - b[0])) + LOG_EVIDENCE
+    found = (
+        np.log(np.exp(on_grid - LOG_EVIDENCE).sum() * (a[1] - a[0]) * (b[1] - b[0])) + LOG_EVIDENCE
+    )
     np.testing.assert_allclose(found, LOG_EVIDENCE, atol=1e-6)
     points = {"log_s": jnp.array([-0.8, -0.3, 0.5]), "log_t": jnp.array([1.0, -1.5, -3.0])}
     np.testing.assert_allclose(
-        jax.jit(jax.vmap(collapsed))(points), marginal(*(np.asarray(p) for p in points.values())), rtol=1e-12
+        jax.jit(jax.vmap(collapsed))(points),
+        marginal(*(np.asarray(p) for p in points.values())),
+        rtol=1e-12,
     )
 
 
@@ -153,7 +171,9 @@ def test_log_evidence(x64):
 def test_collapsed_rung(x64):
     """The same draws at every step make the bound a function without noise, which L-BFGS climbs in a few tens of steps."""
     objective = gradients.reparam(bounds.elbo, draw=draws.sobol)
-    bound = lambda params: objective(jax.random.key(0), collapsed, FULL.dist(params), num_samples=256).value
+    bound = lambda params: (
+        objective(jax.random.key(0), collapsed, FULL.dist(params), num_samples=256).value
+    )
     climbed = jax.jit(lambda start: maximize(bound, start, slope=1e-5))(FULL.init(None, SCALES))
     assert climbed.slope <= 1e-5
     mean, cov = moments(climbed.params)
@@ -182,7 +202,13 @@ def test_rung(x64, name):
 
 
 def test_order_of_the_rungs():
-    assert OPTIMUM["diagonal"] < OPTIMUM["blocks"] < OPTIMUM["all"] < OPTIMUM["collapsed"] < LOG_EVIDENCE
+    assert (
+        OPTIMUM["diagonal"]
+        < OPTIMUM["blocks"]
+        < OPTIMUM["all"]
+        < OPTIMUM["collapsed"]
+        < LOG_EVIDENCE
+    )
 
 
 def test_closed_form_of_the_rungs(x64):
@@ -191,9 +217,13 @@ def test_closed_form_of_the_rungs(x64):
     params = FULL.init(None, ALL)
     params["lower"] = jnp.asarray(0.3 * rng.normal(size=params["lower"].shape))
     evaluate = jax.jit(
-        lambda key: gradients.reparam(bounds.elbo, draw=draws.sobol)(key, naive, FULL.dist(params), num_samples=2048)
+        lambda key: gradients.reparam(bounds.elbo, draw=draws.sobol)(
+            key, naive, FULL.dist(params), num_samples=2048
+        )
     )
     found = [float(evaluate(jax.random.key(i)).value) for i in range(8)]
     error = np.std(found, ddof=1) / np.sqrt(8)
     assert error < 0.05
-    assert abs(np.mean(found) - gaussian_bound(*moments(params))) < 8 * error  # eight scrambles, Student's t with 7 df
+    assert (
+        abs(np.mean(found) - gaussian_bound(*moments(params))) < 8 * error
+    )  # eight scrambles, Student's t with 7 df

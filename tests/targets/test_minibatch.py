@@ -18,7 +18,9 @@ DATA = np.linspace(-1.0, 2.0, 12).astype(np.float32)
 
 
 def target(x, num_data=12):
-    return vj.targets.minibatch(lambda z: norm.logpdf(z), lambda z: norm.logpdf(x, z, 1.0), num_data=num_data)
+    return vj.targets.minibatch(
+        lambda z: norm.logpdf(z), lambda z: norm.logpdf(x, z, 1.0), num_data=num_data
+    )
 
 
 def test_the_factor_is_on_the_likelihood_alone():
@@ -26,7 +28,9 @@ def test_the_factor_is_on_the_likelihood_alone():
     z = jnp.float32(0.4)
     full = norm.logpdf(z) + norm.logpdf(DATA, z, 1.0).sum()
     np.testing.assert_allclose(target(DATA)(z), full, rtol=1e-6)
-    np.testing.assert_allclose(target(DATA[:6])(z), norm.logpdf(z) + 2 * norm.logpdf(DATA[:6], z, 1.0).sum(), rtol=1e-6)
+    np.testing.assert_allclose(
+        target(DATA[:6])(z), norm.logpdf(z) + 2 * norm.logpdf(DATA[:6], z, 1.0).sum(), rtol=1e-6
+    )
 
 
 def test_a_batch_of_latents_keeps_its_axes():
@@ -58,7 +62,9 @@ def test_the_elbo_and_its_gradient_are_unbiased_over_minibatches(key):
 
     def exact(params):
         m, s = params["loc"], jnp.exp(params["log_scale"])
-        expected = -0.5 * (m**2 + s**2) - 0.5 * jnp.sum((DATA - m) ** 2 + s**2) - 6.5 * jnp.log(2 * jnp.pi)
+        expected = (
+            -0.5 * (m**2 + s**2) - 0.5 * jnp.sum((DATA - m) ** 2 + s**2) - 6.5 * jnp.log(2 * jnp.pi)
+        )
         return expected + 0.5 * jnp.log(2 * jnp.pi * jnp.e) + params["log_scale"]
 
     keys = jax.random.split(key, 60_000)
@@ -98,7 +104,13 @@ def test_the_factor_cannot_be_applied_twice():
     jitted = jax.jit(inner)
     jitted(z)  # its trace is cached, which must not hide it
     cached = vj.targets.minibatch(norm.logpdf, lambda z: jitted(z) * jnp.ones(6), num_data=12)
-    for call in (hidden, jax.jit(hidden), vj.targets.transform(hidden, None).log_joint, cached, jax.jit(cached)):
+    for call in (
+        hidden,
+        jax.jit(hidden),
+        vj.targets.transform(hidden, None).log_joint,
+        cached,
+        jax.jit(cached),
+    ):
         with pytest.raises(ValueError, match="applied twice"):
             call(z)
     np.testing.assert_allclose(inner(z), norm.logpdf(z) + 2 * likelihood(z).sum(), rtol=1e-6)
@@ -110,7 +122,9 @@ def test_no_function_around_it_hides_it_from_a_bound(key):
     q, z = Gauss(jnp.float32(1.0), jnp.float32(-1.0)), jnp.float32(0.3)
     for hidden in (lambda z: terms(z), jax.jit(lambda z: terms(z))):
         np.testing.assert_allclose(hidden(z), terms(z), rtol=1e-6)
-        estimate = lambda bound, hidden=hidden: vj.gradients.dreg(bound)(key, hidden, q, num_samples=2).value
+        estimate = lambda bound, hidden=hidden: (
+            vj.gradients.dreg(bound)(key, hidden, q, num_samples=2).value
+        )
         assert jnp.isfinite(estimate(vj.bounds.elbo))
         with pytest.raises(ValueError, match=r"minibatch.*inside another function.*bounds\.elbo"):
             estimate(vj.bounds.iwae)

@@ -56,10 +56,14 @@ PROBLEMS = {
 
 def evidence(predictor, log_f, rest, v, half=9.0, points=301):
     """Log ∫ exp(Σ log f + rest) by a grid over two b's, at each v."""
-    b = np.stack(np.meshgrid(*[np.linspace(-half, half, points)] * 2, indexing="ij"), -1).reshape(-1, 2)
+    b = np.stack(np.meshgrid(*[np.linspace(-half, half, points)] * 2, indexing="ij"), -1).reshape(
+        -1, 2
+    )
     density = lambda v, b: jnp.sum(log_f(predictor(v, b))) + rest(v, b)
     grid = lambda v: logsumexp(jax.lax.map(partial(density, v), b, batch_size=2000))
-    return jax.jit(lambda v: jax.lax.map(grid, v))(jnp.atleast_1d(v)) + 2 * np.log(2 * half / (points - 1))
+    return jax.jit(lambda v: jax.lax.map(grid, v))(jnp.atleast_1d(v)) + 2 * np.log(
+        2 * half / (points - 1)
+    )
 
 
 def by_sigma_points(minorizer, predictor, like, steps, v):
@@ -74,11 +78,19 @@ def by_sigma_points(minorizer, predictor, like, steps, v):
         value, p = held(at)
         root = jnp.linalg.inv(p.root) * jnp.sqrt(1.0 * like.size)
         statistics = jax.vmap(lambda b: minorizer.statistics(predictor(v, b)))
-        mean = jax.tree.map(lambda t: jnp.mean(t, 0), statistics(p.mean[None] + jnp.concatenate([root, -root])))
+        mean = jax.tree.map(
+            lambda t: jnp.mean(t, 0), statistics(p.mean[None] + jnp.concatenate([root, -root]))
+        )
         return minorizer.touch(mean), value
 
-    at, values = jax.lax.scan(step, minorizer.touch(minorizer.statistics(predictor(v, like))), None, length=steps)
-    return at, values, jax.vmap(lambda f: held(jax.tree.map(lambda a: f * a, at))[0])(jnp.array([0.7, 1.0, 1.4]))
+    at, values = jax.lax.scan(
+        step, minorizer.touch(minorizer.statistics(predictor(v, like))), None, length=steps
+    )
+    return (
+        at,
+        values,
+        jax.vmap(lambda f: held(jax.tree.map(lambda a: f * a, at))[0])(jnp.array([0.7, 1.0, 1.4])),
+    )
 
 
 # test_minorizers.py holds the slow ones to account in every run.
@@ -103,10 +115,14 @@ def test_it_climbs_and_stays_below_the_evidence(name, x64):
 @pytest.mark.slow
 def test_derivatives_are_those_of_the_value(x64):
     """In the prior's variance: after two steps by differences; held, `at` gives them where it has settled, alone."""
-    make = lambda steps: minorize(minorizers.jaakkola_jordan, logistic, prior, jnp.zeros(2), steps=steps)
+    make = lambda steps: minorize(
+        minorizers.jaakkola_jordan, logistic, prior, jnp.zeros(2), steps=steps
+    )
 
     def held(v, at):
-        lower = lambda v, b: minorizers.jaakkola_jordan.lower(logistic(v, b), at).sum() + prior(v, b)
+        lower = lambda v, b: (
+            minorizers.jaakkola_jordan.lower(logistic(v, b), at).sum() + prior(v, b)
+        )
         return vj.targets.collapse_gaussian(lower, jnp.zeros(2))[0](v)
 
     @jax.jit
@@ -131,7 +147,9 @@ def test_a_batch_is_a_map():
     jj = minorizers.jaakkola_jordan
     priors = lambda v, b: jnp.sum(norm.logpdf(b, 0.0, jnp.sqrt(v)[:, None]), -1)
     batch = minorize(jj, lambda v, b: signs * (b @ x.T), priors, jnp.zeros((3, 2)), steps=5)
-    one = lambda sign: minorize(jj, lambda v, b: sign * (x @ b), prior, jnp.zeros(2), steps=5).collapsed
+    one = lambda sign: (
+        minorize(jj, lambda v, b: sign * (x @ b), prior, jnp.zeros(2), steps=5).collapsed
+    )
 
     slopes = lambda f: lambda v: jax.jvp(f, (v,), (jnp.ones_like(v),))
     mapped = lambda v: jax.vmap(lambda sign, v: one(sign)(v))(signs, v)
@@ -143,14 +161,24 @@ def test_a_batch_is_a_map():
 @pytest.mark.slow
 def test_a_chain_of_states():
     """A walk seen through its sign: block-tridiagonal and dense precisions agree."""
-    walk = lambda z, b: norm.logpdf(b[0, 0], 0.0, 1.0) + jnp.sum(norm.logpdf(b[1:], b[:-1], jnp.exp(z)))
+    walk = lambda z, b: (
+        norm.logpdf(b[0, 0], 0.0, 1.0) + jnp.sum(norm.logpdf(b[1:], b[:-1], jnp.exp(z)))
+    )
     sign = jnp.float32(SIGN[:9])
     make = lambda precision: minorize(
-        minorizers.jaakkola_jordan, lambda z, b: sign * b[:, 0], walk, jnp.zeros((9, 1)), steps=4, precision=precision
+        minorizers.jaakkola_jordan,
+        lambda z, b: sign * b[:, 0],
+        walk,
+        jnp.zeros((9, 1)),
+        steps=4,
+        precision=precision,
     )
     thin, full = make(gaussians.tridiagonal), make(gaussians.dense)
     each = jax.jit(lambda z: [(m.collapsed(z), m.local(z)) for m in (thin, full)])
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), *each(jnp.float32(-1.0)))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4),
+        *each(jnp.float32(-1.0)),
+    )
 
 
 @pytest.mark.slow
@@ -169,7 +197,9 @@ def test_regression_with_outliers(x64, key):
     # Weights of the data: the outlier's is the smallest, by far.
     weights = 3.0 / (2.0 + jax.jit(found.local)(-1.0))
     assert weights[3] < 0.1 * jnp.delete(weights, 3).min()
-    np.testing.assert_allclose(jax.jit(lambda z: found.conditional(z).mean)(-1.0), [1.5, -0.7], atol=0.3)
+    np.testing.assert_allclose(
+        jax.jit(lambda z: found.conditional(z).mean)(-1.0), [1.5, -0.7], atol=0.3
+    )
 
     q = vj.families.mean_field(scale=0.2)
     params = q.init(key, jnp.array(-1.0))
@@ -182,13 +212,19 @@ def test_components_are_told_apart_by_like(x64):
     """Responsibilities are softmax(at); a `like` that is symmetric stays so, and ends lower."""
     symmetric = lambda z, b: jnp.log(0.5) + norm.logpdf(TWO[:, None], b[None], 0.7)
     ends = [
-        minorize(minorizers.mixture, symmetric, lambda z, b: prior(9.0, b), jnp.array(like), steps=60)
+        minorize(
+            minorizers.mixture, symmetric, lambda z, b: prior(9.0, b), jnp.array(like), steps=60
+        )
         for like in ([-0.1, 0.1], [0.0, 0.0])
     ]
-    apart, together = jax.jit(lambda: [(m.collapsed(()), jax.nn.softmax(m.local(()))) for m in ends])()
+    apart, together = jax.jit(
+        lambda: [(m.collapsed(()), jax.nn.softmax(m.local(()))) for m in ends]
+    )()
     np.testing.assert_allclose(together[1], 0.5)
     assert apart[0] > together[0] + 2.0
-    np.testing.assert_array_equal(apart[1][:, 1] > 0.5, TWO > TWO[np.argsort(np.abs(apart[1][:, 1] - 0.5))[:2]].mean())
+    np.testing.assert_array_equal(
+        apart[1][:, 1] > 0.5, TWO > TWO[np.argsort(np.abs(apart[1][:, 1] - 0.5))[:2]].mean()
+    )
 
 
 @pytest.mark.slow
@@ -201,7 +237,9 @@ def test_several_kinds_of_terms(x64):
     def by_hand(v, b):
         one, other = found.local(v)
         x, r = predictor(v, b)
-        terms = jnp.sum(minorizers.jaakkola_jordan.lower(x, one)) + jnp.sum(minorizers.student_t(2.0).lower(r, other))
+        terms = jnp.sum(minorizers.jaakkola_jordan.lower(x, one)) + jnp.sum(
+            minorizers.student_t(2.0).lower(r, other)
+        )
         return terms + prior(v, b)
 
     collapsed, _ = vj.targets.collapse_gaussian(by_hand, jnp.zeros(2))
@@ -216,16 +254,25 @@ def test_several_kinds_of_terms(x64):
 def test_refusals():
     jj, rest = minorizers.jaakkola_jordan, lambda z, b: -jnp.sum(b**2)
     linear = lambda z, b: 2 * b
-    for predictor, other in ((lambda z, b: jnp.exp(b), rest), (linear, lambda z, b: -jnp.sum(jnp.exp(b)))):
+    for predictor, other in (
+        (lambda z, b: jnp.exp(b), rest),
+        (linear, lambda z, b: -jnp.sum(jnp.exp(b))),
+    ):
         found = minorize(jj, predictor, other, jnp.zeros(3), steps=2)
         for function in found[:2]:
             with pytest.raises(ValueError, match="not quadratic in b: 'exp'") as caught:
                 function(())
-            assert any(re.search("predictor must be linear in b", note) for note in caught.value.__notes__)
+            assert any(
+                re.search("predictor must be linear in b", note) for note in caught.value.__notes__
+            )
     with pytest.raises(ValueError, match=r"not quadratic in b"):  # x² of what is quadratic
         minorize(jj, lambda z, b: b**2, rest, jnp.zeros(3), steps=1).collapsed(())
-    with pytest.raises(ValueError, match=r"batch axes of rest\(z, b\), \(3,\); a term of it has shape \(2, 3\)"):
-        minorize(jj, lambda z, b: jnp.stack([b, b]), lambda z, b: -(b**2), jnp.zeros(3), steps=1).collapsed(())
+    with pytest.raises(
+        ValueError, match=r"batch axes of rest\(z, b\), \(3,\); a term of it has shape \(2, 3\)"
+    ):
+        minorize(
+            jj, lambda z, b: jnp.stack([b, b]), lambda z, b: -(b**2), jnp.zeros(3), steps=1
+        ).collapsed(())
     with pytest.raises(TypeError, match="steps must be a Python int"):
         minorize(jj, linear, rest, jnp.zeros(3), steps=2.0)
     with pytest.raises(ValueError, match="steps must be at least 0"):

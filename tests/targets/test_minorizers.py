@@ -30,7 +30,12 @@ MEMBERS = {
     "bohning_softmax": (minorizers.bohning_softmax(LABEL), softmax, (C,), True),
     "bouchard": (minorizers.bouchard(LABEL), softmax, (C,), False),
     "one_vs_each": (minorizers.one_vs_each(LABEL), softmax, (C,), False),
-    "one_vs_each of bohning": (minorizers.one_vs_each(LABEL, minorizers.bohning), softmax, (C,), False),
+    "one_vs_each of bohning": (
+        minorizers.one_vs_each(LABEL, minorizers.bohning),
+        softmax,
+        (C,),
+        False,
+    ),
     "student_t": (minorizers.student_t(DF), partial(student.logpdf, df=DF), (), True),
     "mixture": (minorizers.mixture, partial(jax.nn.logsumexp, axis=-1), (C,), True),
 }
@@ -40,7 +45,9 @@ TOUCHING = [name for name, row in MEMBERS.items() if row[3]]
 def points(axes, seed=0, many=60):
     """x [many, N, ...], of every size from .01 to 30."""
     rng = np.random.default_rng(seed)
-    return rng.normal(size=(many, N, *axes)) * np.geomspace(0.01, 30.0, many).reshape(-1, 1, *(1,) * len(axes))
+    return rng.normal(size=(many, N, *axes)) * np.geomspace(0.01, 30.0, many).reshape(
+        -1, 1, *(1,) * len(axes)
+    )
 
 
 def slack(minorizer, log_f, axes):
@@ -83,7 +90,10 @@ def test_it_touches_and_its_slope_is_that_of_the_term(name, x64):
     @jax.jit
     def both(x):
         at = minorizer.touch(minorizer.statistics(x))
-        return [(f(x), jax.grad(lambda x, f=f: jnp.sum(f(x)))(x)) for f in (log_f, lambda x: minorizer.lower(x, at))]
+        return [
+            (f(x), jax.grad(lambda x, f=f: jnp.sum(f(x)))(x))
+            for f in (log_f, lambda x: minorizer.lower(x, at))
+        ]
 
     exact, found = jax.vmap(both)(jnp.asarray(points(axes)))
     jax.tree.map(lambda f, e: np.testing.assert_allclose(f, e, atol=1e-9), found, exact)
@@ -96,7 +106,9 @@ def test_touch_is_the_best(name, x64):
 
     @jax.jit
     def look(x):
-        at = minorizer.touch(jax.tree.map(lambda t: jnp.mean(t, 0), jax.vmap(minorizer.statistics)(x)))
+        at = minorizer.touch(
+            jax.tree.map(lambda t: jnp.mean(t, 0), jax.vmap(minorizer.statistics)(x))
+        )
         value = lambda at: jnp.mean(jax.vmap(lambda x: minorizer.lower(x, at))(x), 0)
         slope = jax.grad(lambda at: jnp.sum(value(at)))(at)
         moved = [jax.tree.map(lambda a, f=f: f * a, at) for f in (0.8, 1.2)]
@@ -115,7 +127,10 @@ def test_published_values(x64):
     x, w = np.polynomial.hermite_e.hermegauss(40)
     x, w = 0.7 + np.sqrt(2.0) * x, w / np.sqrt(2 * np.pi)
     np.testing.assert_allclose(w @ np.logaddexp(0.0, x), 1.296748, atol=1e-6)
-    for minorizer, expected in ((minorizers.jaakkola_jordan, 1.326622), (minorizers.bohning, 1.353186)):
+    for minorizer, expected in (
+        (minorizers.jaakkola_jordan, 1.326622),
+        (minorizers.bohning, 1.353186),
+    ):
         at = jnp.full(40, minorizer.touch(w @ minorizer.statistics(jnp.asarray(-x))))
         np.testing.assert_allclose(-w @ minorizer.lower(jnp.asarray(-x), at), expected, atol=1e-6)
 
@@ -131,9 +146,16 @@ def test_jaakkola_jordan_at_and_around_zero(dtype):
         xi = np.sqrt(squares[2:].astype(np.float64))
         slope = np.r_[0.125, 0.125, np.tanh(xi / 2) / (4 * xi)]
         squares = squares.astype(np.float64)
-        expected = -np.logaddexp(0, -np.sqrt(squares)) + 0.5 * (1.7 - np.sqrt(squares)) - slope * (1.7**2 - squares)
+        expected = (
+            -np.logaddexp(0, -np.sqrt(squares))
+            + 0.5 * (1.7 - np.sqrt(squares))
+            - slope * (1.7**2 - squares)
+        )
         # ½ (ξ² - x²) dλ/dξ / ξ, by differences of λ in the exact formula's own words away from 0
-        fall = np.r_[[-1 / 96] * 3, (0.5 / np.cosh(xi / 2) ** 2 - np.tanh(xi / 2) / xi)[1:] / (8 * xi[1:] ** 2)]
+        fall = np.r_[
+            [-1 / 96] * 3,
+            (0.5 / np.cosh(xi / 2) ** 2 - np.tanh(xi / 2) / xi)[1:] / (8 * xi[1:] ** 2),
+        ]
         close = 1e-4 if dtype is np.float32 else 1e-9
         np.testing.assert_allclose(value, expected, rtol=close)
         np.testing.assert_allclose(in_x, 0.5 - 2 * slope * 1.7, atol=close)
@@ -158,15 +180,22 @@ def test_one_vs_each_of_two_classes_is_the_binary_bound(x64):
 def test_bouchards_slack_at_a_point(x64):
     """From 0, where one logit stands out, to 4 log(5/4), where all five are equal."""
     minorizer, log_f, axes, _ = MEMBERS["bouchard"]
-    at_itself = jax.jit(lambda x: log_f(x) - minorizer.lower(x, minorizer.touch(minorizer.statistics(x))))
+    at_itself = jax.jit(
+        lambda x: log_f(x) - minorizer.lower(x, minorizer.touch(minorizer.statistics(x)))
+    )
     np.testing.assert_allclose(at_itself(jnp.full((N, C), 3.0)), 4 * np.log(1.25), rtol=1e-9)
     np.testing.assert_allclose(at_itself(jnp.full((N, C), 3.0).at[:, 1].set(80.0)), 0.0, atol=1e-9)
 
 
 def test_bouchards_alpha_has_derivatives_in_single_precision():
-    mean = (jnp.float32(points((C,))), jnp.float32(points((C,)) ** 2))  # no variance: where curvature vanishes
+    mean = (
+        jnp.float32(points((C,))),
+        jnp.float32(points((C,)) ** 2),
+    )  # no variance: where curvature vanishes
     minorizer = minorizers.bouchard(LABEL)
-    slope = jax.jit(jax.grad(lambda m: sum(jnp.sum(jnp.cos(a)) for a in jax.vmap(minorizer.touch)(m))))(mean)
+    slope = jax.jit(
+        jax.grad(lambda m: sum(jnp.sum(jnp.cos(a)) for a in jax.vmap(minorizer.touch)(m)))
+    )(mean)
     assert all(jnp.all(jnp.isfinite(leaf)) for leaf in slope)
 
 
@@ -181,7 +210,9 @@ def test_the_fixed_q_bound_of_a_mixture_is_concave_where_its_likelihood_is_not(x
 
     @jax.jit
     def violations(a, b):
-        low = lambda f: jnp.sum(jax.vmap(lambda a, b: f((a + b) / 2) < (f(a) + f(b)) / 2 - 1e-9)(a, b))
+        low = lambda f: jnp.sum(
+            jax.vmap(lambda a, b: f((a + b) / 2) < (f(a) + f(b)) / 2 - 1e-9)(a, b)
+        )
         return low(log_f), low(bound)
 
     found = violations(*jnp.asarray(RNG.normal(scale=3.0, size=(2, 5000, 2))))
@@ -205,8 +236,12 @@ def test_each_is_side_by_side():
 def test_labels_are_traced_or_refused():
     x = jnp.float32(points((C,))[0])
     for make in (minorizers.bohning_softmax, minorizers.bouchard, minorizers.one_vs_each):
-        run = lambda label, x, make=make: make(label).lower(x, make(label).touch(make(label).statistics(x)))
-        many, whole = jax.jit(lambda label, x, run=run: (jax.vmap(run)(label, x), run(label, x)))(jnp.asarray(LABEL), x)
+        run = lambda label, x, make=make: make(label).lower(
+            x, make(label).touch(make(label).statistics(x))
+        )
+        many, whole = jax.jit(lambda label, x, run=run: (jax.vmap(run)(label, x), run(label, x)))(
+            jnp.asarray(LABEL), x
+        )
         np.testing.assert_allclose(many, whole, rtol=1e-4, atol=1e-4)
         with pytest.raises(TypeError, match="label must be whole numbers"):
             run(jnp.float32(LABEL), x)

@@ -31,13 +31,17 @@ def regression(z, b):
 def regression_evidence(z):
     design = np.concatenate([X, np.ones((30, 1))], 1)
     noise = jnp.exp(2 * z["log_s"]) * jnp.eye(30)
-    return multivariate_normal.logpdf(Y, jnp.zeros(30), noise + jnp.exp(2 * z["log_t"]) * design @ design.T)
+    return multivariate_normal.logpdf(
+        Y, jnp.zeros(30), noise + jnp.exp(2 * z["log_t"]) * design @ design.T
+    )
 
 
 @oracles.exact
 def exactly(function, *args):
     """Return value, gradient and Hessian in float64."""
-    return jax.jit(lambda *args: (function(*args), jax.grad(function)(*args), jax.hessian(function)(*args)))(*args)
+    return jax.jit(
+        lambda *args: (function(*args), jax.grad(function)(*args), jax.hessian(function)(*args))
+    )(*args)
 
 
 def of(tree, dtype):
@@ -54,9 +58,13 @@ def test_regression(dtype):
     with jax.enable_x64(True) if double else nullcontext():
         collapsed, conditional = vj.targets.collapse_gaussian(regression, of(LIKE, dtype))
         z = of(Z, dtype)
-        found = jax.jit(lambda z: (collapsed(z), jax.grad(collapsed)(z), jax.hessian(collapsed)(z)))(z)
+        found = jax.jit(
+            lambda z: (collapsed(z), jax.grad(collapsed)(z), jax.hessian(collapsed)(z))
+        )(z)
         size = max(np.abs(leaf).max() for leaf in jax.tree.leaves(expected))
-        jax.tree.map(lambda f, e: np.testing.assert_allclose(f, e, atol=close * size), found, expected)
+        jax.tree.map(
+            lambda f, e: np.testing.assert_allclose(f, e, atol=close * size), found, expected
+        )
 
         @jax.jit
         def at_a_draw(key):
@@ -73,7 +81,9 @@ def test_regression(dtype):
 def test_conditional_moments(loose_ranks):
     """The mean and covariance of p(w | x) are the textbook's, those of draws too."""
     prior = lambda w: jnp.sum(norm.logpdf(w, 0.0, 1.0))
-    log_joint = lambda z, w: prior(w) + jnp.sum(norm.logpdf(jnp.float32(Y), jnp.float32(X) @ w, jnp.exp(z)))
+    log_joint = lambda z, w: (
+        prior(w) + jnp.sum(norm.logpdf(jnp.float32(Y), jnp.float32(X) @ w, jnp.exp(z)))
+    )
     _, conditional = vj.targets.collapse_gaussian(log_joint, jnp.zeros(4))
     mean, covariance = oracles.regression_posterior(X, Y, np.exp(-0.3))
     p = conditional(jnp.float32(-0.3))
@@ -84,7 +94,9 @@ def test_conditional_moments(loose_ranks):
     error = 6 * np.sqrt(np.diag(covariance) / 40_000)
     np.testing.assert_array_less(np.abs(draws.mean(0) - mean), error)
     np.testing.assert_allclose(np.cov(draws.T), covariance, atol=0.05 * np.diag(covariance).max())
-    exact = multivariate_normal.logpdf(draws[:5], jnp.asarray(mean, np.float32), jnp.asarray(covariance, np.float32))
+    exact = multivariate_normal.logpdf(
+        draws[:5], jnp.asarray(mean, np.float32), jnp.asarray(covariance, np.float32)
+    )
     np.testing.assert_allclose(log_p[:5], exact, atol=2e-4)
 
 
@@ -95,7 +107,9 @@ def chain(z, b):
     """A walk of two numbers, seen with noise: b [T, 2]."""
     steps = norm.logpdf(b[1:], 0.9 * b[:-1] + 0.1 * jnp.sin(z), jnp.exp(z))
     seen = norm.logpdf(
-        jnp.asarray(Y[: len(b)], b.dtype)[:, None], b @ jnp.array([[1.0, 0.3], [0.2, 1.0]], b.dtype), 0.5
+        jnp.asarray(Y[: len(b)], b.dtype)[:, None],
+        b @ jnp.array([[1.0, 0.3], [0.2, 1.0]], b.dtype),
+        0.5,
     )
     return jnp.sum(norm.logpdf(b[0], 0.0, 1.0)) + jnp.sum(steps) + jnp.sum(seen)
 
@@ -103,7 +117,10 @@ def chain(z, b):
 @pytest.mark.parametrize("steps", some([1, 2, 3, 4, 17], "1"))
 def test_a_chain_is_the_dense_answer(steps):
     like = jnp.zeros((steps, 2))
-    both = [vj.targets.collapse_gaussian(chain, like, precision=p) for p in (gaussians.tridiagonal, gaussians.dense)]
+    both = [
+        vj.targets.collapse_gaussian(chain, like, precision=p)
+        for p in (gaussians.tridiagonal, gaussians.dense)
+    ]
     (thin, p), (full, q) = both
 
     @jax.jit
@@ -123,10 +140,14 @@ def apart(z, b):
 
 @pytest.mark.slow
 def test_independent_numbers():
-    collapsed, conditional = vj.targets.collapse_gaussian(apart, jnp.zeros(30), precision=gaussians.diagonal)
+    collapsed, conditional = vj.targets.collapse_gaussian(
+        apart, jnp.zeros(30), precision=gaussians.diagonal
+    )
     z = jnp.float32(0.3)
     np.testing.assert_allclose(
-        collapsed(z), norm.logpdf(jnp.float32(Y), 0.0, jnp.sqrt(4 + jnp.exp(2 * z))).sum(), rtol=1e-5
+        collapsed(z),
+        norm.logpdf(jnp.float32(Y), 0.0, jnp.sqrt(4 + jnp.exp(2 * z))).sum(),
+        rtol=1e-5,
     )
     b, log_b = conditional(z).sample_and_log_prob(seed=jax.random.key(0))
     np.testing.assert_allclose(apart(z, b) - log_b, collapsed(z), rtol=1e-5)
@@ -135,8 +156,16 @@ def test_independent_numbers():
 @pytest.mark.parametrize(
     ("log_joint", "like", "claim"),
     [
-        (lambda z, b: regression(of(Z, np.float32), {"w": b, "c": z}), jnp.zeros(4), gaussians.diagonal),
-        (lambda z, b: chain(z, b) - 0.1 * jnp.sum(b[0] * b[5]), jnp.zeros((7, 2)), gaussians.tridiagonal),
+        (
+            lambda z, b: regression(of(Z, np.float32), {"w": b, "c": z}),
+            jnp.zeros(4),
+            gaussians.diagonal,
+        ),
+        (
+            lambda z, b: chain(z, b) - 0.1 * jnp.sum(b[0] * b[5]),
+            jnp.zeros((7, 2)),
+            gaussians.tridiagonal,
+        ),
     ],
     ids=["diagonal", "tridiagonal"],
 )
@@ -147,7 +176,11 @@ def test_a_structure_that_is_not_there_is_nan(log_joint, like, claim):
 
 LARGE = {  # beside 1e4 what is not there is small
     "diagonal": (
-        lambda z, b: -0.5 * jnp.sum(jnp.array([1e4, 2.0, 2.0]) * b**2) - jnp.tanh(z) * b[1] * b[2] + jnp.sum(b),
+        lambda z, b: (
+            -0.5 * jnp.sum(jnp.array([1e4, 2.0, 2.0]) * b**2)
+            - jnp.tanh(z) * b[1] * b[2]
+            + jnp.sum(b)
+        ),
         jnp.zeros(3),
         gaussians.diagonal,
     ),
@@ -158,7 +191,10 @@ LARGE = {  # beside 1e4 what is not there is small
     ),
     "members": (
         lambda z, b: (
-            z * b.sum(1) - 5e3 * b[:, 0] ** 2 - b[:, 1] ** 2 - 0.5 * (b[0, 1] - b[1, 1]) ** 2 * jnp.array([1.0, 0, 0])
+            z * b.sum(1)
+            - 5e3 * b[:, 0] ** 2
+            - b[:, 1] ** 2
+            - 0.5 * (b[0, 1] - b[1, 1]) ** 2 * jnp.array([1.0, 0, 0])
         ),
         jnp.zeros((3, 2)),
         gaussians.dense,
@@ -174,7 +210,11 @@ def test_a_large_number_does_not_hide_it_and_nothing_finite_is_left(name):
     @jax.jit
     def seen(z):
         p = conditional(z)
-        return jax.value_and_grad(lambda z: jnp.sum(collapsed(z)))(z), p.mean.sum(), p.log_prob(like).sum()
+        return (
+            jax.value_and_grad(lambda z: jnp.sum(collapsed(z)))(z),
+            p.mean.sum(),
+            p.log_prob(like).sum(),
+        )
 
     assert all(np.isnan(leaf) for leaf in jax.tree.leaves(seen(jnp.float32(0.3))))
 
@@ -233,7 +273,9 @@ def test_fewer_latents_are_a_tighter_bound(key):
     w = Gauss(jnp.zeros(4), jnp.full(4, -1.5), event=1)
     q = {"z": z_q, "b": {"w": w, "c": Gauss(jnp.float32(0.0), jnp.float32(-1.5))}}
     estimate = vj.gradients.reparam(vj.bounds.elbo)
-    both = jax.jit(lambda: [estimate(key, f, g, num_samples=20_000) for f, g in ((collapsed, z_q), (full, q))])()
+    both = jax.jit(
+        lambda: [estimate(key, f, g, num_samples=20_000) for f, g in ((collapsed, z_q), (full, q))]
+    )()
     error = [e.draws.log_w.std() / 20_000**0.5 for e in both]
     assert both[0].value - both[1].value > 6 * sum(error)
 
@@ -247,12 +289,21 @@ def test_fewer_latents_are_a_tighter_bound(key):
         (lambda z, b: -jnp.sum(jnp.abs(b)) - jnp.sum(b**2), "abs"),  # whose Hessian does not read b
         (lambda z, b: -jnp.sum(b**4), "integer_pow"),
         (lambda z, b: jnp.sum(norm.logpdf(jnp.float32(Y[:4]), b, jnp.exp(b[0]))), "exp"),
-        (lambda z, b: jnp.sum(jnp.where(jnp.abs(b) < 1, -0.5 * b**2, 0.5 - jnp.abs(b))), "abs"),  # Huber
+        (
+            lambda z, b: jnp.sum(jnp.where(jnp.abs(b) < 1, -0.5 * b**2, 0.5 - jnp.abs(b))),
+            "abs",
+        ),  # Huber
         (lambda z, b: -jnp.sum(jax.nn.softplus(b)), r"\w+"),
         (lambda z, b: -b[0] * b[1] * b[2], "mul"),
         (lambda z, b: -jnp.sum(b**2) - jnp.sum(jnp.round(b)), "round"),
         (lambda z, b: -jnp.sum(z / (1 + b**2)), "div"),
-        (lambda z, b: -b @ b + z * jax.lax.reduce_window(b, -jnp.inf, jax.lax.max, (2,), (2,), "VALID").sum(), r"\w+"),
+        (
+            lambda z, b: (
+                -b @ b
+                + z * jax.lax.reduce_window(b, -jnp.inf, jax.lax.max, (2,), (2,), "VALID").sum()
+            ),
+            r"\w+",
+        ),
         (lambda z, b: -jnp.sum(b**2) + jax.lax.stop_gradient(b).sum(), "stop_gradient"),
         (lambda z, b: jax.lax.scan(lambda c, x: (jnp.sin(c) * x, None), z, b)[0], "sin|mul"),
     ],
@@ -260,7 +311,9 @@ def test_fewer_latents_are_a_tighter_bound(key):
 def test_what_is_not_quadratic_is_refused(log_joint, how):
     collapsed, conditional = vj.targets.collapse_gaussian(log_joint, jnp.zeros(4))
     for function in (collapsed, conditional):
-        with pytest.raises(ValueError, match=rf"not quadratic in b: '({how})' keeps b .* targets.laplace"):
+        with pytest.raises(
+            ValueError, match=rf"not quadratic in b: '({how})' keeps b .* targets.laplace"
+        ):
             jax.eval_shape(lambda f=function: jax.tree.leaves(f(jnp.float32(0.3)))[0])
 
 
@@ -280,13 +333,16 @@ def in_a_reference(z, b):
 def test_factors_are_summed():
     factors = lambda z, b: {"prior": norm.logpdf(b, z, 1.0), "seen": norm.logpdf(2.0, b, 1.0)}
     collapsed, _ = vj.targets.collapse_gaussian(factors, 0.0)
-    np.testing.assert_allclose(jax.jit(collapsed)(jnp.float32(0.5)), norm.logpdf(1.5, 0.0, 2**0.5), rtol=1e-6)
+    np.testing.assert_allclose(
+        jax.jit(collapsed)(jnp.float32(0.5)), norm.logpdf(1.5, 0.0, 2**0.5), rtol=1e-6
+    )
 
 
 def test_other_refusals():
     collapse, z = vj.targets.collapse_gaussian, jnp.float32(0.3)
     with pytest.raises(
-        ValueError, match=r"shape \(1,\), with which every leaf .* like has \(3,\): sum over the data, w"
+        ValueError,
+        match=r"shape \(1,\), with which every leaf .* like has \(3,\): sum over the data, w",
     ):
         collapse(lambda z, b: jnp.sum(-(b**2), keepdims=True), jnp.zeros(3))[0](z)
     with pytest.raises(ValueError, match=r"shape \(5,\), .* like\['w'\] has \(3,\)"):
@@ -310,15 +366,22 @@ def test_other_refusals():
 
 def test_laplace_is_exact_where_the_other_is():
     z = of(Z, np.float32)
-    both = [make(regression, of(LIKE, np.float32))[0] for make in (vj.targets.laplace, vj.targets.collapse_gaussian)]
+    both = [
+        make(regression, of(LIKE, np.float32))[0]
+        for make in (vj.targets.laplace, vj.targets.collapse_gaussian)
+    ]
     found = [jax.jit(jax.value_and_grad(f))(z) for f in both]
     np.testing.assert_allclose(found[0][0], found[1][0], rtol=1e-5)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3), *(slope for _, slope in found))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3), *(slope for _, slope in found)
+    )
 
 
 def test_laplace_of_a_gamma_is_stirlings(x64):
     """∫ e^{(a+1) b - e^b} db = Γ(a + 1) ≈ √(2π) (a+1)^(a+½) e^-(a+1): a closed form, with its derivative in a."""
-    collapsed, conditional = vj.targets.laplace(lambda a, b: (a + 1) * b - jnp.exp(b), jnp.zeros(()))
+    collapsed, conditional = vj.targets.laplace(
+        lambda a, b: (a + 1) * b - jnp.exp(b), jnp.zeros(())
+    )
     stirling = lambda a: 0.5 * jnp.log(2 * jnp.pi) + (a + 0.5) * jnp.log(a + 1) - (a + 1)
     run, mode = jax.jit(jax.value_and_grad(collapsed)), jax.jit(lambda a: conditional(a).mean)
     for a in (0.5, 3.0, 40.0):
@@ -334,7 +397,9 @@ def test_laplace_says_so_where_there_is_no_maximum():
 
 
 def test_a_minibatch_of_two_arguments_is_refused():
-    part = vj.targets.minibatch(lambda z, b: -(b**2), lambda z, b: norm.logpdf(jnp.ones(3), b, jnp.exp(z)), num_data=9)
+    part = vj.targets.minibatch(
+        lambda z, b: -(b**2), lambda z, b: norm.logpdf(jnp.ones(3), b, jnp.exp(z)), num_data=9
+    )
     np.testing.assert_allclose(part(0.0, 0.0), 9 * norm.logpdf(1.0), rtol=1e-6)
     with pytest.raises(ValueError, match="exact log joint"):
         vj.targets.collapse_gaussian(part, 0.0)

@@ -20,7 +20,11 @@ reparam = vj.gradients.reparam(elbo)
 
 def normal_kl(q, p):
     ratio = jnp.exp(2 * (q.log_scale - p.log_scale))
-    return 0.5 * (ratio + jnp.square(q.loc - p.loc) * jnp.exp(-2 * p.log_scale) - 1) + p.log_scale - q.log_scale
+    return (
+        0.5 * (ratio + jnp.square(q.loc - p.loc) * jnp.exp(-2 * p.log_scale) - 1)
+        + p.log_scale
+        - q.log_scale
+    )
 
 
 class Normal(enum.Normal):
@@ -47,7 +51,10 @@ class Known(Gauss):
 
 
 def line():
-    params = {"q": {"loc": 0.3, "log_scale": -0.5}, "theta": {"loc": -0.2, "log_scale": 0.1, "gain": 0.7}}
+    params = {
+        "q": {"loc": 0.3, "log_scale": -0.5},
+        "theta": {"loc": -0.2, "log_scale": 0.1, "gain": 0.7},
+    }
     build = lambda q: Normal(q["loc"], q["log_scale"], 40)
     prior = lambda theta: Known(theta["loc"], theta["log_scale"])
     return params, build, prior, lambda theta, z: norm.logpdf(1.2, theta["gain"] * z, 0.8), (40,)
@@ -56,7 +63,13 @@ def line():
 def coin():
     params = {"q": {"logit": 0.4}, "theta": {"logit": -0.7, "gain": 0.7}}
     prior = lambda theta: Flip(theta["logit"])
-    return params, lambda q: Flip(q["logit"]), prior, lambda theta, z: norm.logpdf(1.2, theta["gain"] * z, 0.8), (2,)
+    return (
+        params,
+        lambda q: Flip(q["logit"]),
+        prior,
+        lambda theta, z: norm.logpdf(1.2, theta["gain"] * z, 0.8),
+        (2,),
+    )
 
 
 def both():
@@ -105,7 +118,9 @@ def check(case, name, target):
     jax.tree.map(lambda f, e: np.testing.assert_allclose(f, e, atol=1e-8), found, expected)
 
 
-@pytest.mark.parametrize("pair", some(CASES, "line-dreg", "coin-vimco", name=lambda p: f"{p[0].__name__}-{p[1]}"))
+@pytest.mark.parametrize(
+    "pair", some(CASES, "line-dreg", "coin-vimco", name=lambda p: f"{p[0].__name__}-{p[1]}")
+)
 def test_every_estimator_is_unbiased_for_it(pair, x64):
     case, name = pair
     with jax.numpy_rank_promotion("allow"):
@@ -114,14 +129,19 @@ def test_every_estimator_is_unbiased_for_it(pair, x64):
 
 @pytest.mark.parametrize(("case", "name"), [(line, "dreg"), (both, "auto")])
 def test_with_the_entropy_too(case, name, x64):
-    whole = lambda likelihood, prior, q: exact_entropy(lambda z: likelihood(z) + vj.types.lift(prior).log_prob(z), q)
+    whole = lambda likelihood, prior, q: exact_entropy(
+        lambda z: likelihood(z) + vj.types.lift(prior).log_prob(z), q
+    )
     with jax.numpy_rank_promotion("allow"):
         check(case, name, whole)
 
 
 def test_a_wrong_divergence_is_seen(x64):
     """The control: KL(prior ‖ q) in its place is a bias, as is a KL at stopped parameters."""
-    for wrong in (lambda q, p: normal_kl(p, q), lambda q, p: jax.lax.stop_gradient(normal_kl(q, p))):
+    for wrong in (
+        lambda q, p: normal_kl(p, q),
+        lambda q, p: jax.lax.stop_gradient(normal_kl(q, p)),
+    ):
         with pytest.raises(AssertionError), jax.numpy_rank_promotion("allow"):
             check(line, "reparam", partial(split, kl=wrong))
 
@@ -142,7 +162,9 @@ def forms(q, noise):
 def seen(params, keys, noise, form, estimator):
     def value(params, key):
         q = Known(*params)
-        return getattr(vj.gradients, estimator)(elbo)(key, forms(q, noise)[form], q, num_samples=1).value
+        return getattr(vj.gradients, estimator)(elbo)(
+            key, forms(q, noise)[form], q, num_samples=1
+        ).value
 
     return jax.vmap(jax.value_and_grad(value), (None, 0))(params, keys)
 
@@ -157,7 +179,9 @@ def spread(params, key, noise, form, estimator="reparam"):
     """Return the variances of the value and of the gradient, once their means are seen to be the ELBO's."""
     value, slopes = seen(params, jax.random.split(key, 20_000), noise, form, estimator)
     for found, expected in zip(
-        (value, *slopes), (exact_elbo(params, noise), *jax.grad(exact_elbo)(params, noise)), strict=True
+        (value, *slopes),
+        (exact_elbo(params, noise), *jax.grad(exact_elbo)(params, noise)),
+        strict=True,
     ):
         found = np.asarray(found, np.float64)
         assert abs(found.mean() - expected) < 6 * found.std() / np.sqrt(len(found)) + 1e-5
@@ -194,7 +218,9 @@ def test_at_the_posterior_all_drawn_has_no_variance(key):
 def test_dreg_of_exact_terms_is_reparam_draw_by_draw(form, key):
     """No score of q comes in with the log q that is added and taken away."""
     params = jnp.float32(0.4), jnp.float32(-0.6)
-    one, two = (seen(params, jax.random.split(key, 16), 1.0, form, name) for name in ("reparam", "dreg"))
+    one, two = (
+        seen(params, jax.random.split(key, 16), 1.0, form, name) for name in ("reparam", "dreg")
+    )
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), one, two)
 
 
@@ -208,15 +234,23 @@ def test_chunks_keys_and_factors(key):
     for likelihood in (plain, lambda z: {"x": 0.5 * plain(z), "y": 0.5 * plain(z)}):
         for chunk in (None, 2):
             for objective in (reparam, vj.gradients.dreg(elbo)):
-                found = objective(key, split(likelihood, prior, q), q, num_samples=6, chunk_size=chunk).value
+                found = objective(
+                    key, split(likelihood, prior, q), q, num_samples=6, chunk_size=chunk
+                ).value
                 np.testing.assert_allclose(found, expected, rtol=2e-6)
     noisy = reparam(key, split(keyed, prior, q), q, num_samples=6)
-    np.testing.assert_allclose(noisy.draws.log_w, vj.draws.weigh(key, split(keyed, prior, q), q, num_samples=6).log_w)
+    np.testing.assert_allclose(
+        noisy.draws.log_w, vj.draws.weigh(key, split(keyed, prior, q), q, num_samples=6).log_w
+    )
     aux = split(vj.targets.keyed(lambda key, z: (plain(z), z), has_aux=True), prior, q)
     found = reparam(key, aux, q, num_samples=6).draws
     np.testing.assert_allclose(found.aux, found.z)
-    np.testing.assert_allclose(found.log_w, jax.vmap(lambda z: plain(z) - normal_kl(q, prior))(found.z), rtol=1e-5)
-    np.testing.assert_allclose(split(plain, prior, q)(q.loc), plain(q.loc) - normal_kl(q, prior) + q.log_prob(q.loc))
+    np.testing.assert_allclose(
+        found.log_w, jax.vmap(lambda z: plain(z) - normal_kl(q, prior))(found.z), rtol=1e-5
+    )
+    np.testing.assert_allclose(
+        split(plain, prior, q)(q.loc), plain(q.loc) - normal_kl(q, prior) + q.log_prob(q.loc)
+    )
 
 
 # --- whose divergence is known
@@ -245,15 +279,25 @@ def test_a_family_in_split(key):
 @pytest.mark.usefixtures("loose_ranks")
 @pytest.mark.slow
 def test_pairs_of_distrax(key):
-    q = {"a": distrax.Normal(jnp.array([0.3, 0.1]), 0.5), "b": distrax.Bernoulli(logits=jnp.array([0.2, -0.4]))}
+    q = {
+        "a": distrax.Normal(jnp.array([0.3, 0.1]), 0.5),
+        "b": distrax.Bernoulli(logits=jnp.array([0.2, -0.4])),
+    }
     p = {"a": distrax.Normal(jnp.zeros(2), 1.0), "b": distrax.Bernoulli(logits=jnp.zeros(2))}
     likelihood = lambda z: norm.logpdf(1.2, z["a"] + z["b"], 0.8)
     found = vj.gradients.auto(elbo)(key, split(likelihood, p, q), q, num_samples=5).draws
     kl = q["a"].kl_divergence(p["a"]) + q["b"].kl_divergence(p["b"])
-    np.testing.assert_allclose(found.log_w, jax.vmap(likelihood)(found.z) - kl, rtol=1e-4, atol=1e-5)
-    mixture = distrax.MixtureSameFamily(distrax.Categorical(jnp.zeros(2)), distrax.Normal(jnp.zeros(2), 1.0))
+    np.testing.assert_allclose(
+        found.log_w, jax.vmap(likelihood)(found.z) - kl, rtol=1e-4, atol=1e-5
+    )
+    mixture = distrax.MixtureSameFamily(
+        distrax.Categorical(jnp.zeros(2)), distrax.Normal(jnp.zeros(2), 1.0)
+    )
     target = split(lambda z: norm.logpdf(z), distrax.Normal(0.0, 1.0), mixture)
-    with pytest.raises(TypeError, match="MixtureSameFamily has no closed-form kl_divergence from Normal: leave it to"):
+    with pytest.raises(
+        TypeError,
+        match="MixtureSameFamily has no closed-form kl_divergence from Normal: leave it to",
+    ):
         vj.gradients.vimco(elbo)(key, target, mixture, num_samples=2)
     with pytest.raises(TypeError, match="no closed-form entropy"):
         vj.gradients.vimco(elbo)(key, exact_entropy(norm.logpdf, mixture), mixture, num_samples=2)
@@ -280,7 +324,9 @@ def test_it_would_exceed_the_evidence(key):
     hidden = lambda z: forms(q, 1.0)["KL"](z)
     value = vj.bounds.iwae(vj.draws.weigh(key, hidden, q, num_samples=1000).log_w)
     assert value > norm.logpdf(X, loc, scale) + 0.1
-    with pytest.raises(ValueError, match=r"would exceed log p\(x\).*inside another function.*bounds\.elbo"):
+    with pytest.raises(
+        ValueError, match=r"would exceed log p\(x\).*inside another function.*bounds\.elbo"
+    ):
         vj.gradients.reparam(vj.bounds.iwae)(key, hidden, q, num_samples=1000)
 
 

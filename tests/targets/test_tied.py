@@ -16,7 +16,10 @@ from tests.marks import some
 
 X = np.array([1.5, -0.3, 0.4])
 N = len(X)
-PARAMS = {"q": {"loc": jnp.float32(0.3), "log_scale": jnp.float32(-0.5)}, "theta": jnp.float32(-0.2)}
+PARAMS = {
+    "q": {"loc": jnp.float32(0.3), "log_scale": jnp.float32(-0.5)},
+    "theta": jnp.float32(-0.2),
+}
 
 
 def log_prior(theta, z):
@@ -31,7 +34,10 @@ def energy(make, key, params, q, num_samples, num_data=N, data=X):
     """Return Σₙ of an objective of one datum, the draws being the same for all."""
     prior = partial(log_prior, params["theta"])
     one = lambda x: make(
-        key, vj.targets.tied(prior, partial(log_lik, x), q, num_data=num_data), q, num_samples=num_samples
+        key,
+        vj.targets.tied(prior, partial(log_lik, x), q, num_data=num_data),
+        q,
+        num_samples=num_samples,
     )
     return jnp.sum(jax.vmap(lambda x: one(x).value)(jnp.asarray(data, q.loc.dtype)))
 
@@ -43,10 +49,14 @@ def of(alpha):
 @pytest.mark.slow
 def test_at_alpha_zero_it_is_the_elbo_of_all_data(key):
     q = Gauss(PARAMS["q"]["loc"], PARAMS["q"]["log_scale"])
-    whole = lambda z: log_prior(PARAMS["theta"], z) + jnp.sum(jax.vmap(lambda x: log_lik(x, z))(jnp.float32(X)))
+    whole = lambda z: (
+        log_prior(PARAMS["theta"], z) + jnp.sum(jax.vmap(lambda x: log_lik(x, z))(jnp.float32(X)))
+    )
     expected = vj.gradients.reparam(vj.bounds.elbo)(key, whole, q, num_samples=8).value
     for bound in (of(1e-6), vj.bounds.elbo):
-        np.testing.assert_allclose(energy(vj.gradients.reparam(bound), key, PARAMS, q, 8), expected, rtol=2e-5)
+        np.testing.assert_allclose(
+            energy(vj.gradients.reparam(bound), key, PARAMS, q, 8), expected, rtol=2e-5
+        )
 
 
 def test_of_one_datum_it_is_renyis(key):
@@ -115,6 +125,11 @@ def test_refusals(key):
         vj.targets.tied(norm.logpdf, norm.logpdf, q, num_data=2.5)
     with pytest.raises(ValueError, match="at least 1"):
         vj.targets.tied(norm.logpdf, norm.logpdf, q, num_data=0)
-    all_at_once = vj.targets.tied(norm.logpdf, lambda z: norm.logpdf(z - jnp.zeros(3)), q, num_data=3)
-    with pytest.raises(ValueError, match="map over data outside"), jax.numpy_rank_promotion("allow"):
+    all_at_once = vj.targets.tied(
+        norm.logpdf, lambda z: norm.logpdf(z - jnp.zeros(3)), q, num_data=3
+    )
+    with (
+        pytest.raises(ValueError, match="map over data outside"),
+        jax.numpy_rank_promotion("allow"),
+    ):
         vj.gradients.reparam(vj.bounds.elbo)(key, all_at_once, q, num_samples=2)

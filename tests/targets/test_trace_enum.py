@@ -30,7 +30,9 @@ def mixture():
     log_weights = jax.nn.log_softmax(numpyro.param("logits"))
     z = numpyro.sample("z", dist.Normal(jnp.zeros(3), 1.0).to_event(1))
     with numpyro.plate("data", len(X)):
-        c = numpyro.sample("c", dist.Categorical(logits=log_weights), infer={"enumerate": "parallel"})
+        c = numpyro.sample(
+            "c", dist.Categorical(logits=log_weights), infer={"enumerate": "parallel"}
+        )
         numpyro.sample("x", dist.Normal(z[c], 0.7), obs=X)
 
 
@@ -49,19 +51,27 @@ def chain():
     z, c = numpyro.sample("z", dist.Normal(jnp.zeros(3), 1.0).to_event(1)), 0
     moves = STAY + numpyro.param("logits")
     for t in markov(range(len(X))):
-        c = numpyro.sample(f"c{t}", dist.Categorical(logits=moves[c]), infer={"enumerate": "parallel"})
+        c = numpyro.sample(
+            f"c{t}", dist.Categorical(logits=moves[c]), infer={"enumerate": "parallel"}
+        )
         numpyro.sample(f"x{t}", dist.Normal(z[c], 0.7), obs=X[t])
 
 
 def our_chain(p):
     moves = jax.nn.log_softmax(STAY + p["logits"])
-    found = vj.sequences.hmm(moves[0], moves, norm.logpdf(X[:, None], p["at"], 0.7), fold=vj.sequences.associative)
+    found = vj.sequences.hmm(
+        moves[0], moves, norm.logpdf(X[:, None], p["at"], 0.7), fold=vj.sequences.associative
+    )
     return jnp.sum(norm.logpdf(p["at"])) + found.log_evidence
 
 
-@pytest.mark.parametrize(("model", "ours"), [(mixture, our_mixture), (chain, our_chain)], ids=["mixture", "HMM"])
+@pytest.mark.parametrize(
+    ("model", "ours"), [(mixture, our_mixture), (chain, our_chain)], ids=["mixture", "HMM"]
+)
 def test_equal_loss_and_gradient(model, ours):
-    loss = lambda p: infer.TraceEnum_ELBO(max_plate_nesting=1).loss(jax.random.key(0), p, model, guide)
+    loss = lambda p: infer.TraceEnum_ELBO(max_plate_nesting=1).loss(
+        jax.random.key(0), p, model, guide
+    )
     theirs = jax.jit(jax.value_and_grad(loss))(PARAMS)
     found = jax.jit(jax.value_and_grad(lambda p: -ours(p)))(PARAMS)
     jax.tree.map(lambda f, t: np.testing.assert_allclose(f, t, rtol=1e-5, atol=1e-5), found, theirs)

@@ -30,12 +30,19 @@ KINDS = {
     "below": (c.interval(high=0.5), 0, lambda z: z, lambda z: np.all(z < 0.5)),
     "affine": (c.affine(1.0, 2.0), 0, lambda z: z, lambda z: True),
     "ordered": (c.ordered, 4, lambda z: z, lambda z: np.all(np.diff(z) > 0)),
-    "simplex": (c.simplex, 3, lambda z: z[:-1], lambda z: np.all((z > 0) & (z < 1)) and np.allclose(z.sum(-1), 1)),
+    "simplex": (
+        c.simplex,
+        3,
+        lambda z: z[:-1],
+        lambda z: np.all((z > 0) & (z < 1)) and np.allclose(z.sum(-1), 1),
+    ),
     "correlation": (
         c.cholesky_correlation,
         3,
         lambda z: z[np.tril_indices(3, -1)],
-        lambda z: np.all(np.diagonal(z, 0, -2, -1) > 0) and np.allclose((z**2).sum(-1), 1, rtol=1e-6),
+        lambda z: (
+            np.all(np.diagonal(z, 0, -2, -1) > 0) and np.allclose((z**2).sum(-1), 1, rtol=1e-6)
+        ),
     ),
     "covariance": (
         c.cholesky_covariance,
@@ -70,9 +77,14 @@ def test_jacobians_and_inverses(x64):
         return found
 
     keys = jax.random.split(jax.random.key(3), len(KINDS))
-    ys = {name: 1.5 * jax.random.normal(key, shape(name)) for name, key in zip(KINDS, keys, strict=True)}
+    ys = {
+        name: 1.5 * jax.random.normal(key, shape(name))
+        for name, key in zip(KINDS, keys, strict=True)
+    }
     for name, (z, log_jacobian, expected, back) in run(ys).items():
-        assert log_jacobian.shape == (ys[name].shape[:-1] if KINDS[name][1] else ys[name].shape), name
+        assert log_jacobian.shape == (ys[name].shape[:-1] if KINDS[name][1] else ys[name].shape), (
+            name
+        )
         np.testing.assert_allclose(log_jacobian, expected, rtol=1e-11, atol=1e-11, err_msg=name)
         np.testing.assert_allclose(back, ys[name], rtol=1e-9, err_msg=name)
         assert KINDS[name][3](np.asarray(z)), name
@@ -98,8 +110,12 @@ def test_extremes_stay_inside():
         for name, (constraint, *_) in KINDS.items():
             total = lambda y, f=constraint.forward: sum(jnp.sum(part) for part in f(y))
             mixed = jnp.where(jnp.arange(shape(name)[-1]) % 2 == 0, 1.0, -0.7)[None]
-            ys = jnp.stack([size * sign * jnp.ones(shape(name)) for size in sizes for sign in (1.0, mixed)])
-            found[name] = jax.vmap(lambda y, f=constraint.forward, t=total: (*f(y), jax.grad(t)(y)))(ys)
+            ys = jnp.stack(
+                [size * sign * jnp.ones(shape(name)) for size in sizes for sign in (1.0, mixed)]
+            )
+            found[name] = jax.vmap(
+                lambda y, f=constraint.forward, t=total: (*f(y), jax.grad(t)(y))
+            )(ys)
         return found
 
     for name, (z, log_jacobian, slope) in run().items():
@@ -162,21 +178,33 @@ def test_densities_integrate_to_one(x64):
 
     for name, (whole, without) in run(jnp.asarray(LINE[0])).items():
         np.testing.assert_allclose(whole, 1.0, rtol=1e-9, err_msg=name)
-        assert abs(without - 1) > 0.1 or name in ("real", "ordered"), name  # whose first number has Jacobian 1
+        assert abs(without - 1) > 0.1 or name in ("real", "ordered"), (
+            name
+        )  # whose first number has Jacobian 1
 
 
 def test_normalisers_of_vectors_and_matrices(x64):
     """Dirichlet(1, 1, 1); order statistics; LKJ(1), whose normaliser for d = 3 is the volume π² / 2 of correlations."""
     lkj = lambda z: sum((3 - k) * jnp.log(z[k - 1, k - 1]) for k in (2, 3)) - jnp.log(jnp.pi**2 / 2)
     rows = {
-        "simplex": (lambda z: dirichlet.logpdf(z, jnp.ones(3)), 2, oracles.interval(-45.0, 45.0, 301)),
-        "ordered": (lambda z: jnp.log(2.0) + jnp.sum(norm.logpdf(z)), 2, oracles.interval(-40.0, 10.0, 801)),
+        "simplex": (
+            lambda z: dirichlet.logpdf(z, jnp.ones(3)),
+            2,
+            oracles.interval(-45.0, 45.0, 301),
+        ),
+        "ordered": (
+            lambda z: jnp.log(2.0) + jnp.sum(norm.logpdf(z)),
+            2,
+            oracles.interval(-40.0, 10.0, 801),
+        ),
         "correlation": (lkj, 3, oracles.interval(-14.0, 14.0, 71)),
     }
     for name, (density, n, axis) in rows.items():
         target = vj.targets.transform(density, KINDS[name][0]).log_joint
         points, volumes = oracles.cross(*[axis] * n)
-        total = jax.jit(lambda y, v, f=target: jnp.sum(jnp.exp(jax.vmap(f)(y)) * v))(np.stack(points, -1), volumes)
+        total = jax.jit(lambda y, v, f=target: jnp.sum(jnp.exp(jax.vmap(f)(y)) * v))(
+            np.stack(points, -1), volumes
+        )
         np.testing.assert_allclose(total, 1.0, rtol=1e-6, err_msg=name)
 
 
@@ -191,7 +219,12 @@ def test_uniform_dirichlet_is_its_jacobian():
 
 def hierarchy(z):
     below = jnp.sum(norm.logpdf(z["low"], z["mu"], 1.0))
-    return below + norm.logpdf(z["mu"]) + jnp.sum(norm.logpdf(z["theta"], z["mu"], z["tau"])) - z["tau"]
+    return (
+        below
+        + norm.logpdf(z["mu"])
+        + jnp.sum(norm.logpdf(z["theta"], z["mu"], z["tau"]))
+        - z["tau"]
+    )
 
 
 HIERARCHY = {
@@ -204,7 +237,12 @@ HIERARCHY = {
 
 def test_leaves_given_earlier_leaves(x64):
     """The Jacobian over all leaves is triangular; theta in units of tau is the non-centred form, written by hand."""
-    y = {"tau": jnp.array(-0.4), "mu": jnp.array(0.3), "theta": jnp.array([0.2, -1.0]), "low": jnp.array([0.1, 0.5])}
+    y = {
+        "tau": jnp.array(-0.4),
+        "mu": jnp.array(0.3),
+        "theta": jnp.array([0.2, -1.0]),
+        "low": jnp.array([0.1, 0.5]),
+    }
     target, constrain, unconstrain = vj.targets.transform(hierarchy, HIERARCHY)
     flat, unravel = jax.flatten_util.ravel_pytree(y)
     several = jax.tree.map(lambda leaf: jnp.stack([leaf, 2 * leaf]), y)
@@ -229,7 +267,9 @@ def test_leaves_given_earlier_leaves(x64):
 def test_containers_prefixes_and_orders():
     """Tuples, one constraint for a subtree, containers made by a callable; jit sorts the names of y, which is no matter."""
     made = {"b": c.positive, "a": lambda z: {"x": c.interval(z["b"]), "y": None}}
-    target, constrain, unconstrain = vj.targets.transform(lambda z: -jnp.sum(z["b"]) + 0 * z["a"]["x"], made)
+    target, constrain, unconstrain = vj.targets.transform(
+        lambda z: -jnp.sum(z["b"]) + 0 * z["a"]["x"], made
+    )
     y = {"a": {"x": jnp.float32(0.5), "y": jnp.float32(2.0)}, "b": jnp.float32(-1.0)}
     z = jax.jit(constrain)(y)
     np.testing.assert_allclose(z["a"]["x"], np.exp(-1.0) + np.exp(0.5), rtol=1e-6)
@@ -247,9 +287,14 @@ def test_a_batch_is_kept_and_events_are_summed():
     """log_joint [2] of leaves [2, 3] and [2, 4]: one Jacobian for each member."""
     batched = lambda z: -jnp.sum(z["rate"], -1) + jnp.sum(jnp.log(z["share"]), -1)
     kinds = {"rate": c.positive, "share": c.simplex}
-    y = {"rate": jnp.array([[-0.3, 0.8, 0.1], [1.2, -1.5, 0.4]]), "share": jnp.array([[0.3, 0.2], [-1.0, 2.0]])}
+    y = {
+        "rate": jnp.array([[-0.3, 0.8, 0.1], [1.2, -1.5, 0.4]]),
+        "share": jnp.array([[0.3, 0.2], [-1.0, 2.0]]),
+    }
     target = vj.targets.transform(batched, kinds).log_joint
-    one = vj.targets.transform(lambda z: batched(jax.tree.map(lambda leaf: leaf[None], z))[0], kinds).log_joint
+    one = vj.targets.transform(
+        lambda z: batched(jax.tree.map(lambda leaf: leaf[None], z))[0], kinds
+    ).log_joint
     found = jax.jit(target)(y)
     assert found.shape == (2,)
     np.testing.assert_allclose(found, jax.jit(jax.vmap(one))(y), rtol=1e-6)
@@ -294,7 +339,9 @@ def test_an_exact_posterior_has_constant_weights(x64, key):
 @pytest.mark.slow
 def test_mean_field_reaches_its_own_best_below_the_evidence(x64, key):
     """The best N(m, s²) over log rate is known: s² = 1 / a, m = log a / b - s² / 2, and its ELBO is Stirling's log Γ(a)."""
-    target, constrain, unconstrain = vj.targets.transform(lambda z: counts(z["rate"]), {"rate": c.positive})
+    target, constrain, unconstrain = vj.targets.transform(
+        lambda z: counts(z["rate"]), {"rate": c.positive}
+    )
     family = vj.families.mean_field()
     start = family.init(key, unconstrain({"rate": jnp.array(2.0)}))
     elbo = vj.gradients.reparam(vj.bounds.elbo, draw=vj.draws.sobol)
@@ -311,7 +358,9 @@ def test_mean_field_reaches_its_own_best_below_the_evidence(x64, key):
     assert best.value < evidence()
     mean = lambda found: found.params["loc"]["rate"]
     np.testing.assert_allclose(mean(best), np.log(A_N / B_N) - 0.5 / A_N, atol=2e-3)
-    assert abs(mean(wrong) - mean(best)) > 0.05  # without the Jacobian, log rate has another posterior
+    assert (
+        abs(mean(wrong) - mean(best)) > 0.05
+    )  # without the Jacobian, log rate has another posterior
 
 
 # --- factors, marks, refusals
@@ -320,14 +369,18 @@ def test_mean_field_reaches_its_own_best_below_the_evidence(x64, key):
 def test_factors_and_marks(key):
     """Each constrained leaf is a factor of its own, once for each transform; keyed, aux and minibatch marks stay."""
     kinds = {"s": c.positive, "t": c.positive, "m": None}
-    once = vj.targets.transform(lambda z: {"prior": -z["s"] - z["t"], "x": -jnp.square(z["m"])}, kinds).log_joint
+    once = vj.targets.transform(
+        lambda z: {"prior": -z["s"] - z["t"], "x": -jnp.square(z["m"])}, kinds
+    ).log_joint
     y = {"s": jnp.float32(0.2), "t": jnp.float32(0.3), "m": jnp.float32(0.1)}
     assert set(jax.eval_shape(once, y)) == {"prior", "x", "log-Jacobian of s", "log-Jacobian of t"}
     twice = vj.targets.transform(once, {"s": c.affine(0.0, 2.0), "t": None, "m": None}).log_joint
     np.testing.assert_allclose(jax.jit(twice)(y)["log-Jacobian of s"], np.log(2.0) + 0.4, rtol=1e-6)
     assert vj.targets.transform(once, c.positive).unconstrain({"s": 2.0})["s"].weak_type is False
 
-    noisy = vj.targets.keyed(lambda key, z: (-z + 0 * jax.random.normal(key), {"z": z}), has_aux=True)
+    noisy = vj.targets.keyed(
+        lambda key, z: (-z + 0 * jax.random.normal(key), {"z": z}), has_aux=True
+    )
     target = vj.targets.transform(noisy, c.positive).log_joint
     q = Gauss(jnp.float32(0.0), jnp.float32(-1.0))
     draws = jax.jit(lambda: vj.draws.weigh(key, target, q, num_samples=4))()
@@ -376,18 +429,42 @@ def at(constraints, y, log_joint=lambda z: jnp.zeros(())):
         (lambda y: at({"a": c.interval}, {"a": y}), TypeError, "low must be numbers"),
         (lambda y: at({"a": lambda z: "positive"}, {"a": y}), TypeError, "at 'a' must be one of"),
         (lambda y: at(c.interval, y), TypeError, "lack its arguments"),
-        (lambda y: at({"a": lambda z: z["b"], "b": None}, {"a": y, "b": y}), ValueError, "asks for 'b'.*after those"),
-        (lambda y: at({"a": {"b": c.positive}}, {"a": {"b": y.astype(int)}}), TypeError, "leaf 'a.b' is int32"),
+        (
+            lambda y: at({"a": lambda z: z["b"], "b": None}, {"a": y, "b": y}),
+            ValueError,
+            "asks for 'b'.*after those",
+        ),
+        (
+            lambda y: at({"a": {"b": c.positive}}, {"a": {"b": y.astype(int)}}),
+            TypeError,
+            "leaf 'a.b' is int32",
+        ),
         (
             lambda y: at({"a": c.simplex}, {"a": y[0]}),
             ValueError,
             r"leaf 'a', \(\): simplex is a constraint on vectors",
         ),
-        (lambda y: at(c.cholesky_correlation, y[:2]), ValueError, r"d \(d - 1\) / 2 numbers, got 2"),
-        (lambda y: at(c.cholesky_covariance, y[:2]), ValueError, r"d \(d \+ 1\) / 2 numbers, got 2"),
-        (lambda y: at(c.interval(jnp.zeros(3)), y[None]), ValueError, r"low has shape \(3,\) and the latent \(1, 3\)"),
+        (
+            lambda y: at(c.cholesky_correlation, y[:2]),
+            ValueError,
+            r"d \(d - 1\) / 2 numbers, got 2",
+        ),
+        (
+            lambda y: at(c.cholesky_covariance, y[:2]),
+            ValueError,
+            r"d \(d \+ 1\) / 2 numbers, got 2",
+        ),
+        (
+            lambda y: at(c.interval(jnp.zeros(3)), y[None]),
+            ValueError,
+            r"low has shape \(3,\) and the latent \(1, 3\)",
+        ),
         (lambda y: at(c.affine(0.0, jnp.ones(2)), y), ValueError, r"scale has shape \(2,\)"),
-        (lambda y: at(c.positive, y, lambda z: jnp.zeros(5)), ValueError, r"shape \(5,\), and leaf 'z' has \(3,\)"),
+        (
+            lambda y: at(c.positive, y, lambda z: jnp.zeros(5)),
+            ValueError,
+            r"shape \(5,\), and leaf 'z' has \(3,\)",
+        ),
         (lambda y: at(c.simplex, y, lambda z: z), ValueError, r"before the axes of its constraint"),
         (lambda y: c.interval(), ValueError, "constraint None"),
         (lambda y: c.affine(0.0, -1.0), ValueError, "scale must be positive, got -1.0"),

@@ -65,7 +65,11 @@ def test_what_cannot_be_told_is_said(key):
         check_unbiased(key, lambda key: estimate(key)["a"], RIGHT["a"], detects=0.01, max_keys=3000)
     with pytest.raises(ValueError, match=r"tails are too heavy .*\(kurtosis"):
         check_unbiased(
-            key, lambda key: jnp.exp(6 * jax.random.normal(key)), np.exp(18.0), detects=5e6, max_keys=100_000
+            key,
+            lambda key: jnp.exp(6 * jax.random.normal(key)),
+            np.exp(18.0),
+            detects=5e6,
+            max_keys=100_000,
         )
     with pytest.raises(AssertionError, match="nan or infinite"):
         check_unbiased(key, lambda key: jnp.log(jax.random.normal(key)), 0.0, detects=0.1)
@@ -89,7 +93,9 @@ def test_what_cannot_be_told_is_said(key):
 )
 def test_refusals(changed, error, message, key):
     with pytest.raises(error, match=message):
-        check_unbiased(**({"key": key, "estimate": estimate, "truth": RIGHT, "detects": 0.1} | changed))
+        check_unbiased(
+            **({"key": key, "estimate": estimate, "truth": RIGHT, "detects": 0.1} | changed)
+        )
 
 
 def log_weights(key):
@@ -105,7 +111,9 @@ def test_bounds_in_order(key):
     assert report.z == 0.0
     assert report.bias < 0.0
     check_bound_order(key, log_weights, [vj.bounds.iwae, jnp.zeros(2)], detects=0.05)
-    with pytest.raises(AssertionError, match=r"out of order: \(2: iwae\) - \(3: elbo\)\[.\] is off by \+0\."):
+    with pytest.raises(
+        AssertionError, match=r"out of order: \(2: iwae\) - \(3: elbo\)\[.\] is off by \+0\."
+    ):
         check_bound_order(key, log_weights, [*rising[:3], vj.bounds.elbo, 0.0], detects=0.02)
     with pytest.raises(AssertionError, match=r"out of order: \(0: iwae\) - \(1: -0\.1\)"):
         check_bound_order(key, log_weights, [vj.bounds.iwae, -0.1], detects=0.02)
@@ -148,7 +156,9 @@ def failures(key, deviation, d, detects=0.2):
 @pytest.mark.parametrize("kind", some(["normal", "skewed", "few"], "few"))
 def test_false_failures_are_as_rare_as_promised(kind, one_sided, key):
     """At level .05 over five numbers: 20 of 400 expected; 2 or 45 would be chance less than once in a million."""
-    d = design(5, level=0.05, power=0.9, one_sided=one_sided, pilot=200, max_keys=20_000, batch_size=200)
+    d = design(
+        5, level=0.05, power=0.9, one_sided=one_sided, pilot=200, max_keys=20_000, batch_size=200
+    )
     failed, _ = failures(key, partial(sample, kind=kind), d)
     assert 2 < failed.sum() < 45, failed.sum()
 
@@ -156,7 +166,9 @@ def test_false_failures_are_as_rare_as_promised(kind, one_sided, key):
 @pytest.mark.parametrize("kind", some(["normal", "skewed", "few"], "skewed"))
 def test_power_is_as_designed(kind, key):
     """A bias of `detects` is found in 90 % or more; half of it in far fewer, so keys are not spent beyond the design."""
-    d = design(5, level=0.05, power=0.9, one_sided=False, pilot=200, max_keys=20_000, batch_size=200)
+    d = design(
+        5, level=0.05, power=0.9, one_sided=False, pilot=200, max_keys=20_000, batch_size=200
+    )
     found, _ = failures(key, partial(sample, kind=kind, bias=0.2), d)
     assert found.mean() > 0.9 - 5 * np.sqrt(0.09 / REPETITIONS)
     half, _ = failures(key, partial(sample, kind=kind, bias=0.1), d)
@@ -165,7 +177,9 @@ def test_power_is_as_designed(kind, key):
 
 def test_looking_again_and_again_would_fail_the_law(key):
     """The control: one test after each of ten batches, stopped at the first that fails, is wrong three times as often."""
-    d = design(5, level=0.05, power=0.9, one_sided=False, pilot=200, max_keys=20_000, batch_size=200)
+    d = design(
+        5, level=0.05, power=0.9, one_sided=False, pilot=200, max_keys=20_000, batch_size=200
+    )
 
     def peeking(key):
         means = jax.random.normal(key, (10, 5)) / jnp.sqrt(200)  # of ten batches

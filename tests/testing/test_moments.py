@@ -35,16 +35,24 @@ def test_no_signal_has_no_snr(key):
 
 @pytest.mark.parametrize("batch_size", [1, 7, 64, 1000])
 def test_batches_change_nothing(batch_size, key):
-    whole = jax.vmap(lambda i: jax.grad(value, 1)(jax.random.fold_in(key, i), PARAMS))(jnp.arange(150))
+    whole = jax.vmap(lambda i: jax.grad(value, 1)(jax.random.fold_in(key, i), PARAMS))(
+        jnp.arange(150)
+    )
     found = gradient_moments(key, value, PARAMS, num_keys=150, batch_size=batch_size)
-    jax.tree.map(lambda m, w: np.testing.assert_allclose(m, w.mean(0), rtol=2e-5), found.mean, whole)
-    jax.tree.map(lambda s, w: np.testing.assert_allclose(s, w.std(0, ddof=1), rtol=2e-5), found.sd, whole)
+    jax.tree.map(
+        lambda m, w: np.testing.assert_allclose(m, w.mean(0), rtol=2e-5), found.mean, whole
+    )
+    jax.tree.map(
+        lambda s, w: np.testing.assert_allclose(s, w.std(0, ddof=1), rtol=2e-5), found.sd, whole
+    )
 
 
 def test_higher_moments_merge(key):
     """Third and fourth central moments of a skewed sample, in batches of which the last is not full."""
     sums = gather(key, jax.random.exponential, 1003, 64)
-    sample = jax.vmap(lambda i: jax.random.exponential(jax.random.fold_in(key, i)))(jnp.arange(1003))
+    sample = jax.vmap(lambda i: jax.random.exponential(jax.random.fold_in(key, i)))(
+        jnp.arange(1003)
+    )
     sample = np.asarray(sample, np.float64)
     d = sample - sample.mean()
     assert sums.keys == 1003
@@ -54,18 +62,28 @@ def test_higher_moments_merge(key):
 
 def test_far_from_zero(key):
     """A mean of 10^4 deviations costs no digits of the deviation, as a sum of squares would."""
-    found = gradient_moments(key, lambda key, p: p * (1e4 + jax.random.normal(key)), 1.0, num_keys=50_000)
+    found = gradient_moments(
+        key, lambda key, p: p * (1e4 + jax.random.normal(key)), 1.0, num_keys=50_000
+    )
     np.testing.assert_allclose(found.sd, 1.0, rtol=0.02)
 
 
 @pytest.mark.slow
 def test_transforms(key, x64):
-    run = lambda key: gradient_moments(key, value, jax.tree.map(jnp.float64, PARAMS), num_keys=100, batch_size=30)
+    run = lambda key: gradient_moments(
+        key, value, jax.tree.map(jnp.float64, PARAMS), num_keys=100, batch_size=30
+    )
     plain = run(key)
     assert plain.mean["a"].dtype == np.float64
     keys = jax.random.split(key, 3)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), jax.jit(run)(key), plain)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a[1], b, rtol=1e-12), jax.vmap(run)(keys), run(keys[1]))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), jax.jit(run)(key), plain
+    )
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a[1], b, rtol=1e-12),
+        jax.vmap(run)(keys),
+        run(keys[1]),
+    )
 
 
 @pytest.mark.slow
@@ -73,7 +91,9 @@ def test_memory_is_flat_in_the_number_of_keys(key):
     """By XLA's count of temporary memory; the control, all keys at once, grows."""
 
     def size(num_keys, batch_size):
-        run = lambda key: gradient_moments(key, value, PARAMS, num_keys=num_keys, batch_size=batch_size)
+        run = lambda key: gradient_moments(
+            key, value, PARAMS, num_keys=num_keys, batch_size=batch_size
+        )
         return jax.jit(run).lower(key).compile().memory_analysis().temp_size_in_bytes
 
     assert size(1_000_000, 100) <= size(1000, 100) + 1000

@@ -33,7 +33,13 @@ def variance(state):
 
 def crossed(params, state):
     """Weights at ± √d σ along each axis: what Stein's identity gives there is exact for a quadratic loss."""
-    far = jnp.sqrt(3 / (state.num_data * (jnp.concatenate([state.hessian["b"][None], state.hessian["w"]]) + DECAY)))
+    far = jnp.sqrt(
+        3
+        / (
+            state.num_data
+            * (jnp.concatenate([state.hessian["b"][None], state.hessian["w"]]) + DECAY)
+        )
+    )
     moves = jnp.concatenate([jnp.diag(far), -jnp.diag(far)])
     return {"b": params["b"] + moves[:, 0], "w": params["w"][None] + moves[:, 1:]}
 
@@ -62,14 +68,21 @@ def test_the_fixed_point_is_the_mean_field_optimum(x64, key):
     def log_joint(z):
         return -N * loss(z) - 0.5 * N * DECAY * (z["b"] ** 2 + jnp.sum(z["w"] ** 2))
 
-    rule = vj.updates.natural_gradient(log_joint, num_samples=2, learning_rate=0.5, curvature=vj.updates.hessian)
+    rule = vj.updates.natural_gradient(
+        log_joint, num_samples=2, learning_rate=0.5, curvature=vj.updates.hessian
+    )
     other = rule.init(vj.families.mean_field().init(key, params))
     step = lambda s, k: (rule.step(k, s)[0], None)  # noqa: E731
     other, _ = jax.jit(lambda keys: jax.lax.scan(step, other, keys))(jax.random.split(key, 200))
     np.testing.assert_allclose(variance(state), other.root**2, rtol=1e-6)
     np.testing.assert_allclose(join(params), join(other.loc), atol=1e-6)
     # The control: a prior that is N times too strong ends elsewhere.
-    _, wrong = fit(ivon(0.3, num_data=N, weight_decay=DECAY * N, beta2=0.9), lambda _, p, s: crossed(p, s), 600, key)
+    _, wrong = fit(
+        ivon(0.3, num_data=N, weight_decay=DECAY * N, beta2=0.9),
+        lambda _, p, s: crossed(p, s),
+        600,
+        key,
+    )
     assert abs(variance(wrong) * np.diag(PRECISION) - 1).max() > 1e-2
 
 
@@ -83,12 +96,18 @@ def test_draws_and_minibatches_end_there_too(key):
         rows = jax.random.choice(key_rows, N, (10,), replace=False)
         weights = perturb(key, params, state, num_samples=4)
         x, y = jnp.asarray(X, jnp.float32)[rows], jnp.asarray(Y, jnp.float32)[rows]
-        one = lambda p: 0.5 * jnp.mean(jnp.square((y - x[:, 0] * p["b"] - x[:, 1:] @ p["w"]) / NOISE))  # noqa: E731
-        updates, state = optimizer.update(jax.vmap(jax.grad(one))(weights), state, params, weights=weights)
+        one = lambda p: (
+            0.5 * jnp.mean(jnp.square((y - x[:, 0] * p["b"] - x[:, 1:] @ p["w"]) / NOISE))
+        )  # noqa: E731
+        updates, state = optimizer.update(
+            jax.vmap(jax.grad(one))(weights), state, params, weights=weights
+        )
         return (optax.apply_updates(params, updates), state), None
 
     first = (START, optimizer.init(START))
-    params, state = jax.jit(lambda keys: jax.lax.scan(body, first, keys)[0])(jax.random.split(key, 4000))
+    params, state = jax.jit(lambda keys: jax.lax.scan(body, first, keys)[0])(
+        jax.random.split(key, 4000)
+    )
     np.testing.assert_allclose(variance(state), 1 / np.diag(PRECISION), rtol=0.3)
     np.testing.assert_allclose(join(params), MEAN, atol=0.1)
 
@@ -102,7 +121,9 @@ def test_what_is_drawn(key):
         "b": ((20_000,), jnp.float32),
         "w": ((20_000, 2), jnp.float16),
     }
-    np.testing.assert_allclose(np.std(np.asarray(weights["w"], np.float64), 0), 0.1, rtol=0.04)  # 8 standard errors
+    np.testing.assert_allclose(
+        np.std(np.asarray(weights["w"], np.float64), 0), 0.1, rtol=0.04
+    )  # 8 standard errors
     np.testing.assert_allclose(np.mean(np.asarray(weights["b"])), 2.0, atol=0.006)
 
 
@@ -126,10 +147,16 @@ def test_gradients_that_are_not_finite_change_nothing(key):
     bad = {"b": jnp.array([jnp.nan, 1.0]), "w": jnp.ones((2, 2))}
     updates, after = optimizer.update(bad, state, START, weights=weights)
     assert all(jnp.all(leaf == 0) for leaf in jax.tree.leaves(updates))
-    jax.tree.map(np.testing.assert_array_equal, (after.momentum, after.hessian), (state.momentum, state.hessian))
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        (after.momentum, after.hessian),
+        (state.momentum, state.hessian),
+    )
     # A wildly negative curvature leaves h + δ positive; the control, without the square, would not.
     grads = jax.tree.map(lambda w, p: -1e3 * (w - p[None]), weights, START)
-    _, after = ivon(0.1, num_data=10, weight_decay=0.1, beta2=0.5).update(grads, state, START, weights=weights)
+    _, after = ivon(0.1, num_data=10, weight_decay=0.1, beta2=0.5).update(
+        grads, state, START, weights=weights
+    )
     assert all(jnp.all(leaf + 0.1 > 0) for leaf in jax.tree.leaves(after.hessian))
 
 
@@ -148,9 +175,18 @@ def test_what_is_refused(unchecked, key):
     for wrong, message in (
         ({"num_data": 0, "weight_decay": 1.0}, "num_data must be at least 1, got 0"),
         ({"num_data": 5, "weight_decay": 0.0}, "weight_decay must be positive, got 0.0"),
-        ({"num_data": 5, "weight_decay": 1.0, "initial_hessian": -1.0}, "initial_hessian must be at least 0"),
-        ({"num_data": 5, "weight_decay": 1.0, "beta1": 1.0}, "beta1 must be at least 0 and below 1"),
-        ({"num_data": 5, "weight_decay": 1.0, "beta2": 1.5}, "beta2 must be at least 0 and below 1"),
+        (
+            {"num_data": 5, "weight_decay": 1.0, "initial_hessian": -1.0},
+            "initial_hessian must be at least 0",
+        ),
+        (
+            {"num_data": 5, "weight_decay": 1.0, "beta1": 1.0},
+            "beta1 must be at least 0 and below 1",
+        ),
+        (
+            {"num_data": 5, "weight_decay": 1.0, "beta2": 1.5},
+            "beta2 must be at least 0 and below 1",
+        ),
         ({"num_data": 5, "weight_decay": 1.0, "clip_radius": -1.0}, "clip_radius must be positive"),
     ):
         with pytest.raises(ValueError, match=message):

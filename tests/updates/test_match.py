@@ -36,14 +36,20 @@ def test_the_update_solves_its_matrix_equation(size, x64, key):
     state = updates.GaussianState(loc, root, jnp.int32(0), jnp.ones(()))
     new = jax.jit(_match.matched)(state, noise, scores @ root, jnp.asarray(rate))
 
-    z, old, sigma = np.asarray(loc[None] + noise @ root.T), np.asarray(root @ root.T), np.asarray(covariance(new))
+    z, old, sigma = (
+        np.asarray(loc[None] + noise @ root.T),
+        np.asarray(root @ root.T),
+        np.asarray(covariance(new)),
+    )
     center, score = z.mean(0), np.asarray(scores).mean(0)
     spread = (z - center).T @ (z - center) / size
     of_scores = (np.asarray(scores) - score).T @ (np.asarray(scores) - score) / size
     u = rate * of_scores + rate / (1 + rate) * np.outer(score, score)
     v = old + rate * spread + rate / (1 + rate) * np.outer(loc - center, loc - center)
     np.testing.assert_allclose(sigma @ u @ sigma + sigma, v, rtol=1e-9, atol=1e-9)
-    np.testing.assert_allclose(new.loc, (np.asarray(loc) + rate * (sigma @ score + center)) / (1 + rate), rtol=1e-9)
+    np.testing.assert_allclose(
+        new.loc, (np.asarray(loc) + rate * (sigma @ score + center)) / (1 + rate), rtol=1e-9
+    )
     assert jnp.all(jnp.diagonal(new.root) > 0)
     np.testing.assert_array_equal(new.root, jnp.tril(new.root))
     # The control: the old covariance does not solve it.
@@ -63,7 +69,9 @@ def test_a_gaussian_target_is_matched_exactly(x64, key):
     def body(state, key):
         return update.step(key, state)[0], divergence(state)
 
-    state, falls = jax.jit(lambda keys: jax.lax.scan(body, update.init(start()), keys))(jax.random.split(key, 40))
+    state, falls = jax.jit(lambda keys: jax.lax.scan(body, update.init(start()), keys))(
+        jax.random.split(key, 40)
+    )
     np.testing.assert_allclose(vector(state.loc), MEAN, atol=1e-9)
     np.testing.assert_allclose(covariance(state), ROOT @ ROOT.T, atol=1e-9)
     assert falls[10] < 1e-12 < falls[3] < 0.1 * falls[0]
@@ -77,13 +85,19 @@ def test_a_gaussian_target_is_matched_exactly(x64, key):
 @pytest.mark.slow
 def test_the_rate_is_how_far_it_goes(x64, key):
     """λ → 0 leaves q as it was."""
-    still, _ = run(updates.batch_and_match(gaussian, num_samples=4, learning_rate=1e-9), start(), key, 1)
+    still, _ = run(
+        updates.batch_and_match(gaussian, num_samples=4, learning_rate=1e-9), start(), key, 1
+    )
     np.testing.assert_allclose(covariance(still), 0.25 * np.eye(3), atol=1e-6)
     np.testing.assert_allclose(vector(still.loc), 0.0, atol=1e-6)
-    schedule = updates.batch_and_match(gaussian, num_samples=4, learning_rate=lambda t: 12 / (t + 1))
+    schedule = updates.batch_and_match(
+        gaussian, num_samples=4, learning_rate=lambda t: 12 / (t + 1)
+    )
     default = updates.batch_and_match(gaussian, num_samples=4)
     moved = [run(rule, start(), key, 3)[0] for rule in (schedule, default)]
-    np.testing.assert_allclose(moved[0].root, moved[1].root)  # the default is the paper's B d / (t + 1)
+    np.testing.assert_allclose(
+        moved[0].root, moved[1].root
+    )  # the default is the paper's B d / (t + 1)
 
 
 @pytest.mark.parametrize("halvings", [0, 10])
@@ -104,13 +118,19 @@ def test_seeds_by_vmap_are_seeds_one_by_one(key):
     keys = jax.random.split(key, 3)
     one = lambda key: update.step(key, update.init(full.init(key, jnp.zeros(2))))  # noqa: E731
     many, alone = jax.jit(jax.vmap(one))(keys), jax.jit(one)(keys[1])
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a[1], b, rtol=2e-3, atol=2e-4), many, alone)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a[1], b, rtol=2e-3, atol=2e-4), many, alone
+    )
 
 
 def test_a_traced_rate(key):
     state = updates.batch_and_match(logistic, num_samples=8).init(full.init(key, jnp.zeros(2)))
     found = [
-        step(lambda r: updates.batch_and_match(logistic, num_samples=8, learning_rate=r).step(key, state)[0])(16.0)
+        step(
+            lambda r: updates.batch_and_match(logistic, num_samples=8, learning_rate=r).step(
+                key, state
+            )[0]
+        )(16.0)
         for step in (lambda f: f, jax.jit)
     ]
     np.testing.assert_allclose(found[0].loc, found[1].loc, rtol=1e-4)
@@ -127,4 +147,6 @@ def test_what_is_refused(unchecked, key):
         update.init(vj.families.mean_field().init(key, jnp.zeros(2)))
     target = vj.targets.minibatch(lambda z: -(z**2), lambda z: -(z[None] ** 2), num_data=2)
     with pytest.raises(ValueError, match="scores are matched in square: use natural_gradient"):
-        updates.batch_and_match(target, num_samples=2).step(key, update.init(full.init(key, jnp.zeros(()))))
+        updates.batch_and_match(target, num_samples=2).step(
+            key, update.init(full.init(key, jnp.zeros(())))
+        )

@@ -39,7 +39,9 @@ def run(rule, params, key, steps):
         new, report = rule.step(key, state)
         return new, (report.value, new.taken)
 
-    return jax.jit(lambda keys: jax.lax.scan(body, rule.init(params), keys))(jax.random.split(key, steps))
+    return jax.jit(lambda keys: jax.lax.scan(body, rule.init(params), keys))(
+        jax.random.split(key, steps)
+    )
 
 
 def covariance(state):
@@ -75,7 +77,9 @@ def test_others_reach_a_gaussian_target_too(name, x64, key):
     """In tens of steps; with Stein's identity the noise vanishes with the distance, so that the last digits come too."""
     update = {
         "square_root": square_root(gaussian, num_samples=2, learning_rate=1.0),
-        "quadratic": natural(gaussian, num_samples=2, learning_rate=1.0, retraction=updates.quadratic),
+        "quadratic": natural(
+            gaussian, num_samples=2, learning_rate=1.0, retraction=updates.quadratic
+        ),
         "stein": natural(gaussian, num_samples=64, learning_rate=0.5, curvature=updates.stein),
     }[name]
     state, _ = run(update, start(), key, 80)
@@ -103,7 +107,9 @@ L = np.array([[0.7, 0.0], [-0.4, 0.9]])
 
 def to_natural(m, root):
     precision = jnp.linalg.inv(root @ root.T)
-    return jnp.concatenate([precision @ m, jnp.asarray([1, 2, 1]) * -0.5 * precision[jnp.triu_indices(2)]])
+    return jnp.concatenate(
+        [precision @ m, jnp.asarray([1, 2, 1]) * -0.5 * precision[jnp.triu_indices(2)]]
+    )
 
 
 def from_natural(natural):
@@ -125,7 +131,9 @@ def fisher(natural):
 
     def mean_log_q(other):
         loc, scale = from_natural(other)
-        r = jax.scipy.linalg.solve_triangular(scale, (m[None] + GRID @ root.T - loc[None]).T, lower=True)
+        r = jax.scipy.linalg.solve_triangular(
+            scale, (m[None] + GRID @ root.T - loc[None]).T, lower=True
+        )
         return jnp.asarray(MASS) @ (-0.5 * jnp.sum(r**2, 0)) - jnp.sum(jnp.log(jnp.diagonal(scale)))
 
     return -jax.hessian(mean_log_q)(natural)
@@ -136,7 +144,9 @@ def by_quadrature():
     f = lambda e: logistic(M + L @ e)  # noqa: E731
     slope = jnp.asarray(MASS) @ jax.vmap(jax.grad(f))(jnp.asarray(GRID))
     return _curvature.Local(
-        jnp.zeros(2), slope, -jnp.einsum("k,kij->ij", MASS, jax.vmap(jax.hessian(f))(jnp.asarray(GRID)))
+        jnp.zeros(2),
+        slope,
+        -jnp.einsum("k,kij->ij", MASS, jax.vmap(jax.hessian(f))(jnp.asarray(GRID))),
     )
 
 
@@ -185,8 +195,12 @@ def test_slope_and_curvature_are_unbiased(curvature, x64, key):
     truth = by_quadrature()
     expected = {"slope": truth.slope, "curvature": truth.curvature, "gap": jnp.zeros(2)}
     assert_mean(samples, expected, detects={"slope": 0.05, "curvature": 0.1, "gap": 1e-4})
-    with pytest.raises(AssertionError, match="biased"):  # the control: a curvature that forgot its factor
-        assert_mean({"curvature": 0.8 * samples["curvature"]}, {"curvature": truth.curvature}, detects=0.1)
+    with pytest.raises(
+        AssertionError, match="biased"
+    ):  # the control: a curvature that forgot its factor
+        assert_mean(
+            {"curvature": 0.8 * samples["curvature"]}, {"curvature": truth.curvature}, detects=0.1
+        )
 
 
 # --- starts from which much goes wrong
@@ -206,7 +220,10 @@ def scale_unknown(z):
         pytest.param("natural", full, id="natural-full_rank"),
         *[
             pytest.param(name, family, id=f"{name}-{kind}", marks=pytest.mark.slow)
-            for name, family, kind in (("natural", mean_field, "mean_field"), ("square_root", full, "full_rank"))
+            for name, family, kind in (
+                ("natural", mean_field, "mean_field"),
+                ("square_root", full, "full_rank"),
+            )
         ],
         pytest.param("square_root", mean_field, id="square_root-mean_field"),
     ],
@@ -255,7 +272,9 @@ def test_seeds_by_vmap_are_seeds_one_by_one(key):
     one = lambda key: update.step(key, update.init(full.init(key, jnp.zeros(2))))  # noqa: E731
     many = jax.jit(jax.vmap(one))(keys)
     alone = jax.jit(one)(keys[1])
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a[1], b, rtol=2e-3, atol=2e-4), many, alone)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a[1], b, rtol=2e-3, atol=2e-4), many, alone
+    )
     state, report = alone
     assert isinstance(update, Rule)
     assert isinstance(report, Step)
@@ -286,7 +305,9 @@ def test_minibatches_and_schedules(x64, key):
     first = natural(logistic, num_samples=2).init(full.init(key, jnp.zeros(2)))
     state, _ = jax.jit(lambda keys: jax.lax.scan(body, first, keys))(jax.random.split(key, 400))
     np.testing.assert_allclose(jnp.linalg.inv(covariance(state)), precision, rtol=0.05, atol=15)
-    error = jnp.linalg.cholesky(precision).T @ (state.loc - jnp.linalg.solve(precision, x.T @ y / 0.09))
+    error = jnp.linalg.cholesky(precision).T @ (
+        state.loc - jnp.linalg.solve(precision, x.T @ y / 0.09)
+    )
     assert jnp.linalg.norm(error) < 0.5
 
 
@@ -310,7 +331,9 @@ def test_a_memory_is_the_target_that_changes(name, key):
     assert by_hand.memory is None
     for i, of_step in enumerate(jax.random.split(key, 4)):
         state, report = step(of_step, state)
-        by_hand, expected = jax.jit(make(log_joint(data[i % 3]), num_samples=8).step)(of_step, by_hand)
+        by_hand, expected = jax.jit(make(log_joint(data[i % 3]), num_samples=8).step)(
+            of_step, by_hand
+        )
         np.testing.assert_allclose(report.value, expected.value, rtol=1e-5)
         np.testing.assert_allclose(state.loc, by_hand.loc, rtol=1e-4, atol=1e-5)
     assert state.memory["cursor"] == 4
@@ -346,7 +369,9 @@ def test_what_is_refused(unchecked, key):
         updates.square_root_natural_gradient(logistic, num_samples=2, halvings=-1)
     update = natural(logistic, num_samples=2)
     low = vj.families.low_rank(rank=1).init(key, jnp.zeros(2))
-    with pytest.raises(TypeError, match=r"params must be those of families.mean_field .*got \['factor'"):
+    with pytest.raises(
+        TypeError, match=r"params must be those of families.mean_field .*got \['factor'"
+    ):
         update.init(dict(sorted(low.items())))
     with pytest.raises(TypeError, match="float32 or float64, got bfloat16"):
         update.init(full.init(key, jnp.zeros(2, jnp.bfloat16)))
@@ -362,10 +387,14 @@ def test_what_is_refused(unchecked, key):
     split = vj.targets.exact_entropy(logistic, full.dist(update.params(state)))
     with pytest.raises(ValueError, match="holds terms of q in closed form"):
         natural(split, num_samples=2).step(key, state)
-    with pytest.raises(TypeError, match="log_joint must be a function .* got a Transformed: pass its log_joint"):
+    with pytest.raises(
+        TypeError, match="log_joint must be a function .* got a Transformed: pass its log_joint"
+    ):
         natural(vj.targets.transform(logistic, None), num_samples=2)
     with pytest.raises(TypeError, match=r"memory -> \(log_joint, memory\), this one returned"):
-        natural(logistic, num_samples=2).step(key, update.init(full.init(key, jnp.zeros(2)), memory=jnp.zeros(2)))
+        natural(logistic, num_samples=2).step(
+            key, update.init(full.init(key, jnp.zeros(2)), memory=jnp.zeros(2))
+        )
 
 
 def test_the_default_rate():

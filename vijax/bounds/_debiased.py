@@ -39,10 +39,19 @@ def jackknife(
         inference, 2018.
     """
     k = log_w.shape[0]
-    if isinstance(order, bool) or not isinstance(order, int) or order not in (1, 2, 3) or k <= order:
-        raise ValueError(f"jackknife has order 1, 2 or 3 and takes k >= 1 + order draws, got order {order}, k = {k}.")
+    if (
+        isinstance(order, bool)
+        or not isinstance(order, int)
+        or order not in (1, 2, 3)
+        or k <= order
+    ):
+        raise ValueError(
+            f"jackknife has order 1, 2 or 3 and takes k >= 1 + order draws, got order {order}, k = {k}."
+        )
     if weights is not None:
-        raise ValueError("jackknife leaves out draws of equal weight; pass weights=None, or use bounds.iwae.")
+        raise ValueError(
+            "jackknife leaves out draws of equal weight; pass weights=None, or use bounds.iwae."
+        )
     # With Dⱼ the mean over subsets of j draws of log(sum without them / sum), L(k-j) = L(k) + Dⱼ + log k/(k-j), and
     # the estimate is L(k) + Σⱼ cⱼ (Dⱼ + log k/(k-j)). The cⱼ grow as k^order, so each Dⱼ is written in the differences
     # below it, Dⱼ = Σᵢ C(j, i) Δᵢ, which are of size k^-i and lose nothing.
@@ -106,7 +115,9 @@ def _pair_differences(log_share: Array, singles: Array, without_two: Array) -> A
     return _led_by(without_two - singles[0] - singles[1], jnp.log1p(-quotient[1:]))
 
 
-def _triple_differences(log_share: Array, singles: Array, pairs: Array, without_three: Array) -> Array:
+def _triple_differences(
+    log_share: Array, singles: Array, pairs: Array, without_three: Array
+) -> Array:
     """Return Δ(a, b, c) of all triples, in the order of `combinations`."""
     k = len(log_share)
     h, i, j = np.array(list(combinations(range(k), 3))).T
@@ -122,7 +133,9 @@ def _triple_differences(log_share: Array, singles: Array, pairs: Array, without_
 
 
 @with_closed_forms(independent=True)
-def sumo(log_w: Float[Array, "k *batch"], *, level: Level, weights: Array | None = None) -> Float[Array, "*batch"]:
+def sumo(
+    log_w: Float[Array, "k *batch"], *, level: Level, weights: Array | None = None
+) -> Float[Array, "*batch"]:
     """SUMO, to be maximised or minimised: log p(x) in the limit without bias; at finite k, over draws and level, it has
     IWAE's expectation, a lower bound, and one estimate may lie on either side.
 
@@ -148,7 +161,9 @@ def sumo(log_w: Float[Array, "k *batch"], *, level: Level, weights: Array | None
     """
     k, m = log_w.shape[0], level.probabilities.shape[0]
     if not 1 <= k <= m:
-        raise ValueError(f"sumo with {m} levels takes k draws, m >= k >= 1; got k = {k}: draw a level of {k}.")
+        raise ValueError(
+            f"sumo with {m} levels takes k draws, m >= k >= 1; got k = {k}: draw a level of {k}."
+        )
     value = _level("sumo", log_w, level, weights)[None]
 
     def column(values: Array) -> Array:
@@ -177,7 +192,9 @@ def _cannot_lose(log_w: Array, **_: object) -> Array:
 
 
 @with_closed_forms(leave_one_out=_cannot_lose, independent=True)
-def mlmc_iwae(log_w: Float[Array, "k *batch"], *, level: Level, weights: Array | None = None) -> Float[Array, "*batch"]:
+def mlmc_iwae(
+    log_w: Float[Array, "k *batch"], *, level: Level, weights: Array | None = None
+) -> Float[Array, "*batch"]:
     """Multilevel IWAE, to be maximised or minimised: log p(x) in the limit without bias; at finite k, over draws and
     level, it has IWAE's expectation, a lower bound, and one estimate may lie on either side.
 
@@ -203,7 +220,9 @@ def mlmc_iwae(log_w: Float[Array, "k *batch"], *, level: Level, weights: Array |
     """
     k, m = log_w.shape[0], level.probabilities.shape[0]
     if k != 2 ** (m - 1):
-        raise ValueError(f"mlmc_iwae with {m} levels takes 2^(m-1) = {2 ** (m - 1)} draws, k >= 1; got k = {k}.")
+        raise ValueError(
+            f"mlmc_iwae with {m} levels takes 2^(m-1) = {2 ** (m - 1)} draws, k >= 1; got k = {k}."
+        )
     drawn = _level("mlmc_iwae", log_w, level, weights)
     value = log_w[0]
     for j in range(1, m):
@@ -223,7 +242,9 @@ def mlmc_iwae(log_w: Float[Array, "k *batch"], *, level: Level, weights: Array |
 def _level(name: str, log_w: Array, level: Level, weights: Array | None) -> Array:
     """Return the level of each member of the batch."""
     if weights is not None:
-        raise ValueError(f"{name} needs draws of equal weight; pass weights=None, or use bounds.iwae.")
+        raise ValueError(
+            f"{name} needs draws of equal weight; pass weights=None, or use bounds.iwae."
+        )
     if jnp.shape(level.value) not in ((), log_w.shape[1:]):
         raise ValueError(
             f"level has shape {jnp.shape(level.value)}, expected () or the batch's {log_w.shape[1:]}: "

@@ -5,7 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from vijax.numerics import expand, leave_one_out_log_mean_exp, leave_one_out_mean, log_mean_exp, normalized_weights
+from vijax.numerics import (
+    expand,
+    leave_one_out_log_mean_exp,
+    leave_one_out_mean,
+    log_mean_exp,
+    normalized_weights,
+)
 from vijax.types import with_closed_forms
 
 
@@ -25,7 +31,9 @@ def _iwae_power(*, weights: Array | None = None) -> float | None:
 
 
 @with_closed_forms(linear=True, power=_elbo_power, gate=_ones, leave_one_out=leave_one_out_mean)
-def elbo(log_w: Float[Array, "k *batch"], *, weights: Array | None = None) -> Float[Array, "*batch"]:
+def elbo(
+    log_w: Float[Array, "k *batch"], *, weights: Array | None = None
+) -> Float[Array, "*batch"]:
     """Evidence lower bound, to be maximised: a lower bound of log p(x), in the limit and in expectation at any k.
 
         L = Σₖ weightsₖ log wₖ  ->  E_q[log p(x, z) - log q(z)] = log p(x) - KL(q ‖ p(z|x))
@@ -49,11 +57,17 @@ def elbo(log_w: Float[Array, "k *batch"], *, weights: Array | None = None) -> Fl
     if weights is None:
         return jnp.mean(log_w, 0)
     w = expand(weights, log_w)
-    return jnp.sum(w * jnp.where(w == 0, 0.0, log_w), 0)  # a draw of no weight counts for nothing, though it be -inf
+    return jnp.sum(
+        w * jnp.where(w == 0, 0.0, log_w), 0
+    )  # a draw of no weight counts for nothing, though it be -inf
 
 
-@with_closed_forms(power=_iwae_power, gate=normalized_weights, leave_one_out=leave_one_out_log_mean_exp)
-def iwae(log_w: Float[Array, "k *batch"], *, weights: Array | None = None) -> Float[Array, "*batch"]:
+@with_closed_forms(
+    power=_iwae_power, gate=normalized_weights, leave_one_out=leave_one_out_log_mean_exp
+)
+def iwae(
+    log_w: Float[Array, "k *batch"], *, weights: Array | None = None
+) -> Float[Array, "*batch"]:
     """Importance-weighted bound, to be maximised: a lower bound of log p(x) in expectation at any k, tight as k grows.
 
         L = log Σₖ weightsₖ wₖ  ->  log p(x),   the ELBO at k = 1, rising in k
@@ -76,7 +90,9 @@ def _grouped(log_w: Array, groups: int, weights: Array | None) -> tuple[Array, A
     """Return log_w as [k/groups, groups, *batch], the weights within each group, and each group's own weight."""
     k = log_w.shape[0]
     if groups < 1 or k == 0 or k % groups:
-        raise ValueError(f"groups must divide the number of draws: {groups} groups, log_w of shape {log_w.shape}.")
+        raise ValueError(
+            f"groups must divide the number of draws: {groups} groups, log_w of shape {log_w.shape}."
+        )
     w = jnp.full((k,), 1 / k, log_w.dtype) if weights is None else weights
     w = jnp.broadcast_to(expand(w, log_w), log_w.shape)
 
@@ -99,14 +115,18 @@ def _multi_iwae_gate(log_w: Array, *, groups: int, weights: Array | None = None)
 def _multi_iwae_leave_one_out(log_w: Array, *, groups: int) -> Array:
     l, _, _ = _grouped(log_w, groups, None)
     if l.shape[0] < 2:
-        raise ValueError(f"multi_iwae of {groups} groups of one draw cannot lose a draw: use bounds.elbo.")
+        raise ValueError(
+            f"multi_iwae of {groups} groups of one draw cannot lose a draw: use bounds.elbo."
+        )
     own = log_mean_exp(l)
     others = (jnp.sum(own, 0)[None] - own) / groups  # the groups that keep all their draws
     return _ungroup(leave_one_out_log_mean_exp(l) / groups + others[None], log_w)
 
 
 @with_closed_forms(gate=_multi_iwae_gate, leave_one_out=_multi_iwae_leave_one_out)
-def multi_iwae(log_w: Float[Array, "k *batch"], *, groups: int, weights: Array | None = None) -> Float[Array, "*batch"]:
+def multi_iwae(
+    log_w: Float[Array, "k *batch"], *, groups: int, weights: Array | None = None
+) -> Float[Array, "*batch"]:
     """Mean of importance-weighted bounds over groups of draws (MIWAE), to be maximised: a lower bound at any k.
 
         L = 1/M Σₘ log M/K Σ_{k in group m} wₖ,   the ELBO at M = K, IWAE at M = 1
@@ -134,7 +154,9 @@ def _ciwae_gate(log_w: Array, *, beta: float | Array, weights: Array | None = No
     share = 1 / log_w.shape[0] if weights is None else expand(weights, log_w)
     w = normalized_weights(log_w, weights=weights)
     slope = beta * share + (1 - beta) * w
-    return jnp.where(slope > 0, (beta * share + (1 - beta) * w**2) / jnp.where(slope > 0, slope, 1.0), w)
+    return jnp.where(
+        slope > 0, (beta * share + (1 - beta) * w**2) / jnp.where(slope > 0, slope, 1.0), w
+    )
 
 
 def _ciwae_leave_one_out(log_w: Array, *, beta: float | Array) -> Array:

@@ -18,7 +18,11 @@ def _excess(log_w: Array, reference: ArrayLike) -> Array:
 
 
 def exp_cubo(
-    log_w: Float[Array, "k *batch"], *, n: float | Array = 2.0, reference: ArrayLike = 0.0, weights: Array | None = None
+    log_w: Float[Array, "k *batch"],
+    *,
+    n: float | Array = 2.0,
+    reference: ArrayLike = 0.0,
+    weights: Array | None = None,
 ) -> Float[Array, "*batch"]:
     """Exponentiated chi bound, to be minimised: an upper bound of (p(x)/eʳ)ⁿ, n >= 1, in the limit and in expectation
     at any k.
@@ -49,7 +53,11 @@ def exp_cubo(
 
 
 def perturbative(
-    log_w: Float[Array, "k *batch"], *, reference: ArrayLike, order: int = 3, weights: Array | None = None
+    log_w: Float[Array, "k *batch"],
+    *,
+    reference: ArrayLike,
+    order: int = 3,
+    weights: Array | None = None,
 ) -> Float[Array, "*batch"]:
     """Perturbative bound, to be maximised: a lower bound of p(x)/eʳ, in the limit and in expectation at any k.
 
@@ -73,7 +81,9 @@ def perturbative(
     Reference: Bamler, Zhang, Opper, Mandt, Perturbative black box variational inference, 2017, arXiv:1709.07433.
     """
     if order < 1 or order % 2 == 0:
-        raise ValueError(f"perturbative bounds p(x) for odd orders only, got {order}; take {order + 1}.")
+        raise ValueError(
+            f"perturbative bounds p(x) for odd orders only, got {order}; take {order + 1}."
+        )
     excess = _excess(log_w, reference)
     infinite = jnp.isinf(excess)
     x = jnp.where(infinite, 0.0, excess)
@@ -84,7 +94,9 @@ def perturbative(
 
 
 @with_closed_forms(independent=True)
-def log_variance(log_w: Float[Array, "k *batch"], *, weights: Array | None = None) -> Float[Array, "*batch"]:
+def log_variance(
+    log_w: Float[Array, "k *batch"], *, weights: Array | None = None
+) -> Float[Array, "*batch"]:
     """Log-variance divergence, to be minimised: 0 where q is the posterior, and neither an upper nor a lower bound of
     log p(x), at any k.
 
@@ -107,7 +119,9 @@ def log_variance(log_w: Float[Array, "k *batch"], *, weights: Array | None = Non
         inference, 2020, arXiv:2010.10436.
     """
     if log_w.shape[0] < 2:
-        raise ValueError(f"log_variance takes two draws or more, k >= 1 + 1; got k = {log_w.shape[0]}.")
+        raise ValueError(
+            f"log_variance takes two draws or more, k >= 1 + 1; got k = {log_w.shape[0]}."
+        )
     if weights is not None:
         raise ValueError("log_variance needs draws of equal weight; pass weights=None.")
     infinite = jnp.isinf(log_w)

@@ -6,7 +6,12 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from vijax.bounds._importance import elbo
-from vijax.numerics import leave_one_out_log_mean_exp, leave_one_out_mean, log_mean_exp, normalized_weights
+from vijax.numerics import (
+    leave_one_out_log_mean_exp,
+    leave_one_out_mean,
+    log_mean_exp,
+    normalized_weights,
+)
 from vijax.types import with_closed_forms
 
 # All three share one form, (1/n) log Σ weightsₖ wₖⁿ, with the mean of log w as its limit at n = 0.
@@ -21,7 +26,10 @@ def _power_mean(log_w: Array, n: float | Array, weights: Array | None) -> Array:
     center = jax.lax.stop_gradient(jnp.where(jnp.isfinite(mean), mean, 0.0))
     away = safe * (log_w - center[None])
     near = jnp.all(jnp.abs(away) < 0.5, 0)
-    small = jnp.log1p(elbo(jnp.expm1(jnp.where(near[None], away, 0.0)), weights=weights)) / safe + center
+    small = (
+        jnp.log1p(elbo(jnp.expm1(jnp.where(near[None], away, 0.0)), weights=weights)) / safe
+        + center
+    )
     value = jnp.where(near, small, log_mean_exp(safe * log_w, weights=weights) / safe)
     # At n = 0 itself too the slope in n is half the variance.
     spread = jnp.where(jnp.isfinite(log_w), log_w - center[None], 0.0)
@@ -39,7 +47,9 @@ def _power_leave_one_out(log_w: Array, n: float | Array) -> Array:
     if isinstance(n, (int, float)) and n == 0:
         return leave_one_out_mean(log_w)
     safe = jnp.where(n == 0, 1.0, n).astype(log_w.dtype)
-    return jnp.where(n == 0, leave_one_out_mean(log_w), leave_one_out_log_mean_exp(safe * log_w) / safe)
+    return jnp.where(
+        n == 0, leave_one_out_mean(log_w), leave_one_out_log_mean_exp(safe * log_w) / safe
+    )
 
 
 def _renyi_gate(log_w: Array, *, alpha: float | Array, weights: Array | None = None) -> Array:
@@ -50,7 +60,9 @@ def _renyi_leave_one_out(log_w: Array, *, alpha: float | Array) -> Array:
     return _power_leave_one_out(log_w, 1 - alpha)
 
 
-def _renyi_power(*, alpha: float | Array | None = None, weights: Array | None = None) -> float | Array | None:
+def _renyi_power(
+    *, alpha: float | Array | None = None, weights: Array | None = None
+) -> float | Array | None:
     return None if alpha is None or weights is not None else 1 - alpha
 
 
@@ -113,5 +125,7 @@ def cubo(
         arXiv:1611.00328.
     """
     if isinstance(n, (int, float, np.number)) and n < 1:
-        raise ValueError(f"n must be at least 1 for an upper bound, got {n}; for a lower one use renyi, alpha = 1 - n.")
+        raise ValueError(
+            f"n must be at least 1 for an upper bound, got {n}; for a lower one use renyi, alpha = 1 - n."
+        )
     return _power_mean(log_w, n, weights)

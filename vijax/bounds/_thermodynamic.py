@@ -18,7 +18,9 @@ def _tilted_mean(log_w: Array, beta: Array | float, weights: Array | None) -> Ar
     if log_w.shape[0] == 0:
         raise ValueError(f"log_w must have shape [k, *batch] with k >= 1, got {log_w.shape}.")
     if weights is not None:
-        log_w = jnp.where(jnp.broadcast_to(expand(weights, log_w), log_w.shape) > 0, log_w, -jnp.inf)
+        log_w = jnp.where(
+            jnp.broadcast_to(expand(weights, log_w), log_w.shape) > 0, log_w, -jnp.inf
+        )
     top = jax.lax.stop_gradient(jnp.max(log_w, 0))
     rows = jnp.where(jnp.isinf(top)[None], 0.0, log_w)
     possible = rows != -jnp.inf
@@ -28,7 +30,9 @@ def _tilted_mean(log_w: Array, beta: Array | float, weights: Array | None) -> Ar
     return top + jnp.where(jnp.isinf(top), 0.0, jnp.sum(w * below, 0))
 
 
-def eubo(log_w: Float[Array, "k *batch"], *, weights: Array | None = None) -> Float[Array, "*batch"]:
+def eubo(
+    log_w: Float[Array, "k *batch"], *, weights: Array | None = None
+) -> Float[Array, "*batch"]:
     """Evidence upper bound, to be minimised: an upper bound of log p(x) in the limit; at finite k
     neither upper nor lower.
 
@@ -112,7 +116,11 @@ def _riemann(log_w: Array, partition: Partition, weights: Array | None, side: in
     total: Array | float = 0.0
     for t in range(betas.shape[0] - 1):
         # At β = 0 all draws count, the impossible ones too: the ELBO.
-        at = elbo(log_w, weights=weights) if t + side == 0 else _tilted_mean(log_w, betas[t + side], weights)
+        at = (
+            elbo(log_w, weights=weights)
+            if t + side == 0
+            else _tilted_mean(log_w, betas[t + side], weights)
+        )
         total = total + (betas[t + 1] - betas[t]) * at
     return jnp.asarray(total)
 

@@ -57,7 +57,11 @@ def jensen_shannon(log_u: Array) -> Array:
         mixed = jax.nn.softplus(l) - log_2
         far = jnp.exp(l) * (l - mixed) - mixed
         near = jnp.where(jnp.abs(l) < 1, l, 0.0)
-        return jnp.where(jnp.abs(l) < 1, 0.5 * near * jnp.expm1(near) - (1 + jnp.exp(near)) * _log_cosh(near / 2), far)
+        return jnp.where(
+            jnp.abs(l) < 1,
+            0.5 * near * jnp.expm1(near) - (1 + jnp.exp(near)) * _log_cosh(near / 2),
+            far,
+        )
 
     return within(log_u, formula, high=limit(log_u) - 1, below=log_2)
 
@@ -122,7 +126,9 @@ def dual(f: Generator) -> Generator:
 
     def product(log_u: Array) -> Array:
         other = f(-log_u)
-        return jnp.where(jnp.isinf(other), other, jnp.exp(log_u) * jnp.where(jnp.isinf(other), 0.0, other))
+        return jnp.where(
+            jnp.isinf(other), other, jnp.exp(log_u) * jnp.where(jnp.isinf(other), 0.0, other)
+        )
 
     def exchanged(log_u: Array) -> Array:
         # f(1/u) overflows long before u f(1/u) does: of the generators here the product is by then a line in log u, or
@@ -130,7 +136,9 @@ def dual(f: Generator) -> Generator:
         inside = jnp.clip(log_u, -limit(log_u) + 6, limit(log_u) - 6)
         value, slope = jax.jvp(product, (inside,), (jnp.ones_like(inside),))
         slope = jax.lax.stop_gradient(slope)
-        rises = (jnp.abs(slope) > 1e-3 * (1 + jnp.abs(value))) & jnp.isfinite(slope)  # or is rounding of a constant
+        rises = (jnp.abs(slope) > 1e-3 * (1 + jnp.abs(value))) & jnp.isfinite(
+            slope
+        )  # or is rounding of a constant
         outside = (inside != log_u) & rises
         return jnp.where(outside, value + slope * jnp.where(outside, log_u - inside, 0.0), value)
 
@@ -144,6 +152,10 @@ def symmetrized(f: Generator) -> Generator:
     def mean(log_u: Array) -> Array:
         one, two = f(log_u), other(log_u)
         unbounded = (one == jnp.inf) | (two == jnp.inf)
-        return jnp.where(unbounded, jnp.inf, 0.5 * (jnp.where(unbounded, 0.0, one) + jnp.where(unbounded, 0.0, two)))
+        return jnp.where(
+            unbounded,
+            jnp.inf,
+            0.5 * (jnp.where(unbounded, 0.0, one) + jnp.where(unbounded, 0.0, two)),
+        )
 
     return with_closed_forms(smooth=closed_forms(f).smooth)(mean)

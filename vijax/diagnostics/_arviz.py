@@ -55,28 +55,43 @@ def to_arviz(
     try:
         import arviz_base
     except ImportError as error:
-        raise ImportError('to_arviz needs arviz-base: pip install "vijax-toolkit[diagnostics]".') from error
+        raise ImportError(
+            'to_arviz needs arviz-base: pip install "vijax-toolkit[diagnostics]".'
+        ) from error
 
     draws = as_runs(draws)
     groups: dict[str, PyTree] = {"posterior": draws.z}
     if constrain is not None:
-        groups = {"posterior": jax.vmap(jax.vmap(constrain))(draws.z), "unconstrained_posterior": draws.z}
-    groups["sample_stats"] = {"log_p": draws.log_p, "log_q": draws.log_q, "log_w": log_weights(draws)}
+        groups = {
+            "posterior": jax.vmap(jax.vmap(constrain))(draws.z),
+            "unconstrained_posterior": draws.z,
+        }
+    groups["sample_stats"] = {
+        "log_p": draws.log_p,
+        "log_q": draws.log_q,
+        "log_w": log_weights(draws),
+    }
     for name, tree in (("posterior_predictive", predictive), ("log_likelihood", log_likelihood)):
         if tree is not None:
             groups[name] = _like(tree, draws.log_w, name)
     if observed is not None:
         groups["observed_data"] = observed
     of_data = ("posterior_predictive", "log_likelihood", "observed_data")
-    data = {group: _arrays(tree, "x" if group in of_data else "z") for group, tree in groups.items()}
-    return arviz_base.from_dict(data, coords=coords, dims=dims, attrs={"/": {"inference_library": "vijax"}})
+    data = {
+        group: _arrays(tree, "x" if group in of_data else "z") for group, tree in groups.items()
+    }
+    return arviz_base.from_dict(
+        data, coords=coords, dims=dims, attrs={"/": {"inference_library": "vijax"}}
+    )
 
 
 def as_runs(draws: Draws | Estimate) -> Draws:
     """Return draws with a leading axis of restarts, of one where there was none."""
     draws = draws.draws if isinstance(draws, Estimate) else draws
     if draws.z is None:
-        raise ValueError("these draws keep no z, as those made with chunk_size: draw again with draws.weigh.")
+        raise ValueError(
+            "these draws keep no z, as those made with chunk_size: draw again with draws.weigh."
+        )
     if jnp.ndim(draws.log_q) not in (1, 2):
         raise ValueError(
             f"log_w must be [k] of one posterior, or [runs, k] of restarts, got {jnp.shape(draws.log_q)}; for a "
@@ -107,7 +122,9 @@ def _like(tree: PyTree, log_w: Array, what: str) -> PyTree:
         if leaf.shape[:2] != log_w.shape and log_w.shape[0] == 1:
             leaf = leaf[None]
         if leaf.shape[:2] != log_w.shape:
-            raise ValueError(f"{what} must begin with [runs, k] = {log_w.shape}, leaf '{name}' is {leaf.shape}.")
+            raise ValueError(
+                f"{what} must begin with [runs, k] = {log_w.shape}, leaf '{name}' is {leaf.shape}."
+            )
         return leaf
 
     leaves = [one(name, leaf) for name, leaf in named_leaves(tree)]
@@ -120,7 +137,9 @@ def _arrays(tree: PyTree, alone: str) -> dict[str, np.ndarray]:
         return {alone: _array(tree)}
     found = {name: _array(leaf) for name, leaf in named_leaves(tree)}
     if taken := {"chain", "draw"} & set(found):
-        raise ValueError(f"ArviZ keeps the name '{min(taken)}' for itself: give that leaf another, as constrain may.")
+        raise ValueError(
+            f"ArviZ keeps the name '{min(taken)}' for itself: give that leaf another, as constrain may."
+        )
     return found
 
 

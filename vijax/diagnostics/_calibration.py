@@ -76,11 +76,17 @@ def vsbc(
     """
     checks.key(key)
     if isinstance(replications, bool) or not hasattr(replications, "__index__"):
-        raise TypeError(f"replications must be a Python int, fixed when the function is traced; got {replications!r}.")
+        raise TypeError(
+            f"replications must be a Python int, fixed when the function is traced; got {replications!r}."
+        )
     if replications < 10:
-        raise ValueError(f"replications must be at least 10, got {replications}; 300 are a good start.")
+        raise ValueError(
+            f"replications must be at least 10, got {replications}; 300 are a good start."
+        )
     if batch_size is not None and batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, or None for all at a time; got {batch_size}.")
+        raise ValueError(
+            f"batch_size must be at least 1, or None for all at a time; got {batch_size}."
+        )
 
     def one(key: Any) -> PyTree:
         of_prior, of_data, of_fit, of_ties = jax.random.split(key, 4)
@@ -91,15 +97,24 @@ def vsbc(
         keys = list(jax.random.split(of_ties, len(leaves)))
         return jax.tree.map(_probability, jax.tree.unflatten(tree, keys), drawn, truth)
 
-    probabilities = jax.lax.map(one, jax.random.split(key, replications), batch_size=batch_size or replications)
-    symmetry, uniformity = jax.tree.map(_symmetry, probabilities), jax.tree.map(_uniformity, probabilities)
+    probabilities = jax.lax.map(
+        one, jax.random.split(key, replications), batch_size=batch_size or replications
+    )
+    symmetry, uniformity = (
+        jax.tree.map(_symmetry, probabilities),
+        jax.tree.map(_uniformity, probabilities),
+    )
     each = jnp.concatenate([jnp.ravel(p) for p in jax.tree.leaves((symmetry, uniformity))])
-    return Calibration(probabilities, symmetry, uniformity, jnp.minimum(1.0, each.size * jnp.min(each)))
+    return Calibration(
+        probabilities, symmetry, uniformity, jnp.minimum(1.0, each.size * jnp.min(each))
+    )
 
 
 def _probability(key: Any, drawn: Array, truth: Array) -> Array:
     below, level = jnp.sum(drawn < truth[None], 0), jnp.sum(drawn == truth[None], 0)
-    u = jax.random.uniform(key, jnp.shape(truth))  # the true value's place among its equals, itself included
+    u = jax.random.uniform(
+        key, jnp.shape(truth)
+    )  # the true value's place among its equals, itself included
     p = (below + u * (level + 1)) / (drawn.shape[0] + 1)
     return jnp.where(jnp.any(jnp.isnan(drawn), 0), jnp.nan, p)
 
@@ -143,7 +158,9 @@ def _uniformity(p: Array) -> Array:
 def _alike(drawn: PyTree, truth: PyTree) -> None:
     one = [(name, jnp.shape(leaf)) for name, leaf in checks.named_leaves(truth)]
     several = [(name, jnp.shape(leaf)) for name, leaf in checks.named_leaves(drawn)]
-    if one != [(name, shape[1:]) for name, shape in several] or any(shape == () for _, shape in several):
+    if one != [(name, shape[1:]) for name, shape in several] or any(
+        shape == () for _, shape in several
+    ):
         raise ValueError(
             f"fit(key, x) must return draws like the prior's, {one}, with one leading axis of draws; got {several}."
         )

@@ -63,7 +63,9 @@ def normal_scores(x: Array) -> Array:
     """Return normal scores of the ranks of all numbers together, of any shape; ties share their mean rank."""
     flat = x.ravel()
     ordered = jnp.sort(flat)
-    ranks = 0.5 * (jnp.searchsorted(ordered, flat) + jnp.searchsorted(ordered, flat, side="right") + 1)
+    ranks = 0.5 * (
+        jnp.searchsorted(ordered, flat) + jnp.searchsorted(ordered, flat, side="right") + 1
+    )
     return ndtri((ranks.astype(x.dtype) - 0.375) / (flat.size + 0.25)).reshape(x.shape)
 
 

@@ -90,7 +90,11 @@ def sandwich(log_w_q: Float[Array, "k *batch"], log_w_p: Float[Array, "s *batch"
             f"{log_w_p.shape}; one draw of each posterior is s = 1: log_w_p[None]."
         )
     return Sandwich(
-        mean_of(log_w_q), _log_mean(log_w_q, 1.0), _log_mean(log_w_p, -1.0), mean_of(log_w_p), _log_mean(log_w_q, 2.0)
+        mean_of(log_w_q),
+        _log_mean(log_w_q, 1.0),
+        _log_mean(log_w_p, -1.0),
+        mean_of(log_w_p),
+        _log_mean(log_w_q, 2.0),
     )
 
 

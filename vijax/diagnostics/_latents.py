@@ -89,7 +89,9 @@ def _quadratic_fit(score: Array, possible: Array) -> tuple[Array, Callable[[Arra
     return basis, fit
 
 
-def _where_undefined(x: Array, top: Array, log_ratio: Array, tail_index: Array) -> tuple[Array, Array]:
+def _where_undefined(
+    x: Array, top: Array, log_ratio: Array, tail_index: Array
+) -> tuple[Array, Array]:
     """Answer a nan, an infinite weight, no possible draw, and a latent without a tail.
 
     The index is -inf there, so that the k-hat of these ratios decides: `khat` answers each of them.

@@ -64,13 +64,18 @@ def _corrected(log_w: Array, leaf: Array) -> list[Array]:
     unknown = (1 - squares <= 8 * jnp.finfo(w.dtype).eps) | (squares == 0)
     spare = jnp.where(unknown, 1.0, 1 - squares)
     leaf = jnp.asarray(leaf, jnp.promote_types(jnp.result_type(leaf), w.dtype))
-    w, (c, unknown, none) = expand(w, leaf), (expand(a, leaf[0]) for a in (1 / spare, unknown, squares == 0))
+    w, (c, unknown, none) = (
+        expand(w, leaf),
+        (expand(a, leaf[0]) for a in (1 / spare, unknown, squares == 0)),
+    )
 
     rough = jnp.sum(w * jnp.where(w > 0, leaf, 0.0), 0)
     off = jnp.where(w > 0, leaf - rough[None], 0.0)
     more = jnp.sum(w * off, 0)
     mean, off = rough + more, jnp.where(w > 0, off - more[None], 0.0)
-    unit = jnp.max(jnp.abs(off), 0, initial=0.0)  # the fourth powers of small latents underflow, of large ones overflow
+    unit = jnp.max(
+        jnp.abs(off), 0, initial=0.0
+    )  # the fourth powers of small latents underflow, of large ones overflow
     unit = jnp.where((unit > 0) & jnp.isfinite(unit), unit, 1.0)
     off = off / unit[None]
     v = jnp.sum(w * off**2, 0)
@@ -91,4 +96,6 @@ def agree(z: PyTree, log_w: Array) -> None:
                 f"{jnp.shape(leaf)}. Draws made with chunk_size keep no z: draw again with draws.weigh."
             )
     if not jax.tree.leaves(z):
-        raise ValueError("z holds no draws; those made with chunk_size keep none: draw again with draws.weigh.")
+        raise ValueError(
+            "z holds no draws; those made with chunk_size keep none: draw again with draws.weigh."
+        )

@@ -15,7 +15,10 @@ from vijax.types import Draws, Estimate, PyTree
 
 
 def predictive(
-    key: Key[Array, ""], simulate: Callable[[Any, PyTree], PyTree], z: PyTree, log_w: Float[Array, " k"] | None = None
+    key: Key[Array, ""],
+    simulate: Callable[[Any, PyTree], PyTree],
+    z: PyTree,
+    log_w: Float[Array, " k"] | None = None,
 ) -> PyTree:
     """Posterior predictive draws: data simulated from every draw of the latents, each with its own key.
 
@@ -43,7 +46,9 @@ def predictive(
     """
     checks.key(key)
     if isinstance(z, Draws | Estimate):
-        raise TypeError(f"z must be the latents themselves, draws.z, with draws.log_w apart; got {type(z).__name__}.")
+        raise TypeError(
+            f"z must be the latents themselves, draws.z, with draws.log_w apart; got {type(z).__name__}."
+        )
     leaves = jax.tree.leaves(z)
     k = jnp.shape(leaves[0])[0] if leaves and jnp.ndim(leaves[0]) else 0
     agree(z, jnp.zeros(k) if log_w is None else log_w)

@@ -59,7 +59,10 @@ class Summary(NamedTuple):
         head, rows = _cells(self)
         table = [["", *head], *rows]
         widths = [max(len(row[i]) for row in table) for i in range(len(head) + 1)]
-        lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in table]
+        lines = [
+            "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip()
+            for row in table
+        ]
         return "\n".join([*lines, *_notes(self)])
 
     def _repr_html_(self) -> str:
@@ -74,7 +77,9 @@ class Summary(NamedTuple):
         return f"<table><thead>{line('th', ['', *head])}</thead><tbody>{body}</tbody></table><p>{notes}</p>"
 
 
-def summarize(draws: Draws | Estimate, *, constrain: Callable[[PyTree], PyTree] | None = None) -> Summary:
+def summarize(
+    draws: Draws | Estimate, *, constrain: Callable[[PyTree], PyTree] | None = None
+) -> Summary:
     """Summary of a fit from draws of q: moments plain and corrected, evidence, k-hat, and a verdict in one sentence.
 
         print(summarize(draws.weigh(key, target, q, num_samples=4000), constrain=target.constrain))
@@ -177,7 +182,11 @@ def _notes(s: Summary) -> list[str]:
     """Return the lines below the table: what it leaves out, the joint numbers with their units, and the verdict."""
     more = len(s.names) - ROWS
     return [
-        *([f"... and {more} more; the fields of this summary hold all {len(s.names)}."] if more > 0 else []),
+        *(
+            [f"... and {more} more; the fields of this summary hold all {len(s.names)}."]
+            if more > 0
+            else []
+        ),
         "",
         f"ELBO {s.elbo.value:.2f} ± {s.elbo.error:.2g} nats;  log evidence {s.log_evidence.value:.2f} ± "
         f"{s.log_evidence.error:.2g} nats, if k-hat allows it",
@@ -204,7 +213,11 @@ def _sentence(s: Summary) -> str:
     if np.isnan(s.khat):
         return "Verdict: believe neither q nor its correction: there are nan among the log-weights."
     worst = int(np.argmax(np.nan_to_num(np.asarray(s.marginal_khat), nan=np.inf)))
-    where = f"that of {s.names[worst]} first" if s.marginal_khat[worst] > 0.5 else "though of no latent alone"
+    where = (
+        f"that of {s.names[worst]} first"
+        if s.marginal_khat[worst] > 0.5
+        else "though of no latent alone"
+    )
     return (
         f"Verdict: believe neither q nor its correction: k-hat is too large, {where}. Try a richer family, another "
         "parameterisation, or a fit that has converged."

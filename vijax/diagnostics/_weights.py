@@ -55,7 +55,9 @@ def khat(log_w: Float[Array, "k *batch"]) -> Float[Array, "*batch"]:
     """
     tail = _tail(log_w)
     if tail < 5:
-        return jnp.where(jnp.any(jnp.isnan(log_w), 0), jnp.nan, jnp.full(log_w.shape[1:], jnp.inf, log_w.dtype))
+        return jnp.where(
+            jnp.any(jnp.isnan(log_w), 0), jnp.nan, jnp.full(log_w.shape[1:], jnp.inf, log_w.dtype)
+        )
     return _columns(_shape, log_w, tail).reshape(log_w.shape[1:])
 
 
@@ -94,7 +96,9 @@ def _tail(log_w: Array) -> int:
     return int(3 * k**0.5) if k > 225 else k // 5
 
 
-@partial(jax.jit, static_argnums=(0, 2))  # op by op, the fit would compile some sixty programs for each new shape
+@partial(
+    jax.jit, static_argnums=(0, 2)
+)  # op by op, the fit would compile some sixty programs for each new shape
 def _columns(function: Callable[[Array, int], Array], log_w: Array, tail: int) -> Array:
     """Apply a function of one column to each member of the batch, [*batch] flattened and leading."""
     columns = jnp.moveaxis(log_w, 0, -1).reshape(-1, log_w.shape[0])
@@ -116,12 +120,18 @@ def _fit(log_w: Array, tail: int) -> tuple[Array, Array, Array, Array]:
     # of log p and log q are coarser than their difference shows; but nothing above a tenth of a nat is rounding.
     eps = jnp.finfo(log_w.dtype).eps
     spread = -largest[1] > jnp.minimum(jnp.maximum(10 * eps**0.5, 64 * eps * jnp.abs(top)), 0.1)
-    shape, scale = _generalized_pareto(jnp.where(spread, exceedance, jnp.linspace(0.5, 1.0, tail, dtype=log_w.dtype)))
+    shape, scale = _generalized_pareto(
+        jnp.where(spread, exceedance, jnp.linspace(0.5, 1.0, tail, dtype=log_w.dtype))
+    )
     shape = jnp.where(spread, shape, -jnp.inf)
     # Weights that differ and yet underflow beside the largest: a tail heavier than this precision can hold.
     low = int(tail / 4 + 0.5) - 1
-    shape = jnp.where(spread & (exceedance[low] == 0) & (largest[1 + low] > largest[0]), jnp.inf, shape)
-    shape = jnp.where(jnp.any(jnp.isnan(log_w)), jnp.nan, jnp.where(jnp.isfinite(top), shape, jnp.inf))
+    shape = jnp.where(
+        spread & (exceedance[low] == 0) & (largest[1 + low] > largest[0]), jnp.inf, shape
+    )
+    shape = jnp.where(
+        jnp.any(jnp.isnan(log_w)), jnp.nan, jnp.where(jnp.isfinite(top), shape, jnp.inf)
+    )
     return shape, scale, largest, where
 
 

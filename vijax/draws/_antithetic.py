@@ -14,7 +14,9 @@ from vijax.types import Draw, PyTree
 
 def _seeds(key: Any, num_samples: int) -> PyTree:
     if num_samples % 2:
-        raise ValueError(f"antithetic draws come in pairs: num_samples must be even, got {num_samples}.")
+        raise ValueError(
+            f"antithetic draws come in pairs: num_samples must be even, got {num_samples}."
+        )
     keys = split(key, num_samples // 2)
     return jnp.repeat(keys, 2), jnp.arange(num_samples) % 2 == 1
 

@@ -11,7 +11,9 @@ from vijax import checks
 from vijax.types import Level
 
 
-def level(key: Key[Array, ""], probabilities: Float[Array, " m"], *, shape: tuple[int, ...] = ()) -> Level:
+def level(
+    key: Key[Array, ""], probabilities: Float[Array, " m"], *, shape: tuple[int, ...] = ()
+) -> Level:
     """Draw the level of a randomly truncated sum, for `bounds.sumo` and `bounds.mlmc_iwae`.
 
         𝒦 ~ P,    E[Σ_{j<=𝒦} Δⱼ / P(𝒦 >= j)] = Σⱼ Δⱼ
@@ -36,7 +38,9 @@ def level(key: Key[Array, ""], probabilities: Float[Array, " m"], *, shape: tupl
     p = jnp.asarray(probabilities)
     if p.ndim != 1:
         raise ValueError(f"probabilities must be a vector [m], one for each level; got {p.shape}.")
-    if not isinstance(p, jax.core.Tracer) and not (np.all((known := np.asarray(p)) >= 0) and known.sum() > 0):
+    if not isinstance(p, jax.core.Tracer) and not (
+        np.all((known := np.asarray(p)) >= 0) and known.sum() > 0
+    ):
         raise ValueError(f"probabilities must not be negative, nor all 0; got {p}.")
     return Level(jax.random.categorical(key, jnp.log(p), shape=shape), p / jnp.sum(p))
 
@@ -84,4 +88,6 @@ def geometric(m: int, *, ratio: float = 2**-1.5) -> Float[Array, " m"]:
 
 def _levels(m: Any) -> None:
     if isinstance(m, bool) or not hasattr(m, "__index__") or m < 1:
-        raise ValueError(f"m, the number of levels, must be a whole number of at least 1, got {m!r}.")
+        raise ValueError(
+            f"m, the number of levels, must be a whole number of at least 1, got {m!r}."
+        )

@@ -59,7 +59,9 @@ def _scramble(key: Any, point: Array) -> Array:
     diagonals |= jnp.uint32(1 << 31)
     places = jnp.arange(32, dtype=jnp.uint32)[:, None]
     digits = (point[None] >> (31 - places)) & 1
-    return shift ^ jax.lax.reduce(digits * (diagonals[None] >> places), np.uint32(0), jax.lax.bitwise_xor, (0,))
+    return shift ^ jax.lax.reduce(
+        digits * (diagonals[None] >> places), np.uint32(0), jax.lax.bitwise_xor, (0,)
+    )
 
 
 def unit(word: Array) -> Array:

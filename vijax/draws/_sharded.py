@@ -27,6 +27,8 @@ def sharded(draw: Draw, sharding: jax.sharding.Sharding) -> Draw:
     """
 
     def seeds(key: Any, num_samples: int) -> PyTree:
-        return jax.tree.map(lambda s: jax.lax.with_sharding_constraint(s, sharding), draw.seeds(key, num_samples))
+        return jax.tree.map(
+            lambda s: jax.lax.with_sharding_constraint(s, sharding), draw.seeds(key, num_samples)
+        )
 
     return draw._replace(seeds=seeds)

@@ -10,7 +10,9 @@ from vijax.engine import evaluate, iid, plan
 from vijax.types import Draw, Draws, LogJoint, lift, properties
 
 
-def weigh(key: Key[Array, ""], log_joint: LogJoint, q: Any, *, num_samples: int, draw: Draw = iid) -> Draws:
+def weigh(
+    key: Key[Array, ""], log_joint: LogJoint, q: Any, *, num_samples: int, draw: Draw = iid
+) -> Draws:
     """Draw from q and weigh every draw: the raw material of every bound and diagnostic.
 
         log wₖ = log p(x, zₖ) - log q(zₖ),   zₖ ~ q

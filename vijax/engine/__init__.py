@@ -5,10 +5,25 @@ Private to vijax: gradient estimators, updates and solvers are built on it.
 
 from vijax.engine._chunks import chunked
 from vijax.engine._evaluate import Plan, evaluate, iid, plan, split
-from vijax.engine._objective import Estimator, Evaluated, OnePass, Strategy, estimate, make_objective
+from vijax.engine._objective import (
+    Estimator,
+    Evaluated,
+    OnePass,
+    Strategy,
+    estimate,
+    make_objective,
+)
 from vijax.engine._one_pass import one_pass
 from vijax.engine._refusals import CURE, densities_disagree, not_one_value_per_draw
-from vijax.engine._request import Needs, Request, admit, is_mean, require, require_log_joint, stopped_log_prob
+from vijax.engine._request import (
+    Needs,
+    Request,
+    admit,
+    is_mean,
+    require,
+    require_log_joint,
+    stopped_log_prob,
+)
 from vijax.engine._states import States, floored, parts
 
 __all__ = [

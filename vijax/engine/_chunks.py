@@ -67,7 +67,9 @@ def chunked(
             result = run(parameters, others, reply_inputs, seeds)
             return result, (result[0][:2], (parameters, others, seeds), reply_inputs)
         # One chunk: keep its pullback, so that it is evaluated once.
-        evaluated: Any = jax.vjp(lambda p: one_chunk(p, others, first_chunk(seeds)), parameters, has_aux=True)
+        evaluated: Any = jax.vjp(
+            lambda p: one_chunk(p, others, first_chunk(seeds)), parameters, has_aux=True
+        )
         log_densities, pull, aux = evaluated
         result = jax.tree.map(lambda y: y[None], (log_densities, aux))
         return result, (result[0][:2], pull, reply_inputs)

@@ -105,7 +105,9 @@ def _apart(out: Any, known: Properties) -> tuple[Any, PyTree]:
             "auxiliary output goes through targets.keyed(has_aux=True), and separate factors in a dict."
         )
     if known.has_aux and not (isinstance(out, tuple) and len(out) == 2):
-        raise TypeError(f"a target with has_aux=True returns (log_p, aux), got {type(out).__name__}.")
+        raise TypeError(
+            f"a target with has_aux=True returns (log_p, aux), got {type(out).__name__}."
+        )
     return out if known.has_aux else (out, None)
 
 

@@ -97,7 +97,12 @@ def make_objective(
     for_path = bound if path_bound is None else path_bound
 
     def objective(
-        key: Key[Array, ""], log_joint: LogJoint, q: Any, *, num_samples: int, chunk_size: int | None = None
+        key: Key[Array, ""],
+        log_joint: LogJoint,
+        q: Any,
+        *,
+        num_samples: int,
+        chunk_size: int | None = None,
     ) -> Estimate:
         request = admit(name, bound, for_path, draw, key, log_joint, q, num_samples, chunk_size)
         chosen = estimator if isinstance(estimator, Estimator) else estimator(request)

@@ -110,7 +110,9 @@ def one_pass(
             log_w = log_densities[0] - log_densities[1]
             tilted = power * log_w if power else jnp.zeros_like(log_w)
             tilted = jnp.where(expand(is_draw, tilted), tilted, -jnp.inf)
-            sums = _gathered(sums, tilted, log_densities, pull_draws, pull_weights, squares=bool(path[1]))
+            sums = _gathered(
+                sums, tilted, log_densities, pull_draws, pull_weights, squares=bool(path[1])
+            )
             return sums, (log_densities, aux)
 
         dtype = jnp.result_type(jnp.float32, *(density.dtype for density in densities))

@@ -6,7 +6,8 @@ from vijax import checks
 from vijax.types import Draw, keywords
 
 CURE = (
-    "use gradients.vimco or gradients.score, or gradients.auto to choose for each leaf (for mixtures, draws.stratified)"
+    "use gradients.vimco or gradients.score, or gradients.auto to choose for each leaf "
+    "(for mixtures, draws.stratified)"
 )
 
 
@@ -27,12 +28,16 @@ def too_few_draws(num_samples: int, least: int, why: str) -> ValueError:
 
 def not_a_draw(draw: Any) -> TypeError:
     """A `draw=` that is no Draw."""
-    return TypeError(f"draw must be a types.Draw, as draws.iid and draws.antithetic are, got {checks.describe(draw)}.")
+    return TypeError(
+        f"draw must be a types.Draw, as draws.iid and draws.antithetic are, got {checks.describe(draw)}."
+    )
 
 
 def only_mean_unbiased(why: str, bound: Any) -> ValueError:
     """A target that is unbiased in its mean alone, under a bound that is not linear."""
-    return ValueError(f"{why}, so its bound must be linear in log_w: use bounds.elbo, not {checks.describe(bound)}.")
+    return ValueError(
+        f"{why}, so its bound must be linear in log_w: use bounds.elbo, not {checks.describe(bound)}."
+    )
 
 
 def not_a_mean(estimator: str, bound: Any, why: str) -> ValueError:
@@ -71,7 +76,9 @@ def coupled(estimator: str, bound: Any) -> ValueError:
 
 def has_a_kink(estimator: str, bound: Any) -> ValueError:
     """A bound with a kink: no second derivative sees it, and the dropped score needs it."""
-    return ValueError(f"{estimator}({checks.describe(bound)}) needs a bound without kinks: use gradients.reparam.")
+    return ValueError(
+        f"{estimator}({checks.describe(bound)}) needs a bound without kinks: use gradients.reparam."
+    )
 
 
 def takes_no_weights(bound: Any) -> TypeError:
@@ -92,7 +99,9 @@ def two_bounds_and_weights(estimator: str) -> ValueError:
 
 def no_path(estimator: str, leaf: str, why: str) -> ValueError:
     """Draws that miss part of the derivative of q."""
-    return ValueError(f"{estimator} needs draws that carry the derivative of q, and leaf '{leaf}' {why}; {CURE}.")
+    return ValueError(
+        f"{estimator} needs draws that carry the derivative of q, and leaf '{leaf}' {why}; {CURE}."
+    )
 
 
 def support_moves(estimator: str, why: str) -> ValueError:
@@ -113,7 +122,9 @@ def densities_disagree(path_log_q: Any, log_q: Any) -> ValueError:
 
 def wrong_shape_of_bound(log_q: Any, value: Any) -> ValueError:
     """A bound whose value is not [*batch]."""
-    return ValueError(f"a bound maps [k, *batch] to [*batch]: from {log_q.shape} this one made {value.shape}.")
+    return ValueError(
+        f"a bound maps [k, *batch] to [*batch]: from {log_q.shape} this one made {value.shape}."
+    )
 
 
 def not_one_value_per_draw(bound: Any, others: Any, log_w: Any) -> ValueError:
@@ -142,4 +153,6 @@ def not_states(estimator: str, found: str) -> ValueError:
 
 def not_independent_latents(estimator: str, leaf: str) -> ValueError:
     """A leaf that is given earlier ones, where the estimator takes each leaf by itself."""
-    return ValueError(f"{estimator} needs independent latents, and leaf '{leaf}' is given the earlier ones; {CURE}.")
+    return ValueError(
+        f"{estimator} needs independent latents, and leaf '{leaf}' is given the earlier ones; {CURE}."
+    )

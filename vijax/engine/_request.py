@@ -218,7 +218,9 @@ def require_log_joint(log_joint: LogJoint, estimator: str) -> None:
         raise refusals.holds_log_q(estimator)
 
 
-def stopped_log_prob(q: Any, z: PyTree, paths: dict[str, jaxprs.Path], estimator: str) -> Callable[[PyTree], Array]:
+def stopped_log_prob(
+    q: Any, z: PyTree, paths: dict[str, jaxprs.Path], estimator: str
+) -> Callable[[PyTree], Array]:
     """Return log q as a function of draws like z, [k, ...], alone, its parameters stopped.
 
     Stopping q itself leaks: a distribution may hold its parameters where jax.tree.map does not see

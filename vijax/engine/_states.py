@@ -182,7 +182,9 @@ def _sums(p: Any) -> bool:
 
 
 def _extreme(p: Any, power: int) -> Any:
-    return p**power / (np.sum(p**power, -1, keepdims=True) if _sums(p) else p**power + (1 - p) ** power)
+    return p**power / (
+        np.sum(p**power, -1, keepdims=True) if _sums(p) else p**power + (1 - p) ** power
+    )
 
 
 # What a distribution may keep of its probabilities p, each near and far: there a clip or a truncation shows.

@@ -17,7 +17,9 @@ _FULL_RANK = full_rank()
 _MOST = 3.0  # |log-scale| of one layer: no step of an optimizer can make it overflow
 
 
-def inverse_autoregressive(*, layers: int = 2, hidden: Sequence[int] = (32, 32), base: Family = _FULL_RANK) -> Family:
+def inverse_autoregressive(
+    *, layers: int = 2, hidden: Sequence[int] = (32, 32), base: Family = _FULL_RANK
+) -> Family:
     """Normalizing flow that shifts and scales each number of the noise given those before it.
 
         z = loc + S T(e),   T = T_layers ∘ … ∘ T₁,   (T_l x)ᵢ = m(x₍<i₎) + exp(s(x₍<i₎)) xᵢ,   e ~ N(0, I)
@@ -70,13 +72,19 @@ def inverse_autoregressive(*, layers: int = 2, hidden: Sequence[int] = (32, 32),
             total = jnp.zeros((), y.dtype)
             for l in range(layers)[::-1]:
 
-                def solve(i: Array, found: tuple[Array, Array], l: int = l, y: Array = y) -> tuple[Array, Array]:
+                def solve(
+                    i: Array, found: tuple[Array, Array], l: int = l, y: Array = y
+                ) -> tuple[Array, Array]:
                     x, seen = found
                     shift, log_scale = shift_and_scale(l, x)
                     here = positions[l] == i + 1
-                    return jnp.where(here, (y - shift) * jnp.exp(-log_scale), x), jnp.where(here, log_scale, seen)
+                    return jnp.where(here, (y - shift) * jnp.exp(-log_scale), x), jnp.where(
+                        here, log_scale, seen
+                    )
 
-                y, log_scales = jax.lax.fori_loop(0, d, solve, (jnp.zeros_like(y), jnp.zeros_like(y)))
+                y, log_scales = jax.lax.fori_loop(
+                    0, d, solve, (jnp.zeros_like(y), jnp.zeros_like(y))
+                )
                 total = total + jnp.sum(log_scales)
             return y, total
 

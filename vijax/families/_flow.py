@@ -28,7 +28,12 @@ class _Flow:
     """
 
     def __init__(self, gaussian: Any, forward: Map, inverse: Map, dtype: Any):
-        self._gaussian, self._forward, self._inverse, self._dtype = gaussian, forward, inverse, dtype
+        self._gaussian, self._forward, self._inverse, self._dtype = (
+            gaussian,
+            forward,
+            inverse,
+            dtype,
+        )
         self.uniforms = gaussian.uniforms
 
     def transport(self, u: Float[Array, " d"]) -> PyTree:
@@ -66,7 +71,10 @@ def size(base: Family, params: PyTree, flow: str) -> int:
 
 
 def over(
-    base: Family, flow: str, init: Callable[[Any, int, Any], PyTree], maps: Callable[..., tuple[Map, Map]]
+    base: Family,
+    flow: str,
+    init: Callable[[Any, int, Any], PyTree],
+    maps: Callable[..., tuple[Map, Map]],
 ) -> Family:
     """Return the family of a base's affine maps after a flow.
 

@@ -152,7 +152,9 @@ def _start(like: PyTree, scale: float) -> tuple[PyTree, Array]:
     vector, _ = ravel_pytree(like)
     if vector.size == 0:
         shapes = jax.tree.map(jnp.shape, like)
-        raise TypeError(f"a Gaussian family needs floating latents of at least one element, got {shapes}.")
+        raise TypeError(
+            f"a Gaussian family needs floating latents of at least one element, got {shapes}."
+        )
     log_scale = jax.tree.map(lambda leaf: jnp.full_like(leaf, math.log(scale)), like)
     return {"loc": _strong(like), "log_scale": _strong(log_scale)}, vector
 
@@ -167,4 +169,6 @@ def _scales(params: PyTree) -> tuple[PyTree, Array]:
 
 def _admit(scale: float) -> None:
     if not 0 < scale < math.inf:
-        raise ValueError(f"scale must be positive and finite, the initial standard deviation, got {scale}.")
+        raise ValueError(
+            f"scale must be positive and finite, the initial standard deviation, got {scale}."
+        )

@@ -46,7 +46,9 @@ def laplace(log_joint: LogJoint, *, steps: int = 100) -> Family:
     Reference: Tierney, Kadane, Accurate approximations for posterior moments and marginal densities, 1986.
     """
     if properties(log_joint).keyed:
-        raise TypeError("laplace climbs one fixed function, and this log_joint takes a key: close over one key.")
+        raise TypeError(
+            "laplace climbs one fixed function, and this log_joint takes a key: close over one key."
+        )
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}.")
     plain = full_rank()
@@ -55,7 +57,9 @@ def laplace(log_joint: LogJoint, *, steps: int = 100) -> Family:
         params = plain.init(key, like)
         start, unravel = ravel_pytree(params["loc"])
         if jnp.finfo(start.dtype).bits < 32:
-            raise TypeError(f"laplace needs latents in float32 or float64, got {start.dtype}: it inverts a matrix.")
+            raise TypeError(
+                f"laplace needs latents in float32 or float64, got {start.dtype}: it inverts a matrix."
+            )
 
         def density(x: Array) -> Array:
             out = log_joint(unravel(x))
@@ -110,12 +114,16 @@ def _climb(
         # A step far too long may be uphill and yet overshoot: halve it on while that is better.
         along = lambda n: density(x + 0.5**n * direction)  # noqa: E731
         halvings = jax.lax.while_loop(
-            lambda n: found & (n < _TRIES) & (along(n + 1) > along(n) + noise), lambda n: n + 1, halvings
+            lambda n: found & (n < _TRIES) & (along(n + 1) > along(n) + noise),
+            lambda n: n + 1,
+            halvings,
         )
         x = jnp.where(found, x + 0.5**halvings * direction, x)
         return x, look(x), count + 1, found
 
     first = look(start)
-    sure = jnp.isfinite(first[0]) & jnp.all(jnp.isfinite(first[1])) & jnp.all(jnp.isfinite(first[2]))
+    sure = (
+        jnp.isfinite(first[0]) & jnp.all(jnp.isfinite(first[1])) & jnp.all(jnp.isfinite(first[2]))
+    )
     mode, (_, _, root), _, _ = jax.lax.while_loop(going, step, (start, first, jnp.int32(0), sure))
     return mode, jnp.where(sure, root, jnp.nan)

@@ -16,7 +16,9 @@ from vijax.types import Family, PyTree
 class _Mixture:
     """Batch shape (); `component` may be asked for a traced number, so components differ in their parameters alone."""
 
-    def __init__(self, log_weights: Float[Array, " m"], params: PyTree, dist: Callable[[PyTree], Any]):
+    def __init__(
+        self, log_weights: Float[Array, " m"], params: PyTree, dist: Callable[[PyTree], Any]
+    ):
         self.log_weights, self._params, self._dist = log_weights, params, dist
 
     def component(self, j: Any) -> Any:
@@ -75,7 +77,10 @@ def mixture(family: Family, *, components: int) -> Family:
     def init(key: Any, like: PyTree) -> PyTree:
         params = [family.init(k, like) for k in jax.random.split(key, components)]
         stacked = jax.tree.map(lambda *p: jnp.stack(p), *params)
-        return {"logits": jnp.zeros(components, jnp.result_type(*jax.tree.leaves(stacked))), "components": stacked}
+        return {
+            "logits": jnp.zeros(components, jnp.result_type(*jax.tree.leaves(stacked))),
+            "components": stacked,
+        }
 
     def dist(params: PyTree) -> _Mixture:
         params = jax.tree.map(jnp.asarray, params)
@@ -114,7 +119,10 @@ class _Strata:
         return self._q.log_prob(z)
 
 
-NAMES = (("mixture_distribution", "components_distribution"), ("mixing_distribution", "component_distribution"))
+NAMES = (
+    ("mixture_distribution", "components_distribution"),
+    ("mixing_distribution", "component_distribution"),
+)
 
 
 def strata(distribution: Any) -> Any:
@@ -138,7 +146,11 @@ def strata(distribution: Any) -> Any:
     """
     for weights, components in NAMES:
         if hasattr(distribution, weights) and hasattr(distribution, components):
-            return _Strata(adapt(distribution), getattr(distribution, weights), getattr(distribution, components))
+            return _Strata(
+                adapt(distribution),
+                getattr(distribution, weights),
+                getattr(distribution, components),
+            )
     raise TypeError(
         f"strata takes a MixtureSameFamily of distrax, TFP or NumPyro, got {type(distribution).__name__}; for your "
         "own, give it log_weights [*batch, m] and component(j)."

@@ -17,22 +17,33 @@ def init(key: Any, sizes: Sequence[int], dtype: Any) -> PyTree:
     """Return layers of these widths, random but for the last, which is zero."""
     inner = zip(jax.random.split(key, len(sizes)), sizes[:-2], sizes[1:-1], strict=False)
     layers = [
-        {"weight": jax.random.normal(k, (m, n), dtype) / max(m, 1) ** 0.5, "bias": jnp.zeros(n, dtype)}
+        {
+            "weight": jax.random.normal(k, (m, n), dtype) / max(m, 1) ** 0.5,
+            "bias": jnp.zeros(n, dtype),
+        }
         for k, m, n in inner
     ]
     return [*layers, {"weight": jnp.zeros(sizes[-2:], dtype), "bias": jnp.zeros(sizes[-1], dtype)}]
 
 
-def apply(params: PyTree, x: Float[Array, " m"], masks: Sequence[np.ndarray] | None = None) -> Float[Array, " n"]:
+def apply(
+    params: PyTree, x: Float[Array, " m"], masks: Sequence[np.ndarray] | None = None
+) -> Float[Array, " n"]:
     """Run tanh layers and a linear one, each weight times its mask if there are masks."""
     for i, layer in enumerate(params):
-        weight = layer["weight"] if masks is None else layer["weight"] * masks[i].astype(layer["weight"].dtype)
+        weight = (
+            layer["weight"]
+            if masks is None
+            else layer["weight"] * masks[i].astype(layer["weight"].dtype)
+        )
         x = x @ weight + layer["bias"]
         x = jnp.tanh(x) if i + 1 < len(params) else x
     return x
 
 
-def autoregressive_masks(positions: np.ndarray, hidden: Sequence[int], outputs: int) -> list[np.ndarray]:
+def autoregressive_masks(
+    positions: np.ndarray, hidden: Sequence[int], outputs: int
+) -> list[np.ndarray]:
     """Return masks under which each output hears only inputs of a lower position.
 
     Args:
@@ -44,12 +55,16 @@ def autoregressive_masks(positions: np.ndarray, hidden: Sequence[int], outputs: 
     # A unit of degree n hears positions 1 to n. Degrees are spread over 1 to d - 1, however narrow the layer; where
     # d is 1 they are 0, and hear nothing.
     degrees = [positions, *(np.minimum(1, d - 1) + np.arange(h) * (d - 1) // h for h in hidden)]
-    masks = [into[None, :] >= out[:, None] for out, into in zip(degrees[:-1], degrees[1:], strict=True)]
+    masks = [
+        into[None, :] >= out[:, None] for out, into in zip(degrees[:-1], degrees[1:], strict=True)
+    ]
     return [*masks, np.tile(positions, outputs)[None, :] > degrees[-1][:, None]]
 
 
 def widths(hidden: Sequence[int]) -> tuple[int, ...]:
     """Return the widths of hidden layers as a tuple; refuse what is none."""
     if isinstance(hidden, int) or any(not isinstance(h, int) or h < 1 for h in hidden):
-        raise ValueError(f"hidden must be a tuple of widths, each at least 1, such as (32, 32), got {hidden!r}.")
+        raise ValueError(
+            f"hidden must be a tuple of widths, each at least 1, such as (32, 32), got {hidden!r}."
+        )
     return tuple(hidden)

@@ -115,7 +115,10 @@ def spline_coupling(
                 (x, total), (network, order) = carry, at
                 raw = networks.apply(network, x[order[:kept]]).reshape(moved, 3 * bins + 1)
                 y, log_det = spline(interval, raw, x[order[kept:]])
-                return (x.at[order[kept:]].set(y, unique_indices=True), total + jnp.sum(log_det)), None
+                return (
+                    x.at[order[kept:]].set(y, unique_indices=True),
+                    total + jnp.sum(log_det),
+                ), None
 
             start = lambda x: (x, jnp.zeros((), x.dtype))  # noqa: E731
             return lambda x: jax.lax.scan(layer, start(x), (params, orders), reverse=reverse)[0]

@@ -44,10 +44,14 @@ def given(names: str | Sequence[str], family: Family, *, hidden: Sequence[int] =
         Ambrogioni et al., Automatic structured variational inference, 2021, arXiv:2002.00643.
     """
     if not isinstance(family, Family):
-        raise TypeError(f"family must be a Family, such as families.mean_field(), got {family!r:.60}.")
+        raise TypeError(
+            f"family must be a Family, such as families.mean_field(), got {family!r:.60}."
+        )
     names = (names,) if isinstance(names, str) else tuple(names)
     if not names:
-        raise ValueError("names must name at least one earlier leaf; a part without any is its family alone.")
+        raise ValueError(
+            "names must name at least one earlier leaf; a part without any is its family alone."
+        )
     return Given(names, family, networks.widths(hidden))
 
 
@@ -86,7 +90,9 @@ def structured(parts: Mapping[str, Family | Given]) -> Family:
     earlier: list[str] = []
     for name, part in parts.items():
         if not isinstance(part, (Family, Given)):
-            raise TypeError(f"part '{name}' must be a Family or families.given(names, family), got {part!r:.60}.")
+            raise TypeError(
+                f"part '{name}' must be a Family or families.given(names, family), got {part!r:.60}."
+            )
         if isinstance(part, Given) and (late := [n for n in part.names if n not in earlier]):
             raise ValueError(
                 f"part '{name}' is given {late}, and the parts before it are {earlier}: write a part after those that "
@@ -97,9 +103,13 @@ def structured(parts: Mapping[str, Family | Given]) -> Family:
     def init(key: Any, like: PyTree) -> PyTree:
         if not isinstance(like, Mapping) or set(like) != set(parts):
             found = list(like) if isinstance(like, Mapping) else f"a {type(like).__name__}"
-            raise ValueError(f"like must be a dict with the names of the parts, {list(parts)}, got {found}.")
+            raise ValueError(
+                f"like must be a dict with the names of the parts, {list(parts)}, got {found}."
+            )
         keys = jax.random.split(key, len(parts))
-        return {n: _start(k, part, like, n) for k, (n, part) in zip(keys, parts.items(), strict=True)}
+        return {
+            n: _start(k, part, like, n) for k, (n, part) in zip(keys, parts.items(), strict=True)
+        }
 
     def dist(params: PyTree) -> Joint:
         return Joint({name: _conditional(part, params[name]) for name, part in parts.items()})
@@ -116,7 +126,11 @@ def _start(key: Any, part: Family | Given, like: PyTree, name: str) -> PyTree:
     inputs = sum(jnp.size(leaf) for n in part.names for leaf in jax.tree.leaves(like[n]))
     sizes = (inputs, *part.hidden, vector.size)
     network = networks.init(of_network, sizes, vector.dtype) if part.hidden else []
-    return {"family": params, "affine": jnp.zeros((inputs, vector.size), vector.dtype), "network": network}
+    return {
+        "family": params,
+        "affine": jnp.zeros((inputs, vector.size), vector.dtype),
+        "network": network,
+    }
 
 
 def _conditional(part: Family | Given, params: PyTree) -> Any:

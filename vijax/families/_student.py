@@ -29,7 +29,9 @@ class _StudentT:
             # χ² = 2 Gamma(degrees / 2), through its logarithm: a small χ² is no float, and its logarithm is.
             scale = jnp.exp(0.5 * (math.log(self._degrees / 2) - log_gamma))
             loc, spread = jax.jvp(self._gaussian.affine, (jnp.zeros_like(e),), (e,))
-            z = jax.tree.map(lambda loc, spread: loc + scale.astype(loc.dtype) * spread, loc, spread)
+            z = jax.tree.map(
+                lambda loc, spread: loc + scale.astype(loc.dtype) * spread, loc, spread
+            )
             return z, self.log_prob(z)
 
         for _ in sample_shape:
@@ -73,7 +75,9 @@ def student_t(*, degrees: float | int, base: Family = _FULL_RANK) -> Family:
     """
     checks.family(base, "base")
     if isinstance(degrees, jax.core.Tracer):
-        raise TypeError("degrees must be a number, fixed when the function is traced; got a traced array.")
+        raise TypeError(
+            "degrees must be a number, fixed when the function is traced; got a traced array."
+        )
     degrees = float(degrees)
     if not 0 < degrees < math.inf:
         raise ValueError(f"degrees must be positive and finite, got {degrees}.")

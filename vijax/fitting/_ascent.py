@@ -66,7 +66,9 @@ def ascent(estimate: Callable[..., Any], optimizer: Any) -> Rule:
         params = strong_dtypes(params)
         for name, leaf in checks.named_leaves(params):
             if not jnp.issubdtype(leaf.dtype, jnp.floating):
-                raise TypeError(f"params must be a pytree of float arrays, leaf '{name}' is {leaf.dtype}.")
+                raise TypeError(
+                    f"params must be a pytree of float arrays, leaf '{name}' is {leaf.dtype}."
+                )
         optimized = strong_dtypes(optimizer.init(params))
         return AscentState(params, optimized, strong_dtypes(memory))
 
@@ -93,7 +95,9 @@ def ascent(estimate: Callable[..., Any], optimizer: Any) -> Rule:
     return Rule(init, step, params)
 
 
-def _climb(optimizer: Any, state: AscentState, bound: Array, gradient: PyTree) -> tuple[PyTree, PyTree]:
+def _climb(
+    optimizer: Any, state: AscentState, bound: Array, gradient: PyTree
+) -> tuple[PyTree, PyTree]:
     """Return params and the optimizer's state after a step uphill; Optax steps downhill."""
     import optax
 

@@ -84,7 +84,9 @@ def save(path: str | os.PathLike[str], step: SupportsIndex, tree: PyTree, *, kee
     """
     step = _step_number(step)
     if keep < 1:
-        raise ValueError(f"keep must be at least 1, got {keep}: the checkpoint would delete itself.")
+        raise ValueError(
+            f"keep must be at least 1, got {keep}: the checkpoint would delete itself."
+        )
     import orbax.checkpoint as ocp
 
     folder = Path(path).absolute()
@@ -94,14 +96,18 @@ def save(path: str | os.PathLike[str], step: SupportsIndex, tree: PyTree, *, kee
     shutil.rmtree(saving, ignore_errors=True)  # left by a process that was killed
     saving.mkdir()
     arrays = {f"{i:05d}": _plain(leaf) for i, leaf in enumerate(jax.tree.leaves(tree))}
-    with ocp.StandardCheckpointer() as checkpointer:  # zero-size arrays it cannot write, and there is nothing to write
+    with (
+        ocp.StandardCheckpointer() as checkpointer
+    ):  # zero-size arrays it cannot write, and there is nothing to write
         checkpointer.save(
             saving / "tree",
             {name: a for name, a in arrays.items() if a.size} | {"step": np.asarray(step)},
         )
     manifest = {"step": step, "leaves": _description(tree), "files": _digests(saving)}
     (saving / MANIFEST).write_text(json.dumps({"sha256": _digest(manifest), **manifest}, indent=1))
-    if (folder / str(step)).exists():  # a step that did not verify, from a fit that had come further
+    if (
+        folder / str(step)
+    ).exists():  # a step that did not verify, from a fit that had come further
         _remove(folder, step)
     saving.rename(folder / str(step))
     for old in [s for s in _steps(folder) if s <= step][:-keep]:
@@ -139,7 +145,9 @@ def restore(path: str | os.PathLike[str], like: PyTree) -> Restored:
             manifest = _verified(folder / str(step), step)
         except BROKEN as why:
             skipped.append((step, f"{type(why).__name__}: {why}"))
-            warnings.warn(f"checkpoint {step} in {folder} does not verify and is skipped: {why}", stacklevel=2)
+            warnings.warn(
+                f"checkpoint {step} in {folder} does not verify and is skipped: {why}", stacklevel=2
+            )
             continue
         _fits(manifest["leaves"], _description(like), folder / str(step))
         return Restored(step, _read(folder / str(step) / "tree", like), tuple(skipped))
@@ -155,20 +163,26 @@ def _step_number(step: SupportsIndex) -> int:
     try:
         number = operator.index(step)
     except TypeError as why:
-        raise TypeError(f"step must be a whole number, the name of its checkpoint; got {step!r}.") from why
+        raise TypeError(
+            f"step must be a whole number, the name of its checkpoint; got {step!r}."
+        ) from why
     if number < 0:
         raise ValueError(f"step must be at least 0, got {number}: it would never be found again.")
     return number
 
 
 def _steps(folder: Path) -> list[int]:
-    names = [entry.name for entry in folder.iterdir()] if folder.exists() else []  # an error where it is a file
+    names = (
+        [entry.name for entry in folder.iterdir()] if folder.exists() else []
+    )  # an error where it is a file
     return sorted(int(name) for name in names if re.fullmatch(r"\d+", name))
 
 
 def _remove(folder: Path, step: int) -> None:
     shutil.rmtree(folder / REMOVING, ignore_errors=True)
-    (folder / str(step)).rename(folder / REMOVING)  # at once, so that no half of it is ever taken for a checkpoint
+    (folder / str(step)).rename(
+        folder / REMOVING
+    )  # at once, so that no half of it is ever taken for a checkpoint
     shutil.rmtree(folder / REMOVING)
 
 
@@ -191,7 +205,9 @@ def _digests(folder: Path) -> dict[str, str]:
     found = {}
     for file in files:
         with file.open("rb") as stream:
-            found[file.relative_to(folder).as_posix()] = hashlib.file_digest(stream, "sha256").hexdigest()
+            found[file.relative_to(folder).as_posix()] = hashlib.file_digest(
+                stream, "sha256"
+            ).hexdigest()
     return found
 
 
@@ -206,7 +222,9 @@ def _verified(folder: Path, step: int) -> dict[str, Any]:
     for name in sorted(set(found) | set(manifest["files"])):
         if found.get(name) != manifest["files"].get(name):
             was, now = name in manifest["files"], name in found
-            raise ValueError(f"{name} {'was altered' if was and now else 'is missing' if was else 'does not belong'}")
+            raise ValueError(
+                f"{name} {'was altered' if was and now else 'is missing' if was else 'does not belong'}"
+            )
     return dict(manifest)
 
 
@@ -229,7 +247,9 @@ def _description(tree: PyTree) -> list[list[Any]]:
 
 def _fits(saved: list[list[Any]], wanted: list[list[Any]], folder: Path) -> None:
     if len(saved) != len(wanted):
-        raise ValueError(f"{folder} holds another fit, of {len(saved)} arrays, not {len(wanted)}. Name another folder.")
+        raise ValueError(
+            f"{folder} holds another fit, of {len(saved)} arrays, not {len(wanted)}. Name another folder."
+        )
     for there, here in zip(saved, wanted, strict=True):
         if there != here:
             raise ValueError(
@@ -245,12 +265,20 @@ def _read(folder: Path, like: PyTree) -> PyTree:
     names = [f"{i:05d}" for i in range(len(leaves))]
     plain = {name: _plain(leaf) for name, leaf in zip(names, leaves, strict=True)}
     with ocp.StandardCheckpointer() as checkpointer:
-        found = checkpointer.restore(folder, {n: a for n, a in plain.items() if a.size} | {"step": np.asarray(0)})
+        found = checkpointer.restore(
+            folder, {n: a for n, a in plain.items() if a.size} | {"step": np.asarray(0)}
+        )
 
     def place(name: str, leaf: Any) -> Any:
         array = found[name] if plain[name].size else plain[name]
         if _is_key(leaf):
             array = jax.random.wrap_key_data(jnp.asarray(array), impl=jax.random.key_impl(leaf))
-        return jax.device_put(array, leaf.sharding) if isinstance(leaf, jax.Array) else np.asarray(array)
+        return (
+            jax.device_put(array, leaf.sharding)
+            if isinstance(leaf, jax.Array)
+            else np.asarray(array)
+        )
 
-    return jax.tree.unflatten(structure, [place(n, leaf) for n, leaf in zip(names, leaves, strict=True)])
+    return jax.tree.unflatten(
+        structure, [place(n, leaf) for n, leaf in zip(names, leaves, strict=True)]
+    )

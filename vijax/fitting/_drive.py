@@ -195,7 +195,11 @@ def _length(steps: int, seconds: float, *, compiled: bool) -> int:
 
 def _joined(settings: Settings, loop: Loop, at: int) -> Loop:
     """Make room for more iterates where there is none, as may still be due after a resume."""
-    full = at % THIN == 0 and _iterates.full(at // THIN) and int(loop.iterates.size) * _iterates.BLOCKS == at // THIN
+    full = (
+        at % THIN == 0
+        and _iterates.full(at // THIN)
+        and int(loop.iterates.size) * _iterates.BLOCKS == at // THIN
+    )
     return settings.program.join(loop) if full else loop
 
 

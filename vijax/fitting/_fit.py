@@ -116,7 +116,9 @@ def fit(
     check_rule(rule, "fit(key, rule, state, steps=...)")
     _check_options(steps, log_every, checkpoints)
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((key, state))):
-        raise TypeError("fit runs on the host, between compiled chunks; under jit or vmap use lax.scan over the step.")
+        raise TypeError(
+            "fit runs on the host, between compiled chunks; under jit or vmap use lax.scan over the step."
+        )
     watch = rule.params if watch is None else watch
     program = _loop.program(rule.step, watch)
     loop = program.start(key, state)
@@ -147,7 +149,9 @@ def check_rule(rule: Any, call: str) -> None:
 
 def _check_options(steps: Any, log_every: Any, checkpoints: Any) -> None:
     if not isinstance(checkpoints, Checkpoints | None):
-        raise TypeError(f"checkpoints must be fitting.Checkpoints(path, every=steps), got {checkpoints!r}.")
+        raise TypeError(
+            f"checkpoints must be fitting.Checkpoints(path, every=steps), got {checkpoints!r}."
+        )
     checks.whole(steps, "steps")
     if log_every is not None:
         checks.whole(log_every, "log_every")
@@ -159,7 +163,9 @@ def _resumed(checkpoints: Checkpoints, loop: Loop, key: Any) -> Loop:
     """Return the newest checkpoint that verifies; the loop itself where there is none."""
     restored: Loop = _checkpoint.restore(checkpoints.path, loop).tree
     if not np.array_equal(jax.random.key_data(restored.key), jax.random.key_data(key)):
-        raise ValueError(f"{checkpoints.path} holds the fit of another key. Name another folder for this one.")
+        raise ValueError(
+            f"{checkpoints.path} holds the fit of another key. Name another folder for this one."
+        )
     return restored
 
 

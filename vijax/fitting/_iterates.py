@@ -172,7 +172,9 @@ def _blocks(kept: Iterates) -> _Blocks:
     """Return the whole blocks, in float64; the one that is being filled is left out."""
     number = min(int(kept.number // kept.size), BLOCKS)
     mean, square = (
-        np.concatenate([np.reshape(l, (BLOCKS, -1)).astype(np.float64) for l in jax.tree.leaves(tree)], 1)[:number]
+        np.concatenate(
+            [np.reshape(l, (BLOCKS, -1)).astype(np.float64) for l in jax.tree.leaves(tree)], 1
+        )[:number]
         for tree in (kept.mean, kept.square)
     )
     leaves = jax.tree.leaves(kept.mean)
@@ -193,7 +195,10 @@ def _like(tree: PyTree, row: np.ndarray) -> PyTree:
     """Cut a row of all numbers into the leaves of one iterate, in their dtypes."""
     leaves, structure = jax.tree.flatten(tree)
     parts = np.split(row, np.cumsum([leaf[0].size for leaf in leaves])[:-1])
-    cut = [part.reshape(leaf.shape[1:]).astype(leaf.dtype) for part, leaf in zip(parts, leaves, strict=True)]
+    cut = [
+        part.reshape(leaf.shape[1:]).astype(leaf.dtype)
+        for part, leaf in zip(parts, leaves, strict=True)
+    ]
     return jax.tree.unflatten(structure, cut)
 
 

@@ -78,7 +78,9 @@ def program(step: Callable[..., Any], watch: Callable[[PyTree], PyTree]) -> Prog
     )
 
 
-def _run(step: Callable[..., Any], watch: Callable[[PyTree], PyTree], loop: Loop, until: Array) -> tuple[Loop, Chunk]:
+def _run(
+    step: Callable[..., Any], watch: Callable[[PyTree], PyTree], loop: Loop, until: Array
+) -> tuple[Loop, Chunk]:
     """Make steps up to a number, in stretches that end where an iterate is remembered."""
 
     def one(carry: Any) -> Any:
@@ -129,7 +131,9 @@ def _ess_and_khat(loop: Loop) -> tuple[Array, Array]:
     return ess, jnp.where(written * k < FEW, jnp.nan, khat)
 
 
-def _start(step: Callable[..., Any], watch: Callable[[PyTree], PyTree], key: Any, state: PyTree) -> Loop:
+def _start(
+    step: Callable[..., Any], watch: Callable[[PyTree], PyTree], key: Any, state: PyTree
+) -> Loop:
     """Return the loop before its first step; refuse a step that no loop can repeat."""
     state = strong_dtypes(state)
 
@@ -146,7 +150,9 @@ def _start(step: Callable[..., Any], watch: Callable[[PyTree], PyTree], key: Any
     watched = jax.eval_shape(watch, state)
     for name, leaf in checks.named_leaves(watched):
         if not jnp.issubdtype(leaf.dtype, jnp.number):
-            raise TypeError(f"watch(state) must hold numbers, leaf '{name}' is {leaf.dtype}; leave it out.")
+            raise TypeError(
+                f"watch(state) must hold numbers, leaf '{name}' is {leaf.dtype}; leave it out."
+            )
     return Loop(
         key=strong_dtypes(key),
         step=jnp.int32(0),
@@ -171,7 +177,10 @@ def rows_written(step: Any) -> Any:
 
 def newly_not_finite(after: PyTree, before: PyTree) -> Array:
     """Whether a leaf was finite before and is not after; a best value of inf, say, never was."""
-    lost = [was & ~is_now for is_now, was in zip(finite_leaves(after), finite_leaves(before), strict=True)]
+    lost = [
+        was & ~is_now
+        for is_now, was in zip(finite_leaves(after), finite_leaves(before), strict=True)
+    ]
     return jnp.any(jnp.stack(lost)) if lost else jnp.bool_(0)
 
 

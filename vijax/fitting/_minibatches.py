@@ -82,7 +82,9 @@ def minibatches(*, num_data: int, batch_size: int) -> Minibatches:
     def step(cursor: Cursor) -> tuple[Array, Cursor]:
         places = cursor.position + jnp.arange(batch_size, dtype=jnp.int32)
         over = cursor.position + batch_size >= num_data
-        later = jax.lax.cond(over, lambda: order(cursor.key, cursor.epoch + 1), lambda: cursor.order)
+        later = jax.lax.cond(
+            over, lambda: order(cursor.key, cursor.epoch + 1), lambda: cursor.order
+        )
         here = places < num_data
         rows = jnp.where(
             here,

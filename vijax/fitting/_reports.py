@@ -43,8 +43,14 @@ def bar(*, every: float = 0.1) -> Iterator[Write]:
     def write(line: Line) -> None:
         nonlocal progress
         if progress is None:
-            progress = tqdm(total=line["steps"], initial=line["first"], unit="step", mininterval=every)
-        shown = [f"{name} {line[name]:.4g}" for name in ("bound", "ess", "khat", "rhat") if line[name] is not None]
+            progress = tqdm(
+                total=line["steps"], initial=line["first"], unit="step", mininterval=every
+            )
+        shown = [
+            f"{name} {line[name]:.4g}"
+            for name in ("bound", "ess", "khat", "rhat")
+            if line[name] is not None
+        ]
         progress.set_postfix_str(", ".join(shown), refresh=False)
         progress.update(line["step"] - progress.n)
 
@@ -133,4 +139,6 @@ def tell(writers: list[Write], line: Line) -> None:
             write(line)
         except Exception as why:
             writers.remove(write)
-            warnings.warn(f"a report raised at step {line['step']} and is told no more: {why!r}", stacklevel=5)
+            warnings.warn(
+                f"a report raised at step {line['step']} and is told no more: {why!r}", stacklevel=5
+            )

@@ -136,7 +136,9 @@ def _watch_together(watch: Callable[[PyTree], PyTree], state: Many) -> PyTree:
     return jax.vmap(watch)(state.states)
 
 
-def _step_together(step: Callable[..., Any], number: int, key: Any, state: Many) -> tuple[Many, Step]:
+def _step_together(
+    step: Callable[..., Any], number: int, key: Any, state: Many
+) -> tuple[Many, Step]:
     """Take a step of every restart; one that is no longer finite stays as it was before."""
     new, report = jax.vmap(step)(jax.random.split(key, number), state.states)
     value, log_w = jax.vmap(_loop.bound_and_weights)(report)
@@ -155,7 +157,9 @@ def _compared(found: Fit, units: PyTree, tolerance: float) -> Restarts:
     """Say which restarts agree with the best of those that live."""
     alive = np.asarray(found.state.died < 0)
     if not alive.any():
-        raise FloatingPointError(f"no restart stayed finite; they ended in steps {np.asarray(found.state.died)}.")
+        raise FloatingPointError(
+            f"no restart stayed finite; they ended in steps {np.asarray(found.state.died)}."
+        )
     bound = jnp.where(alive, found.bound, jnp.nan)
     best = int(jnp.nanargmax(bound))
     distance, excess = _distances(found, units, best, tolerance, alive)
@@ -183,7 +187,9 @@ def _largest(numbers: list[Array]) -> Array:
     return jnp.max(jnp.stack([number.astype(jnp.float32) for number in numbers]))
 
 
-def _distances(found: Fit, units: PyTree, best: int, tolerance: float, alive: np.ndarray) -> tuple[Array, Array]:
+def _distances(
+    found: Fit, units: PyTree, best: int, tolerance: float, alive: np.ndarray
+) -> tuple[Array, Array]:
     """Return how far every restart's average is from the best one's, at the furthest parameter.
 
     Args:

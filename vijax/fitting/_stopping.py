@@ -97,13 +97,17 @@ def stationary(
     """
     for name, value, least in (("rhat", rhat, 1.0), ("error", error, 0.0), ("ess", ess, -1.0)):
         if not value > least:
-            raise ValueError(f"{name} must be above {least:g}, got {value!r}: no fit would ever stop.")
+            raise ValueError(
+                f"{name} must be above {least:g}, got {value!r}: no fit would ever stop."
+            )
 
     def rule(tail: Tail) -> Verdict:
         units = jax.tree.broadcast(unit(tail.average), tail.error)
         relative = jax.tree.map(lambda e, u: jnp.max(e / u, initial=0.0), tail.error, units)
         errors = [jnp.asarray(l, jnp.float32) for l in jax.tree.leaves(relative)]
-        counts = [jnp.asarray(jnp.min(l, initial=jnp.inf), jnp.float32) for l in jax.tree.leaves(tail.ess)]
+        counts = [
+            jnp.asarray(jnp.min(l, initial=jnp.inf), jnp.float32) for l in jax.tree.leaves(tail.ess)
+        ]
         largest = jnp.max(jnp.stack([jnp.float32(0.0), *errors]))
         fewest = jnp.min(jnp.stack([jnp.asarray(tail.number, jnp.float32), *counts]))
         done = (tail.worst < rhat) & (largest < error) & (fewest > ess)

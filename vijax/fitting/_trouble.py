@@ -32,7 +32,9 @@ class NotFinite(NamedTuple):
     found: tuple[str, ...]
 
 
-def find(step: Callable[..., Any], program: Program, loop: Loop, until: int) -> tuple[Loop, NotFinite]:
+def find(
+    step: Callable[..., Any], program: Program, loop: Loop, until: int
+) -> tuple[Loop, NotFinite]:
     """Return the loop before the first step that was not finite, and what went wrong there.
 
     What is not finite stays so, or the bound's sum does; so the step is found by halving with the
@@ -75,7 +77,9 @@ def _counts(step: Callable[..., Any], key: Any, state: PyTree) -> _Counts:
     """Count what is not finite in a step, leaf by leaf, in the order in which it is computed."""
 
     def not_finite(tree: PyTree) -> PyTree:
-        return jax.tree.map(lambda leaf: jnp.sum(~jnp.isfinite(leaf)) if is_floating(leaf) else jnp.int32(0), tree)
+        return jax.tree.map(
+            lambda leaf: jnp.sum(~jnp.isfinite(leaf)) if is_floating(leaf) else jnp.int32(0), tree
+        )
 
     new, report = step(key, state)
     draws = getattr(report, "draws", None)

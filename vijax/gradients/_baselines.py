@@ -73,21 +73,38 @@ def moving_average(*, decay: float) -> Baseline:
         return Running(jnp.zeros(batch), jnp.zeros(batch))
 
     def value(state: Running) -> Array:
-        return jnp.where(state.weight > 0, state.total / jnp.where(state.weight > 0, state.weight, 1.0), 0.0)
+        return jnp.where(
+            state.weight > 0, state.total / jnp.where(state.weight > 0, state.weight, 1.0), 0.0
+        )
 
-    def update(state: Running, log_w: Float[Array, "k *batch"], weights: Array | None = None) -> Running:
+    def update(
+        state: Running, log_w: Float[Array, "k *batch"], weights: Array | None = None
+    ) -> Running:
         shape = jnp.shape(state.total)
         if shape not in ((), log_w.shape[1:]):
-            raise ValueError(f"this baseline has shape {shape}, and log_w {log_w.shape} a batch {log_w.shape[1:]}.")
+            raise ValueError(
+                f"this baseline has shape {shape}, and log_w {log_w.shape} a batch {log_w.shape[1:]}."
+            )
         if weights is not None and jnp.shape(weights)[:1] != log_w.shape[:1]:
-            raise ValueError(f"weights must be [k] or [k, *batch] as log_w {log_w.shape}, got {jnp.shape(weights)}.")
-        w = jnp.ones_like(log_w) if weights is None else jnp.broadcast_to(expand(weights, log_w), log_w.shape)
+            raise ValueError(
+                f"weights must be [k] or [k, *batch] as log_w {log_w.shape}, got {jnp.shape(weights)}."
+            )
+        w = (
+            jnp.ones_like(log_w)
+            if weights is None
+            else jnp.broadcast_to(expand(weights, log_w), log_w.shape)
+        )
         # One draw of no mass would spoil the mean for good.
         w = jnp.where(jnp.isfinite(log_w), w, 0.0)
         axes: Any = 0 if shape else None
         fresh = jnp.sum(w * jnp.where(jnp.isfinite(log_w), log_w, 0.0), axes), jnp.sum(w, axes)
-        faded = (decay * state.total + (1 - decay) * fresh[0], decay * state.weight + (1 - decay) * fresh[1])
-        return jax.lax.stop_gradient(Running(*(jnp.asarray(f, t.dtype) for f, t in zip(faded, state, strict=True))))
+        faded = (
+            decay * state.total + (1 - decay) * fresh[0],
+            decay * state.weight + (1 - decay) * fresh[1],
+        )
+        return jax.lax.stop_gradient(
+            Running(*(jnp.asarray(f, t.dtype) for f, t in zip(faded, state, strict=True)))
+        )
 
     return Baseline(init, value, update)
 
@@ -132,10 +149,14 @@ def learned(apply: Callable[..., Array], optimizer: Any) -> Baseline:
                 raise ValueError(
                     f"this baseline has shape {jnp.shape(b)}, and log_w {log_w.shape} a batch {log_w.shape[1:]}."
                 )
-            off = jnp.where(counts, seen, 0.0) - jnp.where(counts, jnp.broadcast_to(b, seen.shape), 0.0)
+            off = jnp.where(counts, seen, 0.0) - jnp.where(
+                counts, jnp.broadcast_to(b, seen.shape), 0.0
+            )
             return 0.5 * jnp.sum(jnp.square(off)) / jnp.maximum(jnp.sum(counts), 1)
 
-        step, optimized = optimizer.update(jax.grad(loss)(state.params), state.optimizer, state.params)
+        step, optimized = optimizer.update(
+            jax.grad(loss)(state.params), state.optimizer, state.params
+        )
         moved = jax.tree.map(lambda p, s: (p + s).astype(p.dtype), state.params, step)
         return jax.lax.stop_gradient(Fitted(moved, optimized))
 

@@ -8,7 +8,17 @@ import jax.numpy as jnp
 from jaxtyping import Array, Key
 
 from vijax import draws, jaxprs
-from vijax.engine import Estimator, Evaluated, Needs, Plan, Request, States, Strategy, floored, make_objective
+from vijax.engine import (
+    Estimator,
+    Evaluated,
+    Needs,
+    Plan,
+    Request,
+    States,
+    Strategy,
+    floored,
+    make_objective,
+)
 from vijax.gradients._relaxed import conditional, hardest
 from vijax.numerics import with_score
 from vijax.types import Bound, Estimate, LogJoint, Objective, PyTree

@@ -8,7 +8,17 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from vijax import draws
-from vijax.engine import Estimator, Evaluated, Needs, Plan, Request, States, Strategy, floored, make_objective
+from vijax.engine import (
+    Estimator,
+    Evaluated,
+    Needs,
+    Plan,
+    Request,
+    States,
+    Strategy,
+    floored,
+    make_objective,
+)
 from vijax.numerics import with_score
 from vijax.types import Bound, Objective
 
@@ -95,7 +105,11 @@ def _coupled(bound: Bound, direction: Direction, name: str) -> Objective:
 
         return Strategy(evaluate, value, seeds=seeds)
 
-    needs = Needs(least=2, why="Draws come in pairs.", mean="compares two draws of a pair by their log-weights")
+    needs = Needs(
+        least=2,
+        why="Draws come in pairs.",
+        mean="compares two draws of a pair by their log-weights",
+    )
     return make_objective(name, bound, draws.iid, Estimator(needs, strategy))
 
 

@@ -27,7 +27,9 @@ from vijax.types import (
 Estimator = Callable[[Bound], Objective]
 
 
-def each(bound: Bound, estimators: Mapping[str, Estimator] | tuple[Estimator, ...] | list[Estimator]) -> Objective:
+def each(
+    bound: Bound, estimators: Mapping[str, Estimator] | tuple[Estimator, ...] | list[Estimator]
+) -> Objective:
     """Gradient of one bound whose leaves of q have an estimator each, unbiased where theirs are.
 
         ∇φᵢ = estimatorᵢ(bound)'s, for the target zᵢ -> log p(x, zᵢ, z₋ᵢ) - log q₋ᵢ(z₋ᵢ), other z₋ᵢ ~ q₋ᵢ at every draw
@@ -59,7 +61,12 @@ def each(bound: Bound, estimators: Mapping[str, Estimator] | tuple[Estimator, ..
     """
 
     def objective(
-        key: Key[Array, ""], log_joint: LogJoint, q: Any, *, num_samples: int, chunk_size: int | None = None
+        key: Key[Array, ""],
+        log_joint: LogJoint,
+        q: Any,
+        *,
+        num_samples: int,
+        chunk_size: int | None = None,
     ) -> Estimate:
         checks.key(key)
         require_log_joint(log_joint, "gradients.each")
@@ -67,10 +74,16 @@ def each(bound: Bound, estimators: Mapping[str, Estimator] | tuple[Estimator, ..
         names = q.names()
         found = []
         for name, own in zip(names, q.keys(key), strict=True):
-            target = _given_others(log_joint, q, name, learns=name == names[0], kept=chunk_size is None)
+            target = _given_others(
+                log_joint, q, name, learns=name == names[0], kept=chunk_size is None
+            )
             found.append(
                 estimators[name](bound)(
-                    own, target, q.conditionals[name], num_samples=num_samples, chunk_size=chunk_size
+                    own,
+                    target,
+                    q.conditionals[name],
+                    num_samples=num_samples,
+                    chunk_size=chunk_size,
                 )
             )
             if not isinstance(found[-1], Estimate):
@@ -93,7 +106,9 @@ def _independent(q: Any, estimators: Any) -> Joint:
         )
     own = list(estimators) if isinstance(estimators, Mapping) else list(range(len(estimators)))
     if sorted(map(str, own)) != sorted(map(str, q.names())):
-        raise ValueError(f"estimators are for the leaves {own}, and q has {q.names()}: name one for each leaf of q.")
+        raise ValueError(
+            f"estimators are for the leaves {own}, and q has {q.names()}: name one for each leaf of q."
+        )
     for name in q.names():
         if is_conditional(q.conditionals[name]):
             raise ValueError(
@@ -103,7 +118,9 @@ def _independent(q: Any, estimators: Any) -> Joint:
     return q
 
 
-def _given_others(log_joint: LogJoint, q: Joint, name: Any, *, learns: bool, kept: bool) -> LogJoint:
+def _given_others(
+    log_joint: LogJoint, q: Joint, name: Any, *, learns: bool, kept: bool
+) -> LogJoint:
     """Return the target of one leaf: the others are drawn at every draw, and count as the model's own noise."""
     others = [other for other in q.names() if other != name]
     rest = Joint([q.conditionals[other] for other in others])
@@ -129,18 +146,26 @@ def _given_others(log_joint: LogJoint, q: Joint, name: Any, *, learns: bool, kep
     return derive(log_joint, target, keyed=True, has_aux=True)
 
 
-def _by_draws_alone(log_p: Callable[[PyTree], tuple[Array, PyTree]], z: PyTree) -> tuple[Array, PyTree]:
+def _by_draws_alone(
+    log_p: Callable[[PyTree], tuple[Array, PyTree]], z: PyTree
+) -> tuple[Array, PyTree]:
     """Return log p with its derivative by z and none by the model's parameters, which learn from the first leaf."""
     leaves, tree = jax.tree.flatten(z)
-    free = [i for i, leaf in enumerate(leaves) if jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)]
+    free = [
+        i for i, leaf in enumerate(leaves) if jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
+    ]
 
     def total(moving: list[Array]) -> tuple[Array, tuple[Array, PyTree]]:
         at = dict(zip(free, moving, strict=True))
-        value, aux = log_p(jax.tree.unflatten(tree, [at.get(i, leaf) for i, leaf in enumerate(leaves)]))
+        value, aux = log_p(
+            jax.tree.unflatten(tree, [at.get(i, leaf) for i, leaf in enumerate(leaves)])
+        )
         return jnp.sum(value), (value, aux)
 
     moving = [leaves[i] for i in free]
-    slopes, (value, aux) = jax.grad(total, has_aux=True)([jax.lax.stop_gradient(leaf) for leaf in moving])
+    slopes, (value, aux) = jax.grad(total, has_aux=True)(
+        [jax.lax.stop_gradient(leaf) for leaf in moving]
+    )
     return _along(jax.lax.stop_gradient(value), jax.lax.stop_gradient(slopes), moving), aux
 
 
@@ -160,5 +185,9 @@ def _along_jvp(primals: Any, tangents: Any) -> Any:
 def _together(q: Joint, draws: Draws) -> Draws:
     """Return the first leaf's draws with the others beside it; chunks keep no draws."""
     others, log_q, aux = draws.aux
-    z = None if others is None else q.collect({name: others.get(name, draws.z) for name in q.names()})
+    z = (
+        None
+        if others is None
+        else q.collect({name: others.get(name, draws.z) for name in q.names()})
+    )
     return draws._replace(z=z, log_p=draws.log_p + log_q, log_q=draws.log_q + log_q, aux=aux)

@@ -8,7 +8,16 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from vijax import draws, jaxprs
-from vijax.engine import Estimator, Evaluated, Needs, Plan, Request, Strategy, evaluate, make_objective
+from vijax.engine import (
+    Estimator,
+    Evaluated,
+    Needs,
+    Plan,
+    Request,
+    Strategy,
+    evaluate,
+    make_objective,
+)
 from vijax.gradients._auto import by_leaf, sample_parts
 from vijax.gradients._pathwise import PATHWISE
 from vijax.gradients._score import ALONE, left_out
@@ -107,14 +116,18 @@ def _with_terms(log_joint: LogJoint) -> LogJoint:
     def target(z: PyTree, **given: Any) -> Any:
         out = log_joint(z, **given)
         if has_aux and not (isinstance(out, tuple) and len(out) == 2):
-            raise TypeError(f"a target with has_aux=True returns (log_p, aux), got {type(out).__name__}.")
+            raise TypeError(
+                f"a target with has_aux=True returns (log_p, aux), got {type(out).__name__}."
+            )
         out, aux = out if has_aux else (out, None)
         return out, (_terms(out), aux)
 
     return derive(log_joint, target, has_aux=True)
 
 
-def _factors(log_joint: LogJoint, z: PyTree, log_q: Array, keys: Any, q: Joint) -> dict[Any, set[Any]]:
+def _factors(
+    log_joint: LogJoint, z: PyTree, log_q: Array, keys: Any, q: Joint
+) -> dict[Any, set[Any]]:
     """Return the leaves that each factor of log_joint depends on."""
     target = _with_terms(log_joint)
     given = {"log_q": log_q[0]} if properties(log_joint).holds_log_q else {}
@@ -128,10 +141,14 @@ def _densities(q: Joint, z: PyTree) -> dict[Any, set[Any]]:
     return {name: found[name] | {name} for name in q.names()}
 
 
-def _sources(function: Callable[[PyTree], dict[Any, Array]], z: PyTree, q: Joint) -> dict[Any, set[Any]]:
+def _sources(
+    function: Callable[[PyTree], dict[Any, Array]], z: PyTree, q: Joint
+) -> dict[Any, set[Any]]:
     """Return the leaves that each value of a dict depends on."""
     one = jax.tree.map(lambda leaf: leaf[0], z)
-    names = q.collect({name: jax.tree.map(lambda _, name=name: name, one[name]) for name in q.names()})
+    names = q.collect(
+        {name: jax.tree.map(lambda _, name=name: name, one[name]) for name in q.names()}
+    )
     owners = jax.tree.leaves(names)
     return {key: {owners[at] for at in on} for key, on in jaxprs.reads(function, one).items()}
 

@@ -24,7 +24,9 @@ from vijax.numerics import with_score
 from vijax.types import Bound, Objective, PyTree, closed_forms
 
 
-def gdreg(bound: Bound, *, prior: Any, push: Callable[[PyTree], PyTree], pull: Callable[[PyTree], PyTree]) -> Objective:
+def gdreg(
+    bound: Bound, *, prior: Any, push: Callable[[PyTree], PyTree], pull: Callable[[PyTree], PyTree]
+) -> Objective:
     """Doubly-reparameterised gradient of any bound for the prior's parameters as well: unbiased, without their score.
 
         ∇λ = Σₖ (B'ₖ ∂log pᵣ(zₖ)/∂zₖ - (B'ₖ - B''ₖₖ) ∂log wₖ/∂zₖ) ∂T(ε; λ)/∂λ  at  ε = T⁻¹(zₖ; λ)
@@ -61,7 +63,9 @@ def gdreg(bound: Bound, *, prior: Any, push: Callable[[PyTree], PyTree], pull: C
         return push(jax.lax.stop_gradient(pull(z)))
 
     needs = Needs(path=True, smooth=True, log_joint=True)
-    return make_objective("gdreg", bound, draws.iid, Estimator(needs, partial(_carried, prior=prior, carry=carry)))
+    return make_objective(
+        "gdreg", bound, draws.iid, Estimator(needs, partial(_carried, prior=prior, carry=carry))
+    )
 
 
 def _carried(request: Request, prior: Any, carry: Callable[[PyTree], PyTree]) -> Strategy:

@@ -10,7 +10,17 @@ from jax.scipy.stats import norm
 from jaxtyping import Array
 
 from vijax import draws, jaxprs
-from vijax.engine import CURE, Estimator, Evaluated, Needs, Plan, Request, Strategy, make_objective, parts
+from vijax.engine import (
+    CURE,
+    Estimator,
+    Evaluated,
+    Needs,
+    Plan,
+    Request,
+    Strategy,
+    make_objective,
+    parts,
+)
 from vijax.gradients._sums import changes, coordinates_first, each_coordinate, scored, swaps
 from vijax.types import Bound, Objective
 
@@ -59,7 +69,9 @@ def _measure_valued(request: Request) -> Strategy:
         return sum((jnp.sum(t, range(batch, t.ndim)) for t in terms), jnp.asarray(0.0))
 
     def evaluate(seeds: Plan) -> Evaluated:
-        own, others = jax.vmap(lambda key: _draw_and_swaps(key, stopped[0], stopped[1], batch))(seeds.draw)
+        own, others = jax.vmap(lambda key: _draw_and_swaps(key, stopped[0], stopped[1], batch))(
+            seeds.draw
+        )
         log_q = jax.vmap(lambda leaves: log_q_of(leaves, means, scales))(own)
         log_p, aux = request.evaluate(to_z(own), jax.lax.stop_gradient(log_q), seeds)
         log_q_others = jax.vmap(jax.vmap(lambda leaves: log_q_of(leaves, *stopped)))(others)
@@ -73,7 +85,9 @@ def _measure_valued(request: Request) -> Strategy:
         for mean, scale, fixed in zip(means, scales, stopped[1], strict=True):
             m, s, fixed = (coordinates_first(x, batch) for x in (mean, scale, fixed))
             right, left, far = jnp.split(change[at : at + 3 * len(m)], 3)
-            along += jnp.sum((right - left) * m / (fixed * math.sqrt(2 * math.pi)) + far * s / fixed, 0)
+            along += jnp.sum(
+                (right - left) * m / (fixed * math.sqrt(2 * math.pi)) + far * s / fixed, 0
+            )
             at += 3 * len(m)
         return scored(request, log_p, log_q, along)
 
@@ -97,7 +111,9 @@ def _draw_and_swaps(key: Any, means: list[Array], scales: list[Array], batch: in
 def _replaced(own: list[Array], i: int, to: Array, batch: int) -> list[Array]:
     """Return a draw, [d, ...], in which each coordinate of leaf i in turn is that of `to`."""
     many = jnp.where(each_coordinate(to.shape[batch:], batch), to[None], own[i][None])
-    return [many if j == i else jnp.broadcast_to(x, many.shape[:1] + x.shape) for j, x in enumerate(own)]
+    return [
+        many if j == i else jnp.broadcast_to(x, many.shape[:1] + x.shape) for j, x in enumerate(own)
+    ]
 
 
 # Positive numbers stand for means and scales alike; far ones, at which a truncation shows.
@@ -111,7 +127,9 @@ def _normals(q: Any, key: Any) -> tuple[list[Array], list[Array], Any, int]:
     found = parts(q, "measure_valued")
     known = len(found) == len(leaves)
     for part, leaf in zip(found, leaves, strict=False):
-        known = known and _location(part, leaf) is not None and leaf.shape[: log_q.ndim] == log_q.shape
+        known = (
+            known and _location(part, leaf) is not None and leaf.shape[: log_q.ndim] == log_q.shape
+        )
 
         def both(z: Array, part: Any = part, leaf: Any = leaf) -> tuple[Array, Array]:
             return part.log_prob(z), norm.logpdf(z, *_location(part, leaf))

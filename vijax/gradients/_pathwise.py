@@ -222,7 +222,9 @@ def _ungated(request: Request) -> Strategy:
 # --- what the doubly reparameterized strategies share
 
 
-def _weigh(request: Request, z: PyTree, log_q: Array, seeds: Plan) -> tuple[tuple[Array, Array], PyTree]:
+def _weigh(
+    request: Request, z: PyTree, log_q: Array, seeds: Plan
+) -> tuple[tuple[Array, Array], PyTree]:
     """Return log p and log q, the latter with the derivative that passes through z alone, and aux."""
     path_log_q = request.stopped_log_prob(z)(z)
     if path_log_q.shape != log_q.shape:

@@ -14,7 +14,16 @@ import numpy as np
 from jaxtyping import Array, ArrayLike
 
 from vijax import draws
-from vijax.engine import Estimator, Evaluated, Needs, Plan, Request, Strategy, floored, make_objective
+from vijax.engine import (
+    Estimator,
+    Evaluated,
+    Needs,
+    Plan,
+    Request,
+    Strategy,
+    floored,
+    make_objective,
+)
 from vijax.numerics import with_score
 from vijax.types import Bound, Objective
 
@@ -169,7 +178,11 @@ def _relaxed(name: str, bound: Bound, point: Point, *, stop_density: bool) -> Ob
         def relaxed_draw(key: Any) -> tuple[Any, Array]:
             keys = jax.random.split(key, (len(known.log_probs), 2))
             points = [
-                point(of_point, log_probs, jax.random.gumbel(of_noise, log_probs.shape, log_probs.dtype))
+                point(
+                    of_point,
+                    log_probs,
+                    jax.random.gumbel(of_noise, log_probs.shape, log_probs.dtype),
+                )
                 for (of_noise, of_point), log_probs in zip(keys, known.log_probs, strict=True)
             ]
             return known.soft(points), density.log_prob(points)

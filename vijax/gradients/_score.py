@@ -117,7 +117,9 @@ def _fitting(baseline: ArrayLike | None, batch: tuple[int, ...]) -> Array:
     except ValueError:
         fits = False
     if not fits:
-        raise ValueError(f"baseline has shape {b.shape}, which does not broadcast to the batch {batch}.")
+        raise ValueError(
+            f"baseline has shape {b.shape}, which does not broadcast to the batch {batch}."
+        )
     return b
 
 

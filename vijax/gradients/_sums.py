@@ -10,7 +10,17 @@ import numpy as np
 from jaxtyping import Array
 
 from vijax import draws
-from vijax.engine import Estimator, Evaluated, Needs, Plan, Request, States, Strategy, floored, make_objective
+from vijax.engine import (
+    Estimator,
+    Evaluated,
+    Needs,
+    Plan,
+    Request,
+    States,
+    Strategy,
+    floored,
+    make_objective,
+)
 from vijax.gradients._relaxed import hardest
 from vijax.numerics import with_score
 from vijax.types import Bound, Draw, Objective
@@ -40,7 +50,9 @@ def local_expectation(bound: Bound) -> Objective:
     Reference: Titsias, Lázaro-Gredilla, Local expectation gradients for black box variational inference, 2015,
         arXiv:1503.01494.
     """
-    return make_objective("local_expectation", bound, draws.iid, Estimator(Needs(), _local_expectation))
+    return make_objective(
+        "local_expectation", bound, draws.iid, Estimator(Needs(), _local_expectation)
+    )
 
 
 def _local_expectation(request: Request) -> Strategy:
@@ -90,7 +102,9 @@ def top_states(bound: Bound, *, states: int) -> Objective:
         distributions, 2019, arXiv:1810.04777.
     """
     needs = Needs(mean="weighs a sum against draws")
-    return make_objective("top_states", bound, draws.iid, Estimator(needs, partial(_top_states, top=states)))
+    return make_objective(
+        "top_states", bound, draws.iid, Estimator(needs, partial(_top_states, top=states))
+    )
 
 
 def _top_states(request: Request, top: int) -> Strategy:
@@ -108,7 +122,9 @@ def _top_states(request: Request, top: int) -> Strategy:
     def state(row: Array, key: Any) -> Array:
         summed = jnp.take(chosen, jnp.minimum(row, top - 1), -1)
         drawn = jax.random.categorical(key, log_rest)
-        return jax.nn.one_hot(jnp.where(row < top, summed, drawn), stopped.shape[-1], dtype=stopped.dtype)
+        return jax.nn.one_hot(
+            jnp.where(row < top, summed, drawn), stopped.shape[-1], dtype=stopped.dtype
+        )
 
     def evaluate(seeds: Plan) -> Evaluated:
         one_hot = jax.vmap(state)(*seeds.draw)
@@ -151,8 +167,14 @@ def _one_variable(known: States, top: int) -> tuple[States, Array]:
             "top_states sums over one categorical for each member of the batch, and q has several latents: use "
             "gradients.local_expectation, or one categorical over all their joint states."
         )
-    if isinstance(top, bool) or not isinstance(top, (int, np.integer)) or not 1 <= top <= log_probs.shape[-1]:
-        raise ValueError(f"states must be a whole number from 1 to q's {log_probs.shape[-1]}, got {top!r}.")
+    if (
+        isinstance(top, bool)
+        or not isinstance(top, (int, np.integer))
+        or not 1 <= top <= log_probs.shape[-1]
+    ):
+        raise ValueError(
+            f"states must be a whole number from 1 to q's {log_probs.shape[-1]}, got {top!r}."
+        )
     return known, floored(log_probs)
 
 
@@ -180,7 +202,10 @@ def _others(one_hot: list[Array], known: States) -> tuple[list[Array], Array]:
             moved = jnp.roll(x, shift, -1)
             many = jnp.where(coordinate, moved[None], x[None])
             draws.append(
-                [many if j == i else jnp.broadcast_to(y, many.shape[:1] + y.shape) for j, y in enumerate(one_hot)]
+                [
+                    many if j == i else jnp.broadcast_to(y, many.shape[:1] + y.shape)
+                    for j, y in enumerate(one_hot)
+                ]
             )
             q = jnp.sum(moved * jnp.exp(log_probs), -1)
             mass.append(coordinates_first(q, known.batch))

@@ -120,12 +120,17 @@ def sleep(
     def dream(key: Any) -> Array:
         dreamt = generate(key)
         if not isinstance(dreamt, tuple) or len(dreamt) != 2:
-            raise TypeError(f"generate(key) must return a pair (x, z), got {type(dreamt).__name__}.")
+            raise TypeError(
+                f"generate(key) must return a pair (x, z), got {type(dreamt).__name__}."
+            )
         x, z = jax.lax.stop_gradient(dreamt)
         q = lift(posterior(x))
         log_q = q.log_prob(z)
         own = jax.eval_shape(lambda k: q.sample_and_log_prob(seed=k, sample_shape=()), key)
-        if jax.tree.map(jnp.shape, own[0]) != jax.tree.map(jnp.shape, z) or own[1].shape != log_q.shape:
+        if (
+            jax.tree.map(jnp.shape, own[0]) != jax.tree.map(jnp.shape, z)
+            or own[1].shape != log_q.shape
+        ):
             raise ValueError(
                 f"generate's z has shapes {jax.tree.map(jnp.shape, z)}, for which log q has {log_q.shape}; draws of "
                 f"posterior(x) have {jax.tree.map(jnp.shape, own[0])} and log q {own[1].shape}. They must agree."

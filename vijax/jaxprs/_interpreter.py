@@ -6,7 +6,14 @@ from typing import Any, Generic, TypeVar
 
 from jax.extend import core
 
-from vijax.jaxprs._equations import CALLS, PURE_HOST, inner_jaxpr, opened, shape_of, touches_reference
+from vijax.jaxprs._equations import (
+    CALLS,
+    PURE_HOST,
+    inner_jaxpr,
+    opened,
+    shape_of,
+    touches_reference,
+)
 
 V = TypeVar("V")
 """What a question knows of one variable."""

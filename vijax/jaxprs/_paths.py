@@ -84,7 +84,9 @@ def _conditional_paths(
         closed, shape = trace(conditional.sample, key, *inputs)
         if isinstance(conditional.part, Joint):
             within = conditional.part.names()
-            found[name] = by_leaf(_conditional_paths(conditional.at, within, key, inputs, input_flows))
+            found[name] = by_leaf(
+                _conditional_paths(conditional.at, within, key, inputs, input_flows)
+            )
         else:
             of_leaves = flows(closed, [NOISE, *input_flows], PARAMETER)
             found[name] = _leaf_paths(conditional.part, shape, of_leaves)

@@ -44,12 +44,20 @@ def cholesky(a: Array) -> Array:
 
 def forward(lower: Array, b: Array) -> Array:
     """Return L⁻¹ b."""
-    return b / lower if lower.shape[-1] == 1 else jax.scipy.linalg.solve_triangular(lower, b, lower=True)
+    return (
+        b / lower
+        if lower.shape[-1] == 1
+        else jax.scipy.linalg.solve_triangular(lower, b, lower=True)
+    )
 
 
 def backward(lower: Array, b: Array) -> Array:
     """Return L⁻ᵀ b."""
-    return b / lower if lower.shape[-1] == 1 else jax.scipy.linalg.solve_triangular(lower, b, lower=True, trans=1)
+    return (
+        b / lower
+        if lower.shape[-1] == 1
+        else jax.scipy.linalg.solve_triangular(lower, b, lower=True, trans=1)
+    )
 
 
 def log_det(lower: Array) -> Array:

@@ -68,7 +68,9 @@ def kalman_filter(model: LinearGaussian, x: Observations, *, mask: Observed = No
         return _filter(sequential, model, x, mask)
 
 
-def parallel_kalman_filter(model: LinearGaussian, x: Observations, *, mask: Observed = None) -> Filtered:
+def parallel_kalman_filter(
+    model: LinearGaussian, x: Observations, *, mask: Observed = None
+) -> Filtered:
     """Integrate the states of a linear-Gaussian chain out exactly, all steps at once.
 
         aᵢ..ⱼ ⊗ aⱼ₊₁..ₖ = aᵢ..ₖ   is associative,   so mₜ, Pₜ of all t come from a scan of depth O(log T)

@@ -25,10 +25,14 @@ class Path(NamedTuple):
     log_last: Array
     log_back: Array
 
-    def sample_and_log_prob(self, *, seed: Any, sample_shape: Any = (), fold: Fold = sequential) -> tuple[Array, Array]:
+    def sample_and_log_prob(
+        self, *, seed: Any, sample_shape: Any = (), fold: Fold = sequential
+    ) -> tuple[Array, Array]:
         """Draw paths [*sample_shape, *batch, T], which no fold changes; return them with log p(c | x)."""
         shape = tuple(sample_shape) + self.log_last.shape[:-1]
-        noise = jax.random.gumbel(seed, (*shape, self.log_back.shape[-3] + 1, self.log_last.shape[-1]))
+        noise = jax.random.gumbel(
+            seed, (*shape, self.log_back.shape[-3] + 1, self.log_last.shape[-1])
+        )
         draw = self._batched(partial(_draw, fold))
         for _ in tuple(sample_shape):
             draw = jax.vmap(draw, (None, None, 0))
@@ -124,22 +128,35 @@ def _factors(
     log_initial: Array, log_transition: Array, log_likelihood: Array, observed: Array | None
 ) -> tuple[Array, Array]:
     """Return the chain as one row [S] and T-1 matrices [T-1, S, S]."""
-    initial, transition, likelihood = (jnp.asarray(a) for a in (log_initial, log_transition, log_likelihood))
+    initial, transition, likelihood = (
+        jnp.asarray(a) for a in (log_initial, log_transition, log_likelihood)
+    )
     s = initial.shape[-1] if initial.ndim else 0
-    if likelihood.ndim != 2 or initial.ndim != 1 or likelihood.shape[1] != s or 0 in likelihood.shape:
+    if (
+        likelihood.ndim != 2
+        or initial.ndim != 1
+        or likelihood.shape[1] != s
+        or 0 in likelihood.shape
+    ):
         raise ValueError(
             f"log_initial must be [S] and log_likelihood [T, S] with T >= 1, got {initial.shape} and "
             f"{likelihood.shape}; for batches use jax.vmap."
         )
     t = likelihood.shape[0]
     if transition.shape not in ((s, s), (t - 1, s, s)):
-        raise ValueError(f"log_transition must be {(s, s)} or [T-1, S, S] = {(t - 1, s, s)}, got {transition.shape}.")
+        raise ValueError(
+            f"log_transition must be {(s, s)} or [T-1, S, S] = {(t - 1, s, s)}, got {transition.shape}."
+        )
     if observed is not None:
         seen = jnp.asarray(observed)
         if seen.shape != (t,) or seen.dtype != bool:
-            raise ValueError(f"observed must be booleans of shape [T] = {(t,)}, got {seen.dtype}{list(seen.shape)}.")
+            raise ValueError(
+                f"observed must be booleans of shape [T] = {(t,)}, got {seen.dtype}{list(seen.shape)}."
+            )
         likelihood = jnp.where(seen[:, None], likelihood, 0.0)
-    steps = jnp.broadcast_to(transition, (t - 1, s, s)) if transition.ndim == 3 else transition[None]
+    steps = (
+        jnp.broadcast_to(transition, (t - 1, s, s)) if transition.ndim == 3 else transition[None]
+    )
     return initial + likelihood[0], steps + likelihood[1:, None, :]
 
 
@@ -170,7 +187,11 @@ def _evidence(fold: Fold, first: Array, steps: Array) -> Array:
     """Return log Σ over paths: the sum of log p(xₜ₊₁ | x₁...xₜ), each of the size of one datum's."""
     predicted = _filter(fold, first, steps)[:-1, :, None] + steps
     s = first.shape[0]
-    each = _log_sum(jnp.moveaxis(predicted.reshape(-1, s * s), 1, 0)) if len(steps) else jnp.zeros(0, first.dtype)
+    each = (
+        _log_sum(jnp.moveaxis(predicted.reshape(-1, s * s), 1, 0))
+        if len(steps)
+        else jnp.zeros(0, first.dtype)
+    )
     return _log_sum(first) + jnp.sum(each)
 
 

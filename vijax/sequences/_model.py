@@ -74,7 +74,9 @@ def steps(model: LinearGaussian, x: Any, mask: Any) -> Steps:
         )
     (t, p), d = jnp.shape(x), jnp.shape(model.initial_mean)[0]
     if t == 0 or p == 0 or d == 0:
-        raise ValueError(f"a chain needs a step, a state and an observation: x is {(t, p)}, initial_mean is {(d,)}.")
+        raise ValueError(
+            f"a chain needs a step, a state and an observation: x is {(t, p)}, initial_mean is {(d,)}."
+        )
     m = _columns(model.diffuse, t, p, d)
     parts = [leaf for leaf in model if leaf is not None]
     dtype = jnp.result_type(*parts, x)
@@ -90,13 +92,17 @@ def steps(model: LinearGaussian, x: Any, mask: Any) -> Steps:
                 f"{d} (initial_mean {(d,)}) and x of shape {(t, p)}. Batches of models come by jax.vmap."
             )
         value = jnp.asarray(value, dtype)
-        if name.endswith("_cov"):  # so that a gradient is symmetric too, in every form of the filter
+        if name.endswith(
+            "_cov"
+        ):  # so that a gradient is symmetric too, in every form of the filter
             value = 0.5 * (value + jnp.swapaxes(value, -1, -2))
         return value if value.ndim > len(event) else jnp.broadcast_to(value[None], (length, *event))
 
     found = jnp.shape(model.initial_cov)
     if found != (d, d):
-        raise ValueError(f"initial_cov has shape {found}, expected {(d, d)} for initial_mean of shape {(d,)}.")
+        raise ValueError(
+            f"initial_cov has shape {found}, expected {(d, d)} for initial_mean of shape {(d,)}."
+        )
     initial_cov = spread("initial_cov", (d, d), 1)
     start = [jnp.asarray(model.initial_mean, dtype)[:, None]]
     start += [] if m == 0 else [jnp.asarray(model.diffuse, dtype)]
@@ -127,7 +133,9 @@ def _columns(diffuse: Any, t: int, p: int, d: int) -> int:
             "for each direction, or None."
         )
     if t * p < shape[1]:
-        raise ValueError(f"x of shape {(t, p)} cannot tell {shape[1]} diffuse directions (diffuse is {shape}) apart.")
+        raise ValueError(
+            f"x of shape {(t, p)} cannot tell {shape[1]} diffuse directions (diffuse is {shape}) apart."
+        )
     return int(shape[1])
 
 
@@ -135,9 +143,13 @@ def _seen(mask: Any, t: int, p: int) -> Array:
     if mask is None:
         return jnp.ones((t, p), bool)
     if jnp.result_type(mask) != jnp.bool_:
-        raise TypeError(f"mask must be boolean, True where x is observed, got {jnp.result_type(mask)}.")
+        raise TypeError(
+            f"mask must be boolean, True where x is observed, got {jnp.result_type(mask)}."
+        )
     found = jnp.shape(mask)
     if found not in ((t,), (t, p)):
-        raise ValueError(f"mask has shape {found}, expected {(t,)} or {(t, p)} for x of shape {(t, p)}.")
+        raise ValueError(
+            f"mask has shape {found}, expected {(t,)} or {(t, p)} for x of shape {(t, p)}."
+        )
     mask = jnp.asarray(mask)
     return mask if mask.ndim == 2 else jnp.broadcast_to(mask[:, None], (t, p))

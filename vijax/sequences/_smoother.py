@@ -29,7 +29,9 @@ from vijax.sequences._model import LinearGaussian, Observations, Observed, Steps
 from vijax.sequences._scans import Scans, parallel, sequential
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["gain", "offset", "cov"], meta_fields=["scans"])
+@partial(
+    jax.tree_util.register_dataclass, data_fields=["gain", "offset", "cov"], meta_fields=["scans"]
+)
 @dataclass(frozen=True)
 class _Paths:
     """A Markov chain, zₜ | zₜ₋₁ ~ N(gainₜ zₜ₋₁ + offsetₜ, covₜ), the first gain 0; draws are [*batch, T, d]."""
@@ -124,7 +126,9 @@ def kalman_smoother(model: LinearGaussian, x: Observations, *, mask: Observed = 
         return _smoother(sequential, model, x, mask)
 
 
-def parallel_kalman_smoother(model: LinearGaussian, x: Observations, *, mask: Observed = None) -> Any:
+def parallel_kalman_smoother(
+    model: LinearGaussian, x: Observations, *, mask: Observed = None
+) -> Any:
     """Return the exact distribution of all states given all the data, all steps at once.
 
         p(z | x) = Π N(zₜ; Aₜ zₜ₋₁ + bₜ, Cₜ),   by associative scans of depth O(log T)

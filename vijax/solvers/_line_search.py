@@ -66,4 +66,6 @@ def search_line(
 
 def steepest(gradient: PyTree) -> Array:
     """Return the largest absolute element of a gradient, ()."""
-    return jnp.max(jnp.stack([jnp.max(jnp.abs(leaf), initial=0.0) for leaf in jax.tree.leaves(gradient)]))
+    return jnp.max(
+        jnp.stack([jnp.max(jnp.abs(leaf), initial=0.0) for leaf in jax.tree.leaves(gradient)])
+    )

@@ -114,11 +114,15 @@ def linear_response(
     # How the means move with the parameters, and the parameters with a tilt of the target.
     slope = jax.grad(lambda vector: jnp.mean(fixed_draws(vector)[0]))
     mean, slopes_of_means = _with_jacobian(lambda vector: jnp.mean(fixed_draws(vector)[1], 0), flat)
-    moves = jax.vmap(lambda b: solve(partial(_curvature, slope, flat), b))(slopes_of_means)  # [m, n]
+    moves = jax.vmap(lambda b: solve(partial(_curvature, slope, flat), b))(
+        slopes_of_means
+    )  # [m, n]
     covariance = moves @ slopes_of_means.T
 
     # What each draw would have changed: itself, and where the optimum is.
-    log_w_along = jax.vmap(lambda move: jax.jvp(lambda vector: fixed_draws(vector)[0], (flat,), (move,))[1])
+    log_w_along = jax.vmap(
+        lambda move: jax.jvp(lambda vector: fixed_draws(vector)[0], (flat,), (move,))[1]
+    )
     influence = fixed_draws(flat)[1] + log_w_along(moves).T
     error = _standard_error(influence, independent=draw.independent)
 

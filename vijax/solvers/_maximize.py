@@ -80,7 +80,9 @@ def maximize(
         return (climb.taken < steps) & (steepest(gradient) > enough) & ~climb.stalled
 
     def step(climb: _Climb) -> _Climb:
-        reached, state, better = search_line(descend, optimizer, climb.optimizer, climb.best, climb.best.gradient)
+        reached, state, better = search_line(
+            descend, optimizer, climb.optimizer, climb.best, climb.best.gradient
+        )
         return _Climb(where(better, reached, climb.best), state, climb.taken + 1, ~better)
 
     first = _Climb(point_at(descend, start), optimizer.init(start), jnp.int32(0), jnp.bool_(0))

@@ -60,7 +60,9 @@ class Climb(NamedTuple):
 
 def climb_to_mode(problem: Problem, start: Float[Array, " d"]) -> Climb:
     """Climb from a start until a step would gain nothing, or until the steps are spent."""
-    return jax.lax.while_loop(partial(_unfinished, problem), partial(_step, problem), _first(problem, start))
+    return jax.lax.while_loop(
+        partial(_unfinished, problem), partial(_step, problem), _first(problem, start)
+    )
 
 
 def _first(problem: Problem, start: Array) -> Climb:
@@ -81,7 +83,9 @@ def _first(problem: Problem, start: Array) -> Climb:
 def _step(problem: Problem, climb: Climb) -> Climb:
     """Take one step; judge the Gaussian where it arrives; keep the better place and the best q."""
     descend = partial(_descend, problem)
-    reached, search, better = search_line(descend, _line_search(), climb.search, climb.point, climb.direction)
+    reached, search, better = search_line(
+        descend, _line_search(), climb.search, climb.point, climb.direction
+    )
     history = remember(
         climb.history,
         reached.params - climb.point.params,

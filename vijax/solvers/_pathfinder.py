@@ -105,9 +105,13 @@ def _admitted(log_joint: LogJoint) -> LogJoint:
     engine.require_log_joint(log_joint, "pathfinder")
     known = properties(log_joint)
     if known.keyed:
-        raise ValueError("pathfinder climbs a function without noise: fix the key, partial(log_joint, key=key).")
+        raise ValueError(
+            "pathfinder climbs a function without noise: fix the key, partial(log_joint, key=key)."
+        )
     if known.only_mean:
-        raise ValueError(f"{known.only_mean}, and pathfinder weighs draws by it: give it all the data.")
+        raise ValueError(
+            f"{known.only_mean}, and pathfinder weighs draws by it: give it all the data."
+        )
     return checks.exact(log_joint)
 
 
@@ -115,5 +119,7 @@ def _checked_start(like: PyTree) -> PyTree:
     like = jax.tree.map(jnp.asarray, like)
     dtypes = {leaf.dtype for leaf in jax.tree.leaves(like)}
     if len(dtypes) != 1 or not jnp.issubdtype(min(dtypes), jnp.floating):
-        raise TypeError(f"like must be a pytree of floats of one dtype, got {jax.tree.map(jnp.result_type, like)}.")
+        raise TypeError(
+            f"like must be a pytree of floats of one dtype, got {jax.tree.map(jnp.result_type, like)}."
+        )
     return like

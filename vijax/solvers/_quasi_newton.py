@@ -36,12 +36,16 @@ def remember(history: History, s: Float[Array, " d"], y: Float[Array, " d"]) -> 
     found = 1 / (a / (b * alpha) + y**2 / b - a * s**2 / (b * jnp.where(c > 0, c, 1.0) * alpha**2))
     curved = curved & jnp.all(jnp.isfinite(found) & (found > 0))
     later = History(
-        found, jnp.concatenate([history.steps[1:], s[None]]), jnp.concatenate([history.slopes[1:], y[None]])
+        found,
+        jnp.concatenate([history.steps[1:], s[None]]),
+        jnp.concatenate([history.slopes[1:], y[None]]),
     )
     return jax.tree.map(lambda new, old: jnp.where(curved, new, old), later, history)
 
 
-def gaussian(position: Array, slope: Array, history: History, unravel: Callable[[Array], PyTree]) -> AffineGaussian:
+def gaussian(
+    position: Array, slope: Array, history: History, unravel: Callable[[Array], PyTree]
+) -> AffineGaussian:
     """Return N(θ + H ∇log p(θ), H), H the BFGS estimate from a history.
 
     In units of √α a BFGS update is H₊ = (I - s wᵀ) H (I - w sᵀ), w = y/(sᵀy) - B s / √(sᵀy · sᵀB s), B = H⁻¹: a factor
@@ -66,7 +70,9 @@ def gaussian(position: Array, slope: Array, history: History, unravel: Callable[
         return (left.at[i].set(-s), right.at[i].set(jnp.where(there, row, 0.0))), None
 
     nothing = jnp.zeros((pairs, size), scale.dtype)
-    (left, right), _ = jax.lax.scan(add, (nothing, nothing), (jnp.arange(pairs), history.steps, history.slopes))
+    (left, right), _ = jax.lax.scan(
+        add, (nothing, nothing), (jnp.arange(pairs), history.steps, history.slopes)
+    )
     push = lambda e: scale * (e + left.T @ (right @ e))  # noqa: E731
     pull = lambda g: (scale * g) + right.T @ (left @ (scale * g))  # noqa: E731
     root = QuasiNewtonRoot(jnp.log(scale), left.T, right)

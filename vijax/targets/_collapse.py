@@ -11,7 +11,10 @@ from vijax.types import LogJoint, PyTree, lift, properties
 
 
 def collapse(
-    log_joint: Callable[[PyTree, PyTree], Array], conditional: Callable[[PyTree], Any], *, key: Any = None
+    log_joint: Callable[[PyTree, PyTree], Array],
+    conditional: Callable[[PyTree], Any],
+    *,
+    key: Any = None,
 ) -> LogJoint:
     """Integrate b out of log p(x, z, b) exactly, by stating p(b | x, z).
 
@@ -47,8 +50,12 @@ def collapse(
 
     def collapsed(z: PyTree) -> Array:
         p = lift(conditional(z))
-        b, _ = p.sample_and_log_prob(seed=jax.random.key(0) if key is None else key, sample_shape=())
-        b = jax.lax.stop_gradient(b)  # the identity holds at a fixed b; b's own path is no part of it
+        b, _ = p.sample_and_log_prob(
+            seed=jax.random.key(0) if key is None else key, sample_shape=()
+        )
+        b = jax.lax.stop_gradient(
+            b
+        )  # the identity holds at a fixed b; b's own path is no part of it
         joint, log_b = log_joint(z, b), p.log_prob(b)
         checks.log_densities(joint, log_b, b, ("log_joint(z, b)", "conditional(z).log_prob(b)"))
         return joint - log_b

@@ -44,7 +44,9 @@ class Sites:
         shape = self.log_probs.shape
         flat = self.log_probs.reshape(*shape[: self._sites], -1)
         row = jax.random.categorical(seed, flat, shape=(*sample_shape, *flat.shape[:-1]))
-        log_prob = jnp.sum(jnp.where(_hot(row, flat.shape[-1]), _expand_left(flat, len(sample_shape)), 0.0), -1)
+        log_prob = jnp.sum(
+            jnp.where(_hot(row, flat.shape[-1]), _expand_left(flat, len(sample_shape)), 0.0), -1
+        )
         each = jnp.unravel_index(row, shape[self._sites :])
         c = [values[i] for values, i in zip(self._values, each, strict=True)]
         return jax.tree.unflatten(self._tree, c), self._total(log_prob, len(sample_shape))
@@ -53,12 +55,20 @@ class Sites:
         """Return log p(c | x, z), [*batch]; -inf for a value that is none of the states."""
         leaves, tree = jax.tree.flatten(c)
         if tree != self._tree:
-            raise ValueError(f"c has structure {tree}, where the states that were summed have {self._tree}.")
+            raise ValueError(
+                f"c has structure {tree}, where the states that were summed have {self._tree}."
+            )
         hot = jnp.ones((1,) * self._sites, bool)
         for leaf, values in zip(leaves, self._values, strict=True):
-            if jnp.shape(leaf) != (shape := (*self.log_probs.shape[: self._sites], *values.shape[1:])):
-                raise ValueError(f"a leaf of c has shape {jnp.shape(leaf)}, its sites and states are {shape}.")
-            is_state = jnp.expand_dims(jnp.asarray(leaf), self._sites) == _expand_left(values, self._sites)
+            if jnp.shape(leaf) != (
+                shape := (*self.log_probs.shape[: self._sites], *values.shape[1:])
+            ):
+                raise ValueError(
+                    f"a leaf of c has shape {jnp.shape(leaf)}, its sites and states are {shape}."
+                )
+            is_state = jnp.expand_dims(jnp.asarray(leaf), self._sites) == _expand_left(
+                values, self._sites
+            )
             is_state = jnp.all(is_state, range(self._sites + 1, is_state.ndim))
             hot = hot[..., None] & jnp.expand_dims(is_state, range(self._sites, hot.ndim))
         states = tuple(range(self._sites, hot.ndim))
@@ -123,17 +133,26 @@ def enumerate(  # noqa: A001  # the name that the field gives it; one writes tar
         )
     log_joint = checks.exact(log_joint)
     for name, shape in (("plate", plate), ("batch", batch)):
-        if not isinstance(shape, tuple) or not all(isinstance(n, int) and not isinstance(n, bool) for n in shape):
-            raise TypeError(f"{name} must be a shape, a tuple of whole numbers such as ({shape!r},), got {shape!r}.")
+        if not isinstance(shape, tuple) or not all(
+            isinstance(n, int) and not isinstance(n, bool) for n in shape
+        ):
+            raise TypeError(
+                f"{name} must be a shape, a tuple of whole numbers such as ({shape!r},), got {shape!r}."
+            )
     given, tree = jax.tree.flatten(states)
     if not given:
-        raise ValueError("states holds no leaf: give the number of states of c, or a pytree of them.")
+        raise ValueError(
+            "states holds no leaf: give the number of states of c, or a pytree of them."
+        )
     sites, sizes = batch + plate, [_count(s) for s in given]
 
     def rows(values: list[Array]) -> PyTree:
         """Return all joint states of one site, at every site: leaves [S, *sites, *event]."""
         each = np.indices(tuple(sizes)).reshape(len(sizes), -1)
-        at = [v[i].reshape(len(i), *(1,) * len(sites), *v.shape[1:]) for v, i in zip(values, each, strict=True)]
+        at = [
+            v[i].reshape(len(i), *(1,) * len(sites), *v.shape[1:])
+            for v, i in zip(values, each, strict=True)
+        ]
         return [jnp.broadcast_to(a, (len(a), *sites, *a.shape[1 + len(sites) :])) for a in at]
 
     def terms(z: PyTree) -> tuple[Array, list[Array], list[Array]]:
@@ -141,13 +160,18 @@ def enumerate(  # noqa: A001  # the name that the field gives it; one writes tar
         values = [_values(s) for s in given]
         stacked = rows(values)
         closed, shapes = jaxprs.trace(
-            lambda leaves: _plain(log_joint(z, jax.tree.unflatten(tree, leaves))), [a[0] for a in stacked]
+            lambda leaves: _plain(log_joint(z, jax.tree.unflatten(tree, leaves))),
+            [a[0] for a in stacked],
         )
         declared = properties(log_joint).independent_sites
         once = _check(closed, shapes, len(given), batch, plate, declared=declared)
         found = jax.vmap(lambda leaves: core.jaxpr_as_fun(closed)(*leaves))(stacked)
         total = sum(f for f, free in zip(found, once, strict=True) if not free)
-        return jnp.asarray(total), [f[0] for f, free in zip(found, once, strict=True) if free], values
+        return (
+            jnp.asarray(total),
+            [f[0] for f, free in zip(found, once, strict=True) if free],
+            values,
+        )
 
     def collapsed(z: PyTree) -> Array:
         each, free, _ = terms(z)
@@ -163,7 +187,9 @@ def enumerate(  # noqa: A001  # the name that the field gives it; one writes tar
 
 
 def _plain(out: Any) -> Any:
-    return dict(out) if isinstance(out, dict) else out  # JAX sorts the names of a dict, and of no other mapping
+    return (
+        dict(out) if isinstance(out, dict) else out
+    )  # JAX sorts the names of a dict, and of no other mapping
 
 
 def _expand_left(x: Array, axes: int) -> Array:
@@ -176,8 +202,12 @@ def _hot(row: Array, states: int) -> Array:
 
 
 def _count(leaf: Any) -> int:
-    if isinstance(leaf, bool) or not (isinstance(leaf, int) or (hasattr(leaf, "shape") and jnp.ndim(leaf))):
-        raise TypeError(f"states must be a whole number or an array of values [s, *event], got {leaf!r}.")
+    if isinstance(leaf, bool) or not (
+        isinstance(leaf, int) or (hasattr(leaf, "shape") and jnp.ndim(leaf))
+    ):
+        raise TypeError(
+            f"states must be a whole number or an array of values [s, *event], got {leaf!r}."
+        )
     count = leaf if isinstance(leaf, int) else int(leaf.shape[0])
     if count < 1:
         raise ValueError(f"a latent must have at least one state, got {count}.")
@@ -201,8 +231,12 @@ def _check(
     sites = batch + plate
     factors = dict(shapes) if isinstance(shapes, dict) else {"": shapes}
     if not factors or not all(isinstance(f, jax.ShapeDtypeStruct) for f in factors.values()):
-        raise TypeError(f"log_joint(z, c) must return an array or a flat dict of arrays, got {shapes!r:.200}.")
-    several = [k for k, n in zip(range(len(sites)), sites, strict=True) if n > 1]  # a site alone is independent
+        raise TypeError(
+            f"log_joint(z, c) must return an array or a flat dict of arrays, got {shapes!r:.200}."
+        )
+    several = [
+        k for k, n in zip(range(len(sites)), sites, strict=True) if n > 1
+    ]  # a site alone is independent
     flows = jaxprs.axes(closed, [tuple(several)] * leaves)
     once = []
     # A dict's leaves come sorted by name.
@@ -232,7 +266,11 @@ def _check(
 def _refuse_coupled(what: str, axes: tuple[int | str, ...], several: list[int]) -> None:
     for axis, found in zip(several, axes, strict=True):
         if found != axis:
-            how = f"through '{found}'" if isinstance(found, str) else f"which it holds along axis {found}"
+            how = (
+                f"through '{found}'"
+                if isinstance(found, str)
+                else f"which it holds along axis {found}"
+            )
             raise ValueError(
                 f"{what} mixes the sites along axis {axis} of c, {how}: a term that reads another site's state cannot "
                 "be summed site by site. For a chain use sequences.hmm; for a few coupled sites, one latent of all "

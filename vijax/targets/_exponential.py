@@ -20,7 +20,9 @@ def _tiny(dtype: Any) -> float:
     return float(jnp.finfo(dtype).tiny)
 
 
-def _drawn(p: Any, draw: Callable[[Any], PyTree], seed: Any, sample_shape: Any) -> tuple[Any, Array]:
+def _drawn(
+    p: Any, draw: Callable[[Any], PyTree], seed: Any, sample_shape: Any
+) -> tuple[Any, Array]:
     """Return draws with log p of each; the sample axes are added outside, so that ranks agree within."""
 
     def one(key: Any) -> tuple[PyTree, Array]:
@@ -46,7 +48,10 @@ class Beta(NamedTuple):
     def sample_and_log_prob(self, *, seed: Any, sample_shape: Any = ()) -> tuple[Array, Array]:
         # A draw rounded to the ends of the interval would have an infinite density.
         low, high = _tiny(self.a.dtype), 1 - float(jnp.finfo(self.a.dtype).epsneg)
-        draw = lambda key: jnp.clip(jax.random.beta(key, self.a, self.b, dtype=self.a.dtype), low, high)  # noqa: E731
+
+        def draw(key: Any) -> Array:
+            return jnp.clip(jax.random.beta(key, self.a, self.b, dtype=self.a.dtype), low, high)
+
         return _drawn(self, draw, seed, sample_shape)
 
     def log_prob(self, z: Array, /) -> Array:
@@ -63,7 +68,9 @@ class Gamma(NamedTuple):
         return _drawn(self, self.draw, seed, sample_shape)
 
     def draw(self, key: Any) -> Array:
-        return jnp.maximum(jax.random.gamma(key, self.a, dtype=self.a.dtype) / self.b, _tiny(self.a.dtype))
+        return jnp.maximum(
+            jax.random.gamma(key, self.a, dtype=self.a.dtype) / self.b, _tiny(self.a.dtype)
+        )
 
     def log_prob(self, z: Array, /) -> Array:
         return self.a * jnp.log(self.b) + (self.a - 1) * jnp.log(z) - self.b * z - gammaln(self.a)
@@ -92,14 +99,19 @@ class NormalGamma(NamedTuple):
     a: Array
     b: Array
 
-    def sample_and_log_prob(self, *, seed: Any, sample_shape: Any = ()) -> tuple[dict[str, Array], Array]:
+    def sample_and_log_prob(
+        self, *, seed: Any, sample_shape: Any = ()
+    ) -> tuple[dict[str, Array], Array]:
         return _drawn(self, self.draw, seed, sample_shape)
 
     def draw(self, key: Any) -> dict[str, Array]:
         of_precision, of_mean = jax.random.split(key)
         precision = Gamma(self.a, self.b).draw(of_precision)
         e = jax.random.normal(of_mean, precision.shape, precision.dtype)
-        return {"mean": self.loc + e * jax.lax.rsqrt(self.strength * precision), "precision": precision}
+        return {
+            "mean": self.loc + e * jax.lax.rsqrt(self.strength * precision),
+            "precision": precision,
+        }
 
     def log_prob(self, z: dict[str, Array], /) -> Array:
         precision = z["precision"]
@@ -116,14 +128,21 @@ class NormalInverseGamma(NamedTuple):
     a: Array
     b: Array
 
-    def sample_and_log_prob(self, *, seed: Any, sample_shape: Any = ()) -> tuple[dict[str, Array], Array]:
+    def sample_and_log_prob(
+        self, *, seed: Any, sample_shape: Any = ()
+    ) -> tuple[dict[str, Array], Array]:
         return _drawn(self, self.draw, seed, sample_shape)
 
     def draw(self, key: Any) -> dict[str, Array]:
         of_variance, of_weights = jax.random.split(key)
         precision = Gamma(self.a, self.b).draw(of_variance)
-        w = dense.push(self.cholesky, jax.random.normal(of_weights, self.mean.shape, self.mean.dtype))
-        return {"weights": self.mean + w * jax.lax.rsqrt(precision)[..., None], "variance": 1 / precision}
+        w = dense.push(
+            self.cholesky, jax.random.normal(of_weights, self.mean.shape, self.mean.dtype)
+        )
+        return {
+            "weights": self.mean + w * jax.lax.rsqrt(precision)[..., None],
+            "variance": 1 / precision,
+        }
 
     def log_prob(self, z: dict[str, Array], /) -> Array:
         variance = z["variance"]

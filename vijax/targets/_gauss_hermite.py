@@ -14,7 +14,11 @@ from vijax.types import Affine, LogJoint, PyTree, derive, offers
 
 
 def gauss_hermite(
-    log_site: Callable[[Array], Array], predictor: Callable[[PyTree], Array], q: Any, *, nodes: int = 32
+    log_site: Callable[[Array], Array],
+    predictor: Callable[[PyTree], Array],
+    q: Any,
+    *,
+    nodes: int = 32,
 ) -> LogJoint:
     """Take the expectation over a Gaussian q of a likelihood of linear predictors, by quadrature in one dimension.
 
@@ -49,8 +53,14 @@ def gauss_hermite(
 
     Reference: Challis, Barber, Gaussian Kullback-Leibler approximate inference, 2013.
     """
-    if isinstance(nodes, bool) or not hasattr(nodes, "__index__") or isinstance(nodes, jax.core.Tracer):
-        raise TypeError(f"nodes must be a Python int, fixed when the function is traced; got {nodes!r}.")
+    if (
+        isinstance(nodes, bool)
+        or not hasattr(nodes, "__index__")
+        or isinstance(nodes, jax.core.Tracer)
+    ):
+        raise TypeError(
+            f"nodes must be a Python int, fixed when the function is traced; got {nodes!r}."
+        )
     if nodes < 1:
         raise ValueError(f"nodes must be at least 1, got {nodes}.")
     if not offers(q, Affine):
@@ -60,7 +70,9 @@ def gauss_hermite(
         )
     points, weights = np.polynomial.hermite_e.hermegauss(nodes)
     if not np.all(np.isfinite(weights)):
-        raise ValueError(f"nodes must be at most some 250, where their weights leave float64; got {nodes}.")
+        raise ValueError(
+            f"nodes must be at most some 250, where their weights leave float64; got {nodes}."
+        )
 
     def target(z: PyTree) -> Array:
         checks.mean_alone(WHY.format("expected likelihood"))
@@ -78,7 +90,9 @@ def gauss_hermite(
                 f"log_site(x) must have the shape of x = predictor(z), {mean.shape}, one value for each element; got "
                 f"{sites.shape[1:]}."
             )
-        return jnp.sum(jnp.tensordot(jnp.asarray(weights / np.sqrt(2 * np.pi), sites.dtype), sites, 1))
+        return jnp.sum(
+            jnp.tensordot(jnp.asarray(weights / np.sqrt(2 * np.pi), sites.dtype), sites, 1)
+        )
 
     return derive(target, target, only_mean=WHY.format("expected likelihood"))
 
@@ -89,7 +103,9 @@ def _linear(function: Callable[[Array], Array], e: Array) -> None:
     if blame is None:
         return
     if blame.opaque:
-        raise ValueError(f"predictor keeps z in '{blame.primitive}', where it cannot be followed; write it without.")
+        raise ValueError(
+            f"predictor keeps z in '{blame.primitive}', where it cannot be followed; write it without."
+        )
     raise ValueError(
         f"predictor is not linear in z: '{blame.primitive}' keeps z in its derivative. Put what follows the linear "
         "part in log_site; an x that is not Gaussian under q has no quadrature in one dimension: leave it to draws, "

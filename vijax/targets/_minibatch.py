@@ -20,7 +20,10 @@ TWICE = (
 
 
 def minibatch(
-    log_prior: Callable[[PyTree], Array], log_likelihood: Callable[[PyTree], Array], *, num_data: int
+    log_prior: Callable[[PyTree], Array],
+    log_likelihood: Callable[[PyTree], Array],
+    *,
+    num_data: int,
 ) -> LogJoint:
     """Estimate the log joint of global latents from B of N data, without bias.
 

@@ -82,8 +82,14 @@ def minorize(
     Reference: Jaakkola, Jordan, Bayesian parameter estimation via variational methods, 2000; Palmer, Wipf,
         Kreutz-Delgado, Rao, Variational EM algorithms for non-Gaussian latent variable models, 2006.
     """
-    if isinstance(steps, bool) or not hasattr(steps, "__index__") or isinstance(steps, jax.core.Tracer):
-        raise TypeError(f"steps must be a Python int, fixed when the function is traced; got {steps!r}.")
+    if (
+        isinstance(steps, bool)
+        or not hasattr(steps, "__index__")
+        or isinstance(steps, jax.core.Tracer)
+    ):
+        raise TypeError(
+            f"steps must be a Python int, fixed when the function is traced; got {steps!r}."
+        )
     if steps < 0:
         raise ValueError(f"steps must be at least 0, got {steps}.")
     if properties(rest).only_mean:
@@ -115,7 +121,9 @@ def minorize(
 
         return jax.lax.scan(jax.checkpoint(improve), minorizer.touch(first), None, length=steps)[0]
 
-    return Minorized(lambda z: below(local(z), None)[0](z), lambda z: below(local(z), None)[1](z), local)
+    return Minorized(
+        lambda z: below(local(z), None)[0](z), lambda z: below(local(z), None)[1](z), local
+    )
 
 
 def _noted(function: Callable[[PyTree], Any]) -> Callable[[PyTree], Any]:

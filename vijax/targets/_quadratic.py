@@ -74,7 +74,11 @@ def collapse_gaussian(
 
 
 def laplace(
-    log_joint: Callable[[PyTree, PyTree], Array], like: PyTree, *, steps: int = 20, precision: Precision = dense
+    log_joint: Callable[[PyTree, PyTree], Array],
+    like: PyTree,
+    *,
+    steps: int = 20,
+    precision: Precision = dense,
 ) -> tuple[LogJoint, Callable[[PyTree], Gaussian]]:
     """Integrate b out of log p(x, z, b) approximately, by a Gaussian at its mode; neither a lower nor an upper bound.
 
@@ -111,7 +115,9 @@ def laplace(
             step = precision.solve(precision.factor(matrix_at(v)), g)
             # Where the function is not concave, its gradient climbs too.
             step = jnp.where(jnp.all(jnp.isfinite(step), f.axes, keepdims=True), step, g)
-            tried = v[None] + step[None] * (0.5 ** jnp.arange(11.0)).astype(v.dtype).reshape(-1, *(1,) * v.ndim)
+            tried = v[None] + step[None] * (0.5 ** jnp.arange(11.0)).astype(v.dtype).reshape(
+                -1, *(1,) * v.ndim
+            )
             values = jax.vmap(f.density)(jnp.concatenate([tried, v[None]]))
             best = jnp.argmax(jnp.where(jnp.isnan(values), -jnp.inf, values), 0)
             at = best.reshape(1, *best.shape, *(1,) * (v.ndim - best.ndim))
@@ -164,14 +170,18 @@ class _Function:
         """Return Λ e at v."""
         return -jax.jvp(self.slope, (v,), (e,))[1]
 
-    def integral(self, near: Array, root: Any, valid: Array, mode: Any = None) -> tuple[Array, Gaussian]:
+    def integral(
+        self, near: Array, root: Any, valid: Array, mode: Any = None
+    ) -> tuple[Array, Gaussian]:
         """Return ∫ exp of the quadratic through `near`, in nats, and the Gaussian that it is made of."""
         value, g = self.density(near), self.slope(near)
         step = self.precision.solve(root, g)
         value = value + 0.5 * jnp.sum(g * step, self.axes)
         value += 0.5 * self.size * LOG_2PI - self.precision.half_log_det(root)
         mean = self.split(near + step if mode is None else mode)
-        sure = jnp.where(valid, 1.0, jnp.nan).astype(near.dtype)  # a factor: derivatives are nan with the value
+        sure = jnp.where(valid, 1.0, jnp.nan).astype(
+            near.dtype
+        )  # a factor: derivatives are nan with the value
         mark = lambda a: a * sure.reshape(*sure.shape, *(1,) * (a.ndim - sure.ndim))  # noqa: E731
         mean, root = jax.tree.map(mark, (mean, root))
         return value * sure, Gaussian(mean, root, self.precision)
@@ -186,8 +196,12 @@ def _batch(log_p: Any, like: PyTree) -> tuple[int, ...]:
     """Return log_joint's batch shape, with which every leaf of b must begin."""
     values = list(log_p.values()) if isinstance(log_p, dict) else [log_p]
     shapes = {getattr(value, "shape", None) for value in values}
-    if len(shapes) != 1 or not all(jnp.issubdtype(getattr(value, "dtype", bool), jnp.floating) for value in values):
-        raise TypeError(f"log_joint(z, b) must return floats [*batch], or a dict of such factors; got {log_p!r}.")
+    if len(shapes) != 1 or not all(
+        jnp.issubdtype(getattr(value, "dtype", bool), jnp.floating) for value in values
+    ):
+        raise TypeError(
+            f"log_joint(z, b) must return floats [*batch], or a dict of such factors; got {log_p!r}."
+        )
     batch: tuple[int, ...] = values[0].shape
     for path, leaf in jax.tree.leaves_with_path(like):
         if leaf.shape[: len(batch)] != batch or (batch and leaf.shape == ()):
@@ -202,10 +216,14 @@ def _batch(log_p: Any, like: PyTree) -> tuple[int, ...]:
 def require_floats(like: PyTree) -> None:
     """Refuse a b that is no pytree of floats of full precision."""
     leaves = jax.tree.leaves(like)
-    if not leaves or not all(jnp.issubdtype(jnp.result_type(leaf), jnp.floating) for leaf in leaves):
+    if not leaves or not all(
+        jnp.issubdtype(jnp.result_type(leaf), jnp.floating) for leaf in leaves
+    ):
         raise TypeError(f"like must be a pytree of float arrays, shaped as b; got {like!r}.")
     if any(jnp.finfo(jnp.result_type(leaf)).bits < 32 for leaf in leaves):
-        raise TypeError("like must be of float32 or float64: Cholesky factors have no half precision.")
+        raise TypeError(
+            "like must be of float32 or float64: Cholesky factors have no half precision."
+        )
 
 
 def _holds(f: _Function, precision: Precision, matrix: Any, v: Array) -> Array:
@@ -217,7 +235,9 @@ def _holds(f: _Function, precision: Precision, matrix: Any, v: Array) -> Array:
     scale = jax.lax.rsqrt(jnp.where(own > 0, own, jnp.nan)).reshape(v.shape)
     e = scale * jnp.cos(1.0 + jnp.arange(v.size, dtype=v.dtype)).reshape(v.shape)
     seen, said = scale * f.product(v, e), scale * precision.times(matrix, e)
-    close = jnp.finfo(v.dtype).eps ** 0.5 * jnp.max(jnp.abs(seen), f.axes, keepdims=True, initial=0.0)
+    close = jnp.finfo(v.dtype).eps ** 0.5 * jnp.max(
+        jnp.abs(seen), f.axes, keepdims=True, initial=0.0
+    )
     return jax.lax.stop_gradient(jnp.all(jnp.abs(seen - said) <= close, f.axes))
 
 

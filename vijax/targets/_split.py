@@ -7,7 +7,17 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from vijax import checks
-from vijax.types import Divergence, Entropy, Joint, LogJoint, PyTree, derive, lift, offers, properties
+from vijax.types import (
+    Divergence,
+    Entropy,
+    Joint,
+    LogJoint,
+    PyTree,
+    derive,
+    lift,
+    offers,
+    properties,
+)
 
 # Of one draw, log_likelihood(z) - KL is no log-weight: its exponential has another mean than p(x).
 WHY = "a target with a closed-form {} has the right mean, but its exponential has not, and would exceed log p(x)"
@@ -90,7 +100,9 @@ def exact_entropy(log_joint: Callable[[PyTree], Array], q: Any) -> LogJoint:
     return _with(log_joint, exact, posterior, ("log_joint(z)", "entropy"))
 
 
-def _with(drawn: LogJoint, exact: Callable[[PyTree], Array], q: Any, names: tuple[str, str]) -> LogJoint:
+def _with(
+    drawn: LogJoint, exact: Callable[[PyTree], Array], q: Any, names: tuple[str, str]
+) -> LogJoint:
     """Return drawn(z) + exact(z) + log q(z), of which the objective takes log q away again."""
     has_aux = properties(drawn).has_aux
 
@@ -123,7 +135,9 @@ def _sum_over_leaves(term: Callable[[Any, Any], Array], q: Any, prior: Any, z: P
     total: Any = None
     earlier: dict[Any, Any] = {}
     for name in q.names():
-        part = _sum_over_leaves(term, q.conditional(name, earlier), prior.conditional(name, earlier), z[name])
+        part = _sum_over_leaves(
+            term, q.conditional(name, earlier), prior.conditional(name, earlier), z[name]
+        )
         if total is not None and jnp.shape(total) != jnp.shape(part):
             raise ValueError(
                 f"the closed-form terms of the leaves must share one batch shape: that of '{name}' is "
@@ -145,5 +159,7 @@ def _closed(q: Any, ability: type, name: str, *args: Any) -> Array:
         raise TypeError(refusal)
     try:
         return jnp.asarray(getattr(q, name)(*args))
-    except NotImplementedError as error:  # what distrax and TFP raise for a pair, or an entropy, that they lack
+    except (
+        NotImplementedError
+    ) as error:  # what distrax and TFP raise for a pair, or an entropy, that they lack
         raise TypeError(refusal) from error

@@ -10,7 +10,11 @@ from vijax.types import LogJoint, PyTree, lift
 
 
 def tied(
-    log_prior: Callable[[PyTree], Array], log_likelihood: Callable[[PyTree], Array], q: Any, *, num_data: int
+    log_prior: Callable[[PyTree], Array],
+    log_likelihood: Callable[[PyTree], Array],
+    q: Any,
+    *,
+    num_data: int,
 ) -> LogJoint:
     """Target of one datum, with an N-th of the prior and of q: the tied factors of black-box alpha.
 

@@ -83,16 +83,22 @@ def transform(log_joint: LogJoint, constraints: PyTree) -> Transformed:
         return _walk(visit, constraints, y, ())[1], found
 
     def unconstrain(z: PyTree) -> PyTree:
-        return _walk(lambda constraint, leaf, _: (constraint.inverse(leaf), leaf), constraints, z, ())[0]
+        return _walk(
+            lambda constraint, leaf, _: (constraint.inverse(leaf), leaf), constraints, z, ()
+        )[0]
 
     def target(y: PyTree, **given: Any) -> Any:
         z, log_jacobians = forward(y)
         out = log_joint(z, **given)
         if has_aux and not (isinstance(out, tuple) and len(out) == 2):
-            raise TypeError(f"a target with has_aux=True returns (log_p, aux), got {type(out).__name__}.")
+            raise TypeError(
+                f"a target with has_aux=True returns (log_p, aux), got {type(out).__name__}."
+            )
         log_p, aux = out if has_aux else (out, None)
         factors = list(log_p.values()) if isinstance(log_p, dict) else [log_p]
-        if not factors or any(factor is None or isinstance(factor, (tuple, list)) for factor in factors):
+        if not factors or any(
+            factor is None or isinstance(factor, (tuple, list)) for factor in factors
+        ):
             return out  # which every objective refuses, and says why
         batch = jnp.shape(factors[0])
         sums = {name: _over_events(value, batch, name) for name, value in log_jacobians.items()}
@@ -118,8 +124,12 @@ def _walk(visit: Visit, constraints: PyTree, tree: PyTree, path: Path) -> tuple[
         return tree, tree
     if isinstance(constraints, Constraint):
         leaves, structure = jax.tree_util.tree_flatten_with_path(tree)
-        inner = lambda keys: (jax.tree_util.keystr(keys, simple=True, separator="."),) if keys else ()  # noqa: E731
-        pairs = [_visit(visit, constraints, leaf, _show((*path, *inner(keys)))) for keys, leaf in leaves]
+
+        def name(keys: Any) -> str:
+            inner = jax.tree_util.keystr(keys, simple=True, separator=".")
+            return _show((*path, inner) if keys else path)
+
+        pairs = [_visit(visit, constraints, leaf, name(keys)) for keys, leaf in leaves]
         made, constrained = zip(*pairs, strict=True) if pairs else ((), ())
         return jax.tree.unflatten(structure, made), jax.tree.unflatten(structure, constrained)
     _same_names(constraints, tree, path)
@@ -135,7 +145,9 @@ def _walk(visit: Visit, constraints: PyTree, tree: PyTree, path: Path) -> tuple[
 
 
 def _visit(visit: Visit, constraint: Constraint, leaf: Any, name: str) -> tuple[Array, Array]:
-    leaf = jnp.asarray(leaf, jnp.result_type(leaf))  # a Python number's own type is weak, and gives way to any other
+    leaf = jnp.asarray(
+        leaf, jnp.result_type(leaf)
+    )  # a Python number's own type is weak, and gives way to any other
     if not jnp.issubdtype(leaf.dtype, jnp.floating):
         raise TypeError(
             f"leaf '{name}' is {leaf.dtype}: a constraint is for floats, 2.0 for 2; give a discrete leaf None."

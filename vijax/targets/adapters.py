@@ -12,7 +12,9 @@ from vijax.targets._transform import Transformed
 from vijax.types import PyTree
 
 
-def from_numpyro(model: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[Transformed, PyTree]:
+def from_numpyro(
+    model: Callable[..., Any], *args: Any, **kwargs: Any
+) -> tuple[Transformed, PyTree]:
     """Turn a NumPyro model and its data into a target over free numbers, and zeros to start from.
 
         log_joint(y) = -potential_energy(y) = log p(x, z(y)) + log |det ∂z/∂y|,   z: {site: value}
@@ -40,7 +42,8 @@ def from_numpyro(model: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[
     from numpyro.infer import util
 
     feasible = numpyro.handlers.substitute(
-        numpyro.handlers.seed(model, jax.random.key(0)), substitute_fn=numpyro.infer.init_to_feasible
+        numpyro.handlers.seed(model, jax.random.key(0)),
+        substitute_fn=numpyro.infer.init_to_feasible,
     )
     sites = numpyro.handlers.trace(feasible).get_trace(*args, **kwargs)
     latents = {}
@@ -71,11 +74,15 @@ def from_numpyro(model: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[
     def named(y: PyTree) -> PyTree:
         if not isinstance(y, Mapping) or set(y) != set(latents):
             found = sorted(y) if isinstance(y, Mapping) else f"a {type(y).__name__}"
-            raise ValueError(f"y must be a dict of the model's latent sites, {sorted(latents)}, got {found}.")
+            raise ValueError(
+                f"y must be a dict of the model's latent sites, {sorted(latents)}, got {found}."
+            )
         return y
 
     def unconstrain(z: PyTree) -> PyTree:
-        return util.unconstrain_fn(seeded, args, kwargs, {name: jnp.asarray(z[name]) for name in latents})
+        return util.unconstrain_fn(
+            seeded, args, kwargs, {name: jnp.asarray(z[name]) for name in latents}
+        )
 
     target = Transformed(
         lambda y: -util.potential_energy(seeded, args, kwargs, named(y)),
@@ -108,7 +115,11 @@ def from_tfp(joint: Any, observed: Any) -> tuple[Transformed, PyTree]:
     """
     if not hasattr(joint, "experimental_pin"):
         raise TypeError(f"from_tfp needs a JointDistribution of TFP, got {type(joint).__name__}.")
-    pinned = joint.experimental_pin(**observed) if isinstance(observed, Mapping) else joint.experimental_pin(*observed)
+    pinned = (
+        joint.experimental_pin(**observed)
+        if isinstance(observed, Mapping)
+        else joint.experimental_pin(*observed)
+    )
     like = jax.eval_shape(lambda: pinned.sample_unpinned(seed=jax.random.key(0)))
     for name, leaf in named_leaves(like):
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
@@ -116,8 +127,14 @@ def from_tfp(joint: Any, observed: Any) -> tuple[Transformed, PyTree]:
     try:
         bijector = pinned.experimental_default_event_space_bijector()
         start = jax.eval_shape(bijector.inverse, like)
-    except (AttributeError, NotImplementedError, TypeError) as error:  # TFP's Poisson counts in floats
-        raise ValueError(_discrete("one of the latents", "a distribution without an event-space bijector")) from error
+    except (
+        AttributeError,
+        NotImplementedError,
+        TypeError,
+    ) as error:  # TFP's Poisson counts in floats
+        raise ValueError(
+            _discrete("one of the latents", "a distribution without an event-space bijector")
+        ) from error
 
     def log_joint(y: PyTree) -> Array:
         log_p = pinned.unnormalized_log_prob(bijector.forward(y))
@@ -139,7 +156,9 @@ def _discrete(name: str, found: Any) -> str:
     )
 
 
-def from_logdensity(logdensity_fn: Callable[[PyTree], Array], like: PyTree) -> tuple[Transformed, PyTree]:
+def from_logdensity(
+    logdensity_fn: Callable[[PyTree], Array], like: PyTree
+) -> tuple[Transformed, PyTree]:
     """Take a log-density as BlackJAX has it: of one position, a pytree of free numbers.
 
         log_joint(y) = logdensity_fn(y),   z = y
@@ -169,5 +188,7 @@ def from_logdensity(logdensity_fn: Callable[[PyTree], Array], like: PyTree) -> t
     found = jax.eval_shape(logdensity_fn, start)
     if getattr(found, "shape", None) != ():
         shapes = jax.tree.map(jnp.shape, found)
-        raise ValueError(f"logdensity_fn must return one number for one position, got {shapes}; sum over the data.")
+        raise ValueError(
+            f"logdensity_fn must return one number for one position, got {shapes}; sum over the data."
+        )
     return Transformed(logdensity_fn, lambda y: y, lambda z: z), start

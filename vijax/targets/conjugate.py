@@ -19,7 +19,9 @@ from vijax.gaussians import Gaussian, dense
 from vijax.targets._exponential import Beta, Dirichlet, Gamma, NormalGamma, NormalInverseGamma
 
 
-def beta_bernoulli(a: ArrayLike, b: ArrayLike, *, successes: ArrayLike, failures: ArrayLike) -> Beta:
+def beta_bernoulli(
+    a: ArrayLike, b: ArrayLike, *, successes: ArrayLike, failures: ArrayLike
+) -> Beta:
     """Return p(probability | x, z) = Beta(a + successes, b + failures): coins, or binomial counts.
 
         probability ~ Beta(a, b),   xₙ | probability ~ Bernoulli(probability)
@@ -48,11 +50,15 @@ def dirichlet_multinomial(concentration: ArrayLike, *, counts: ArrayLike) -> Dir
     """
     concentration, counts = jnp.asarray(concentration), jnp.asarray(counts)
     if counts.shape != concentration.shape or counts.ndim == 0:
-        raise ValueError(f"counts and concentration must be [*batch, s], got {counts.shape} and {concentration.shape}.")
+        raise ValueError(
+            f"counts and concentration must be [*batch, s], got {counts.shape} and {concentration.shape}."
+        )
     return Dirichlet(_floating(concentration + counts))
 
 
-def normal_gamma(loc: ArrayLike, strength: ArrayLike, a: ArrayLike, b: ArrayLike, *, x: ArrayLike) -> NormalGamma:
+def normal_gamma(
+    loc: ArrayLike, strength: ArrayLike, a: ArrayLike, b: ArrayLike, *, x: ArrayLike
+) -> NormalGamma:
     """Return p(mean, precision | x, z) of a normal with both unknown.
 
         precision ~ Gamma(a, b),   mean ~ N(loc, 1 / (strength · precision)),   xₙ ~ N(mean, 1 / precision)
@@ -67,7 +73,12 @@ def normal_gamma(loc: ArrayLike, strength: ArrayLike, a: ArrayLike, b: ArrayLike
     average = jnp.sum(x, 0) / max(n, 1)
     within = jnp.sum(jnp.square(x - average[None]), 0)
     between = n * strength / (strength + n) * jnp.square(average - loc)
-    posterior = (strength * loc + n * average) / (strength + n), strength + n, a + 0.5 * n, b + 0.5 * (within + between)
+    posterior = (
+        (strength * loc + n * average) / (strength + n),
+        strength + n,
+        a + 0.5 * n,
+        b + 0.5 * (within + between),
+    )
     return NormalGamma(*_together(*posterior))
 
 
@@ -94,8 +105,12 @@ def linear_regression_unknown_noise(
 
     a and b are [*batch], loc and scale numbers or [*batch, d]; draws {"weights" [*batch, d], "variance" [*batch]}.
     """
-    given = _regression(design, y, jnp.ones(jnp.broadcast_shapes(jnp.shape(a), jnp.shape(b))), loc, scale)
-    a, b = _together(jnp.asarray(a) + 0.5 * jnp.shape(design)[0], jnp.asarray(b) + 0.5 * given.squares)
+    given = _regression(
+        design, y, jnp.ones(jnp.broadcast_shapes(jnp.shape(a), jnp.shape(b))), loc, scale
+    )
+    a, b = _together(
+        jnp.asarray(a) + 0.5 * jnp.shape(design)[0], jnp.asarray(b) + 0.5 * given.squares
+    )
     return NormalInverseGamma(given.mean, given.cholesky, a, b)
 
 
@@ -125,18 +140,27 @@ def _regression(design: Any, y: Any, over: Any, loc: Any, scale: Any) -> _Poster
         )
     d = design.shape[1]
     if any(x.ndim and x.shape[-1] != d for x in (loc, scale)):
-        raise ValueError(f"loc and scale must be numbers or [*batch, d] with d = {d}, got {loc.shape}, {scale.shape}.")
+        raise ValueError(
+            f"loc and scale must be numbers or [*batch, d] with d = {d}, got {loc.shape}, {scale.shape}."
+        )
     batch = jnp.broadcast_shapes(y.shape[:-1], over.shape, loc.shape[:-1], scale.shape[:-1])
     y = jnp.broadcast_to(y, (*batch, y.shape[-1]))
-    loc, prior = jnp.broadcast_to(loc, (*batch, d)), jnp.broadcast_to(1 / jnp.square(scale), (*batch, d))
+    loc, prior = (
+        jnp.broadcast_to(loc, (*batch, d)),
+        jnp.broadcast_to(1 / jnp.square(scale), (*batch, d)),
+    )
     over = jnp.broadcast_to(over, batch)[..., None]
     gram = jnp.matmul(design.T, design, precision="highest")  # of the data alone: one for all draws
     one, many = (*(1,) * len(batch), d, d), (*batch, d, d)
-    precision = over[..., None] * gram.reshape(one) + prior[..., None] * jnp.eye(d, dtype=gram.dtype).reshape(one)
+    precision = over[..., None] * gram.reshape(one) + prior[..., None] * jnp.eye(
+        d, dtype=gram.dtype
+    ).reshape(one)
     cholesky = jnp.linalg.cholesky(jnp.broadcast_to(precision, many))
     moment = prior * loc + over * jnp.einsum("nd,...n->...d", design, y, precision="highest")
     mean = dense.solve(cholesky, moment)
     # As a sum of squares, where yᵀy less that of the mean would cancel.
     left = y - jnp.einsum("nd,...d->...n", design, mean, precision="highest")
-    squares = over[..., 0] * jnp.sum(jnp.square(left), -1) + jnp.sum(prior * jnp.square(mean - loc), -1)
+    squares = over[..., 0] * jnp.sum(jnp.square(left), -1) + jnp.sum(
+        prior * jnp.square(mean - loc), -1
+    )
     return _Posterior(mean, cholesky, squares)

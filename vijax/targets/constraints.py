@@ -25,6 +25,16 @@ from jax.nn import log_sigmoid, sigmoid
 from jaxtyping import Array, ArrayLike
 
 from vijax.numerics import with_score
+from vijax.targets._range import (
+    bound_like,
+    last_axis,
+    next_number,
+    on_diagonal,
+    reach,
+    side_of_triangle,
+    strictly_inside,
+    within_reach,
+)
 
 
 class Constraint(NamedTuple):
@@ -42,24 +52,14 @@ class Constraint(NamedTuple):
 # --- one number at a time: z and the log-Jacobian have y's shape
 
 
-def _reach(y: Array) -> float:
-    """Return the r for which the squares of e^r and e^-r are numbers of y's dtype, and not subnormal: 43 in float32."""
-    return float(math.floor(-0.5 * math.log(float(jnp.finfo(y.dtype).tiny))))
-
-
-def _held(y: Array, low: float, high: float) -> Array:
-    """Return y between low and high times its reach, and past them with slope 0, even before an infinite one."""
-    return jax.lax.clamp(jnp.asarray(low * _reach(y), y.dtype), y, jnp.asarray(high * _reach(y), y.dtype))
-
-
 def _exp(y: Array) -> tuple[Array, Array]:
-    held = _held(y, -0.5, 1.0)
+    held = within_reach(y, -0.5, 1.0)
     # e^y would go on to 0 and inf; here z stays, and the density falls, so that nothing drifts away.
     return jnp.exp(held), held - jnp.abs(y - held)
 
 
 def _softplus(y: Array) -> tuple[Array, Array]:
-    return jax.nn.softplus(_held(y, -0.5, math.inf)), log_sigmoid(y)
+    return jax.nn.softplus(within_reach(y, -0.5, math.inf)), log_sigmoid(y)
 
 
 real = Constraint(lambda y: (y, jnp.zeros_like(y)), lambda z: z)
@@ -89,30 +89,42 @@ def interval(low: ArrayLike | None = None, high: ArrayLike | None = None) -> Con
     """
     bounds = {name: bound for name, bound in (("low", low), ("high", high)) if bound is not None}
     if not bounds:
-        raise ValueError("interval needs low, high or both; a latent without bounds has the constraint None.")
-    known = {name: np.asarray(bound) for name, bound in bounds.items() if not isinstance(bound, jax.core.Tracer)}
+        raise ValueError(
+            "interval needs low, high or both; a latent without bounds has the constraint None."
+        )
+    known = {
+        name: np.asarray(bound)
+        for name, bound in bounds.items()
+        if not isinstance(bound, jax.core.Tracer)
+    }
     for name, bound in known.items():
         if not jnp.issubdtype(bound.dtype, jnp.number):
-            raise TypeError(f"{name} must be numbers, got {bound!r:.40}; a constraint is interval(low, high).")
+            raise TypeError(
+                f"{name} must be numbers, got {bound!r:.40}; a constraint is interval(low, high)."
+            )
         if not np.all(np.isfinite(bound)):
-            raise ValueError(f"{name} must be finite, got {bound}; leave it None for no bound on that side.")
+            raise ValueError(
+                f"{name} must be finite, got {bound}; leave it None for no bound on that side."
+            )
     if len(known) == 2 and not np.all(known["low"] < known["high"]):
         raise ValueError(f"low must be below high, got {low} and {high}.")
 
     def ends(like: Array) -> tuple[Array | None, Array | None]:
-        bottom = None if low is None else _along(low, like, "low")
-        return bottom, None if high is None else _along(high, like, "high")
+        bottom = None if low is None else bound_like(low, like, "low")
+        return bottom, None if high is None else bound_like(high, like, "high")
 
     def forward(y: Array) -> tuple[Array, Array]:
         bottom, top = ends(y)
         if bottom is not None and top is not None:
-            held, width = _held(y, -0.5, 0.5), top - bottom
+            held, width = within_reach(y, -0.5, 0.5), top - bottom
             # From the nearer end, so that what is close to 0 keeps its digits.
             z = jnp.where(y < 0, bottom + width * sigmoid(held), top - width * sigmoid(-held))
-            return _strictly(z, bottom, top), jnp.log(width) + log_sigmoid(y) + log_sigmoid(-y)
+            return strictly_inside(z, bottom, top), jnp.log(width) + log_sigmoid(y) + log_sigmoid(
+                -y
+            )
         gap, log_jacobian = _exp(y)
         z = jnp.asarray(top) - gap if bottom is None else bottom + gap
-        return _strictly(z, bottom, top), log_jacobian
+        return strictly_inside(z, bottom, top), log_jacobian
 
     def inverse(z: Array) -> Array:
         bottom, top = ends(z)
@@ -143,23 +155,25 @@ def affine(loc: ArrayLike, scale: ArrayLike) -> Constraint:
         raise ValueError(f"scale must be positive, got {scale}.")
 
     def forward(y: Array) -> tuple[Array, Array]:
-        spread = _along(scale, y, "scale")
-        return _along(loc, y, "loc") + spread * y, jnp.log(spread)
+        spread = bound_like(scale, y, "scale")
+        return bound_like(loc, y, "loc") + spread * y, jnp.log(spread)
 
-    return Constraint(forward, lambda z: (z - _along(loc, z, "loc")) / _along(scale, z, "scale"))
+    return Constraint(
+        forward, lambda z: (z - bound_like(loc, z, "loc")) / bound_like(scale, z, "scale")
+    )
 
 
 # --- vectors
 
 
 def _ordered(y: Array) -> tuple[Array, Array]:
-    _size(y, "ordered")
+    last_axis(y, "ordered")
     gaps, log_jacobian = _exp(y[..., 1:])
     z = jnp.cumsum(jnp.concatenate([y[..., :1], gaps], -1), -1)
 
     # A gap may be below the spacing of numbers: they stay a step apart.
     def above(last: Array, number: Array) -> tuple[Array, Array]:
-        number = jnp.maximum(number, _after(last))
+        number = jnp.maximum(number, next_number(last))
         return number, number
 
     steps = jnp.moveaxis(jax.lax.stop_gradient(z), -1, 0)
@@ -167,7 +181,9 @@ def _ordered(y: Array) -> tuple[Array, Array]:
     return with_score(jnp.moveaxis(strict, 0, -1), z), jnp.sum(log_jacobian, -1)
 
 
-ordered = Constraint(_ordered, lambda z: jnp.concatenate([z[..., :1], jnp.log(jnp.diff(z, axis=-1))], -1))
+ordered = Constraint(
+    _ordered, lambda z: jnp.concatenate([z[..., :1], jnp.log(jnp.diff(z, axis=-1))], -1)
+)
 """z₁ < z₂ < …, [..., n] from [..., n]: z₁ = y₁, zₖ = zₖ₋₁ + e^yₖ, log J = Σ_{k>1} yₖ.
 
 For cut points, and for components that could change places.
@@ -175,14 +191,16 @@ For cut points, and for components that could change places.
 
 
 def _simplex(y: Array) -> tuple[Array, Array]:
-    n = _size(y, "simplex")
+    n = last_axis(y, "simplex")
     centred = y - _odds(n, y)
     log_broken, log_left = log_sigmoid(centred), log_sigmoid(-centred)
     none = jnp.zeros_like(y[..., :0], shape=(*y.shape[:-1], 1))
-    before = jnp.concatenate([none, jnp.cumsum(log_left, -1)], -1)  # log of what is left of the stick
+    before = jnp.concatenate(
+        [none, jnp.cumsum(log_left, -1)], -1
+    )  # log of what is left of the stick
     log_z = before + jnp.concatenate([log_broken, none], -1)
     z = jnp.exp(log_z)
-    inside = jnp.clip(z, math.exp(-_reach(y)), 1 - jnp.finfo(y.dtype).epsneg)
+    inside = jnp.clip(z, math.exp(-reach(y)), 1 - jnp.finfo(y.dtype).epsneg)
     return with_score(jax.lax.stop_gradient(inside), z), jnp.sum(log_z[..., :-1] + log_left, -1)
 
 
@@ -206,14 +224,18 @@ The density is that of the first K - 1 numbers, as Dirichlet's is; y = 0 is the 
 
 
 def _cholesky_correlation(y: Array) -> tuple[Array, Array]:
-    d = _side(y, 1, "cholesky_correlation")
+    d = side_of_triangle(y, 1, "cholesky_correlation")
     below = (..., *np.tril_indices(d, -1))
-    log_left = 2 * math.log(2) + log_sigmoid(2 * y) + log_sigmoid(-2 * y)  # log (1 - tanh² y), for any y
+    log_left = (
+        2 * math.log(2) + log_sigmoid(2 * y) + log_sigmoid(-2 * y)
+    )  # log (1 - tanh² y), for any y
     square = jnp.zeros((*y.shape[:-1], d, d), y.dtype)
     halves = jnp.cumsum(square.at[below].set(0.5 * log_left), -1)
-    before = jnp.concatenate([square[..., :1], halves[..., :-1]], -1)  # ½ log of what is left of a row's unit length
-    root = jnp.tril(square.at[below].set(jnp.tanh(y)).at[_diagonal(d)].set(1.0) * jnp.exp(before))
-    inside = root.at[_diagonal(d)].max(math.exp(-0.5 * _reach(y)))
+    before = jnp.concatenate(
+        [square[..., :1], halves[..., :-1]], -1
+    )  # ½ log of what is left of a row's unit length
+    root = jnp.tril(square.at[below].set(jnp.tanh(y)).at[on_diagonal(d)].set(1.0) * jnp.exp(before))
+    inside = root.at[on_diagonal(d)].max(math.exp(-0.5 * reach(y)))
     return with_score(jax.lax.stop_gradient(inside), root), jnp.sum(before[below] + log_left, -1)
 
 
@@ -233,14 +255,14 @@ L's diagonal, in which LKJ(η) is Π_k L_kk^(d - k + 2η - 2), and not of those 
 
 
 def _cholesky_covariance(y: Array) -> tuple[Array, Array]:
-    d = _side(y, -1, "cholesky_covariance")
+    d = side_of_triangle(y, -1, "cholesky_covariance")
     root = jnp.zeros((*y.shape[:-1], d, d), y.dtype).at[(..., *np.tril_indices(d))].set(y)
-    scales, log_jacobian = _exp(root[_diagonal(d)])
-    return root.at[_diagonal(d)].set(scales), jnp.sum(log_jacobian, -1)
+    scales, log_jacobian = _exp(root[on_diagonal(d)])
+    return root.at[on_diagonal(d)].set(scales), jnp.sum(log_jacobian, -1)
 
 
 def _from_cholesky_covariance(z: Array) -> Array:
-    on = _diagonal(z.shape[-1])
+    on = on_diagonal(z.shape[-1])
     return z.at[on].set(jnp.log(z[on]))[(..., *np.tril_indices(z.shape[-1]))]
 
 
@@ -249,52 +271,3 @@ cholesky_covariance = Constraint(_cholesky_covariance, _from_cholesky_covariance
 
 L_ii = e^y_ii, log J = Σ y_ii. The density is that of the numbers of L, and not of those of L Lᵀ.
 """
-
-
-# --- shapes, and the numbers next to a bound
-
-
-def _along(bound: ArrayLike, y: Array, name: str) -> Array:
-    """Return a bound in y's shape and dtype; of another rank than 0 and y's it would align with the wrong axes."""
-    found = jnp.asarray(bound, y.dtype)
-    fits = len(found.shape) in (0, y.ndim) and all(a in (1, b) for a, b in zip(found.shape, y.shape, strict=False))
-    if not fits:
-        raise ValueError(
-            f"{name} has shape {found.shape} and the latent {y.shape}: {name} must be a number, or have the latent's "
-            "rank and broadcast to it (a batch by bound[:, None]); several draws go through jax.vmap."
-        )
-    return jnp.broadcast_to(found, y.shape)
-
-
-def _size(y: Array, name: str) -> int:
-    if y.ndim == 0:
-        raise ValueError(f"{name} is a constraint on vectors: its y needs a last axis, got shape ().")
-    return int(y.shape[-1])
-
-
-def _side(y: Array, less: int, name: str) -> int:
-    """Return the d of d (d - less) / 2 = n free numbers."""
-    n = _size(y, name)
-    d = (math.isqrt(8 * n + 1) + less) // 2
-    if d * (d - less) // 2 != n or d == 0:
-        raise ValueError(f"{name} of d rows needs y of d (d {'-' if less > 0 else '+'} 1) / 2 numbers, got {n}.")
-    return d
-
-
-def _diagonal(d: int) -> tuple[object, ...]:
-    return (..., *np.diag_indices(d))
-
-
-def _after(x: Array) -> Array:
-    """Return the next number above x, past the subnormal ones, which are 0 on most devices."""
-    return jnp.maximum(jnp.nextafter(x, jnp.full_like(x, jnp.inf)), x + jnp.finfo(x.dtype).tiny)
-
-
-def _strictly(z: Array, low: Array | None, high: Array | None) -> Array:
-    """Return z inside its bounds where it was rounded onto one, with the derivatives that it had."""
-    inside, low, high = jax.lax.stop_gradient((z, low, high))
-    if low is not None:
-        inside = jnp.maximum(inside, _after(low))
-    if high is not None:
-        inside = jnp.minimum(inside, -_after(-high))
-    return with_score(inside, z)

@@ -122,7 +122,9 @@ Reference: Böhning, Multinomial logistic regression algorithm, 1992.
 def _pick(x: Array, label: ArrayLike) -> Array:
     label = jnp.asarray(label)
     if not jnp.issubdtype(label.dtype, jnp.integer):
-        raise TypeError(f"label must be whole numbers [...], for logits x [..., c]; got {label.dtype}.")
+        raise TypeError(
+            f"label must be whole numbers [...], for logits x [..., c]; got {label.dtype}."
+        )
     index = jnp.broadcast_to(label, x.shape[:-1])[..., None]
     return jnp.take_along_axis(x, index, -1)[..., 0]
 
@@ -159,7 +161,11 @@ def bouchard(label: ArrayLike) -> Minorizer:
 
     def lower(x: Array, at: tuple[Array, Array]) -> Array:
         alpha, squares = at
-        return _pick(x, label) - alpha + jnp.sum(jaakkola_jordan.lower(alpha[..., None] - x, squares), -1)
+        return (
+            _pick(x, label)
+            - alpha
+            + jnp.sum(jaakkola_jordan.lower(alpha[..., None] - x, squares), -1)
+        )
 
     def touch(mean: tuple[Array, Array]) -> tuple[Array, Array]:
         x, c = mean[0], mean[0].shape[-1]
@@ -171,16 +177,26 @@ def bouchard(label: ArrayLike) -> Minorizer:
             slope, curvature = jax.jvp(jax.grad(slack), (alpha,), (jnp.ones_like(alpha),))
             return slope, alpha - slope / jnp.maximum(curvature, 1e-6)
 
-        def step(carry: tuple[Array, Array, Array], _: None) -> tuple[tuple[Array, Array, Array], None]:
+        def step(
+            carry: tuple[Array, Array, Array], _: None
+        ) -> tuple[tuple[Array, Array, Array], None]:
             low, high, alpha = carry
             slope, tried = newton(alpha)
             low, high = jnp.where(slope < 0, alpha, low), jnp.where(slope < 0, high, alpha)
-            return (low, high, jnp.where((tried >= low) & (tried <= high), tried, 0.5 * (low + high))), None
+            return (
+                low,
+                high,
+                jnp.where((tried >= low) & (tried <= high), tried, 0.5 * (low + high)),
+            ), None
 
-        low = jnp.min(x, -1)  # where the slope is negative; positive where every logistic is within 1/c of its end
+        low = jnp.min(
+            x, -1
+        )  # where the slope is negative; positive where every logistic is within 1/c of its end
         high = jnp.max(x, -1) + jnp.sqrt(0.5 * c * jnp.max(variance, -1)) + math.log(2 * c)
         (_, _, found), _ = jax.lax.scan(step, (low, high, 0.5 * (low + high)), None, length=20)
-        alpha = newton(jax.lax.stop_gradient(found))[1]  # at the end Newton's step has the derivatives of the end
+        alpha = newton(jax.lax.stop_gradient(found))[
+            1
+        ]  # at the end Newton's step has the derivatives of the end
         return alpha, squares(alpha)
 
     return Minorizer(lower, lambda x: (x, jnp.square(x)), touch)
@@ -200,7 +216,9 @@ def one_vs_each(label: ArrayLike, binary: Minorizer = jaakkola_jordan) -> Minori
     gaps = lambda x: _pick(x, label)[..., None] - x  # noqa: E731
 
     def lower(x: Array, at: PyTree) -> Array:
-        own = jax.nn.one_hot(jnp.broadcast_to(jnp.asarray(label), x.shape[:-1]), x.shape[-1], dtype=bool)
+        own = jax.nn.one_hot(
+            jnp.broadcast_to(jnp.asarray(label), x.shape[:-1]), x.shape[-1], dtype=bool
+        )
         return jnp.sum(jnp.where(own, 0.0, binary.lower(gaps(x), at)), -1)
 
     return Minorizer(lower, lambda x: binary.statistics(gaps(x)), binary.touch)
@@ -244,7 +262,12 @@ def each(*minorizers: Minorizer) -> Minorizer:
 
     log p(x | z) = Σ log f₁(x₁) + Σ log f₂(x₂) + ...,   x = (x₁, x₂, ...)
     """
-    apply = lambda field, *args: tuple(getattr(m, field)(*a) for m, *a in zip(minorizers, *args, strict=True))  # noqa: E731
+
+    def apply(field: str, *args: PyTree) -> tuple[PyTree, ...]:
+        return tuple(getattr(m, field)(*a) for m, *a in zip(minorizers, *args, strict=True))
+
     return Minorizer(
-        lambda x, at: apply("lower", x, at), lambda x: apply("statistics", x), lambda mean: apply("touch", mean)
+        lambda x, at: apply("lower", x, at),
+        lambda x: apply("statistics", x),
+        lambda mean: apply("touch", mean),
     )

@@ -66,7 +66,13 @@ def check_unbiased(
     _alike(shapes, expected)
     names, sizes = numbers(shapes), spread(detects, shapes)
     d = design(
-        len(names), level=level, power=power, one_sided=False, pilot=pilot, max_keys=max_keys, batch_size=batch_size
+        len(names),
+        level=level,
+        power=power,
+        one_sided=False,
+        pilot=pilot,
+        max_keys=max_keys,
+        batch_size=batch_size,
     )
 
     def deviation(key: Any) -> Array:
@@ -81,7 +87,9 @@ def _alike(found: PyTree, expected: PyTree) -> None:
     ours: Any = jax.tree.structure(found)
     if ours != (theirs := jax.tree.structure(expected)):
         raise ValueError(f"truth must be a pytree like the estimate: {theirs} against {ours}.")
-    for (name, leaf), other in zip(checks.named_leaves(found), jax.tree.leaves(expected), strict=True):
+    for (name, leaf), other in zip(
+        checks.named_leaves(found), jax.tree.leaves(expected), strict=True
+    ):
         if jnp.shape(leaf) != jnp.shape(other):
             raise ValueError(
                 f"truth must have the shapes of the estimate: '{name}' is {jnp.shape(other)} against {jnp.shape(leaf)}."

@@ -72,8 +72,15 @@ def gradient_moments(
     checks.static_count(batch_size, "batch_size")
     shape = jax.eval_shape(value, key, params)
     if not hasattr(shape, "shape") or shape.shape != ():
-        raise ValueError(f"value(key, params) must be a scalar, got {shape}; an Estimate's is [*batch]: take the mean.")
-    sums = gather(key, lambda key: jax.grad(value, argnums=1)(key, params), num_keys, min(batch_size, num_keys))
+        raise ValueError(
+            f"value(key, params) must be a scalar, got {shape}; an Estimate's is [*batch]: take the mean."
+        )
+    sums = gather(
+        key,
+        lambda key: jax.grad(value, argnums=1)(key, params),
+        num_keys,
+        min(batch_size, num_keys),
+    )
     sd = deviation(sums)
     snr = jax.tree.map(lambda m, s: jnp.abs(m) / s, sums.mean, sd)
     return Moments(sums.mean, sd, jax.tree.map(lambda r: jnp.where(jnp.isnan(r), 0.0, r), snr))
@@ -81,8 +88,11 @@ def gradient_moments(
 
 def gather(key: Any, estimate: Callable[[Any], PyTree], num_keys: Any, batch_size: int) -> Sums:
     """Return the sums over num_keys, which may be traced, of an estimate; key i does not depend on batch_size."""
-    # Sums in half precision would stall.
-    wide = lambda tree: jax.tree.map(lambda a: a.astype(jnp.promote_types(a.dtype, jnp.float32)), tree)  # noqa: E731
+
+    def wide(tree: PyTree) -> PyTree:
+        # Sums in half precision would stall.
+        return jax.tree.map(lambda a: a.astype(jnp.promote_types(a.dtype, jnp.float32)), tree)
+
     start = jax.eval_shape(lambda key: wide(estimate(key)), key)
     zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), start)
 
@@ -107,7 +117,13 @@ def _sums(found: PyTree, counts: Array) -> Sums:
         return (jnp.sum(jnp.where(rows(a), a, 0), 0) / n).astype(a.dtype)
 
     center = jax.tree.map(mean, found)
-    power = lambda p: jax.tree.map(lambda a, c: jnp.sum(jnp.where(rows(a), (a - c[None]) ** p, 0), 0), found, center)  # noqa: E731
+
+    def power(p: int) -> PyTree:
+        def leaf(a: Array, c: Array) -> Array:
+            return jnp.sum(jnp.where(rows(a), (a - c[None]) ** p, 0), 0)
+
+        return jax.tree.map(leaf, found, center)
+
     return Sums(n, center, power(2), power(3), power(4))
 
 
@@ -133,4 +149,6 @@ def merge(a: Sums, b: Sums) -> Sums:
 
 def deviation(sums: Sums) -> PyTree:
     """Return the standard deviation of one estimate."""
-    return jax.tree.map(lambda m2: jnp.sqrt(m2 / jnp.maximum(sums.keys - 1, 1).astype(m2.dtype)), sums.m2)
+    return jax.tree.map(
+        lambda m2: jnp.sqrt(m2 / jnp.maximum(sums.keys - 1, 1).astype(m2.dtype)), sums.m2
+    )

@@ -59,7 +59,9 @@ def check_bound_order(
     if len(bounds) < 2:
         raise ValueError(f"an order is of two bounds or more, got {len(bounds)}.")
     batch = jax.eval_shape(log_weights, key).shape[1:]
-    labels = [f"{i}: {checks.describe(b)}" if callable(b) else f"{i}: {b}" for i, b in enumerate(bounds)]
+    labels = [
+        f"{i}: {checks.describe(b)}" if callable(b) else f"{i}: {b}" for i, b in enumerate(bounds)
+    ]
 
     def steps(key: Any) -> dict[str, Array]:
         log_w = log_weights(key)
@@ -71,12 +73,23 @@ def check_bound_order(
                     f"a bound maps [k, *batch] to [*batch]: from {log_w.shape} {label} made {value.shape}."
                 )
             values.append(jnp.broadcast_to(value, batch))
-        return {f"({labels[i]}) - ({labels[i + 1]})": values[i] - values[i + 1] for i in range(len(values) - 1)}
+        return {
+            f"({labels[i]}) - ({labels[i + 1]})": values[i] - values[i + 1]
+            for i in range(len(values) - 1)
+        }
 
     shapes = jax.eval_shape(steps, key)
     names, sizes = numbers(shapes), spread(detects, shapes)
     d = design(
-        len(names), level=level, power=power, one_sided=True, pilot=pilot, max_keys=max_keys, batch_size=batch_size
+        len(names),
+        level=level,
+        power=power,
+        one_sided=True,
+        pilot=pilot,
+        max_keys=max_keys,
+        batch_size=batch_size,
     )
-    trial = jax.jit(partial(examine, deviation=lambda key: flat(steps(key)), detects=sizes, d=d))(key)
+    trial = jax.jit(partial(examine, deviation=lambda key: flat(steps(key)), detects=sizes, d=d))(
+        key
+    )
     return judge(trial, names, sizes, d, "out of order")

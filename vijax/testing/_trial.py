@@ -89,7 +89,14 @@ def z_score(off: Any, error: Any, slack: Any) -> Any:
 
 
 def design(
-    numbers: int, *, level: float, power: float, one_sided: bool, pilot: int, max_keys: int, batch_size: int
+    numbers: int,
+    *,
+    level: float,
+    power: float,
+    one_sided: bool,
+    pilot: int,
+    max_keys: int,
+    batch_size: int,
 ) -> Design:
     """Check what the user asked for, and turn it into standard errors."""
     checks.static_count(pilot, "pilot", least=2)
@@ -99,7 +106,9 @@ def design(
         if not 0 < value < 1:
             raise ValueError(f"{name} is a probability between 0 and 1, got {value}.")
     if max_keys > MOST:
-        raise ValueError(f"max_keys must be at most 2**24, which float32 can count, got {max_keys:,}.")
+        raise ValueError(
+            f"max_keys must be at most 2**24, which float32 can count, got {max_keys:,}."
+        )
     z = limit(level, numbers, one_sided=one_sided)
     pilot = min(pilot, max_keys)
     return Design(z, margin(power), one_sided, pilot, max_keys, min(batch_size, pilot))
@@ -151,7 +160,9 @@ def judge(trial: Trial, names: list[str], detects: Any, d: Design, complaint: st
     detects = np.asarray(detects, np.float64)
     keys = int(t.num_keys)
     if np.any(lost := ~np.isfinite(t.bias + t.error)):
-        raise AssertionError(f"{names[int(np.argmax(lost))]} is nan or infinite for some of {keys:,} keys.")
+        raise AssertionError(
+            f"{names[int(np.argmax(lost))]} is nan or infinite for some of {keys:,} keys."
+        )
     # Where tails are heavy, being far out says little; of the other numbers, the farthest is the culprit.
     far = t.z > d.limit
     heavy = far & ~(t.lean <= 1.5)
@@ -181,7 +192,15 @@ def judge(trial: Trial, names: list[str], detects: Any, d: Design, complaint: st
             "estimate."
         )
     kurtosis = float(np.max(t.kurtosis))
-    return Report(float(t.z[worst]), d.limit, names[worst], float(t.bias[worst]), float(t.share[blind]), keys, kurtosis)
+    return Report(
+        float(t.z[worst]),
+        d.limit,
+        names[worst],
+        float(t.bias[worst]),
+        float(t.share[blind]),
+        keys,
+        kurtosis,
+    )
 
 
 def numbers(tree: PyTree) -> list[str]:
@@ -189,7 +208,9 @@ def numbers(tree: PyTree) -> list[str]:
     found = []
     for name, leaf in checks.named_leaves(tree):
         name = "value" if name == "z" else name
-        found += [name + (str(list(index)) if index else "") for index in np.ndindex(*jnp.shape(leaf))]
+        found += [
+            name + (str(list(index)) if index else "") for index in np.ndindex(*jnp.shape(leaf))
+        ]
     if not found:
         raise ValueError("there is nothing to test: the estimate holds no numbers.")
     return found
@@ -205,11 +226,17 @@ def flat(tree: PyTree) -> Array:
 def spread(detects: Any, tree: PyTree) -> Array:
     """Return `detects`, one number or a pytree like `tree` whose leaves broadcast, as a vector of floats [c]."""
     structure: Any = jax.tree.structure(tree)
-    each = detects if structure == jax.tree.structure(detects) else jax.tree.map(lambda _: detects, tree)
+    each = (
+        detects
+        if structure == jax.tree.structure(detects)
+        else jax.tree.map(lambda _: detects, tree)
+    )
     try:
         found = flat(jax.tree.map(lambda d, leaf: jnp.broadcast_to(d, jnp.shape(leaf)), each, tree))
     except (TypeError, ValueError) as error:
-        raise ValueError(f"detects must be one number, or a pytree like the estimate; got {detects!r}.") from error
+        raise ValueError(
+            f"detects must be one number, or a pytree like the estimate; got {detects!r}."
+        ) from error
     if not np.all(np.asarray(found) > 0):
         raise ValueError(f"detects must be positive, in the estimate's own unit; got {detects!r}.")
     return found.astype(jnp.float32)

@@ -25,7 +25,9 @@ class Joint:
 
     def __init__(self, conditionals: Mapping[str, Any] | tuple[Any, ...] | list[Any]):
         if not isinstance(conditionals, (Mapping, tuple, list)) or not conditionals:
-            raise TypeError(f"Joint takes a non-empty dict, tuple or list of distributions, got {conditionals!r}.")
+            raise TypeError(
+                f"Joint takes a non-empty dict, tuple or list of distributions, got {conditionals!r}."
+            )
         self.conditionals = conditionals
 
     def names(self) -> list[Any]:
@@ -73,7 +75,9 @@ class Joint:
     def parts(self, z: PyTree) -> dict[Any, Array]:
         """Return {leaf: log q(leaf | earlier leaves)}, each [*batch]."""
         if len(z) != len(self.conditionals):
-            raise ValueError(f"z has {len(z)} leaves where this Joint draws {len(self.conditionals)}.")
+            raise ValueError(
+                f"z has {len(z)} leaves where this Joint draws {len(self.conditionals)}."
+            )
         leaves: dict[Any, Any] = {}
         found = {}
         for name in self.names():

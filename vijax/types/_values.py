@@ -44,7 +44,9 @@ class Draw(NamedTuple):
 class Bound(Protocol):
     """Arithmetic on log-weights: [k, *batch] -> [*batch]; it holds no gradient code."""
 
-    def __call__(self, log_w: Float[Array, "k *batch"], /, *, weights: Array | None = None) -> Float[Array, "*batch"]:
+    def __call__(
+        self, log_w: Float[Array, "k *batch"], /, *, weights: Array | None = None
+    ) -> Float[Array, "*batch"]:
         """Judge the log-weights of k draws; `weights` sum to 1 over axis 0 and default to 1/k."""
         ...
 

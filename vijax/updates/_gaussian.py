@@ -45,7 +45,9 @@ def init(params: PyTree, memory: PyTree = None) -> GaussianState:
     root = jnp.exp(log_scale)
     if "lower" in params:
         if jnp.finfo(loc.dtype).bits < 32:
-            raise TypeError(f"a full-rank q is updated in float32 or float64, got {loc.dtype}: it factorizes matrices.")
+            raise TypeError(
+                f"a full-rank q is updated in float32 or float64, got {loc.dtype}: it factorizes matrices."
+            )
         root = from_parameters(log_scale, params["lower"])
     taken = jnp.ones((), loc.dtype)
     strong_loc, strong_memory = strong_dtypes((params["loc"], memory))

@@ -115,7 +115,9 @@ def ivon(
         rate = learning_rate(state.steps) if callable(learning_rate) else learning_rate
         count = state.steps + 1
 
-        def leaf(g: Array, w: Array, p: Array, momentum: Array, h: Array) -> tuple[Array, Array, Array]:
+        def leaf(
+            g: Array, w: Array, p: Array, momentum: Array, h: Array
+        ) -> tuple[Array, Array, Array]:
             if jnp.shape(g) != jnp.shape(w) or not jnp.ndim(g) or jnp.shape(g)[1:] != jnp.shape(p):
                 raise ValueError(
                     f"grads and weights must be [k, *{jnp.shape(p)}], as `perturb` draws them and "
@@ -131,7 +133,9 @@ def ivon(
             return -rate * jnp.clip(step, -clip_radius, clip_radius), momentum, h
 
         made = jax.tree.map(leaf, grads, weights, params, state.momentum, state.hessian)
-        steps, momentum, hessian = jax.tree.transpose(jax.tree.structure(params), jax.tree.structure((0, 0, 0)), made)
+        steps, momentum, hessian = jax.tree.transpose(
+            jax.tree.structure(params), jax.tree.structure((0, 0, 0)), made
+        )
         finite = jnp.all(jnp.stack(finite_leaves((steps, momentum, hessian))))
         steps = where(finite, steps, jax.tree.map(jnp.zeros_like, steps))
         steps = jax.tree.map(lambda s, p: s.astype(jnp.result_type(p)), steps, params)
@@ -164,7 +168,9 @@ def perturb(key: Any, params: PyTree, state: IvonState, *, num_samples: int = 1)
     checks.key(key)
     checks.num_samples(num_samples)
     if not isinstance(state, IvonState):
-        raise TypeError(f"state must be an IvonState, got {type(state).__name__}; of an optax.chain, pass IVON's link.")
+        raise TypeError(
+            f"state must be an IvonState, got {type(state).__name__}; of an optax.chain, pass IVON's link."
+        )
     leaves, tree = jax.tree.flatten(params)
     keys = jax.tree.unflatten(tree, list(jax.random.split(key, len(leaves))))
 

@@ -61,7 +61,9 @@ def batch_and_match(
     _rule.check_rate(1.0 if learning_rate is None else learning_rate, most=float("inf"))
     _rule.check_counts(num_samples, halvings, paired=False)
     if num_samples < 2:
-        raise ValueError(f"num_samples must be at least 2, got {num_samples}: a batch of one has no spread to match.")
+        raise ValueError(
+            f"num_samples must be at least 2, got {num_samples}: a batch of one has no spread to match."
+        )
 
     def propose(state: GaussianState, target: Whitened) -> Proposal:
         log_p, scores = slopes(lambda e: target.log_p(state, e), target.noise)
@@ -86,7 +88,9 @@ def batch_and_match(
 def _full_rank_state(params: PyTree, memory: PyTree = None) -> GaussianState:
     state = _gaussian.init(params, memory)
     if state.root.ndim == 1:
-        raise TypeError("batch_and_match needs params of families.full_rank: its update fills the covariance.")
+        raise TypeError(
+            "batch_and_match needs params of families.full_rank: its update fills the covariance."
+        )
     return state
 
 
@@ -94,7 +98,9 @@ def _all_of_the_data(log_joint: LogJoint) -> LogJoint:
     """Refuse a target of which only the mean is unbiased."""
     why = types.properties(log_joint).only_mean
     if why:
-        raise ValueError(f"{why}, and scores are matched in square: use natural_gradient, or all of the data.")
+        raise ValueError(
+            f"{why}, and scores are matched in square: use natural_gradient, or all of the data."
+        )
     return checks.exact(log_joint)
 
 

@@ -195,10 +195,14 @@ def curvature_rule(
         local = local_at(curvature, state, target)
         return Proposal(local.log_p, move(state, local, _rule.rate_at(learning_rate, state)))
 
-    return _rule.gaussian_rule(log_joint, propose, name=name, num_samples=num_samples, paired=True, halvings=halvings)
+    return _rule.gaussian_rule(
+        log_joint, propose, name=name, num_samples=num_samples, paired=True, halvings=halvings
+    )
 
 
-def mover(state: GaussianState, local: Local, rate: Array, retraction: Retraction) -> Callable[[Array], GaussianState]:
+def mover(
+    state: GaussianState, local: Local, rate: Array, retraction: Retraction
+) -> Callable[[Array], GaussianState]:
     """Return share -> the state after a step of that share of the rate."""
     if state.root.ndim == 1:
 

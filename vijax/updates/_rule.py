@@ -63,7 +63,9 @@ def gaussian_rule(
     """
     if not callable(log_joint):
         cure = ": pass its log_joint" if hasattr(log_joint, "log_joint") else ""
-        raise TypeError(f"log_joint must be a function z -> log p(x, z), got a {type(log_joint).__name__}{cure}.")
+        raise TypeError(
+            f"log_joint must be a function z -> log p(x, z), got a {type(log_joint).__name__}{cure}."
+        )
 
     def step(key: Key[Array, ""], state: GaussianState) -> tuple[GaussianState, Step]:
         checks.key(key)
@@ -146,12 +148,16 @@ def check_rate(rate: Rate, *, most: float = 1.0) -> None:
         return
     if not (jnp.ndim(rate) == 0 and 0 < rate <= most):
         allowed = f"in (0, {most:g}]" if most < float("inf") else "positive"
-        raise ValueError(f"learning_rate must be a number {allowed}, or a function of the count of steps, got {rate}.")
+        raise ValueError(
+            f"learning_rate must be a number {allowed}, or a function of the count of steps, got {rate}."
+        )
 
 
 def check_counts(num_samples: int, halvings: int, *, paired: bool) -> None:
     """Refuse numbers of draws, or of halvings, that no step could use."""
     checks.num_samples(num_samples)
     if paired and num_samples % 2:
-        raise ValueError(f"draws come in mirrored pairs: num_samples must be even, got {num_samples}.")
+        raise ValueError(
+            f"draws come in mirrored pairs: num_samples must be even, got {num_samples}."
+        )
     checks.static_count(halvings, "halvings", least=0)

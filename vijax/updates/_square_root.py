@@ -78,10 +78,16 @@ def _stretch(x: Array) -> Array:
 
 def moved(state: GaussianState, local: Local, rate: Array) -> GaussianState:
     """Return the state after a step, at a lower rate where q's shape would change too much."""
-    shape = local.curvature - (1 if state.root.ndim == 1 else jnp.eye(len(state.root), dtype=rate.dtype))
+    shape = local.curvature - (
+        1 if state.root.ndim == 1 else jnp.eye(len(state.root), dtype=rate.dtype)
+    )
     rate = rate / jnp.maximum(1, rate * jnp.linalg.norm(shape))
     change = rate * times_root(state.root, local.slope)
     if state.root.ndim == 1:
-        return _gaussian.replaced(state, change, state.root * _stretch(0.5 * rate * (1 - local.curvature)))
+        return _gaussian.replaced(
+            state, change, state.root * _stretch(0.5 * rate * (1 - local.curvature))
+        )
     own = _stretch(0.5 * rate * (1 - jnp.diagonal(local.curvature)))
-    return _gaussian.replaced(state, change, state.root @ (jnp.diag(own) - rate * jnp.tril(local.curvature, -1)))
+    return _gaussian.replaced(
+        state, change, state.root @ (jnp.diag(own) - rate * jnp.tril(local.curvature, -1))
+    )

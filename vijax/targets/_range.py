@@ -1,0 +1,76 @@
+"""What constraints ask of shapes, and of the numbers that a dtype has next to a bound."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike
+
+from vijax.numerics import with_score
+
+
+def bound_like(bound: ArrayLike, y: Array, name: str) -> Array:
+    """Return a bound in y's shape and dtype; of another rank than 0 and y's it would align with the wrong axes."""
+    found = jnp.asarray(bound, y.dtype)
+    fits = len(found.shape) in (0, y.ndim) and all(
+        a in (1, b) for a, b in zip(found.shape, y.shape, strict=False)
+    )
+    if not fits:
+        raise ValueError(
+            f"{name} has shape {found.shape} and the latent {y.shape}: {name} must be a number, or have the latent's "
+            "rank and broadcast to it (a batch by bound[:, None]); several draws go through jax.vmap."
+        )
+    return jnp.broadcast_to(found, y.shape)
+
+
+def last_axis(y: Array, name: str) -> int:
+    """Return the size of the last axis; refuse a number."""
+    if y.ndim == 0:
+        raise ValueError(
+            f"{name} is a constraint on vectors: its y needs a last axis, got shape ()."
+        )
+    return int(y.shape[-1])
+
+
+def side_of_triangle(y: Array, less: int, name: str) -> int:
+    """Return the d of d (d - less) / 2 = n free numbers."""
+    n = last_axis(y, name)
+    d = (math.isqrt(8 * n + 1) + less) // 2
+    if d * (d - less) // 2 != n or d == 0:
+        raise ValueError(
+            f"{name} of d rows needs y of d (d {'-' if less > 0 else '+'} 1) / 2 numbers, got {n}."
+        )
+    return d
+
+
+def on_diagonal(d: int) -> tuple[object, ...]:
+    """Return the index of the diagonal of [..., d, d]."""
+    return (..., *np.diag_indices(d))
+
+
+def next_number(x: Array) -> Array:
+    """Return the next number above x, past the subnormal ones, which are 0 on most devices."""
+    return jnp.maximum(jnp.nextafter(x, jnp.full_like(x, jnp.inf)), x + jnp.finfo(x.dtype).tiny)
+
+
+def strictly_inside(z: Array, low: Array | None, high: Array | None) -> Array:
+    """Return z inside its bounds where it was rounded onto one, with the derivatives that it had."""
+    inside, low, high = jax.lax.stop_gradient((z, low, high))
+    if low is not None:
+        inside = jnp.maximum(inside, next_number(low))
+    if high is not None:
+        inside = jnp.minimum(inside, -next_number(-high))
+    return with_score(inside, z)
+
+
+def reach(y: Array) -> float:
+    """Return the r for which the squares of e^r and e^-r are numbers of y's dtype, and not subnormal: 43 in float32."""
+    return float(math.floor(-0.5 * math.log(float(jnp.finfo(y.dtype).tiny))))
+
+
+def within_reach(y: Array, low: float, high: float) -> Array:
+    """Return y between low and high times its reach, and past them with slope 0, even before an infinite one."""
+    return jax.lax.clamp(
+        jnp.asarray(low * reach(y), y.dtype), y, jnp.asarray(high * reach(y), y.dtype)
+    )
