@@ -6,8 +6,12 @@ import inspect
 import re
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import vijax as vj
@@ -256,3 +260,20 @@ def test_the_readme_runs(loose_ranks):
             names = test.globs
         else:
             exec(compile(block, "README.md", "exec"), names)
+
+
+def test_the_guide_to_extending_runs(loose_ranks):
+    """Its bound with closed forms, and its target that wraps another, under an objective."""
+    names = {}
+    for block in re.findall(
+        r"```python\n(.*?)```", (ROOT / "docs/extend.md").read_text(), re.DOTALL
+    ):
+        exec(compile(block, "extend.md", "exec"), names)
+    q = vj.families.mean_field().dist({"loc": jnp.zeros(()), "log_scale": jnp.zeros(())})
+    bound = partial(names["tempered"], beta=0.5)
+    noisy = vj.targets.keyed(lambda key, z: -0.5 * z**2)
+    target = names["tempered_target"](noisy, 0.5)
+    assert vj.types.properties(target).keyed
+    value = vj.gradients.dreg(bound)(jax.random.key(0), target, q, num_samples=4).value
+    whole = vj.draws.weigh(jax.random.key(0), target, q, num_samples=4)
+    np.testing.assert_allclose(value, 0.5 * jnp.mean(whole.log_w), rtol=1e-6)
