@@ -5,8 +5,7 @@ from typing import Any
 import jax
 from jaxtyping import Array
 
-from vijax import draws
-from vijax.engine import Estimator, Evaluated, Needs, Plan, Request, Strategy, make_objective
+from vijax import draws, engine
 from vijax.gradients._pathwise import PATHWISE
 from vijax.gradients._score import ALONE, LEAVE_ONE_OUT, left_out, surrogate
 from vijax.types import Bound, Joint, Objective, PyTree
@@ -35,32 +34,34 @@ def auto(bound: Bound) -> Objective:
     Reference: Schulman, Heess, Weber, Abbeel, Gradient estimation using stochastic computation graphs, 2015,
         arXiv:1506.05254; Mnih, Rezende, Variational inference for Monte Carlo objectives, 2016, arXiv:1602.06725.
     """
-    return make_objective("auto", bound, draws.iid, by_leaf)
+    return engine.make_objective("auto", bound, draws.iid, by_leaf)
 
 
-def by_leaf(request: Request) -> Estimator:
+def by_leaf(request: engine.Request) -> engine.Estimator:
     """Choose: a path where every leaf has one, leave-one-out where none has, and both in a Joint."""
     if not isinstance(request.q, Joint):
         broken = any(path.broken is not None for path in request.paths.values())
         return LEAVE_ONE_OUT if broken else PATHWISE
-    return Estimator(Needs(least=2, why=ALONE), _mixed) if request.scored else PATHWISE
+    return (
+        engine.Estimator(engine.Needs(least=2, why=ALONE), _mixed) if request.scored else PATHWISE
+    )
 
 
-def _mixed(request: Request) -> Strategy:
+def _mixed(request: engine.Request) -> engine.Strategy:
     bound, q, scored = request.bound, request.q, request.scored
 
-    def evaluate(seeds: Plan) -> Evaluated:
+    def evaluate(seeds: engine.Plan) -> engine.Evaluated:
         z, parts = jax.vmap(lambda seed: sample_parts(q, seed, scored))(seeds.draw)
         log_q: Any = sum(parts.values())
         log_p, aux = request.evaluate(z, log_q, seeds)
         log_q_scored: Any = sum(log_prob for name, log_prob in parts.items() if name in scored)
-        return Evaluated(log_p, log_q, z, aux, log_q_scored)
+        return engine.Evaluated(log_p, log_q, z, aux, log_q_scored)
 
     def value(log_p: Array, log_q: Array, log_q_scored: Array) -> Array:
         log_w = log_p - log_q
         return surrogate(bound, log_w, left_out(request, log_w), log_q_scored)
 
-    return Strategy(evaluate, value)
+    return engine.Strategy(evaluate, value)
 
 
 def sample_parts(q: Joint, key: Any, scored: set[Any]) -> tuple[PyTree, dict[Any, Array]]:

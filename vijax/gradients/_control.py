@@ -7,18 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Key
 
-from vijax import draws, jaxprs
-from vijax.engine import (
-    Estimator,
-    Evaluated,
-    Needs,
-    Plan,
-    Request,
-    States,
-    Strategy,
-    floored,
-    make_objective,
-)
+from vijax import draws, engine, jaxprs
 from vijax.gradients._relaxed import conditional, hardest
 from vijax.numerics import with_score
 from vijax.types import Bound, Estimate, LogJoint, Objective, PyTree
@@ -95,15 +84,15 @@ def rebar(bound: Bound) -> Controlled:
 
 
 def _controlled(bound: Bound, control: Control, name: str) -> Controlled:
-    needs = Needs(mean="corrects each draw by itself")
+    needs = engine.Needs(mean="corrects each draw by itself")
 
     def with_parameters(parameters: PyTree, term: int) -> Objective:
         """Make the objective whose derivative is that of the q's gradient (0), or of its square (1)."""
 
-        def strategy(request: Request) -> Strategy:
+        def strategy(request: engine.Request) -> engine.Strategy:
             known = request.states
 
-            def evaluate(seeds: Plan) -> Evaluated:
+            def evaluate(seeds: engine.Plan) -> engine.Evaluated:
                 return _evaluate(request, seeds, parameters, known, control)
 
             def value(log_p: Array, log_q: Array, extra: Any) -> Array:
@@ -113,9 +102,9 @@ def _controlled(bound: Bound, control: Control, name: str) -> Controlled:
                 bound_value = request.bound(log_p - log_q)
                 return with_score(bound_value, bound_value + mean)
 
-            return Strategy(evaluate, value)
+            return engine.Strategy(evaluate, value)
 
-        return make_objective(name, bound, draws.iid, Estimator(needs, strategy))
+        return engine.make_objective(name, bound, draws.iid, engine.Estimator(needs, strategy))
 
     def controlled(
         key: Key[Array, ""],
@@ -141,12 +130,12 @@ def _controlled(bound: Bound, control: Control, name: str) -> Controlled:
 
 
 def _evaluate(
-    request: Request,
-    seeds: Plan,
+    request: engine.Request,
+    seeds: engine.Plan,
     parameters: PyTree,
-    known: States,
+    known: engine.States,
     control: Control,
-) -> Evaluated:
+) -> engine.Evaluated:
     """Evaluate draws b, and with each its gradient g in q's log-probabilities, and |g|².
 
     g = (f(b) - c(z̃)) ∇ log q(b) + ∇c(z) - ∇c(z̃)
@@ -155,7 +144,7 @@ def _evaluate(
     # z decides the draw b; the other noise draws z̃ given b.
     noise, other = _uniforms(seeds, stopped.log_probs)
     logits = jax.tree.map(
-        lambda l, u: jnp.broadcast_to(floored(l), u.shape),
+        lambda l, u: jnp.broadcast_to(engine.floored(l), u.shape),
         stopped.log_probs,
         noise,
     )
@@ -181,10 +170,10 @@ def _evaluate(
     signal = jnp.where(jnp.isfinite(signal), signal, 0.0)
     gradient = _gradient(signal, hot, logits, slope)
     extra = _along(known, gradient), _squared_norm(known, gradient)
-    return Evaluated(log_p, log_q, z, aux, extra)
+    return engine.Evaluated(log_p, log_q, z, aux, extra)
 
 
-def _uniforms(seeds: Plan, log_probs: list[Array]) -> tuple[list[Array], list[Array]]:
+def _uniforms(seeds: engine.Plan, log_probs: list[Array]) -> tuple[list[Array], list[Array]]:
     """Return two uniforms in (0, 1) for every state of every leaf, [k, *batch, *event, s]."""
     tiny = jnp.finfo(log_probs[0].dtype).tiny
 
@@ -213,11 +202,11 @@ def _perturbed_given(logits: list[Array], hot: list[Array], noise: list[Array]) 
 
 
 def _guesses(
-    request: Request,
+    request: engine.Request,
     z: list[Array],
-    seeds: Plan,
+    seeds: engine.Plan,
     parameters: PyTree,
-    stopped: States,
+    stopped: engine.States,
     control: Control,
 ) -> Array:
     """Return c of perturbed log-probabilities z, [k, *batch]; a draw's model has its own key."""
@@ -238,14 +227,16 @@ def _guesses(
     return jax.vmap(guess)(z, seeds.model)
 
 
-def _relaxed_log_w(request: Request, points: list[Array], key: Any, stopped: States) -> Array:
+def _relaxed_log_w(
+    request: engine.Request, points: list[Array], key: Any, stopped: engine.States
+) -> Array:
     """Return log w at points of the simplex, [*batch]."""
 
     def row(tree: PyTree) -> PyTree:
         return jax.tree.map(lambda x: x[None], tree)
 
     log_q = stopped.log_prob(points)
-    log_p, _ = request.evaluate(row(stopped.soft(points)), log_q[None], Plan(None, row(key)))
+    log_p, _ = request.evaluate(row(stopped.soft(points)), log_q[None], engine.Plan(None, row(key)))
     return log_p[0] - log_q
 
 
@@ -264,13 +255,13 @@ def _gradient(
     return jax.tree.map(of_leaf, hot, logits, slope)
 
 
-def _along(known: States, gradient: list[Array]) -> Array:
+def _along(known: engine.States, gradient: list[Array]) -> Array:
     """Return numbers [k, *batch] whose derivative in q's parameters is the gradient, carried through log q."""
-    log_probs = [floored(l) for l in known.log_probs]
+    log_probs = [engine.floored(l) for l in known.log_probs]
     return jax.vmap(lambda g: known.dot(g, log_probs))(jax.lax.stop_gradient(gradient))
 
 
-def _squared_norm(known: States, gradient: list[Array]) -> Array:
+def _squared_norm(known: engine.States, gradient: list[Array]) -> Array:
     """Return the squared norm of each draw's gradient in the logits, [k, *batch]."""
     shares = [share * g for share, g in zip(known.shares, gradient, strict=True)]
     return jax.vmap(known.dot)(shares, gradient)

@@ -7,18 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from vijax import draws
-from vijax.engine import (
-    Estimator,
-    Evaluated,
-    Needs,
-    Plan,
-    Request,
-    States,
-    Strategy,
-    floored,
-    make_objective,
-)
+from vijax import draws, engine
 from vijax.numerics import with_score
 from vijax.types import Bound, Objective
 
@@ -86,14 +75,14 @@ def _disarmed(u: Array, a: Array, b: Array, other: Array) -> Array:
 
 
 def _coupled(bound: Bound, direction: Direction, name: str) -> Objective:
-    def strategy(request: Request) -> Strategy:
+    def strategy(request: engine.Request) -> engine.Strategy:
         known = request.states
         seeds = request.plan(draws.antithetic, request.num_samples)
 
-        def evaluate(seeds: Plan) -> Evaluated:
+        def evaluate(seeds: engine.Plan) -> engine.Evaluated:
             z, log_q, along = jax.vmap(lambda seed: _draw(seed, known, direction))(seeds.draw)
             log_p, aux = request.evaluate(z, log_q, seeds)
-            return Evaluated(log_p, log_q, z, aux, along)
+            return engine.Evaluated(log_p, log_q, z, aux, along)
 
         def value(log_p: Array, log_q: Array, along: Array) -> Array:
             log_w = log_p - log_q
@@ -103,17 +92,17 @@ def _coupled(bound: Bound, direction: Direction, name: str) -> Objective:
             bound_value = bound(log_w)
             return with_score(bound_value, bound_value + jnp.mean(difference * along[0::2], 0))
 
-        return Strategy(evaluate, value, seeds=seeds)
+        return engine.Strategy(evaluate, value, seeds=seeds)
 
-    needs = Needs(
+    needs = engine.Needs(
         least=2,
         why="Draws come in pairs.",
         mean="compares two draws of a pair by their log-weights",
     )
-    return make_objective(name, bound, draws.iid, Estimator(needs, strategy))
+    return engine.make_objective(name, bound, draws.iid, engine.Estimator(needs, strategy))
 
 
-def _draw(seed: Any, known: States, direction: Direction) -> tuple[Any, Array, Array]:
+def _draw(seed: Any, known: engine.States, direction: Direction) -> tuple[Any, Array, Array]:
     """Return one draw of a pair, its log q (stopped), and Σ direction · a with the derivative of q's parameters."""
     key, mirrored = seed
     keys = jax.random.split(key, len(known.log_probs))
@@ -136,7 +125,7 @@ def _draw(seed: Any, known: States, direction: Direction) -> tuple[Any, Array, A
 
 def sticks(log_probs: Array) -> Array:
     """Return logits of s - 1 bits, of which the first one set is the state; none set is the last state."""
-    log_probs = floored(log_probs)
+    log_probs = engine.floored(log_probs)
     rest = jax.lax.cumlogsumexp(log_probs, axis=log_probs.ndim - 1, reverse=True)
     return log_probs[..., :-1] - rest[..., 1:]
 

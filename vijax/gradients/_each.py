@@ -7,8 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Key
 
-from vijax import checks
-from vijax.engine import require_log_joint
+from vijax import checks, engine
 from vijax.numerics import with_score
 from vijax.types import (
     Bound,
@@ -69,7 +68,7 @@ def each(
         chunk_size: int | None = None,
     ) -> Estimate:
         checks.key(key)
-        require_log_joint(log_joint, "gradients.each")
+        engine.require_log_joint(log_joint, "gradients.each")
         q = _independent(lift(q), estimators)
         names = q.names()
         found = []

@@ -7,17 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from vijax import draws, jaxprs
-from vijax.engine import (
-    Estimator,
-    Evaluated,
-    Needs,
-    Plan,
-    Request,
-    Strategy,
-    evaluate,
-    make_objective,
-)
+from vijax import draws, engine, jaxprs
 from vijax.gradients._auto import by_leaf, sample_parts
 from vijax.gradients._pathwise import PATHWISE
 from vijax.gradients._score import ALONE, left_out
@@ -56,32 +46,32 @@ def factored(bound: Bound) -> Objective:
     Reference: Ranganath, Gerrish, Blei, Black box variational inference, 2014, arXiv:1401.0118; Schulman, Heess, Weber,
         Abbeel, Gradient estimation using stochastic computation graphs, 2015, arXiv:1506.05254.
     """
-    return make_objective("factored", bound, draws.iid, _by_factor)
+    return engine.make_objective("factored", bound, draws.iid, _by_factor)
 
 
-def _by_factor(request: Request) -> Estimator:
+def _by_factor(request: engine.Request) -> engine.Estimator:
     """Choose as `auto` does; local signals are for the scored leaves of a Joint."""
     if not isinstance(request.q, Joint):
         chosen = by_leaf(request)
         return chosen._replace(needs=chosen.needs._replace(mean=MEAN))
     if not request.scored:
         return PATHWISE._replace(needs=PATHWISE.needs._replace(mean=MEAN))
-    return Estimator(Needs(least=2, why=ALONE, mean=MEAN), _local_signals)
+    return engine.Estimator(engine.Needs(least=2, why=ALONE, mean=MEAN), _local_signals)
 
 
-def _local_signals(request: Request) -> Strategy:
+def _local_signals(request: engine.Request) -> engine.Strategy:
     bound, q, log_joint, scored = request.bound, request.q, request.log_joint, request.scored
     names = [name for name in q.names() if name in scored]
     # Where log q is in closed form, none of it is drawn.
     exact = properties(log_joint).holds_log_q
 
-    def evaluated(seeds: Plan) -> Evaluated:
+    def evaluated(seeds: engine.Plan) -> engine.Evaluated:
         z, parts = jax.vmap(lambda seed: sample_parts(q, seed, scored))(seeds.draw)
         stopped = jax.lax.stop_gradient(parts)
         # The score of a scored leaf has mean zero, and of a bound that is linear it is dropped.
         log_q: Any = sum(stopped[name] if name in scored else parts[name] for name in q.names())
         drawn = jnp.zeros_like(log_q) if exact else log_q
-        log_p, (factors, aux) = evaluate(_with_terms(log_joint), z, drawn, seeds.model)
+        log_p, (factors, aux) = engine.evaluate(_with_terms(log_joint), z, drawn, seeds.model)
         of_p, of_q = _factors(log_joint, z, drawn, seeds.model, q), _densities(q, z)
         signals = []
         for name in names:
@@ -91,7 +81,7 @@ def _local_signals(request: Request) -> Strategy:
                 signal = signal - sum(stopped[leaf] for leaf, on in of_q.items() if on & reach)
             signals.append(jnp.broadcast_to(signal, log_q.shape))
         extra = signals, [parts[name] for name in names]
-        return Evaluated(log_p + log_q if exact else log_p, log_q, z, aux, extra)
+        return engine.Evaluated(log_p + log_q if exact else log_p, log_q, z, aux, extra)
 
     def value(log_p: Array, log_q: Array, extra: Any) -> Array:
         bound_value: Any = bound(log_p - log_q)
@@ -102,7 +92,7 @@ def _local_signals(request: Request) -> Strategy:
             along = along + jnp.sum(jnp.where(jnp.isfinite(own), own, 0.0) * density, 0)
         return with_score(bound_value, along)
 
-    return Strategy(evaluated, value)
+    return engine.Strategy(evaluated, value)
 
 
 def _terms(out: Any) -> dict[Any, Any]:

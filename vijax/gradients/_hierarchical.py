@@ -8,17 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from vijax import checks, draws, jaxprs
-from vijax.engine import (
-    Estimator,
-    Evaluated,
-    Needs,
-    Plan,
-    Request,
-    Strategy,
-    make_objective,
-    stopped_log_prob,
-)
+from vijax import checks, draws, engine, jaxprs
 from vijax.gradients._pathwise import path_slopes
 from vijax.numerics import with_score
 from vijax.types import Bound, Objective, PyTree, closed_forms
@@ -62,17 +52,22 @@ def gdreg(
     def carry(z: PyTree) -> PyTree:
         return push(jax.lax.stop_gradient(pull(z)))
 
-    needs = Needs(path=True, smooth=True, log_joint=True)
-    return make_objective(
-        "gdreg", bound, draws.iid, Estimator(needs, partial(_carried, prior=prior, carry=carry))
+    needs = engine.Needs(path=True, smooth=True, log_joint=True)
+    return engine.make_objective(
+        "gdreg",
+        bound,
+        draws.iid,
+        engine.Estimator(needs, partial(_carried, prior=prior, carry=carry)),
     )
 
 
-def _carried(request: Request, prior: Any, carry: Callable[[PyTree], PyTree]) -> Strategy:
+def _carried(
+    request: engine.Request, prior: Any, carry: Callable[[PyTree], PyTree]
+) -> engine.Strategy:
     """In value each draw is z; in derivative the one of q, less the one that the prior carries along."""
     bound = request.bound
 
-    def evaluate(seeds: Plan) -> Evaluated:
+    def evaluate(seeds: engine.Plan) -> engine.Evaluated:
         z, log_q = request.sample_members(seeds)
         _refuse_jumps(carry, jax.tree.map(lambda leaf: leaf[0], z))
         stopped = jax.lax.stop_gradient(z)
@@ -92,7 +87,7 @@ def _carried(request: Request, prior: Any, carry: Callable[[PyTree], PyTree]) ->
 
         moved = sum(jax.tree.leaves(jax.tree.map(along, slope, z, carried)))
         rest = request.evaluate(carried, log_q, seeds)[0] - jax.vmap(prior.log_prob)(carried)
-        return Evaluated(*jax.lax.stop_gradient((log_p, log_q)), z, aux, (moved, rest))
+        return engine.Evaluated(*jax.lax.stop_gradient((log_p, log_q)), z, aux, (moved, rest))
 
     def value(log_p: Array, log_q: Array, extra: Any) -> Array:
         moved, rest = extra
@@ -101,13 +96,13 @@ def _carried(request: Request, prior: Any, carry: Callable[[PyTree], PyTree]) ->
         bound_value = bound(log_w)
         return with_score(bound_value, bound_value + jnp.sum(path_slope * moved + slope * rest, 0))
 
-    return Strategy(evaluate, value)
+    return engine.Strategy(evaluate, value)
 
 
-def _refuse_moving_support(request: Request, prior: Any, z: PyTree) -> None:
+def _refuse_moving_support(request: engine.Request, prior: Any, z: PyTree) -> None:
     """Refuse a prior whose support moves: every leaf of its draws depends on its parameters."""
     every_leaf = dict.fromkeys(request.paths, jaxprs.Path(None, parametric=True))
-    stopped_log_prob(prior, z, every_leaf, "gdreg of this prior")
+    engine.stopped_log_prob(prior, z, every_leaf, "gdreg of this prior")
 
 
 def _slopes(bound: Bound, log_w: Array) -> tuple[Array, Array]:

@@ -9,18 +9,7 @@ import numpy as np
 from jax.scipy.stats import norm
 from jaxtyping import Array
 
-from vijax import draws, jaxprs
-from vijax.engine import (
-    CURE,
-    Estimator,
-    Evaluated,
-    Needs,
-    Plan,
-    Request,
-    Strategy,
-    make_objective,
-    parts,
-)
+from vijax import draws, engine, jaxprs
 from vijax.gradients._sums import changes, coordinates_first, each_coordinate, scored, swaps
 from vijax.types import Bound, Objective
 
@@ -53,10 +42,12 @@ def measure_valued(bound: Bound) -> Objective:
         arXiv:1906.10652; Rosca, Figurnov, Mohamed, Mnih, Measure-valued derivatives for approximate Bayesian
         inference, 2019.
     """
-    return make_objective("measure_valued", bound, draws.iid, Estimator(Needs(), _measure_valued))
+    return engine.make_objective(
+        "measure_valued", bound, draws.iid, engine.Estimator(engine.Needs(), _measure_valued)
+    )
 
 
-def _measure_valued(request: Request) -> Strategy:
+def _measure_valued(request: engine.Request) -> engine.Strategy:
     means, scales, tree, batch = _normals(request.q, request.key)
     # A Python number may come back from JAX as a typed literal, which has no shape.
     stopped = jax.tree.map(jnp.asarray, jax.lax.stop_gradient((means, scales)))
@@ -68,7 +59,7 @@ def _measure_valued(request: Request) -> Strategy:
         terms = [norm.logpdf(*t) for t in zip(leaves, means, scales, strict=True)]
         return sum((jnp.sum(t, range(batch, t.ndim)) for t in terms), jnp.asarray(0.0))
 
-    def evaluate(seeds: Plan) -> Evaluated:
+    def evaluate(seeds: engine.Plan) -> engine.Evaluated:
         own, others = jax.vmap(lambda key: _draw_and_swaps(key, stopped[0], stopped[1], batch))(
             seeds.draw
         )
@@ -76,7 +67,7 @@ def _measure_valued(request: Request) -> Strategy:
         log_p, aux = request.evaluate(to_z(own), jax.lax.stop_gradient(log_q), seeds)
         log_q_others = jax.vmap(jax.vmap(lambda leaves: log_q_of(leaves, *stopped)))(others)
         swapped = swaps(request, to_z(others), log_q_others, seeds)
-        return Evaluated(log_p, log_q, to_z(own), aux, swapped)
+        return engine.Evaluated(log_p, log_q, to_z(own), aux, swapped)
 
     def value(log_p: Array, log_q: Array, swapped: Array) -> Array:
         log_w = log_p - log_q
@@ -91,7 +82,7 @@ def _measure_valued(request: Request) -> Strategy:
             at += 3 * len(m)
         return scored(request, log_p, log_q, along)
 
-    return Strategy(evaluate, value)
+    return engine.Strategy(evaluate, value)
 
 
 def _draw_and_swaps(key: Any, means: list[Array], scales: list[Array], batch: int) -> Any:
@@ -124,7 +115,7 @@ def _normals(q: Any, key: Any) -> tuple[list[Array], list[Array], Any, int]:
     """Return the means and scales of q's leaves, once q.log_prob agrees with them, their tree and rank of batch."""
     shapes, log_q = jax.eval_shape(lambda k: q.sample_and_log_prob(seed=k, sample_shape=()), key)
     leaves, tree = jax.tree.flatten(shapes)
-    found = parts(q, "measure_valued")
+    found = engine.parts(q, "measure_valued")
     known = len(found) == len(leaves)
     for part, leaf in zip(found, leaves, strict=False):
         known = (
@@ -140,7 +131,7 @@ def _normals(q: Any, key: Any) -> tuple[list[Array], list[Array], Any, int]:
         raise ValueError(
             "measure_valued needs a q of independent normals that shows its means and scales as q.loc and q.scale "
             "(or a dict or tuple of such q), such as distrax.Independent(distrax.Normal(loc, scale), 1); "
-            f"for Bernoullis use gradients.local_expectation, else {CURE}."
+            f"for Bernoullis use gradients.local_expectation, else {engine.CURE}."
         )
     means, scales = zip(*(_location(p, l) for p, l in zip(found, leaves, strict=True)), strict=True)
     return list(means), list(scales), tree, log_q.ndim

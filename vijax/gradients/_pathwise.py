@@ -7,18 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from vijax import draws
-from vijax.engine import (
-    Estimator,
-    Evaluated,
-    Needs,
-    OnePass,
-    Plan,
-    Request,
-    Strategy,
-    densities_disagree,
-    make_objective,
-)
+from vijax import draws, engine
 from vijax.numerics import expand, scale_gradient, with_score
 from vijax.types import Bound, Draw, Objective, PyTree
 
@@ -51,7 +40,7 @@ def reparam(bound: Bound, *, draw: Draw = draws.iid) -> Objective:
 
     Reference: Kingma, Welling, Auto-encoding variational Bayes, 2014, arXiv:1312.6114.
     """
-    return make_objective("reparam", bound, draw, PATHWISE)
+    return engine.make_objective("reparam", bound, draw, PATHWISE)
 
 
 def dreg(bound: Bound, *, draw: Draw = draws.iid) -> Objective:
@@ -87,7 +76,7 @@ def dreg(bound: Bound, *, draw: Draw = draws.iid) -> Objective:
     Reference: Tucker, Lawson, Gu, Maddison, Doubly reparameterized gradient estimators for Monte Carlo objectives,
         2019, arXiv:1810.04152; Roeder, Wu, Duvenaud, Sticking the landing, 2017, arXiv:1703.09194.
     """
-    return make_objective("dreg", bound, draw, DOUBLY)
+    return engine.make_objective("dreg", bound, draw, DOUBLY)
 
 
 def split(*, model: Bound, q: Bound, draw: Draw = draws.iid) -> Objective:
@@ -115,34 +104,36 @@ def split(*, model: Bound, q: Bound, draw: Draw = draws.iid) -> Objective:
         Lawson, Gu, Maddison, Doubly reparameterized gradient estimators for Monte Carlo objectives, 2019,
         arXiv:1810.04152.
     """
-    return make_objective("split", model, draw, DOUBLY, path_bound=q)
+    return engine.make_objective("split", model, draw, DOUBLY, path_bound=q)
 
 
 # --- the strategies
 
 
-def pathwise(request: Request) -> Strategy:
+def pathwise(request: engine.Request) -> engine.Strategy:
     """Nothing is dropped: the derivative passes through z and through both densities."""
 
-    def weigh(z: PyTree, log_q: Array, seeds: Plan) -> tuple[tuple[Array, Array], PyTree]:
+    def weigh(z: PyTree, log_q: Array, seeds: engine.Plan) -> tuple[tuple[Array, Array], PyTree]:
         log_p, aux = request.evaluate(z, log_q, seeds)
         return (log_p, log_q), aux
 
-    def evaluate(seeds: Plan) -> Evaluated:
+    def evaluate(seeds: engine.Plan) -> engine.Evaluated:
         z, log_q = request.sample(seeds)
         log_p, aux = request.evaluate(z, log_q, seeds)
-        return Evaluated(log_p, log_q, z, aux)
+        return engine.Evaluated(log_p, log_q, z, aux)
 
     def value(log_p: Array, log_q: Array, _: None) -> Array:
         return request.bound(log_p - log_q)
 
-    return Strategy(evaluate, value, one_pass=OnePass(request.sample, weigh, gated=False))
+    return engine.Strategy(
+        evaluate, value, one_pass=engine.OnePass(request.sample, weigh, gated=False)
+    )
 
 
-PATHWISE = Estimator(Needs(path=True), pathwise)
+PATHWISE = engine.Estimator(engine.Needs(path=True), pathwise)
 
 
-def doubly_reparameterized(request: Request) -> Strategy:
+def doubly_reparameterized(request: engine.Request) -> engine.Strategy:
     """Drop the score of q, and give q's path B'ₖ - B''ₖₖ: the form that evaluates the model least."""
     forms, one_bound = request.forms, request.path_bound is request.bound
     if one_bound and forms.linear:
@@ -154,57 +145,59 @@ def doubly_reparameterized(request: Request) -> Strategy:
     return _gated_in_one_evaluation(request, forms.gate)
 
 
-DOUBLY = Estimator(Needs(path=True, independent=True, smooth=True), doubly_reparameterized)
+DOUBLY = engine.Estimator(
+    engine.Needs(path=True, independent=True, smooth=True), doubly_reparameterized
+)
 
 
-def _linear(request: Request) -> Strategy:
+def _linear(request: engine.Request) -> engine.Strategy:
     """Without curvature the path gets B'ₖ itself: one evaluation, q's score dropped."""
 
-    def evaluate(seeds: Plan) -> Evaluated:
+    def evaluate(seeds: engine.Plan) -> engine.Evaluated:
         z, log_q = request.sample_members(seeds)
         (log_p, log_q), aux = _weigh(request, z, log_q, seeds)
-        return Evaluated(log_p, log_q, z, aux)
+        return engine.Evaluated(log_p, log_q, z, aux)
 
-    return Strategy(evaluate, _value_of(request), one_pass=_one_pass(request))
+    return engine.Strategy(evaluate, _value_of(request), one_pass=_one_pass(request))
 
 
-def _gated_in_two_evaluations(request: Request, gate: Gate) -> Strategy:
+def _gated_in_two_evaluations(request: engine.Request, gate: Gate) -> engine.Strategy:
     """Evaluate the model at stopped draws for the weights, and again with the draws gated by them.
 
     Under jit XLA merges the two, unless log_joint holds a loop. It has both modes of derivatives.
     """
 
-    def evaluate(seeds: Plan) -> Evaluated:
+    def evaluate(seeds: engine.Plan) -> engine.Evaluated:
         z, log_q = request.sample_members(seeds)
         log_p, _ = request.evaluate(jax.lax.stop_gradient(z), log_q, seeds)
         gated = scale_gradient(z, jax.lax.stop_gradient(gate(log_p - log_q)))
         (log_p, log_q), aux = _weigh(request, gated, log_q, seeds)
-        return Evaluated(log_p, log_q, z, aux)
+        return engine.Evaluated(log_p, log_q, z, aux)
 
-    return Strategy(evaluate, _value_of(request))
+    return engine.Strategy(evaluate, _value_of(request))
 
 
-def _gated_in_one_evaluation(request: Request, gate: Gate) -> Strategy:
+def _gated_in_one_evaluation(request: engine.Request, gate: Gate) -> engine.Strategy:
     """Evaluate the model once; the gate comes back to the draws with the cotangents."""
 
-    def evaluate(seeds: Plan) -> Evaluated:
+    def evaluate(seeds: engine.Plan) -> engine.Evaluated:
         z, log_q = request.sample_members(seeds)
         gated, token = _receive(z, jnp.zeros_like(log_q))
         (log_p, log_q), aux = _weigh(request, gated, log_q, seeds)
-        return Evaluated(log_p, log_q, z, aux, token)
+        return engine.Evaluated(log_p, log_q, z, aux, token)
 
-    return Strategy(evaluate, _value_of(request), reply=gate, one_pass=_one_pass(request))
+    return engine.Strategy(evaluate, _value_of(request), reply=gate, one_pass=_one_pass(request))
 
 
-def _ungated(request: Request) -> Strategy:
+def _ungated(request: engine.Request) -> engine.Strategy:
     """No gate folds the two slopes into one: the model's parameters get theirs from an evaluation of their own."""
     bound, path_bound = request.bound, request.path_bound
 
-    def evaluate(seeds: Plan) -> Evaluated:
+    def evaluate(seeds: engine.Plan) -> engine.Evaluated:
         z, log_q = request.sample_members(seeds)
         log_p_of_model, _ = request.evaluate(jax.lax.stop_gradient(z), log_q, seeds)
         (log_p, log_q), aux = _weigh(request, z, log_q, seeds)
-        return Evaluated(log_p, log_q, z, aux, log_p_of_model)
+        return engine.Evaluated(log_p, log_q, z, aux, log_p_of_model)
 
     def value(log_p: Array, log_q: Array, log_p_of_model: Array) -> Array:
         log_w = log_p - log_q
@@ -216,36 +209,38 @@ def _ungated(request: Request) -> Strategy:
         terms = path_slope * log_w + (slope - path_slope) * log_p_of_model
         return with_score(bound_value, bound_value + jnp.sum(terms, 0))
 
-    return Strategy(evaluate, value, one_pass=_one_pass(request) if bound is path_bound else None)
+    return engine.Strategy(
+        evaluate, value, one_pass=_one_pass(request) if bound is path_bound else None
+    )
 
 
 # --- what the doubly reparameterized strategies share
 
 
 def _weigh(
-    request: Request, z: PyTree, log_q: Array, seeds: Plan
+    request: engine.Request, z: PyTree, log_q: Array, seeds: engine.Plan
 ) -> tuple[tuple[Array, Array], PyTree]:
     """Return log p and log q, the latter with the derivative that passes through z alone, and aux."""
     path_log_q = request.stopped_log_prob(z)(z)
     if path_log_q.shape != log_q.shape:
-        raise densities_disagree(path_log_q, log_q)
+        raise engine.densities_disagree(path_log_q, log_q)
     log_q = with_score(jax.lax.stop_gradient(log_q), path_log_q)
     log_p, aux = request.evaluate(z, log_q, seeds)
     return (log_p, log_q), aux
 
 
-def _value_of(request: Request) -> Callable[[Array, Array, Any], Array]:
+def _value_of(request: engine.Request) -> Callable[[Array, Array, Any], Array]:
     def value(log_p: Array, log_q: Array, _: Any) -> Array:
         return request.bound(log_p - log_q)
 
     return value
 
 
-def _one_pass(request: Request) -> OnePass:
-    def weigh(z: PyTree, log_q: Array, seeds: Plan) -> tuple[tuple[Array, Array], PyTree]:
+def _one_pass(request: engine.Request) -> engine.OnePass:
+    def weigh(z: PyTree, log_q: Array, seeds: engine.Plan) -> tuple[tuple[Array, Array], PyTree]:
         return _weigh(request, z, log_q, seeds)
 
-    return OnePass(request.sample_members, weigh, gated=True)
+    return engine.OnePass(request.sample_members, weigh, gated=True)
 
 
 # --- slopes of a bound that brings no closed form of its own

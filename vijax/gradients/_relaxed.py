@@ -13,17 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike
 
-from vijax import draws
-from vijax.engine import (
-    Estimator,
-    Evaluated,
-    Needs,
-    Plan,
-    Request,
-    Strategy,
-    floored,
-    make_objective,
-)
+from vijax import draws, engine
 from vijax.numerics import with_score
 from vijax.types import Bound, Objective
 
@@ -133,7 +123,7 @@ def gumbel_rao(bound: Bound, *, temperature: ArrayLike, inner: int) -> Objective
         def soft(key: Any) -> Array:
             uniform = jax.random.uniform(key, log_probs.shape, log_probs.dtype, minval=tiny)
             perturbed = conditional(log_probs, hard, uniform)
-            noise = jax.lax.stop_gradient(perturbed - floored(log_probs))
+            noise = jax.lax.stop_gradient(perturbed - engine.floored(log_probs))
             return jax.nn.softmax((log_probs + noise) / tau)
 
         return with_score(hard, jnp.mean(jax.vmap(soft)(jax.random.split(key, inner)), 0))
@@ -148,7 +138,7 @@ def conditional(log_probs: Array, hard: Array, uniform: Array) -> Array:
     """
     waiting = jnp.log(-jnp.log(uniform))
     first = jnp.sum(hard * waiting, -1, keepdims=True)
-    return -jnp.where(hard > 0, first, jnp.logaddexp(waiting - floored(log_probs), first))
+    return -jnp.where(hard > 0, first, jnp.logaddexp(waiting - engine.floored(log_probs), first))
 
 
 def hardest(perturbed: Array) -> Array:
@@ -171,7 +161,7 @@ def _relaxed(name: str, bound: Bound, point: Point, *, stop_density: bool) -> Ob
     `stop_density`: drop the density of q where its score has mean zero, under a mean of log-weights.
     """
 
-    def strategy(request: Request) -> Strategy:
+    def strategy(request: engine.Request) -> engine.Strategy:
         known = request.states
         density = known.stopped() if stop_density and request.is_mean else known
 
@@ -187,14 +177,14 @@ def _relaxed(name: str, bound: Bound, point: Point, *, stop_density: bool) -> Ob
             ]
             return known.soft(points), density.log_prob(points)
 
-        def evaluate(seeds: Plan) -> Evaluated:
+        def evaluate(seeds: engine.Plan) -> engine.Evaluated:
             z, log_q = jax.vmap(relaxed_draw)(seeds.draw)
             log_p, aux = request.evaluate(z, log_q, seeds)
-            return Evaluated(log_p, log_q, z, aux)
+            return engine.Evaluated(log_p, log_q, z, aux)
 
         def value(log_p: Array, log_q: Array, _: None) -> Array:
             return request.bound(log_p - log_q)
 
-        return Strategy(evaluate, value)
+        return engine.Strategy(evaluate, value)
 
-    return make_objective(name, bound, draws.iid, Estimator(Needs(), strategy))
+    return engine.make_objective(name, bound, draws.iid, engine.Estimator(engine.Needs(), strategy))

@@ -7,17 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike
 
-from vijax import checks, draws
-from vijax.engine import (
-    Estimator,
-    Evaluated,
-    Needs,
-    Plan,
-    Request,
-    Strategy,
-    make_objective,
-    not_one_value_per_draw,
-)
+from vijax import checks, draws, engine
 from vijax.numerics import with_score
 from vijax.types import Bound, ClosedForms, Objective, keywords
 
@@ -45,9 +35,9 @@ def score(bound: Bound, *, baseline: ArrayLike | None = None) -> Objective:
     Reference: Williams, Simple statistical gradient-following algorithms for connectionist reinforcement learning,
         1992; Ranganath, Gerrish, Blei, Black box variational inference, 2014, arXiv:1401.0118.
     """
-    needs = Needs(fixed_support=True)
+    needs = engine.Needs(fixed_support=True)
     strategy = partial(_scored, baseline=baseline)
-    return make_objective("score", bound, draws.iid, Estimator(needs, strategy))
+    return engine.make_objective("score", bound, draws.iid, engine.Estimator(needs, strategy))
 
 
 def vimco(bound: Bound) -> Objective:
@@ -72,7 +62,7 @@ def vimco(bound: Bound) -> Objective:
     Reference: Mnih, Rezende, Variational inference for Monte Carlo objectives, 2016, arXiv:1602.06725; Kool, van Hoof,
         Welling, Buy 4 REINFORCE samples, get a baseline for free, 2019.
     """
-    return make_objective("vimco", bound, draws.iid, LEAVE_ONE_OUT)
+    return engine.make_objective("vimco", bound, draws.iid, LEAVE_ONE_OUT)
 
 
 # --- the strategies
@@ -80,19 +70,19 @@ def vimco(bound: Bound) -> Objective:
 ALONE = "A draw is judged against the others; with one draw use gradients.score with a baseline."
 
 
-def held(request: Request) -> Callable[[Plan], Evaluated]:
+def held(request: engine.Request) -> Callable[[engine.Plan], engine.Evaluated]:
     """Return the evaluation of draws held fixed: log q has the derivative of its parameters alone."""
 
-    def evaluate(seeds: Plan) -> Evaluated:
+    def evaluate(seeds: engine.Plan) -> engine.Evaluated:
         z = jax.lax.stop_gradient(request.sample(seeds)[0])
         log_q = jax.vmap(request.q.log_prob)(z)
         log_p, aux = request.evaluate(z, log_q, seeds)
-        return Evaluated(log_p, log_q, z, aux)
+        return engine.Evaluated(log_p, log_q, z, aux)
 
     return evaluate
 
 
-def _scored(request: Request, baseline: ArrayLike | None) -> Strategy:
+def _scored(request: engine.Request, baseline: ArrayLike | None) -> engine.Strategy:
     bound = request.bound
 
     def value(log_p: Array, log_q: Array, _: None) -> Array:
@@ -106,7 +96,7 @@ def _scored(request: Request, baseline: ArrayLike | None) -> Strategy:
             signal = jnp.broadcast_to((bound_value - b)[None], log_w.shape)
         return surrogate(bound, log_w, signal, log_q)
 
-    return Strategy(held(request), value)
+    return engine.Strategy(held(request), value)
 
 
 def _fitting(baseline: ArrayLike | None, batch: tuple[int, ...]) -> Array:
@@ -123,23 +113,25 @@ def _fitting(baseline: ArrayLike | None, batch: tuple[int, ...]) -> Array:
     return b
 
 
-def _leave_one_out(request: Request) -> Strategy:
+def _leave_one_out(request: engine.Request) -> engine.Strategy:
     def value(log_p: Array, log_q: Array, _: None) -> Array:
         log_w = log_p - log_q
         return surrogate(request.bound, log_w, left_out(request, log_w), log_q)
 
-    return Strategy(held(request), value)
+    return engine.Strategy(held(request), value)
 
 
-LEAVE_ONE_OUT = Estimator(Needs(least=2, why=ALONE, fixed_support=True), _leave_one_out)
+LEAVE_ONE_OUT = engine.Estimator(
+    engine.Needs(least=2, why=ALONE, fixed_support=True), _leave_one_out
+)
 
 
-def left_out(request: Request, log_w: Array) -> Array:
+def left_out(request: engine.Request, log_w: Array) -> Array:
     """Return B - B₋ₖ for each draw, [k, *batch], stopped."""
     bound, log_w = request.bound, jax.lax.stop_gradient(log_w)
     others = without_each(bound, request.forms, log_w)
     if jnp.shape(others) != log_w.shape:
-        raise not_one_value_per_draw(bound, others, log_w)
+        raise engine.not_one_value_per_draw(bound, others, log_w)
     # Others that are all impossible offer no comparison; 0 in their place depends on no draw, so no
     # bias comes of it.
     return bound(log_w)[None] - jnp.where(jnp.isfinite(others), others, 0.0)

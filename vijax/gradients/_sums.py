@@ -9,18 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from vijax import draws
-from vijax.engine import (
-    Estimator,
-    Evaluated,
-    Needs,
-    Plan,
-    Request,
-    States,
-    Strategy,
-    floored,
-    make_objective,
-)
+from vijax import draws, engine
 from vijax.gradients._relaxed import hardest
 from vijax.numerics import with_score
 from vijax.types import Bound, Draw, Objective
@@ -50,29 +39,29 @@ def local_expectation(bound: Bound) -> Objective:
     Reference: Titsias, Lázaro-Gredilla, Local expectation gradients for black box variational inference, 2015,
         arXiv:1503.01494.
     """
-    return make_objective(
-        "local_expectation", bound, draws.iid, Estimator(Needs(), _local_expectation)
+    return engine.make_objective(
+        "local_expectation", bound, draws.iid, engine.Estimator(engine.Needs(), _local_expectation)
     )
 
 
-def _local_expectation(request: Request) -> Strategy:
+def _local_expectation(request: engine.Request) -> engine.Strategy:
     known = request.states
 
-    def evaluate(seeds: Plan) -> Evaluated:
+    def evaluate(seeds: engine.Plan) -> engine.Evaluated:
         one_hot = jax.vmap(lambda key: _sample(key, known))(seeds.draw)
         z, log_q = known.draw(one_hot), jax.vmap(known.log_prob)(one_hot)
         log_p, aux = request.evaluate(z, jax.lax.stop_gradient(log_q), seeds)
         others, mass = jax.vmap(lambda x: _others(x, known))(one_hot)
         log_q_others = jax.vmap(jax.vmap(known.stopped().log_prob))(others)
         swapped = swaps(request, known.draw(others), log_q_others, seeds)
-        return Evaluated(log_p, log_q, z, aux, (swapped, mass))
+        return engine.Evaluated(log_p, log_q, z, aux, (swapped, mass))
 
     def value(log_p: Array, log_q: Array, extra: Any) -> Array:
         swapped, mass = extra
         along = jnp.sum(changes(request, log_p - log_q, swapped) * mass, (0, 1))
         return scored(request, log_p, log_q, along)
 
-    return Strategy(evaluate, value)
+    return engine.Strategy(evaluate, value)
 
 
 def top_states(bound: Bound, *, states: int) -> Objective:
@@ -101,13 +90,13 @@ def top_states(bound: Bound, *, states: int) -> Objective:
     Reference: Liu, Regier, Tripuraneni, Jordan, McAuliffe, Rao-Blackwellized stochastic gradients for discrete
         distributions, 2019, arXiv:1810.04777.
     """
-    needs = Needs(mean="weighs a sum against draws")
-    return make_objective(
-        "top_states", bound, draws.iid, Estimator(needs, partial(_top_states, top=states))
+    needs = engine.Needs(mean="weighs a sum against draws")
+    return engine.make_objective(
+        "top_states", bound, draws.iid, engine.Estimator(needs, partial(_top_states, top=states))
     )
 
 
-def _top_states(request: Request, top: int) -> Strategy:
+def _top_states(request: engine.Request, top: int) -> engine.Strategy:
     known, log_probs = _one_variable(request.states, top)
     stopped = jax.lax.stop_gradient(log_probs)
     chosen = jax.lax.top_k(stopped, top)[1]
@@ -126,11 +115,11 @@ def _top_states(request: Request, top: int) -> Strategy:
             jnp.where(row < top, summed, drawn), stopped.shape[-1], dtype=stopped.dtype
         )
 
-    def evaluate(seeds: Plan) -> Evaluated:
+    def evaluate(seeds: engine.Plan) -> engine.Evaluated:
         one_hot = jax.vmap(state)(*seeds.draw)
         z, log_q = known.draw([one_hot]), jax.vmap(lambda x: known.log_prob([x]))(one_hot)
         log_p, aux = request.evaluate(z, jax.lax.stop_gradient(log_q), seeds)
-        return Evaluated(log_p, log_q, z, aux)
+        return engine.Evaluated(log_p, log_q, z, aux)
 
     def value(log_p: Array, log_q: Array, _: None) -> Array:
         f = log_p - jax.lax.stop_gradient(log_q)
@@ -153,14 +142,14 @@ def _top_states(request: Request, top: int) -> Strategy:
         share = jnp.broadcast_to(mass_of_rest / request.num_samples, log_q[top:].shape)
         return jnp.concatenate([jnp.exp(log_q[:top]), share])
 
-    return Strategy(evaluate, value, seeds=seeds, weights=weights)
+    return engine.Strategy(evaluate, value, seeds=seeds, weights=weights)
 
 
 def _numbered_seeds(key: Any, num_samples: int) -> tuple[Array, Any]:
     return jnp.arange(num_samples), draws.iid.seeds(key, num_samples)
 
 
-def _one_variable(known: States, top: int) -> tuple[States, Array]:
+def _one_variable(known: engine.States, top: int) -> tuple[engine.States, Array]:
     log_probs = known.log_probs[0]
     if len(known.log_probs) > 1 or log_probs.ndim != known.batch + 1:
         raise ValueError(
@@ -175,7 +164,7 @@ def _one_variable(known: States, top: int) -> tuple[States, Array]:
         raise ValueError(
             f"states must be a whole number from 1 to q's {log_probs.shape[-1]}, got {top!r}."
         )
-    return known, floored(log_probs)
+    return known, engine.floored(log_probs)
 
 
 def _mean_of_others(f: Array) -> Array:
@@ -186,13 +175,13 @@ def _mean_of_others(f: Array) -> Array:
     return jnp.where(others > 0, (jnp.sum(kept, 0)[None] - kept) / jnp.maximum(others, 1), 0.0)
 
 
-def _sample(key: Any, known: States) -> list[Array]:
+def _sample(key: Any, known: engine.States) -> list[Array]:
     keys = jax.random.split(key, len(known.log_probs))
     pairs = zip(keys, known.stopped().log_probs, strict=True)
     return [hardest(l + jax.random.gumbel(k, l.shape, l.dtype)) for k, l in pairs]
 
 
-def _others(one_hot: list[Array], known: States) -> tuple[list[Array], Array]:
+def _others(one_hot: list[Array], known: engine.States) -> tuple[list[Array], Array]:
     """Return a draw with each latent moved to each of its other states, [m, ...], and q of those, [m, *batch]."""
     draws: list[list[Array]] = []
     mass = []
@@ -226,7 +215,7 @@ def coordinates_first(x: Array, batch: int) -> Array:
     return jnp.moveaxis(x.reshape(*x.shape[:batch], -1), -1, 0)
 
 
-def swaps(request: Request, z: Any, log_q: Array, seeds: Plan) -> Array:
+def swaps(request: engine.Request, z: Any, log_q: Array, seeds: engine.Plan) -> Array:
     """Return the log-weights, stopped, of draws with leading axes [k, m]."""
     k, m = log_q.shape[:2]
 
@@ -234,11 +223,11 @@ def swaps(request: Request, z: Any, log_q: Array, seeds: Plan) -> Array:
         return x.reshape(k * m, *x.shape[2:])
 
     keys = None if seeds.model is None else jnp.repeat(seeds.model, m)
-    log_p, _ = request.evaluate(jax.tree.map(flat, z), flat(log_q), Plan(seeds.draw, keys))
+    log_p, _ = request.evaluate(jax.tree.map(flat, z), flat(log_q), engine.Plan(seeds.draw, keys))
     return jax.lax.stop_gradient(log_p.reshape(log_q.shape) - log_q)
 
 
-def changes(request: Request, log_w: Array, swapped: Array) -> Array:
+def changes(request: engine.Request, log_w: Array, swapped: Array) -> Array:
     """Return how the bound changes when draw k's log-weight becomes each of swapped [k, m, *batch]; stopped."""
     bound, log_w = request.bound, jax.lax.stop_gradient(log_w)
     if request.is_mean:
@@ -254,7 +243,7 @@ def changes(request: Request, log_w: Array, swapped: Array) -> Array:
     return jnp.where(jnp.isfinite(change), change, 0.0)
 
 
-def scored(request: Request, log_p: Array, log_q: Array, along: Array) -> Array:
+def scored(request: engine.Request, log_p: Array, log_q: Array, along: Array) -> Array:
     """Return the bound with the derivative of `along` added; a mean drops the score of q, of mean zero."""
     bound = request.bound
     value = bound(log_p - log_q)

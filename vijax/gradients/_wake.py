@@ -7,8 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Key
 
-from vijax import checks, draws
-from vijax.engine import Estimator, Needs, Request, Strategy, make_objective
+from vijax import checks, draws, engine
 from vijax.gradients._score import held
 from vijax.numerics import with_score
 from vijax.types import Bound, Objective, PyTree, lift
@@ -17,11 +16,11 @@ from vijax.types import Bound, Objective, PyTree, lift
 def _at_fixed_draws(name: str, bound: Bound, value: Callable[[Array, Array], Array]) -> Objective:
     """Make the objective of a value of (log p, log q) at draws without a derivative."""
 
-    def strategy(request: Request) -> Strategy:
-        return Strategy(held(request), lambda log_p, log_q, _: value(log_p, log_q))
+    def strategy(request: engine.Request) -> engine.Strategy:
+        return engine.Strategy(held(request), lambda log_p, log_q, _: value(log_p, log_q))
 
-    needs = Needs(fixed_support=True, log_joint=True)
-    return make_objective(name, bound, draws.iid, Estimator(needs, strategy))
+    needs = engine.Needs(fixed_support=True, log_joint=True)
+    return engine.make_objective(name, bound, draws.iid, engine.Estimator(needs, strategy))
 
 
 def fixed(bound: Bound) -> Objective:
