@@ -139,9 +139,7 @@ def test_the_draw_is_described():
 
 def outer(z):
     column = jnp.linspace(-1.0, 1.0, len(z))[:, None]
-    return -0.5 * jnp.mean(
-        (z - column) ** 2, 0
-    )  # (N,) against (N, 1), averaged back to (N,): no shape betrays it
+    return -0.5 * jnp.mean((z - column) ** 2, 0)  # averaged back to (N,): no shape betrays it
 
 
 def estimate_outer(make, size, log_joint=outer, **kwargs):

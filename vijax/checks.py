@@ -34,22 +34,22 @@ def key(key: Any) -> None:
         )
 
 
-def num_samples(num_samples: Any, chunk_size: Any = None, *, least: int = 1, why: str = "") -> None:
-    """Refuse sample counts that are not static whole numbers of at least `least`."""
-    for name, value, low in (("num_samples", num_samples, least), ("chunk_size", chunk_size, 1)):
-        if name == "chunk_size" and value is None:
-            continue
-        if (
-            isinstance(value, bool)
-            or not hasattr(value, "__index__")
-            or isinstance(value, jax.core.Tracer)
-        ):
-            raise TypeError(
-                f"{name} must be a Python int, fixed when the function is traced; got {value!r}."
-            )
-        if value < low:
-            reason = f" {why}" if why and name == "num_samples" else ""
-            raise ValueError(f"{name} must be at least {low}, got {value}.{reason}")
+def static_count(value: Any, name: str, *, least: int = 1) -> None:
+    """Refuse counts that are not Python ints of at least `least`, known when a function is traced."""
+    traced = isinstance(value, jax.core.Tracer)
+    if isinstance(value, bool) or traced or not hasattr(value, "__index__"):
+        raise TypeError(
+            f"{name} must be a Python int, fixed when the function is traced; got {value!r}."
+        )
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, got {value}.")
+
+
+def num_samples(num_samples: Any, chunk_size: Any = None) -> None:
+    """Refuse sample counts, and chunk sizes that are not None, which are no static whole numbers."""
+    static_count(num_samples, "num_samples")
+    if chunk_size is not None:
+        static_count(chunk_size, "chunk_size")
 
 
 def key_and_counts(one_key: Any, count: Any, chunk_size: Any) -> None:
@@ -84,8 +84,16 @@ def beyond_mean() -> AbstractContextManager[None]:
     return _beyond_mean("log_joint")
 
 
-def exact(log_joint: Any) -> Any:
-    """Return log_joint such that a target inside it that is unbiased in its mean alone is refused."""
+def exact(log_joint: Any, who: str = "", cure: str = "", what: str = "log joint") -> Any:
+    """Return log_joint such that a target inside it that is unbiased in its mean alone is refused.
+
+    With `who`, the name of what takes the target, such a target itself is refused too, as `what`.
+    """
+    if who and types.properties(log_joint).only_mean:
+        cure = cure or "the conditional given a minibatch is not the conditional given the data"
+        raise ValueError(
+            f"{who} needs the exact {what}, and this one is a minibatch estimate: {cure}."
+        )
 
     def guarded(*z: Any, **given: Any) -> Any:
         with beyond_mean():
@@ -201,17 +209,3 @@ def _accident(message: str) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
             if len(short) < len(long) and short and long[-1] == 1 and long[-2] == short[-1] > 1:
                 return short, long
     return None
-
-
-def static_count(value: Any, name: str, *, least: int = 1) -> None:
-    """Refuse counts that are not Python ints of at least `least`, known when a function is traced."""
-    if (
-        isinstance(value, bool)
-        or not hasattr(value, "__index__")
-        or isinstance(value, jax.core.Tracer)
-    ):
-        raise TypeError(
-            f"{name} must be a Python int, fixed when the function is traced; got {value!r}."
-        )
-    if value < least:
-        raise ValueError(f"{name} must be at least {least}, got {value}.")

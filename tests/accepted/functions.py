@@ -24,11 +24,11 @@ ADDRESSES = {
     "batch_and_match": "vijax.updates",
     "natural_gradient": "vijax.updates",
     "square_root_natural_gradient": "vijax.updates",
-    "dadvi": "vijax.fitting",
-    "linear_response": "vijax.fitting",
-    "maximize": "vijax.fitting",
-    "multi_pathfinder": "vijax.fitting",
-    "pathfinder": "vijax.fitting",
+    "dadvi": "vijax.solvers",
+    "linear_response": "vijax.solvers",
+    "maximize": "vijax.solvers",
+    "multi_pathfinder": "vijax.solvers",
+    "pathfinder": "vijax.solvers",
 }
 
 
@@ -48,8 +48,8 @@ def one_step(name):
     """Return target -> one step of an update rule, from the start of full_rank."""
 
     def run(target):
-        rule = public(name)(num_samples=4)
-        return rule.step(KEY, target, rule.init(FULL_RANK.init(KEY, jnp.zeros(2))))
+        rule = public(name)(target, num_samples=4)
+        return rule.step(KEY, rule.init(FULL_RANK.init(KEY, jnp.zeros(2))))
 
     return run
 

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 
-from vijax.gaussians import _triangle as triangle
+from vijax.gaussians import triangle
 
 RNG = np.random.default_rng(0)
 LOG_SCALE = RNG.normal(size=4)

@@ -95,6 +95,7 @@ def make_objective(
         path_bound: the bound whose derivatives q's path gets, where that is another one.
     """
     for_path = bound if path_bound is None else path_bound
+    needs = estimator.needs if isinstance(estimator, Estimator) else Needs()
 
     def objective(
         key: Key[Array, ""],
@@ -104,7 +105,9 @@ def make_objective(
         num_samples: int,
         chunk_size: int | None = None,
     ) -> Estimate:
-        request = admit(name, bound, for_path, draw, key, log_joint, q, num_samples, chunk_size)
+        request = admit(
+            name, bound, for_path, draw, needs, key, log_joint, q, num_samples, chunk_size
+        )
         chosen = estimator if isinstance(estimator, Estimator) else estimator(request)
         require(request, chosen.needs)
         return estimate(request, chosen.strategy(request))

@@ -152,6 +152,7 @@ def admit(
     bound: Bound,
     path_bound: Bound,
     draw: Draw,
+    needs: Needs,
     key: Any,
     log_joint: LogJoint,
     q: Any,
@@ -163,12 +164,15 @@ def admit(
     _callable_alone(bound)
     forms, target = closed_forms(bound), properties(log_joint)
     one_bound = path_bound is bound
-    beyond_mean = not (forms.linear and (one_bound or closed_forms(path_bound).linear))
+    linear_path = forms.linear if one_bound else closed_forms(path_bound).linear
+    beyond_mean = not (forms.linear and linear_path)
     if beyond_mean and target.only_mean:
         raise refusals.only_mean_unbiased(target.only_mean, path_bound if forms.linear else bound)
     if not isinstance(draw, Draw):
         raise refusals.not_a_draw(draw)
-    if not draw.independent and forms.independent:
+    if needs.independent and not (draw.independent or linear_path):
+        raise refusals.not_independent(estimator, path_bound, draw)
+    if forms.independent and not draw.independent:
         raise refusals.coupled(estimator, bound)
     q = q if isinstance(q, Distribution) else lift(q)
     weights = None if draw.weights is None else draw.weights(q, num_samples)
@@ -200,8 +204,6 @@ def require(request: Request, needs: Needs) -> None:
     if needs.mean and not request.is_mean:
         raise refusals.not_a_mean(name, bound, needs.mean)
     forms = request.forms if path_bound is bound else closed_forms(path_bound)
-    if needs.independent and not (request.draw.independent or forms.linear):
-        raise refusals.not_independent(name, path_bound, request.draw)
     if needs.smooth and not forms.smooth:
         raise refusals.has_a_kink(name, path_bound)
     if request.weights is not None and path_bound is not bound:

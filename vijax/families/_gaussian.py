@@ -63,12 +63,10 @@ def full_rank(*, scale: float = 0.1) -> Family:
         scale: initial standard deviation, without correlation.
 
     Returns:
-        Family: `init(key, like)` starts at the values of `like` (the key is not needed), `dist(params)` has batch
-        shape ().
+        Family, of batch shape (); `init(key, like)` starts as `mean_field` does.
 
     Raises:
-        TypeError: (init) for latents that are not floating.
-        ValueError: for a scale that is not positive.
+        TypeError, ValueError: as `mean_field`.
 
     Reference: Titsias, Lázaro-Gredilla, Doubly stochastic variational Bayes for non-conjugate inference, 2014.
     """

@@ -27,14 +27,10 @@ def arm(bound: Bound) -> Objective:
         bound: linear in log_w, so `bounds.elbo`.
 
     Returns:
-        An Objective: (key, log_joint, q, *, num_samples, chunk_size=None) -> Estimate, value [*batch] in nats.
-        num_samples counts draws, so pairs are half as many. q shows its logits as q.logits, of independent latents.
-        Second derivatives mean nothing here. log_joint must not couple members of the batch.
+        An Objective, value [*batch] in nats, as `disarm` makes it; num_samples counts draws, so pairs are half as many.
 
     Raises:
-        TypeError: (when called) for a raw key or a q that is not a distribution.
-        ValueError: (when called) for a bound that is not linear, an odd num_samples, a q of other kinds or whose
-            latents depend on each other, or shapes that do not agree.
+        TypeError, ValueError: (when called) as `disarm` does.
 
     Reference: Yin, Zhou, ARM: augment-REINFORCE-merge gradient for stochastic binary networks, 2019, arXiv:1807.11143.
     """

@@ -7,7 +7,7 @@ import jax
 from jaxtyping import Array
 
 from vijax import checks
-from vijax.types import LogJoint, PyTree, lift, properties
+from vijax.types import LogJoint, PyTree, lift
 
 
 def collapse(
@@ -39,12 +39,7 @@ def collapse(
     Reference: Chib, Marginal likelihood from the Gibbs output, 1995; Casella, Robert, Rao-Blackwellisation of sampling
         schemes, 1996.
     """
-    if properties(log_joint).only_mean:
-        raise ValueError(
-            "collapse needs the exact log joint, and this one is a minibatch estimate: the conditional given a "
-            "minibatch is not the conditional given the data."
-        )
-    log_joint = checks.exact(log_joint)
+    log_joint = checks.exact(log_joint, "collapse")
     if key is not None:
         checks.key(key)
 

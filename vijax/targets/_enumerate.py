@@ -126,12 +126,8 @@ def enumerate(  # noqa: A001  # the name that the field gives it; one writes tar
     Reference: Obermeyer, Bingham, Jankowiak, Chiu, Pradhan, Rush, Goodman, Tensor variable elimination for plated
         factor graphs, 2019, arXiv:1902.03210.
     """
-    if properties(log_joint).only_mean:
-        raise ValueError(
-            "enumerate needs the exact log joint, and this one is a minibatch estimate: enumerate its log-likelihood "
-            "with batch=(B,), and give that target to targets.minibatch."
-        )
-    log_joint = checks.exact(log_joint)
+    cure = "enumerate its log-likelihood with batch=(B,), and give that target to targets.minibatch"
+    log_joint = checks.exact(log_joint, "enumerate", cure)
     for name, shape in (("plate", plate), ("batch", batch)):
         if not isinstance(shape, tuple) or not all(
             isinstance(n, int) and not isinstance(n, bool) for n in shape

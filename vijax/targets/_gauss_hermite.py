@@ -53,16 +53,7 @@ def gauss_hermite(
 
     Reference: Challis, Barber, Gaussian Kullback-Leibler approximate inference, 2013.
     """
-    if (
-        isinstance(nodes, bool)
-        or not hasattr(nodes, "__index__")
-        or isinstance(nodes, jax.core.Tracer)
-    ):
-        raise TypeError(
-            f"nodes must be a Python int, fixed when the function is traced; got {nodes!r}."
-        )
-    if nodes < 1:
-        raise ValueError(f"nodes must be at least 1, got {nodes}.")
+    checks.static_count(nodes, "nodes")
     if not offers(q, Affine):
         raise TypeError(
             f"gauss_hermite needs one Gaussian of vijax.families over all latents (mean_field, full_rank, low_rank), "

@@ -11,7 +11,7 @@ from vijax import checks
 from vijax.gaussians import Gaussian, Precision, dense
 from vijax.targets._quadratic import collapse_gaussian, require_floats, summed
 from vijax.targets.minorizers import Minorizer
-from vijax.types import LogJoint, PyTree, properties
+from vijax.types import LogJoint, PyTree
 
 
 class Minorized(NamedTuple):
@@ -82,22 +82,8 @@ def minorize(
     Reference: Jaakkola, Jordan, Bayesian parameter estimation via variational methods, 2000; Palmer, Wipf,
         Kreutz-Delgado, Rao, Variational EM algorithms for non-Gaussian latent variable models, 2006.
     """
-    if (
-        isinstance(steps, bool)
-        or not hasattr(steps, "__index__")
-        or isinstance(steps, jax.core.Tracer)
-    ):
-        raise TypeError(
-            f"steps must be a Python int, fixed when the function is traced; got {steps!r}."
-        )
-    if steps < 0:
-        raise ValueError(f"steps must be at least 0, got {steps}.")
-    if properties(rest).only_mean:
-        raise ValueError(
-            "minorize needs the exact rest, and this one is a minibatch estimate: the conditional given a minibatch is "
-            "not the conditional given the data."
-        )
-    rest = checks.exact(rest)
+    checks.static_count(steps, "steps", least=0)
+    rest = checks.exact(rest, "minorize", what="rest")
 
     require_floats(like)
 

@@ -12,7 +12,7 @@ from vijax import checks, jaxprs
 from vijax.gaussians import Gaussian, Precision, dense
 from vijax.gaussians.affine import LOG_2PI
 from vijax.gaussians.conditional import ravel_after
-from vijax.types import LogJoint, PyTree, properties
+from vijax.types import LogJoint, PyTree
 
 
 def collapse_gaussian(
@@ -49,12 +49,7 @@ def collapse_gaussian(
     Reference: Casella, Robert, Rao-Blackwellisation of sampling schemes, 1996; Hoffman, Johnson, Tran, Autoconj:
         recognizing and exploiting conjugacy without a domain-specific language, 2018, arXiv:1811.11926.
     """
-    if properties(log_joint).only_mean:
-        raise ValueError(
-            "collapse_gaussian needs the exact log joint, and this one is a minibatch estimate: the conditional given "
-            "a minibatch is not the conditional given the data."
-        )
-    log_joint = checks.exact(log_joint)
+    log_joint = checks.exact(log_joint, "collapse_gaussian")
     require_floats(like)
 
     @_precisely
