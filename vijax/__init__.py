@@ -1,22 +1,26 @@
 """vijax: variational inference as small pure functions that compose with jit, vmap, grad and sharding."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from vijax import (
     bounds,
     diagnostics,
     draws,
     families,
-    fitting,
     gaussians,
     gradients,
     numerics,
     sequences,
-    solvers,
     targets,
     testing,
     types,
     updates,
 )
 from vijax.types import Draws, Estimate, Family, Joint
+
+if TYPE_CHECKING:
+    from vijax import fitting, solvers
 
 __all__ = [
     "Draws",
@@ -39,3 +43,14 @@ __all__ = [
     "updates",
 ]
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    """Import the rooms that stand outside when they are first asked for."""
+    if name in ("fitting", "solvers"):
+        return import_module(f"vijax.{name}")
+    raise AttributeError(f"module 'vijax' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
