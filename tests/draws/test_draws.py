@@ -1,4 +1,4 @@
-"""Draws: one key for each, antithetic pairs, log-weights, and the plan that all randomness is in."""
+"""Draws: one key for each, antithetic pairs, and log-weights."""
 
 from functools import partial
 
@@ -12,7 +12,6 @@ import vijax as vj
 from tests.bare import Coin, Gauss
 from tests.statistics import assert_mean, assert_variance_ratio
 from vijax.draws import antithetic, iid, weigh
-from vijax.engine import Plan, chunked, evaluate, plan
 
 Q = Gauss(jnp.array([0.2, -0.4]), jnp.array([0.0, -0.5]))
 
@@ -61,28 +60,6 @@ def test_iid_draws_are_keyed_one_by_one(key):
     assert len(np.unique(draws)) == 6
 
 
-def test_a_keyed_target_gets_keys_of_its_own(key):
-    """The model's keys are not q's, one for each draw; a plan for another target has none."""
-    target = vj.targets.keyed(lambda key, z: log_joint(z) + jax.random.normal(key))
-    found = plan(key, True, iid, 4)
-    assert isinstance(found, Plan)
-    data = np.concatenate([jax.random.key_data(found.draw), jax.random.key_data(found.model)])
-    assert len(np.unique(data, axis=0)) == 8
-    assert plan(key, False, iid, 4).model is None
-    draws = weigh(key, target, Q, num_samples=4)
-    noise = jax.vmap(jax.random.normal)(found.model)
-    np.testing.assert_allclose(
-        draws.log_p, jax.vmap(log_joint)(draws.z) + noise[:, None], rtol=1e-5
-    )
-
-
-def test_evaluate_adds_the_sample_axis(key):
-    z = jax.random.normal(key, (3, 2))
-    log_p, aux = evaluate(log_joint, z, jnp.zeros((3, 2)))
-    np.testing.assert_allclose(log_p, norm.logpdf(z))
-    assert aux is None
-
-
 @pytest.mark.parametrize("q", [Coin(jnp.zeros(2)), {"a": Q}])
 def test_antithetic_draws_need_transport(q, key):
     with pytest.raises(TypeError, match=r"q.uniforms .*q.transport.*vijax.families"):
@@ -120,27 +97,6 @@ def test_pairs_are_even(key):
     q = vj.families.mean_field().dist({"loc": jnp.zeros(2), "log_scale": jnp.zeros(2)})
     with pytest.raises(ValueError, match="must be even, got 3"):
         weigh(key, lambda z: jnp.sum(z), q, num_samples=3, draw=antithetic)
-
-
-@pytest.mark.slow
-def test_chunked_is_a_map(key):
-    """Values, aux and gradient of a map over rows, the remainder included; what it closes over is found."""
-    weight, shift = jnp.array([1.0, 2.0]), jnp.arange(2)
-    seeds = jax.random.normal(key, (7, 2))
-
-    def look(weight, rows):
-        out = jnp.sum(jnp.sin(rows * weight[None]) + shift[None], -1)
-        return (out, 2 * out, None), rows[:, 0]
-
-    def total(weight, size):
-        look_at = lambda rows: look(weight, rows)  # noqa: E731
-        (one, two, _), aux = look_at(seeds) if size is None else chunked(look_at, seeds, size)
-        return jnp.sum(one * jnp.arange(7.0)) + jnp.sum(two), (one, two, aux)
-
-    expected = jax.grad(total, has_aux=True)(weight, None)
-    for size in (1, 2, 3, 7, 9):
-        found = jax.grad(total, has_aux=True)(weight, size)
-        jax.tree.map(lambda f, e: np.testing.assert_allclose(f, e, rtol=1e-5), found, expected)
 
 
 @pytest.mark.usefixtures("unchecked", "loose_ranks")
