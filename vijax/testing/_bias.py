@@ -65,15 +65,8 @@ def check_unbiased(
     expected = jax.eval_shape(truth, key) if callable(truth) else truth
     _alike(shapes, expected)
     names, sizes = numbers(shapes), spread(detects, shapes)
-    d = design(
-        len(names),
-        level=level,
-        power=power,
-        one_sided=False,
-        pilot=pilot,
-        max_keys=max_keys,
-        batch_size=batch_size,
-    )
+    how = level, power, pilot, max_keys, batch_size
+    d = design(len(names), *how, one_sided=False)
 
     def deviation(key: Any) -> Array:
         return flat(estimate(key)) - flat(truth(key) if callable(truth) else truth)

@@ -80,15 +80,8 @@ def check_bound_order(
 
     shapes = jax.eval_shape(steps, key)
     names, sizes = numbers(shapes), spread(detects, shapes)
-    d = design(
-        len(names),
-        level=level,
-        power=power,
-        one_sided=True,
-        pilot=pilot,
-        max_keys=max_keys,
-        batch_size=batch_size,
-    )
+    how = level, power, pilot, max_keys, batch_size
+    d = design(len(names), *how, one_sided=True)
     trial = jax.jit(partial(examine, deviation=lambda key: flat(steps(key)), detects=sizes, d=d))(
         key
     )

@@ -90,13 +90,13 @@ def z_score(off: Any, error: Any, slack: Any) -> Any:
 
 def design(
     numbers: int,
-    *,
     level: float,
     power: float,
-    one_sided: bool,
     pilot: int,
     max_keys: int,
     batch_size: int,
+    *,
+    one_sided: bool,
 ) -> Design:
     """Check what the user asked for, and turn it into standard errors."""
     checks.static_count(pilot, "pilot", least=2)
