@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "vijax"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
-# Who may import whom; a room may always import its own files. DESIGN.md, section 3.
+# Who may import whom; a room may always import its own files.
 GROUND = {"types", "numerics", "trees", "checks", "resampling"}
 LOOK = GROUND | {"gaussians", "jaxprs"}
 MAY_IMPORT = {

@@ -135,6 +135,34 @@ def test_closed_forms_through_partial():
     assert closed_forms(lambda x: x).linear is False
 
 
+def test_a_record_on_a_partial_counts():
+    """What is said of a partial is read before what is said of the function in it."""
+
+    def target(scale, z):
+        return -scale * z**2
+
+    noisy = derive(target, partial(target, 1.0), only_mean="it is noisy")
+    assert properties(noisy).only_mean == "it is noisy"
+    assert properties(partial(noisy)).only_mean == "it is noisy"
+    assert properties(target) == Properties()
+    with pytest.raises(ValueError, match="it is noisy, so its bound must be linear"):
+        vj.gradients.reparam(vj.bounds.iwae)(jax.random.key(0), noisy, A, num_samples=2)
+    kink = with_closed_forms(smooth=False)(partial(lambda x, *, c: jnp.abs(x - c), c=1.0))
+    assert closed_forms(kink).smooth is False
+    with pytest.raises(TypeError, match="lambda z: model.log_joint"):
+        derive(jnp.zeros, vj.types.Joint({"a": A}).log_prob, keyed=True)
+
+
+def test_an_attribute_of_the_users_own_is_no_record():
+    class Model:
+        properties = {"colour": "blue"}
+
+        def __call__(self, z):
+            return jnp.sum(z)
+
+    assert properties(Model()) == Properties()
+
+
 def test_properties_are_derived():
     """Whoever wraps a target states what it changes, and inherits the rest."""
 

@@ -118,3 +118,13 @@ def test_what_a_call_lacks_is_refused(key, needs, message):
         return
     with pytest.raises(ValueError, match=message):
         objective(key, log_joint, Q, num_samples=4)
+
+
+def test_an_estimator_that_a_request_chooses_is_held_to_its_needs(key):
+    """Independence too, though the weights of the draws were asked for before it was chosen."""
+    q = vj.families.mean_field().dist({"loc": jnp.zeros(2), "log_scale": jnp.zeros(2)})
+    estimator = Estimator(Needs(independent=True), plain)
+    for chosen in (estimator, lambda request: estimator):
+        objective = make_objective("mine", vj.bounds.iwae, vj.draws.antithetic, chosen)
+        with pytest.raises(ValueError, match="needs independent draws, and these are coupled"):
+            objective(key, lambda z: -0.5 * jnp.sum(z**2), q, num_samples=4)

@@ -25,7 +25,8 @@ class Evaluated(NamedTuple):
         log_q: log q(z) in nats, [k, *batch].
         z: the draws.
         aux: the target's auxiliary output.
-        extra: whatever else the estimator's value is made of.
+        extra: whatever else the estimator's value is made of, [k, ...]: a signal, a second log p, or
+            a token that is told the draw's gate.
     """
 
     log_p: Array
@@ -59,7 +60,8 @@ class Strategy(NamedTuple):
         reply: log_w [k, *batch] -> the cotangent that `extra` gets in chunks, see `chunked`.
         seeds: of the draws, where they are not those of the request.
         weights: log_q of all draws -> their weights for the record, where the request has none.
-        one_pass: the same estimator in one pass, if it has that form.
+        one_pass: the same estimator in one pass over chunks, if it has that form; tried first, and
+            made of the request's own seeds.
     """
 
     evaluate: Callable[[Plan], Evaluated]

@@ -39,7 +39,7 @@ class Needs(NamedTuple):
         fixed_support: the support of q stays where it is, so that its score has mean zero.
         independent: draws are independent and each from q, unless the bound is linear.
         smooth: the bound has no kink.
-        log_joint: the target is log p(x, z) itself, without terms of q in closed form.
+        plain_target: the target is log p(x, z) itself, without terms of q in closed form.
         mean: why the bound must be a mean of log-weights, a clause; "" where any will do.
     """
 
@@ -49,7 +49,7 @@ class Needs(NamedTuple):
     fixed_support: bool = False
     independent: bool = False
     smooth: bool = False
-    log_joint: bool = False
+    plain_target: bool = False
     mean: str = ""
 
 
@@ -143,7 +143,7 @@ class Request:
         return evaluate(self.log_joint, z, log_q, seeds.model, known=known, beyond_mean=beyond_mean)
 
     def stopped_log_prob(self, z: PyTree) -> Callable[[PyTree], Array]:
-        """Return log q as a function of draws alone, see `stopped_log_prob`."""
+        """Return log q as a function of draws alone; refuses a support that moves."""
         return stopped_log_prob(self.q, z, self.paths, self.estimator)
 
 
@@ -170,13 +170,12 @@ def admit(
         raise refusals.only_mean_unbiased(target.only_mean, path_bound if forms.linear else bound)
     if not isinstance(draw, Draw):
         raise refusals.not_a_draw(draw)
-    if needs.independent and not (draw.independent or linear_path):
-        raise refusals.not_independent(estimator, path_bound, draw)
+    _refuse_dependent(estimator, path_bound, draw, needs, linear=linear_path)
     if forms.independent and not draw.independent:
         raise refusals.coupled(estimator, bound)
     q = q if isinstance(q, Distribution) else lift(q)
     weights = None if draw.weights is None else draw.weights(q, num_samples)
-    told = bound if weights is None else _told_of(weights, bound)
+    weighted_bound = bound if weights is None else _with_weights(bound, weights)
     return Request(
         estimator=estimator,
         key=key,
@@ -186,10 +185,10 @@ def admit(
         draw=draw,
         num_samples=num_samples,
         chunk_size=chunk_size,
-        bound=told,
-        path_bound=told if one_bound else path_bound,
+        bound=weighted_bound,
+        path_bound=weighted_bound if one_bound else path_bound,
         weights=weights,
-        forms=forms if weights is None else closed_forms(told),
+        forms=forms if weights is None else closed_forms(weighted_bound),
         beyond_mean=beyond_mean,
     )
 
@@ -199,11 +198,13 @@ def require(request: Request, needs: Needs) -> None:
     name, bound, path_bound = request.estimator, request.bound, request.path_bound
     if request.num_samples < needs.least:
         raise refusals.too_few_draws(request.num_samples, needs.least, needs.why)
-    if needs.log_joint and request.target.holds_log_q:
+    if needs.plain_target and request.target.holds_log_q:
         raise refusals.holds_log_q(name)
     if needs.mean and not request.is_mean:
         raise refusals.not_a_mean(name, bound, needs.mean)
     forms = request.forms if path_bound is bound else closed_forms(path_bound)
+    # Before the weights were asked for, unless the estimator was chosen only then.
+    _refuse_dependent(name, path_bound, request.draw, needs, linear=forms.linear)
     if needs.smooth and not forms.smooth:
         raise refusals.has_a_kink(name, path_bound)
     if request.weights is not None and path_bound is not bound:
@@ -259,12 +260,20 @@ def _callable_alone(bound: Any) -> None:
         # a builtin that tells no signature
 
 
-def _told_of(weights: Array, bound: Bound) -> Bound:
+def _with_weights(bound: Bound, weights: Array) -> Bound:
     """Return the bound with its draws' weights, bound by partial so that its closed forms know them too."""
     parameters = inspect.signature(bound).parameters.values()
     if not any(p.name == "weights" or p.kind is p.VAR_KEYWORD for p in parameters):
         raise refusals.takes_no_weights(bound)
     return partial(bound, weights=weights)
+
+
+def _refuse_dependent(
+    estimator: str, bound: Bound, draw: Draw, needs: Needs, *, linear: bool
+) -> None:
+    """Refuse coupled draws, and strata, where the derivation needs independent draws from q."""
+    if needs.independent and not (draw.independent or linear):
+        raise refusals.not_independent(estimator, bound, draw)
 
 
 def _refuse_without_path(request: Request) -> None:

@@ -37,21 +37,23 @@ def ascent(estimate: Callable[..., Any], optimizer: Any) -> Rule:
     step, such as a data cursor or a baseline that learns, it takes as a third argument and returns
     beside its Estimate:
 
-        def estimate(key, params, memory): rows, cursor = batches.next(memory["cursor"]) value, seen
-            = score(elbo, baseline=b.value(memory["baseline"]))(key, target(rows), q(params),
-            num_samples=1) return Estimate(value, seen), {"cursor": cursor, "baseline":
-            b.update(memory["baseline"], seen.log_w)}
+        def estimate(key, params, memory):
+            rows, cursor = batches.next(memory["cursor"])
+            objective = score(elbo, baseline=b.value(memory["baseline"]))
+            value, draws = objective(key, target(rows), q(params), num_samples=1)
+            baseline = b.update(memory["baseline"], draws.log_w)
+            return Estimate(value, draws), {"cursor": cursor, "baseline": baseline}
 
     Args:
         estimate: (key, params) -> Estimate with value (); or (key, params, memory) -> (Estimate,
             memory), where init is given a memory.
-        optimizer: of Optax; its learning rate is that of a minimiser, positive. One that wants
+        optimizer: of Optax; its learning rate is that of a minimizer, positive. One that wants
             `value` is given -value.
 
     Returns:
         types.Rule: `init(params, memory=None)`, `step(key, state) -> (state, Step)` with the
-        gradient of the estimate, and `params(state)`. A step jits, vmaps and scans, and keeps the dtypes of
-        the state.
+        gradient of the estimate, and `params(state)`. A step jits, vmaps and scans, and keeps the
+        dtypes of the state.
 
     Raises:
         TypeError: (init) for params that are no floats; (step) where the estimate returns no

@@ -190,8 +190,8 @@ def bound_and_weights(report: Any) -> tuple[Array, Array]:
     draws = getattr(report, "draws", None)
     if not hasattr(value, "dtype") or not jnp.issubdtype(value.dtype, jnp.floating):
         raise TypeError(
-            "step must return (state, types.Step(value, draws)), or the bound alone in place of "
-            f"the Step, got {getattr(value, 'dtype', type(report).__name__)}."
+            "step must return (state, types.Step(value, draws)), the value a float array of JAX, or "
+            f"that value alone; got {getattr(value, 'dtype', type(value).__name__)}."
         )
     log_w = jnp.zeros(0, value.dtype) if draws is None else draws.log_p - draws.log_q
     return jax.lax.stop_gradient((value, log_w))

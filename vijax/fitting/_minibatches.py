@@ -80,6 +80,11 @@ def minibatches(*, num_data: int, batch_size: int) -> Minibatches:
         return Cursor(key, zero, zero, order(key, zero))
 
     def step(cursor: Cursor) -> tuple[Array, Cursor]:
+        if not isinstance(cursor, Cursor):
+            raise TypeError(
+                f"cursor must be what init(key) returned, got a {type(cursor).__name__}; in a rule "
+                "it is the memory, rule.init(params, memory=batches.init(key))."
+            )
         places = cursor.position + jnp.arange(batch_size, dtype=jnp.int32)
         over = cursor.position + batch_size >= num_data
         later = jax.lax.cond(

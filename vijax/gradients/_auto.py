@@ -42,6 +42,7 @@ def by_leaf(request: engine.Request) -> engine.Estimator:
     if not isinstance(request.q, Joint):
         broken = any(path.broken is not None for path in request.paths.values())
         return LEAVE_ONE_OUT if broken else PATHWISE
+    # `request.scored` has refused a support that moves, so fixed_support is not asked for again.
     return (
         engine.Estimator(engine.Needs(least=2, why=ALONE), _mixed) if request.scored else PATHWISE
     )

@@ -52,7 +52,7 @@ def gdreg(
     def carry(z: PyTree) -> PyTree:
         return push(jax.lax.stop_gradient(pull(z)))
 
-    needs = engine.Needs(path=True, smooth=True, log_joint=True)
+    needs = engine.Needs(path=True, smooth=True, plain_target=True)
     return engine.make_objective(
         "gdreg",
         bound,

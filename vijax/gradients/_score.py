@@ -70,8 +70,11 @@ def vimco(bound: Bound) -> Objective:
 ALONE = "A draw is judged against the others; with one draw use gradients.score with a baseline."
 
 
-def held(request: engine.Request) -> Callable[[engine.Plan], engine.Evaluated]:
-    """Return the evaluation of draws held fixed: log q has the derivative of its parameters alone."""
+def at_fixed_draws(request: engine.Request) -> Callable[[engine.Plan], engine.Evaluated]:
+    """Return the evaluation of draws held fixed: log q has the derivative of its parameters alone.
+
+    That of sample_and_log_prob has the path's too, so log q is evaluated again.
+    """
 
     def evaluate(seeds: engine.Plan) -> engine.Evaluated:
         z = jax.lax.stop_gradient(request.sample(seeds)[0])
@@ -89,17 +92,17 @@ def _scored(request: engine.Request, baseline: ArrayLike | None) -> engine.Strat
         log_w = log_p - log_q
         stopped = jax.lax.stop_gradient(log_w)
         bound_value = bound(stopped)
-        b = jnp.broadcast_to(_fitting(baseline, bound_value.shape), bound_value.shape)
+        b = jnp.broadcast_to(_broadcastable(baseline, bound_value.shape), bound_value.shape)
         if request.is_mean:  # the other draws' terms have mean zero
             signal = (stopped - b[None]) / log_w.shape[0]
         else:
             signal = jnp.broadcast_to((bound_value - b)[None], log_w.shape)
         return surrogate(bound, log_w, signal, log_q)
 
-    return engine.Strategy(held(request), value)
+    return engine.Strategy(at_fixed_draws(request), value)
 
 
-def _fitting(baseline: ArrayLike | None, batch: tuple[int, ...]) -> Array:
+def _broadcastable(baseline: ArrayLike | None, batch: tuple[int, ...]) -> Array:
     """Return the baseline; refuse one that does not broadcast to the batch."""
     b = jnp.asarray(0.0 if baseline is None else baseline)
     try:
@@ -118,7 +121,7 @@ def _leave_one_out(request: engine.Request) -> engine.Strategy:
         log_w = log_p - log_q
         return surrogate(request.bound, log_w, left_out(request, log_w), log_q)
 
-    return engine.Strategy(held(request), value)
+    return engine.Strategy(at_fixed_draws(request), value)
 
 
 LEAVE_ONE_OUT = engine.Estimator(

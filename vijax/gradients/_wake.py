@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Key
 
 from vijax import checks, draws, engine
-from vijax.gradients._score import held
+from vijax.gradients._score import at_fixed_draws
 from vijax.numerics import with_score
 from vijax.types import Bound, Objective, PyTree, lift
 
@@ -17,9 +17,9 @@ def _at_fixed_draws(name: str, bound: Bound, value: Callable[[Array, Array], Arr
     """Make the objective of a value of (log p, log q) at draws without a derivative."""
 
     def strategy(request: engine.Request) -> engine.Strategy:
-        return engine.Strategy(held(request), lambda log_p, log_q, _: value(log_p, log_q))
+        return engine.Strategy(at_fixed_draws(request), lambda log_p, log_q, _: value(log_p, log_q))
 
-    needs = engine.Needs(fixed_support=True, log_joint=True)
+    needs = engine.Needs(fixed_support=True, plain_target=True)
     return engine.make_objective(name, bound, draws.iid, engine.Estimator(needs, strategy))
 
 

@@ -42,8 +42,7 @@ def dadvi(
 
     Returns:
         Maximum: params of the family, value (the bound at the fixed draws, which is an optimist:
-            estimate it anew
-        with another key), slope, steps.
+        estimate it anew with another key), slope, steps.
 
     Raises:
         TypeError, ValueError: as `gradients.reparam` and `maximize` do.

@@ -114,9 +114,8 @@ def linear_response(
     # How the means move with the parameters, and the parameters with a tilt of the target.
     slope = jax.grad(lambda vector: jnp.mean(fixed_draws(vector)[0]))
     mean, slopes_of_means = _with_jacobian(lambda vector: jnp.mean(fixed_draws(vector)[1], 0), flat)
-    moves = jax.vmap(lambda b: solve(partial(_curvature, slope, flat), b))(
-        slopes_of_means
-    )  # [m, n]
+    respond = partial(solve, partial(_curvature, slope, flat))
+    moves = jax.vmap(respond)(slopes_of_means)  # [m, n]
     covariance = moves @ slopes_of_means.T
 
     # What each draw would have changed: itself, and where the optimum is.

@@ -32,14 +32,24 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 def properties(log_joint: Callable[..., Any]) -> Properties:
     """Return the properties of a target, found through any number of `functools.partial`."""
-    while isinstance(log_joint, partial):
+    while True:
+        known = getattr(log_joint, "properties", None)
+        if isinstance(known, Properties):
+            return known
+        if not isinstance(log_joint, partial):
+            return Properties()
         log_joint = log_joint.func
-    return getattr(log_joint, "properties", Properties())
 
 
 def derive(inner: Callable[..., Any], function: F, **changes: Any) -> F:
     """Give a function the properties of the target that it wraps, with some changed; return the function."""
-    function.properties = properties(inner)._replace(**changes)  # type: ignore[attr-defined]
+    try:
+        function.properties = properties(inner)._replace(**changes)  # type: ignore[attr-defined]
+    except AttributeError as error:
+        raise TypeError(
+            f"derive needs a function that takes attributes, got a {type(function).__name__}: wrap "
+            "it, lambda z: model.log_joint(z)."
+        ) from error
     return function
 
 
@@ -78,7 +88,10 @@ def with_closed_forms(**forms: Any) -> Callable[[F], F]:
 
 def closed_forms(bound: Callable[..., Any]) -> ClosedForms:
     """Return the closed forms of a bound, with the keywords that `functools.partial` bound to it filled in."""
-    bound, given = _unwrap(bound)
+    given: dict[str, Any] = {}
+    while isinstance(bound, partial) and not hasattr(bound, "_closed_forms"):
+        given = {**bound.keywords, **given}
+        bound = bound.func
     owner, forms = getattr(bound, "_closed_forms", (bound, ClosedForms()))
     # functools.wraps copies attributes to a function that may compute another thing; jax.jit to one that does not.
     if owner is not bound and not hasattr(bound, "lower"):
@@ -94,12 +107,8 @@ def closed_forms(bound: Callable[..., Any]) -> ClosedForms:
 
 def keywords(function: Callable[..., Any]) -> dict[str, Any]:
     """Return what any number of `functools.partial` bound to a function."""
-    return _unwrap(function)[1]
-
-
-def _unwrap(function: Callable[..., Any]) -> tuple[Callable[..., Any], dict[str, Any]]:
     given: dict[str, Any] = {}
     while isinstance(function, partial):
         given = {**function.keywords, **given}
         function = function.func
-    return function, given
+    return given
