@@ -198,6 +198,9 @@ def test_a_wrapper_does_not_inherit_closed_forms(key):
         return jax.grad(lambda m: dreg(key, log_joint, Gauss(m, 0.0), num_samples=4).value)(0.3)
 
     np.testing.assert_allclose(slope(half), slope(lambda log_w: half(log_w)), rtol=1e-6)
+    assert closed_forms(jax.jit(half)).gate is None
+    assert closed_forms(jax.jit(jax.vmap(vj.bounds.iwae))).gate is None
+    assert closed_forms(jax.jit(jax.jit(vj.bounds.iwae))).gate is not None
     assert abs(slope(half) - slope(vj.bounds.iwae)) > 1e-3
 
 

@@ -93,8 +93,11 @@ def closed_forms(bound: Callable[..., Any]) -> ClosedForms:
         given = {**bound.keywords, **given}
         bound = bound.func
     owner, forms = getattr(bound, "_closed_forms", (bound, ClosedForms()))
-    # functools.wraps copies attributes to a function that may compute another thing; jax.jit to one that does not.
-    if owner is not bound and not hasattr(bound, "lower"):
+    # functools.wraps copies attributes to a function that may compute another thing; jax.jit copies
+    # them to one that computes the same, but what it was given may have been such a copy.
+    while bound is not owner and hasattr(bound, "lower"):
+        bound = getattr(bound, "__wrapped__", None)  # type: ignore[assignment]
+    if bound is not owner:
         return ClosedForms()
     smooth = forms.smooth(**given) if callable(forms.smooth) else forms.smooth
 
