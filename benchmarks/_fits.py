@@ -97,7 +97,7 @@ def stochastic(
             def down(p):
                 return -objective(
                     of_step, log_density, family.dist(p), num_samples=num_samples
-                ).value  # noqa: E731
+                ).value
 
             updates, opt = optimizer.update(jax.grad(down)(params), opt)
             return key, optax.apply_updates(params, updates), opt

@@ -53,7 +53,7 @@ def ridge(numpyro: Any, dist: Any, model: Model, _: Any) -> tuple[Program, Calla
         numpyro.sample("y", dist.Normal(x @ w, jnp.exp(z[0])).to_event(1), obs=y)
 
     def draw(b):
-        return numpyro.sample("w", dist.MultivariateNormal(b["loc"], scale_tril=blocks.root_of(b)))  # noqa: E731
+        return numpyro.sample("w", dist.MultivariateNormal(b["loc"], scale_tril=blocks.root_of(b)))
 
     return program, draw
 

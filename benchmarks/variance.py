@@ -120,7 +120,7 @@ def estimators(problem: Problem) -> dict[str, tuple[Any, int, float]]:
     rebar = g.rebar(ELBO)
 
     def controlled(key, log_joint, q, **keywords):
-        return rebar(key, log_joint, q, REBAR, **keywords)[0]  # noqa: E731
+        return rebar(key, log_joint, q, REBAR, **keywords)[0]
 
     found: dict[str, tuple[Any, int, float]] = {
         BASELINE: (g.score(ELBO), K, K),

@@ -527,7 +527,7 @@ def climb(target, like):
     def bound(p):
         return objective(
             jax.random.key(2), target, full.dist(p), num_samples=64 if small else 256
-        ).value  # noqa: E731
+        ).value
 
     found = jax.jit(lambda start: maximize(bound, start, slope=1e-4))(full.init(None, like))
     assert found.slope < 1e-4
@@ -637,7 +637,7 @@ figure.savefig(out / "rao_blackwell_nile.png", dpi=160)
 
 # %%
 def robust(z, b):
-    return norm.logpdf(b) + student.logpdf(y[:60] - x[:60, 2] * b, 4.0, scale=jnp.exp(z)).sum()  # noqa: E731
+    return norm.logpdf(b) + student.logpdf(y[:60] - x[:60, 2] * b, 4.0, scale=jnp.exp(z)).sum()
 
 
 refusals = {}

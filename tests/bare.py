@@ -13,7 +13,7 @@ class Gauss:
 
     def sample_and_log_prob(self, *, seed, sample_shape=()):
         noise = jax.random.normal(seed, (*sample_shape, *self.loc.shape), self.loc.dtype)
-        draw = lambda e: self.loc + jnp.exp(self.log_scale) * e  # noqa: E731
+        draw = lambda e: self.loc + jnp.exp(self.log_scale) * e
         log_prob = self.log_prob
         for _ in sample_shape:
             draw, log_prob = jax.vmap(draw), jax.vmap(log_prob)

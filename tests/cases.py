@@ -32,8 +32,8 @@ class Case(NamedTuple):
 
     def truth(self, bound, k):
         """Return the exact Σ_batch E[bound] and its gradient in params."""
-        log_p = lambda params, z: self.log_p(params["theta"], z)  # noqa: E731
-        log_q = lambda params, z: self.log_q(params["q"], z)  # noqa: E731
+        log_p = lambda params, z: self.log_p(params["theta"], z)
+        log_q = lambda params, z: self.log_q(params["q"], z)
         return oracles.value_and_grad(
             bound, log_p, log_q, self.points, self.volumes, k, self.params
         )

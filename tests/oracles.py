@@ -66,7 +66,7 @@ def value_and_grad(bound, log_p, log_q, points, volumes, k, params):
     """Return Σ_batch E[bound] and its gradient; log_p(params, point) and log_q(params, point) are [*batch]."""
 
     def total(params):
-        at = lambda log: jax.vmap(lambda z: log(params, z))(points)  # noqa: E731
+        at = lambda log: jax.vmap(lambda z: log(params, z))(points)
         return jnp.sum(expectation(bound, at(log_p), at(log_q), volumes, k))
 
     return jax.jit(jax.value_and_grad(total))(params)
@@ -77,7 +77,7 @@ def values_and_slopes(bounds, log_p, log_q, points, volumes, k, params):
     """Return Σ_batch E[bound] of several bounds, [n], and their gradients, leaves [n, ...]: `value_and_grad` in one program."""
 
     def totals(params):
-        at = lambda log: jax.vmap(lambda z: log(params, z))(points)  # noqa: E731
+        at = lambda log: jax.vmap(lambda z: log(params, z))(points)
         log_p_at, log_q_at = at(log_p), at(log_q)
         return jnp.stack(
             [jnp.sum(expectation(bound, log_p_at, log_q_at, volumes, k)) for bound in bounds]
@@ -139,7 +139,7 @@ def log_normal_power_mean(k, n, log_z, s):
     mass = np.exp(norm.logpdf(e)) * (e[1] - e[0])
     l = n * (log_z - s**2 / 2 + s * e)
     u = np.linspace(-60, 60, 6001)
-    laplace = lambda u: jnp.sum(mass * jnp.exp(-jnp.exp(u + l)))  # noqa: E731
+    laplace = lambda u: jnp.sum(mass * jnp.exp(-jnp.exp(u + l)))
     phi = jax.lax.map(laplace, u, batch_size=200)
     return (jnp.sum(jnp.exp(-jnp.exp(u)) - phi**k) * (u[1] - u[0]) - jnp.log(k)) / n
 

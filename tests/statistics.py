@@ -63,6 +63,6 @@ def assert_variance_ratio(larger, smaller, *, at_least):
     """
     total = lambda tree: sum(
         float(np.asarray(l, np.float64).var(0, ddof=1).sum()) for l in jax.tree.leaves(tree)
-    )  # noqa: E731
+    )
     ratio = total(larger) / max(total(smaller), 1e-30)
     assert ratio >= at_least, f"variance ratio {ratio:.3g}, expected at least {at_least}"

@@ -82,7 +82,7 @@ def test_scale_gradient(x):
     factor = jnp.arange(5.0)
     z = {"a": x, "n": jnp.arange(5)}
     np.testing.assert_array_equal(scale_gradient(z, factor)["a"], x)
-    total = lambda x, factor: jnp.sum(jnp.sin(scale_gradient({"a": x, "n": z["n"]}, factor)["a"]))  # noqa: E731
+    total = lambda x, factor: jnp.sum(jnp.sin(scale_gradient({"a": x, "n": z["n"]}, factor)["a"]))
     dx, dfactor = jax.grad(total, (0, 1))(x, factor)
     np.testing.assert_allclose(dx, jnp.cos(x) * factor[:, None], rtol=1e-5)
     assert np.all(dfactor == 0)
@@ -98,7 +98,7 @@ def test_scale_gradient(x):
 
 def test_with_score():
     """The first argument's value and the second's derivative, where value + score - stop(score) would be nan."""
-    run = lambda s: with_score(jnp.float32(-jnp.inf), 3.0 * s)  # noqa: E731
+    run = lambda s: with_score(jnp.float32(-jnp.inf), 3.0 * s)
     assert run(jnp.float32(2.0)) == -jnp.inf
     assert jax.grad(run)(jnp.float32(2.0)) == 3.0
     assert np.isnan(jnp.float32(-jnp.inf) + 3.0 - jnp.float32(-jnp.inf))

@@ -236,7 +236,7 @@ def test_auto_follows_a_declaration(key):
     class Silent(DeclaredFalse):
         reparameterized = None
 
-    of = lambda make, build: gradient(make(vj.bounds.iwae), build, P, key)  # noqa: E731
+    of = lambda make, build: gradient(make(vj.bounds.iwae), build, P, key)
     np.testing.assert_array_equal(
         of(vj.gradients.auto, DeclaredFalse), of(vj.gradients.vimco, DeclaredFalse)
     )
@@ -269,7 +269,7 @@ def test_reparam_is_right_where_dreg_refuses(key):
     One number, false-failure rate 2e-10; detects .02.
     """
     run = jax.vmap(
-        lambda k: gradient(  # noqa: E731
+        lambda k: gradient(
             vj.gradients.reparam(vj.bounds.elbo),
             UNIFORMS["distrax"],
             jnp.float32(1.5),

@@ -273,10 +273,10 @@ def test_a_draw_is_a_draw(make):
 
 def test_coupled_draws_under_a_curved_dreg():
     q = vj.families.mean_field().dist({"loc": jnp.zeros(2), "log_scale": jnp.zeros(2)})
-    target = lambda z: -jnp.sum(z**2)  # noqa: E731
+    target = lambda z: -jnp.sum(z**2)
     run = lambda make, bound: (
         make(bound, draw=vj.draws.antithetic)(jax.random.key(0), target, q, num_samples=4).value
-    )  # noqa: E731
+    )
     with pytest.raises(
         ValueError, match=r"dreg\(iwae\) needs independent draws.*gradients.reparam.*bounds.elbo"
     ):
@@ -342,7 +342,7 @@ def test_dreg_needs_draws_that_begin_with_the_batch():
 
 def test_a_bound_that_cannot_lose_a_draw():
     coin = Coin(jnp.zeros(N))
-    alone = lambda log_w, **_: vj.bounds.multi_iwae(log_w, groups=2)  # noqa: E731
+    alone = lambda log_w, **_: vj.bounds.multi_iwae(log_w, groups=2)
     with pytest.raises(ValueError, match="groups must divide"):
         estimate("vimco", q=coin, bound=alone, num_samples=4)
 

@@ -86,13 +86,13 @@ def test_nested_joints_under_objectives(key):
     """A coin inside a nested dict: auto differentiates what has a path, and the whole is what a flat Joint gives."""
 
     def slope(nested, p):
-        coin = lambda a: Coin(p["logit"] + a)  # noqa: E731
+        coin = lambda a: Coin(p["logit"] + a)
         if nested:
             q = {"u": {"a": Gauss(p["loc"], jnp.zeros(2))}, "v": lambda z: coin(z["u"]["a"])}
-            log_joint = lambda z: norm.logpdf(z["u"]["a"]) + z["v"]  # noqa: E731
+            log_joint = lambda z: norm.logpdf(z["u"]["a"]) + z["v"]
         else:
             q = {"a": Gauss(p["loc"], jnp.zeros(2)), "v": lambda z: coin(z["a"])}
-            log_joint = lambda z: norm.logpdf(z["a"]) + z["v"]  # noqa: E731
+            log_joint = lambda z: norm.logpdf(z["a"]) + z["v"]
         return vj.gradients.auto(vj.bounds.iwae)(key, log_joint, q, num_samples=4).value.sum()
 
     params = {"loc": jnp.array([0.3, -0.2]), "logit": jnp.array([0.1, 0.4])}

@@ -25,7 +25,7 @@ def limit(bound, s=S):
 def moment(j, center, s=S):
     """E[(log w - center)^j], from the binomial and the moments of a standard normal."""
     mean = LOG_Z - s**2 / 2 - center
-    normal = lambda i: 0 if i % 2 else s**i * math.prod(range(1, i, 2))  # noqa: E731
+    normal = lambda i: 0 if i % 2 else s**i * math.prod(range(1, i, 2))
     return sum(math.comb(j, i) * mean ** (j - i) * normal(i) for i in range(j + 1))
 
 
@@ -68,7 +68,7 @@ def test_the_thermodynamic_sums_bracket_the_evidence(x64):
         limit(partial(f, partition=table.PARTITION)) for f in (bounds.tvo_lower, bounds.tvo_upper)
     )
     steps = np.diff(table.PARTITION)
-    mean = lambda betas: LOG_Z - S**2 / 2 + S**2 * np.sum(steps * betas)  # noqa: E731
+    mean = lambda betas: LOG_Z - S**2 / 2 + S**2 * np.sum(steps * betas)
     np.testing.assert_allclose(
         (lower, upper), (mean(table.PARTITION[:-1]), mean(table.PARTITION[1:])), rtol=1e-9
     )
@@ -101,7 +101,7 @@ def test_perturbative_bounds_from_below_at_odd_orders_alone(x64):
 
 def jackknife_mean(k, order, s=S):
     """E of the jackknife, exactly: the same combination of the exact E[IWAE] at k, k - 1, ... draws."""
-    share = lambda j: (-1) ** j * (k - j) ** order / (math.factorial(order - j) * math.factorial(j))  # noqa: E731
+    share = lambda j: (-1) ** j * (k - j) ** order / (math.factorial(order - j) * math.factorial(j))
     return sum(
         share(j) * oracles.log_normal_power_mean(k - j, 1.0, LOG_Z, s) for j in range(order + 1)
     )

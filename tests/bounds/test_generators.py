@@ -17,7 +17,7 @@ from vijax.bounds import generators as g
 from vijax.types import closed_forms, with_closed_forms
 
 vi = tfp.vi
-normalised = lambda f, **keywords: lambda l: f(l, self_normalized=True, **keywords)  # noqa: E731
+normalised = lambda f, **keywords: lambda l: f(l, self_normalized=True, **keywords)
 
 # Ours, TFP's, and f(0): the form with f(1) = 0, which for some is TFP's self-normalised one; modified_gan is off by log 2.
 FORMS = {
@@ -70,7 +70,7 @@ def every(l):
         f(l),
         jax.vjp(f, l)[1](jnp.ones_like(l))[0],
         jax.jvp(jax.grad(lambda l: f(l).sum()), (l,), (jnp.ones_like(l),))[1],
-    )  # noqa: E731
+    )
     return {name: one(f) for name, (f, _, _) in FORMS.items()}
 
 
@@ -167,7 +167,7 @@ def test_divergences_of_two_gaussians(key):
     """E_q[f] of 200,000 draws: closed forms where there are any, quadrature of TFP's f elsewhere. Detects .08."""
     z, volumes = oracles.interval(-9.0, 10.0, 4001)
     e = jax.random.normal(key, (1, 200_000))
-    log_u = lambda z: norm.logpdf(z) - norm.logpdf(z, 0.4, 1.2)  # noqa: E731
+    log_u = lambda z: norm.logpdf(z) - norm.logpdf(z, 0.4, 1.2)
     with jax.enable_x64(True), jax.numpy_rank_promotion("allow"):
         mass = volumes * norm.pdf(z, 0.4, 1.2)
         exact = {
@@ -177,7 +177,7 @@ def test_divergences_of_two_gaussians(key):
     for name in FORMS:
         if (closed := gaussian_divergence(name)) is not None:
             np.testing.assert_allclose(exact[name], closed, rtol=1e-8, err_msg=name)
-    every = lambda l: {name: vj.bounds.f_divergence(l, f=f) for name, (f, _, _) in FORMS.items()}  # noqa: E731
+    every = lambda l: {name: vj.bounds.f_divergence(l, f=f) for name, (f, _, _) in FORMS.items()}
     assert_mean(jax.jit(every)(log_u(0.4 + 1.2 * e)), exact, detects=0.08)
 
 
@@ -200,7 +200,7 @@ KINKED = {
 @pytest.mark.parametrize("name", list(KINKED))
 def test_dreg_refuses_a_kink(name, key, unchecked):
     params = cases.LINE.params
-    log_joint = lambda z: cases.LINE.log_p(params["theta"], z)  # noqa: E731
+    log_joint = lambda z: cases.LINE.log_p(params["theta"], z)
     with pytest.raises(ValueError, match=r"dreg\(.*without kinks: use gradients.reparam"):
         vj.gradients.dreg(KINKED[name])(
             key, log_joint, cases.LINE.build(params["q"]), num_samples=2
@@ -210,7 +210,7 @@ def test_dreg_refuses_a_kink(name, key, unchecked):
 
 def test_why_dreg_refuses_a_kink(key):
     """The control: where a function of the bound declares no kink its gradient of total variation is biased, and reparam's is not."""
-    shifted = lambda log_w: vj.bounds.f_divergence(log_w + 2.0, f=g.total_variation)  # noqa: E731
+    shifted = lambda log_w: vj.bounds.f_divergence(log_w + 2.0, f=g.total_variation)
     objectives = {"dreg": vj.gradients.dreg(shifted), "reparam": vj.gradients.reparam(shifted)}
     found = gradients(key, cases.LINE, objectives, 1, 200_000)
     line = cases.LINE._replace(

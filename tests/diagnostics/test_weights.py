@@ -151,7 +151,7 @@ def test_smoothing_lowers_the_error():
     """The variance of a normal by a narrower proposal, k-hat .49: 200 times over, .39 of the mean square error."""
     z = 0.7 * np.random.default_rng(0).normal(size=(2000, 200))
     log_w = jnp.asarray(-0.5 * z**2 + 0.5 * (z / 0.7) ** 2, jnp.float32)
-    error = lambda log_w: np.mean((np.sum(np.exp(log_w) * z**2, 0) - 1) ** 2)  # noqa: E731
+    error = lambda log_w: np.mean((np.sum(np.exp(log_w) * z**2, 0) - 1) ** 2)
     assert error(np.asarray(psis(log_w))) < 0.6 * error(np.asarray(jax.nn.log_softmax(log_w, 0)))
 
 

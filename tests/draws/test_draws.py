@@ -76,7 +76,7 @@ def test_antithetic_pairs(key):
             "lower": jnp.array([0.8]),
         }
     )
-    target = lambda z: -0.5 * jnp.sum(z**2)  # noqa: E731
+    target = lambda z: -0.5 * jnp.sum(z**2)
     draws = weigh(key, target, q, num_samples=40_000, draw=antithetic)
     np.testing.assert_allclose(
         draws.z[::2] + draws.z[1::2],
@@ -89,7 +89,7 @@ def test_antithetic_pairs(key):
     assert_mean({"square": (draws.z[::2, 0] - 1.0) ** 2}, {"square": np.exp(0.2)}, detects=0.15)
     means = lambda draw: jnp.mean(
         weigh(key, target, q, num_samples=40_000, draw=draw).z.reshape(-1, 2, 2), 1
-    )  # noqa: E731
+    )
     assert_variance_ratio(means(iid), means(antithetic), at_least=1e6)
 
 

@@ -83,7 +83,7 @@ def test_a_wrong_probability_fails(name, key):
     """The control: levels drawn by one rule and weighed by another."""
     bound, probabilities, k = CASES[name]
     wrong = jnp.full_like(probabilities, 1 / len(probabilities))
-    lying = lambda log_w, *, level: bound(log_w, level=level._replace(probabilities=wrong))  # noqa: E731
+    lying = lambda log_w, *, level: bound(log_w, level=level._replace(probabilities=wrong))
     found = telescoped(key, lying, probabilities, k, 100_000, (2,))
     exact = oracles.log_normal_power_mean(k, 1.0, LOG_Z, S)
     with pytest.raises(AssertionError, match="biased"):
@@ -95,7 +95,7 @@ def test_a_truncated_sum_alone_fails(key):
     bound, probabilities, k = CASES["sumo"]
     careless = lambda log_w, *, level: bound(
         log_w, level=level._replace(probabilities=jnp.eye(k)[-1])
-    )  # noqa: E731
+    )
     found = telescoped(key, careless, probabilities, k, 100_000, ())
     exact = oracles.log_normal_power_mean(k, 1.0, LOG_Z, S)
     with pytest.raises(AssertionError, match="biased"):

@@ -56,7 +56,7 @@ def test_the_first_points_are_a_net(m, key):
 @pytest.mark.parametrize("d", [1, 2, 5])
 def test_as_even_as_those_of_scipy(d, key):
     """L2 discrepancy, mean over 50 scrambles: that of SciPy's to 10%, and far below independent points'."""
-    of = lambda u: np.mean([qmc.discrepancy(np.asarray(p, np.float64)) for p in u])  # noqa: E731
+    of = lambda u: np.mean([qmc.discrepancy(np.asarray(p, np.float64)) for p in u])
     keys = jax.random.split(key, 50)
     ours = of(jax.jit(jax.vmap(lambda k: points(k, 256, d)))(keys))
     theirs = of([qmc.Sobol(d, seed=i).random(256) for i in range(50)])
@@ -100,12 +100,12 @@ def test_shapes_of_uniforms(key):
 
 def gradients(key, objectives, case, k, n):
     def value(params, objective, key):
-        target = lambda z: case.log_p(params["theta"], z)  # noqa: E731
+        target = lambda z: case.log_p(params["theta"], z)
         return objective(key, target, case.build(params["q"]), num_samples=k).value
 
     every = lambda key: {
         name: jax.grad(value)(case.params, o, key) for name, o in objectives.items()
-    }  # noqa: E731
+    }
     return jax.jit(jax.vmap(every))(jax.random.split(key, n))
 
 
@@ -179,19 +179,19 @@ def test_transforms(key):
     objective = vj.gradients.reparam(vj.bounds.iwae, draw=sobol)
 
     def value(params, key, size=None):
-        target = lambda z: case.log_p(params["theta"], z)  # noqa: E731
+        target = lambda z: case.log_p(params["theta"], z)
         return objective(key, target, case.build(params["q"]), num_samples=7, chunk_size=size).value
 
     params, grad = jax.tree.map(jnp.asarray, case.params), jax.value_and_grad(value)
     expected = grad(params, key)
-    close = lambda f, e: np.testing.assert_allclose(f, e, rtol=1e-4, atol=1e-5)  # noqa: E731
+    close = lambda f, e: np.testing.assert_allclose(f, e, rtol=1e-4, atol=1e-5)
     jax.tree.map(close, jax.jit(grad, static_argnums=2)(params, key, 3), expected)
     several = jax.jit(jax.vmap(lambda k: grad(params, k)))(jnp.stack([jax.random.key(9), key]))
     jax.tree.map(lambda s, e: close(s[1], e), several, expected)
 
 
 def test_refusals(key, unchecked):
-    target = lambda z: jnp.sum(z)  # noqa: E731
+    target = lambda z: jnp.sum(z)
     with pytest.raises(TypeError, match=r"q.uniforms .*q.transport.*vijax.families"):
         weigh(key, target, Gauss(0.0, 0.0), num_samples=2, draw=sobol)
     with pytest.raises(ValueError, match=r"at most 21201 dimensions, q.uniforms asks for 30000"):

@@ -59,12 +59,12 @@ def gradients(key, objectives, num_samples, n, build=FAMILY.dist):
     """Return value and gradient of every objective for n keys, in one compilation."""
 
     def value(params, objective, key):
-        target = lambda z: log_joint(params["theta"], z)  # noqa: E731
+        target = lambda z: log_joint(params["theta"], z)
         return objective(key, target, build(params["q"]), num_samples=num_samples).value
 
     every = lambda key: {
         n: jax.value_and_grad(value)(PARAMS, o, key) for n, o in objectives.items()
-    }  # noqa: E731
+    }
     return jax.jit(jax.vmap(every))(jax.random.split(key, n))
 
 
@@ -96,7 +96,7 @@ def test_every_component_in_turn(key):
 @pytest.mark.parametrize("build", [FAMILY.dist, strata], ids=lambda build: build.__name__)
 def test_unbiased(build, key, loose_ranks):
     """Values and gradients in logits, components and model, 2 draws. By chance 2e-10 a number; detects .08."""
-    renyi = lambda log_w, *, weights=None: vj.bounds.renyi(log_w, alpha=0.5, weights=weights)  # noqa: E731
+    renyi = lambda log_w, *, weights=None: vj.bounds.renyi(log_w, alpha=0.5, weights=weights)
     objectives = {
         "reparam(elbo)": (vj.gradients.reparam, vj.bounds.elbo),
         "dreg(elbo)": (vj.gradients.dreg, vj.bounds.elbo),
@@ -115,8 +115,8 @@ def test_the_bounds_are_in_order(key):
 
     def mean(k):
         objective = vj.gradients.reparam(vj.bounds.iwae, draw=stratified)
-        target = lambda z: log_joint(PARAMS["theta"], z)  # noqa: E731
-        value = lambda key: objective(key, target, FAMILY.dist(PARAMS["q"]), num_samples=k).value  # noqa: E731
+        target = lambda z: log_joint(PARAMS["theta"], z)
+        value = lambda key: objective(key, target, FAMILY.dist(PARAMS["q"]), num_samples=k).value
         found = jax.jit(jax.vmap(value))(jax.random.split(key, 20_000))
         return float(jnp.mean(found)), float(jnp.std(found)) / 20_000**0.5
 
@@ -132,8 +132,8 @@ def test_the_logits_of_distrax(key, loose_ranks):
     logits, loc = jnp.array([0.0, 0.0]), jnp.array([-1.0, 1.0])
     build = lambda l: distrax.MixtureSameFamily(
         distrax.Categorical(logits=l), distrax.Normal(loc, jnp.full(2, 0.6))
-    )  # noqa: E731
-    target = lambda z: norm.logpdf(z, 1.01, 1.0)  # noqa: E731
+    )
+    target = lambda z: norm.logpdf(z, 1.01, 1.0)
     log_q = build(logits).log_prob(POINTS)
     share = jnp.exp(norm.logpdf(POINTS, 1.0, 0.6)) - jnp.exp(
         log_q
@@ -142,7 +142,7 @@ def test_the_logits_of_distrax(key, loose_ranks):
     assert abs(exact - 0.505) < 5e-4
 
     objective = vj.gradients.dreg(vj.bounds.elbo, draw=stratified)
-    value = lambda l, key: objective(key, target, vj.families.strata(build(l)), num_samples=4).value  # noqa: E731
+    value = lambda l, key: objective(key, target, vj.families.strata(build(l)), num_samples=4).value
 
     def naive(l, key):
         z = build(l).sample(seed=key)
@@ -189,7 +189,7 @@ def test_the_exact_posterior(key):
     """Where q is the posterior, dreg(elbo) has gradient 0 draw by draw, the logits' included."""
 
     def value(q, chunk_size=None):
-        target = lambda z: FAMILY.dist(PARAMS["q"]).log_prob(z) - 1.5  # noqa: E731
+        target = lambda z: FAMILY.dist(PARAMS["q"]).log_prob(z) - 1.5
         objective = vj.gradients.dreg(vj.bounds.elbo, draw=stratified)
         return objective(key, target, FAMILY.dist(q), num_samples=6, chunk_size=chunk_size).value
 
@@ -222,7 +222,7 @@ def test_transforms(key, loose_ranks):
     assert weights.shape == (6, 3)
     (found, _), of_chunks = jax.jit(grad, static_argnums=2)(params, key, 4)
     np.testing.assert_allclose(found, expected, rtol=1e-5)
-    close = lambda f, e: np.testing.assert_allclose(f, e, rtol=1e-4, atol=1e-5)  # noqa: E731
+    close = lambda f, e: np.testing.assert_allclose(f, e, rtol=1e-4, atol=1e-5)
     jax.tree.map(close, of_chunks, gradient)
     several = jax.jit(jax.vmap(lambda k: grad(params, k)[1]))(jnp.stack([jax.random.key(9), key]))
     jax.tree.map(lambda s, e: close(s[1], e), several, gradient)
@@ -231,7 +231,7 @@ def test_transforms(key, loose_ranks):
 def test_refusals(key, unchecked):
     """What a stratified draw cannot be, and what a mixture cannot do without it."""
     q, target = FAMILY.dist(PARAMS["q"]), lambda z: -0.5 * z**2
-    run = lambda make, bound, q=q, k=4, **how: make(bound, **how)(key, target, q, num_samples=k)  # noqa: E731
+    run = lambda make, bound, q=q, k=4, **how: make(bound, **how)(key, target, q, num_samples=k)
     reparam, dreg, elbo, iwae = (
         vj.gradients.reparam,
         vj.gradients.dreg,

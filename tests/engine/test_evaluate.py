@@ -61,7 +61,7 @@ def test_chunked_is_a_map(key):
         return (out, 2 * out, None), rows[:, 0]
 
     def total(weight, size):
-        evaluate_rows = lambda rows: values(weight, rows)  # noqa: E731
+        evaluate_rows = lambda rows: values(weight, rows)
         (one, two, _), aux = (
             evaluate_rows(seeds) if size is None else chunked(evaluate_rows, seeds, size)
         )

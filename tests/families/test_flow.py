@@ -84,10 +84,10 @@ def test_density_and_draws_agree(name, d, key, x64):
     np.testing.assert_allclose(mass.sum(), 1.0, atol=1e-5 if d == 1 else 1e-3)
     z, log_q = jax.jit(lambda: q.sample_and_log_prob(seed=key, sample_shape=(20_000,)))()
     np.testing.assert_allclose(jax.jit(jax.vmap(q.log_prob))(z), log_q, atol=1e-8)
-    moments = lambda z: {"z": z, "z²": z**2, "product": z[:, 0] * z[:, -1] * jnp.abs(z[:, 0])}  # noqa: E731
+    moments = lambda z: {"z": z, "z²": z**2, "product": z[:, 0] * z[:, -1] * jnp.abs(z[:, 0])}
     truth = {name: np.tensordot(mass, value, 1) for name, value in moments(points).items()}
     scale = {name: np.asarray(value).std(0) for name, value in moments(z).items()}
-    shift = lambda found: {name: found[name] / scale[name] for name in scale}  # noqa: E731
+    shift = lambda found: {name: found[name] / scale[name] for name in scale}
     assert_mean(shift(moments(z)), shift(truth), detects=0.12)
     other, _ = BASE.dist(unravel(flat)["base"]).sample_and_log_prob(
         seed=key, sample_shape=(20_000,)
@@ -112,7 +112,7 @@ def test_derivatives_are_all_there(name, key, x64):
         return jnp.concatenate([ravel_pytree(z)[0], log_q[None], q.log_prob(at(point))[None]])
 
     n = flat.size
-    whole = lambda v: look(v[:n], lambda z: ravel_pytree(z)[1](v[n:]))  # noqa: E731
+    whole = lambda v: look(v[:n], lambda z: ravel_pytree(z)[1](v[n:]))
     v = jnp.concatenate([flat, ravel_pytree(point)[0]])
     backward = jax.jit(jax.jacrev(whole))(v)
     differences = jax.jit(
@@ -163,7 +163,7 @@ def test_gradients_are_unbiased(case, key):
         def slope(make):
             value = lambda flat: (
                 make(vj.bounds.elbo)(key, curved, family.dist(unravel(flat)), num_samples=4).value
-            )  # noqa: E731
+            )
             return jax.grad(value)(flat) @ directions.astype(np.float32)
 
         return {name: slope(make) for name, make in makes.items()}
@@ -189,7 +189,7 @@ def climb(
 
     objective = make(vj.bounds.elbo, draw=draw)
     optimizer = optax.adam(optax.cosine_decay_schedule(0.02, steps))
-    value = lambda params, key, k: objective(key, target, family.dist(params), num_samples=k).value  # noqa: E731
+    value = lambda params, key, k: objective(key, target, family.dist(params), num_samples=k).value
 
     def step(carry, key):
         params, state = carry
@@ -236,7 +236,7 @@ def test_a_mixture_of_flows(key):
         return params
 
     def skewed(z):
-        gumbel = lambda r: -r - jnp.exp(-r)  # noqa: E731
+        gumbel = lambda r: -r - jnp.exp(-r)
         return jnp.logaddexp(jnp.log(0.3) + gumbel(z + 2.0), jnp.log(0.7) + gumbel(2.0 - z))
 
     family = vj.types.Family(init, apart.dist)
@@ -289,9 +289,9 @@ def test_one_trace_for_all_and_vmap_is_a_loop(name, key):
 def test_fifty_latents_start_finite(name, base, key):
     """The elbo of a start is the base's own; bigger networks change nothing, as their last layer is zero."""
     family = getattr(families, name)(base=base)
-    target = lambda z: jnp.sum(norm.logpdf(z))  # noqa: E731
+    target = lambda z: jnp.sum(norm.logpdf(z))
     value = lambda family: (
-        vj.gradients.reparam(vj.bounds.elbo)(  # noqa: E731
+        vj.gradients.reparam(vj.bounds.elbo)(
             key, target, family.dist(family.init(key, jnp.full(50, 3.0))), num_samples=2
         ).value
     )

@@ -106,7 +106,7 @@ def test_starts_at_like(name, key):
 def test_vmap_over_parameters_and_jit_across_them(name, key):
     """A batch of fits is a vmap: building q inside leaks no tracer, and a q may be built outside and closed over."""
     stacked = jax.vmap(lambda k: params(name, LIKES["vector"], k))(jax.random.split(key, 4))
-    look = lambda p: FAMILIES[name].dist(p).sample_and_log_prob(seed=key)  # noqa: E731
+    look = lambda p: FAMILIES[name].dist(p).sample_and_log_prob(seed=key)
     found = jax.jit(jax.vmap(look))(stacked)
     each = [look(jax.tree.map(lambda a, i=i: a[i], stacked)) for i in range(4)]
     jax.tree.map(

@@ -59,7 +59,7 @@ def test_gaussians_are_exact(dtype, key, x64):
 @pytest.mark.parametrize("v", list(VALUES))
 def test_irises(v, key, x64):
     """The published evidence, as the docstring writes it: log p(x, mode) + d/2 log 2π - ½ log |Λ|."""
-    log_joint = lambda w: iris.log_joint(v, w)  # noqa: E731
+    log_joint = lambda w: iris.log_joint(v, w)
     family = laplace(log_joint)
     params = jax.jit(lambda: family.init(key, jnp.zeros(3, jnp.float64)))()
     mode = params["loc"]
@@ -121,7 +121,7 @@ def test_no_mode(key):
 def test_fifty_latents_and_a_vmap(key):
     """A regression of 50 coefficients in float32: a finite elbo near the evidence; a batch of starts is a loop."""
     design = jax.random.normal(key, (80, 50))
-    log_joint = lambda z: jnp.sum(jax.nn.log_sigmoid(design @ z)) + jnp.sum(norm.logpdf(z))  # noqa: E731
+    log_joint = lambda z: jnp.sum(jax.nn.log_sigmoid(design @ z)) + jnp.sum(norm.logpdf(z))
     family = laplace(log_joint)
 
     @jax.jit

@@ -89,7 +89,7 @@ def test_draws_and_densities(make, key, loose_ranks):
     found = {"mean": z, "square": z**2}
     assert_mean(found, {"mean": share @ LOC, "square": share @ (LOC**2 + SCALE**2)}, detects=0.2)
     keys = jax.random.split(key, 5_000)
-    one = lambda key, j: q.component(j).sample_and_log_prob(seed=key, sample_shape=())[0]  # noqa: E731
+    one = lambda key, j: q.component(j).sample_and_log_prob(seed=key, sample_shape=())[0]
     each = jax.jit(jax.vmap(jax.vmap(one, (None, 0)), (0, None)))(keys, jnp.arange(3))
     assert_mean({"mean": each}, {"mean": LOC}, detects=0.15)
 

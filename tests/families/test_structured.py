@@ -35,13 +35,13 @@ def exact():
 def test_a_correlated_gaussian_is_held_exactly(key):
     """KL 0: every log-weight is 0 and dreg's gradient too; without the correlation it is -½ log(1 - ρ²) = .39."""
     params = jax.tree.map(jnp.asarray, exact())
-    shapes = lambda tree: jax.tree.map(jnp.shape, tree)  # noqa: E731
+    shapes = lambda tree: jax.tree.map(jnp.shape, tree)
     assert shapes(PAIR.init(key, {"a": jnp.float32(0), "b": jnp.float32(0)})) == shapes(params)
 
     @jax.jit
     def look(params):
         objective = vj.gradients.dreg(vj.bounds.iwae)
-        value = lambda p: objective(key, gaussian, PAIR.dist(p), num_samples=8)  # noqa: E731
+        value = lambda p: objective(key, gaussian, PAIR.dist(p), num_samples=8)
         return jax.value_and_grad(lambda p: value(p).value)(params), value(params).draws.log_w
 
     (value, slope), log_w = look(params)
@@ -65,7 +65,7 @@ def test_a_climb_finds_it(hidden, key):
     @jax.jit
     def run():
         params = family.init(key, {"a": jnp.float32(0), "b": jnp.float32(0)})
-        value = lambda p, k, n: objective(k, gaussian, family.dist(p), num_samples=n).value  # noqa: E731
+        value = lambda p, k, n: objective(k, gaussian, family.dist(p), num_samples=n).value
 
         def step(carry, k):
             params, state = carry
@@ -146,7 +146,7 @@ def test_subtrees_and_estimators_of_a_hierarchy(key):
                 + jnp.sum(norm.logpdf(z["last"]))
                 + norm.logpdf(z["more"]["q"])
                 + jnp.sum(norm.logpdf(z["more"]["p"]))
-            )  # noqa: E731
+            )
             slope = jax.grad(lambda p: objective(key, target, TREE.dist(p), num_samples=3).value)(
                 params
             )
@@ -174,7 +174,7 @@ def test_fifty_latents_start_finite(key):
         {"a": mean_field, "b": families.given("a", families.full_rank(), hidden=(16,))}
     )
     params = family.init(key, {"a": jnp.full(10, 5.0), "b": jnp.full(40, -5.0)})
-    target = lambda z: jnp.sum(norm.logpdf(z["a"])) + jnp.sum(norm.logpdf(z["b"]))  # noqa: E731
+    target = lambda z: jnp.sum(norm.logpdf(z["a"])) + jnp.sum(norm.logpdf(z["b"]))
     value = jax.jit(
         lambda p: (
             vj.gradients.dreg(vj.bounds.elbo)(key, target, family.dist(p), num_samples=2).value

@@ -13,7 +13,7 @@ from tests.statistics import assert_mean, assert_variance_ratio
 ELBO = vj.bounds.elbo
 BASELINE = vj.gradients.moving_average(decay=0.9)
 CASE = problems.BITS._replace(log_p=lambda theta, z: problems.BITS.log_p(theta, z) - 4.0)
-LOG_JOINT = lambda z: CASE.log_p(CASE.params["theta"], z)  # noqa: E731
+LOG_JOINT = lambda z: CASE.log_p(CASE.params["theta"], z)
 
 
 def after_steps(key, steps, optimal=False):
@@ -56,7 +56,7 @@ def test_unbiased_and_less_varied(key):
 
         def total(params):
             objective = vj.gradients.score(ELBO, baseline=BASELINE.value(state))
-            log_joint = lambda z: CASE.log_p(params["theta"], z)  # noqa: E731
+            log_joint = lambda z: CASE.log_p(params["theta"], z)
             return objective(last, log_joint, CASE.build(params["q"]), num_samples=1).value.sum()
 
         return jax.value_and_grad(total)(CASE.params)
@@ -150,7 +150,7 @@ def test_a_baseline_that_has_seen_its_own_draw_fails(key):
     """The control: updating before the step instead of after it is biased."""
 
     def total(params, key):
-        log_joint = lambda z: CASE.log_p(params["theta"], z)  # noqa: E731
+        log_joint = lambda z: CASE.log_p(params["theta"], z)
         q = CASE.build(params["q"])
         seen = vj.gradients.score(ELBO)(key, log_joint, q, num_samples=1).draws
         b = BASELINE.value(BASELINE.update(BASELINE.init((2,)), seen.log_w))
@@ -175,7 +175,7 @@ def test_squared_scores_give_the_optimal_coefficient(key):
     each = jnp.sum(jnp.square(points - jax.nn.sigmoid(q)[None]), -1)
     best = BASELINE.value(BASELINE.update(BASELINE.init(), f, mass * each))
     mean = BASELINE.value(BASELINE.update(BASELINE.init(), f, mass))
-    spread = lambda b: float(jnp.sum(mass * each * (f - b) ** 2))  # noqa: E731
+    spread = lambda b: float(jnp.sum(mass * each * (f - b) ** 2))
     assert all(spread(best) < spread(b) for b in (best - 0.05, best + 0.05, mean))
 
 

@@ -54,7 +54,7 @@ def test_unbiased_whatever_the_control(case, key):
 
 def test_a_control_that_forgets_its_correction_fails(key, monkeypatch):
     """The control of the test: without the path of z̃ given b the same comparison refuses."""
-    wrong = lambda l, b, v: _relaxed.conditional(jax.lax.stop_gradient(l), b, v)  # noqa: E731
+    wrong = lambda l, b, v: _relaxed.conditional(jax.lax.stop_gradient(l), b, v)
     monkeypatch.setattr("vijax.gradients._control.conditional", wrong)
     objectives = {"rebar": fixed(vj.gradients.rebar(ELBO), REBAR)}
     found = problems.value_and_grads(key, problems.BITS, objectives, 1, 20_000)
@@ -69,7 +69,7 @@ def test_slopes_are_those_of_the_variance(key):
         def one(key):
             def total(logits):
                 q = problems.Bits(logits)
-                log_joint = lambda z: problems.BITS.log_p(problems.BITS.params["theta"], z)  # noqa: E731
+                log_joint = lambda z: problems.BITS.log_p(problems.BITS.params["theta"], z)
                 estimate, slopes = REBARED(key, log_joint, q, params, num_samples=1)
                 return estimate.value.sum(), slopes
 
@@ -81,7 +81,7 @@ def test_slopes_are_those_of_the_variance(key):
         return jax.tree.map(jnp.mean, jax.vmap(one)(keys))
 
     keys, step = jax.random.split(key, 5_000), 0.02
-    at = lambda scale: jax.jit(run)({**REBAR, "scale": jnp.array(scale)}, keys)  # noqa: E731
+    at = lambda scale: jax.jit(run)({**REBAR, "scale": jnp.array(scale)}, keys)
     (low, _), (_, slope), (high, _) = at(0.9 - step), at(0.9), at(0.9 + step)
     np.testing.assert_allclose(slope, (high - low) / (2 * step), rtol=2e-2)
 
@@ -90,7 +90,7 @@ def test_slopes_are_those_of_the_variance(key):
 def test_chunks_change_no_number(key):
     def run(chunk_size):
         def total(params):
-            log_joint = lambda z: problems.BITS.log_p(params["theta"], z)  # noqa: E731
+            log_joint = lambda z: problems.BITS.log_p(params["theta"], z)
             q = problems.Bits(params["q"])
             estimate, slopes = BOTH(
                 key, log_joint, q, NETWORK, num_samples=5, chunk_size=chunk_size
@@ -111,8 +111,8 @@ T = 0.499
 
 def toy(objective, theta, key, params, num_samples=1):
     """Return -E(b - t)² of a Bernoulli, as the bound of a model that cancels log q, and the control's slopes."""
-    log_q = lambda z, a: jnp.sum(z * a - jax.nn.softplus(a), -1)  # noqa: E731
-    log_joint = lambda z: -jnp.sum(jnp.square(z - T), -1) + log_q(z, jax.lax.stop_gradient(theta))  # noqa: E731
+    log_q = lambda z, a: jnp.sum(z * a - jax.nn.softplus(a), -1)
+    log_joint = lambda z: -jnp.sum(jnp.square(z - T), -1) + log_q(z, jax.lax.stop_gradient(theta))
     estimate, slopes = objective(
         key, log_joint, problems.Bits(theta), params, num_samples=num_samples
     )
@@ -166,12 +166,12 @@ def test_relax_varies_less_than_rebar_and_that_less_than_reinforce(key):
             vj.gradients.score(ELBO, baseline=b)(key, log_joint, q, **k),
             0,
         )
-    )  # noqa: E731
+    )
 
     @jax.jit
     def run(key):
         fit, look = jax.random.split(key)
-        slope = lambda objective, params: jax.vmap(  # noqa: E731
+        slope = lambda objective, params: jax.vmap(
             lambda k: jax.grad(lambda a: toy(objective, a, k, params)[0])(jnp.zeros(1))
         )(jax.random.split(look, 20_000))
         return {
@@ -235,7 +235,7 @@ def test_double_precision_and_extreme_logits(x64, key):
         problems.Bits(jnp.array([60.0, -60.0, 0.1])),
         problems.Choice(jnp.array([-jnp.inf, 0.3, 1e4, -1e4]), hot=True),
     )
-    log_joint = lambda z: jnp.sum(z[0]) - jnp.sum(z[1] ** 2)  # noqa: E731
+    log_joint = lambda z: jnp.sum(z[0]) - jnp.sum(z[1] ** 2)
     params = {"scale": jnp.array(0.9), "log_temperature": jnp.array(-0.4)}
     estimate, slopes = jax.jit(
         lambda k: vj.gradients.rebar(ELBO)(k, log_joint, q, params, num_samples=8)

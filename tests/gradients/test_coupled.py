@@ -48,7 +48,7 @@ def test_at_the_exact_posterior_the_gradient_is_zero_draw_by_draw(key):
     logits = jnp.array([0.4, -1.0, 2.0])
 
     def total(a):
-        log_joint = lambda z: problems.Bits(logits).log_prob(z) - 3.0  # noqa: E731
+        log_joint = lambda z: problems.Bits(logits).log_prob(z) - 3.0
         return OBJECTIVES["disarm"](key, log_joint, problems.Bits(a), num_samples=6).value
 
     value, slope = jax.jit(jax.value_and_grad(total))(logits)
@@ -81,7 +81,7 @@ def test_extreme_logits_and_impossible_draws_stay_finite(key):
 
     def total(a, choice):
         q = (problems.Bits(a), problems.Choice(choice, hot=True))
-        log_joint = lambda z: jnp.where(z[1][2] > 0, -jnp.inf, jnp.sum(z[0]))  # noqa: E731
+        log_joint = lambda z: jnp.where(z[1][2] > 0, -jnp.inf, jnp.sum(z[0]))
         return OBJECTIVES["disarm"](key, log_joint, q, num_samples=16).value
 
     slopes = jax.jit(jax.grad(total, (0, 1)))(jnp.array([60.0, -60.0, 0.1]), logits)
@@ -128,7 +128,7 @@ def test_who_is_believed(key, loose_ranks):
     good, bad = distributions()
 
     def run(q):
-        log_joint = lambda z: jnp.zeros(2)  # noqa: E731
+        log_joint = lambda z: jnp.zeros(2)
         return jax.eval_shape(
             lambda: OBJECTIVES["disarm"](key, log_joint, q, num_samples=2).draws.log_q
         )
@@ -167,7 +167,7 @@ def test_parameters_that_are_tracers(key, loose_ranks):
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_refusals(name, key):
     make = getattr(vj.gradients, name)
-    log_joint = lambda z: jnp.zeros(())  # noqa: E731
+    log_joint = lambda z: jnp.zeros(())
     q = problems.Bits(jnp.zeros(3))
     with pytest.raises(ValueError, match=r"linear in log_w.*gradients\.vimco for iwae"):
         make(vj.bounds.iwae)(key, log_joint, q, num_samples=2)

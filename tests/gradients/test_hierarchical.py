@@ -72,7 +72,7 @@ def gradients(key, makers, k, n, params=PARAMS, **how):
             key, lambda z: log_joint(params, z), build(params["q"]), num_samples=k, **how
         ).value
 
-    every = lambda key: {n: jax.grad(value)(params, make, key) for n, make in makers.items()}  # noqa: E731
+    every = lambda key: {n: jax.grad(value)(params, make, key) for n, make in makers.items()}
     return jax.jit(jax.vmap(every))(jax.random.split(key, n))
 
 
@@ -132,7 +132,7 @@ def test_variance_beside_dreg(key):
             "loc": (0.5 + 1.0 * noise**-2) / precision,
             "log_scale": jnp.full((), -0.5 * np.log(precision)),
         }
-        target = lambda z: prior.log_prob(z) + norm.logpdf(1.0, z, noise)  # noqa: E731
+        target = lambda z: prior.log_prob(z) + norm.logpdf(1.0, z, noise)
         return make(prior)(
             key, target, Gauss(jnp.full((), q["loc"]), q["log_scale"]), num_samples=16
         ).value
@@ -141,7 +141,7 @@ def test_variance_beside_dreg(key):
         "dreg": lambda prior: vj.gradients.dreg(vj.bounds.iwae),
         "gdreg": lambda prior: gdreg(vj.bounds.iwae, prior),
     }
-    every = lambda key: {  # noqa: E731
+    every = lambda key: {
         (name, noise): jax.grad(value)(jnp.float32(0.5), make, noise, key)
         for name, make in makers.items()
         for noise in (0.7, 1.5, 2.0)
@@ -159,7 +159,7 @@ def test_the_rest_is_dreg(key):
         "gdreg": lambda prior: gdreg(vj.bounds.iwae, prior),
     }
     found = gradients(key, makers, 4, 100)
-    close = lambda f, e: np.testing.assert_allclose(f, e, rtol=1e-3, atol=1e-5)  # noqa: E731
+    close = lambda f, e: np.testing.assert_allclose(f, e, rtol=1e-3, atol=1e-5)
     for part in ("q", "theta"):
         jax.tree.map(close, found["gdreg"][part], found["dreg"][part])
 
@@ -175,7 +175,7 @@ def test_refusals(key, unchecked):
     """A q without a path, a prior of moving support, a push that jumps, a push of another shape."""
     z = {"top": jnp.float32(0.0), "low": jnp.float32(0.0)}
     q, prior = build(PARAMS["q"]), Prior(jax.tree.map(jnp.asarray, PARAMS["prior"]))
-    run = lambda q=q, **wrong: gdreg(vj.bounds.iwae, prior, **wrong)(  # noqa: E731
+    run = lambda q=q, **wrong: gdreg(vj.bounds.iwae, prior, **wrong)(
         key, lambda z: log_joint(PARAMS, z), q, num_samples=2
     )
     assert np.isfinite(run().value)

@@ -15,7 +15,7 @@ from tests.statistics import assert_mean, assert_variance_ratio
 
 ELBO, IWAE = vj.bounds.elbo, vj.bounds.iwae
 MAKE = vj.gradients.measure_valued
-NORMAL = lambda q: problems.Normal(q["loc"], jnp.exp(q["log_scale"]))  # noqa: E731
+NORMAL = lambda q: problems.Normal(q["loc"], jnp.exp(q["log_scale"]))
 LINE = cases.LINE._replace(build=NORMAL)
 PLANE = next(case for case in cases.MAKES if case.name == "Independent")
 
@@ -76,7 +76,7 @@ def test_dicts_chunks_and_double_precision(x64, key):
 
     def total(params, chunk_size):
         q = {"a": NORMAL(params["q"]), "b": NORMAL(params["q"])}
-        log_joint = lambda z: LINE.log_p(params["theta"], z["a"]) + norm.logpdf(z["b"], z["a"])  # noqa: E731
+        log_joint = lambda z: LINE.log_p(params["theta"], z["a"]) + norm.logpdf(z["b"], z["a"])
         return MAKE(IWAE)(key, log_joint, q, num_samples=5, chunk_size=chunk_size).value.sum()
 
     whole, pieces = (
@@ -98,7 +98,7 @@ def test_who_is_not_believed(q, key, loose_ranks):
 
 def test_a_scale_that_is_a_python_number(key):
     """log p - log q = -(z - 1)² + ½ (z - m)² + c: the slope at m = 0 is 2."""
-    slope = lambda key: jax.grad(  # noqa: E731
+    slope = lambda key: jax.grad(
         lambda m: (
             vj.gradients.measure_valued(vj.bounds.elbo)(
                 key, lambda z: -((z - 1.0) ** 2), distrax.Normal(m, 1.0), num_samples=2

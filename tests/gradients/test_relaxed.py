@@ -116,7 +116,7 @@ def test_chunks_and_traced_temperatures_change_no_number(name, key):
         objective = make(
             ELBO, temperature=temperature, **({"inner": 4} if name == "gumbel_rao" else {})
         )
-        log_joint = lambda z: problems.BITS.log_p(problems.BITS.params["theta"], z)  # noqa: E731
+        log_joint = lambda z: problems.BITS.log_p(problems.BITS.params["theta"], z)
         return objective(
             key, log_joint, problems.Bits(a, jnp.int32), num_samples=5, chunk_size=chunk_size
         ).value.sum()
@@ -159,7 +159,7 @@ def test_extreme_logits_stay_finite(key):
 
 @pytest.mark.parametrize("name", MAKE)
 def test_refusals(name, key, loose_ranks):
-    log_joint = lambda z: jnp.zeros(())  # noqa: E731
+    log_joint = lambda z: jnp.zeros(())
     with pytest.raises(TypeError, match="integer draws cannot be relaxed.*OneHotCategorical"):
         MAKE[name](ELBO)(key, log_joint, distrax.Categorical(logits=jnp.zeros(3)), num_samples=2)
     with pytest.raises(ValueError, match="shows none"):

@@ -59,7 +59,7 @@ def test_one_bound_for_both_fails(key):
 
 def run(objective, chunk_size, key):
     def total(params):
-        log_joint = lambda z: cases.LINE.log_p(params["theta"], z)  # noqa: E731
+        log_joint = lambda z: cases.LINE.log_p(params["theta"], z)
         q = cases.LINE.build(params["q"])
         return jnp.sum(objective(key, log_joint, q, num_samples=6, chunk_size=chunk_size).value)
 

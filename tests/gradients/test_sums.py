@@ -77,7 +77,7 @@ def test_with_nothing_left_to_draw_they_are_exact(key):
 
 def test_weights_of_the_draws_sum_to_one_and_give_the_value(key):
     q = problems.HOT.build(problems.HOT.params["q"])
-    log_joint = lambda z: problems.HOT.log_p(problems.HOT.params["theta"], z)  # noqa: E731
+    log_joint = lambda z: problems.HOT.log_p(problems.HOT.params["theta"], z)
     value, seen = TOP(ELBO, states=2)(key, log_joint, q, num_samples=3)
     np.testing.assert_allclose(seen.weights.sum(0), 1.0, rtol=1e-6)
     np.testing.assert_allclose(ELBO(seen.log_w, weights=seen.weights), value, rtol=1e-5)
@@ -118,7 +118,7 @@ def test_chunks_change_no_number(chunk_size, key):
 @pytest.mark.slow
 def test_impossible_states_stay_finite(key):
     logits = jnp.array([-jnp.inf, 0.3, 1e4, -1e4])
-    log_joint = lambda z: jnp.where(z[2] > 0, -jnp.inf, z[1])  # noqa: E731
+    log_joint = lambda z: jnp.where(z[2] > 0, -jnp.inf, z[1])
 
     def total(l, objective):
         return objective(key, log_joint, problems.Choice(l, hot=True), num_samples=3).value
@@ -128,8 +128,8 @@ def test_impossible_states_stay_finite(key):
 
 
 def test_refusals(key):
-    log_joint = lambda z: jnp.zeros(())  # noqa: E731
-    run = lambda make, q: make(key, log_joint, q, num_samples=2)  # noqa: E731
+    log_joint = lambda z: jnp.zeros(())
+    run = lambda make, q: make(key, log_joint, q, num_samples=2)
     bits, choice = problems.Bits(jnp.zeros(3)), problems.Choice(jnp.zeros(3))
     with pytest.raises(ValueError, match="one categorical for each member.*local_expectation"):
         run(TOP(ELBO, states=1), bits)

@@ -22,7 +22,7 @@ def exact(case, k, held):
     """E over k draws of the gradient of held(log_p, log_q) in both, draws and their probabilities not differentiated."""
     params = case.params
     points = np.indices((len(case.points),) * k).reshape(k, -1)
-    at = lambda log: jax.vmap(log)(jnp.asarray(case.points))  # noqa: E731
+    at = lambda log: jax.vmap(log)(jnp.asarray(case.points))
     log_q = at(lambda z: case.log_q(params["q"], z))
     mass = jnp.exp(log_q[points].sum(0))
 
@@ -91,7 +91,7 @@ def test_wake_tends_to_the_forward_divergence():
 
 def slopes(objective, case, key, chunk_size=None):
     def total(params):
-        log_joint = lambda z: case.log_p(params["theta"], z)  # noqa: E731
+        log_joint = lambda z: case.log_p(params["theta"], z)
         found = objective(
             key, log_joint, case.build(params["q"]), num_samples=K, chunk_size=chunk_size
         )
@@ -178,7 +178,7 @@ def test_dreams_teach_q_its_part(key):
 
     assert_mean({"q": found[0]}, {"q": oracles.exact(jax.grad(truth))(logits)}, detects=0.02)
     assert np.all(found[1] == 0)
-    own = lambda l: 2 * jnp.sum(jax.nn.sigmoid(l) * jax.nn.log_sigmoid(l))  # noqa: E731
+    own = lambda l: 2 * jnp.sum(jax.nn.sigmoid(l) * jax.nn.log_sigmoid(l))
     wrong = oracles.exact(jax.grad(own))(logits)  # the control: draws of q's own instead of dreams
     with pytest.raises(AssertionError, match="biased"):
         assert_mean({"q": found[0]}, {"q": wrong}, detects=0.02)
@@ -209,7 +209,7 @@ def test_sleep_refuses(key, loose_ranks, unchecked):
         )
     with pytest.raises((ValueError, TypeError), match="pair"):
         sleep(key, lambda k: jnp.zeros(3), lambda x: distrax.Normal(x, 1.0), num_samples=2)
-    dict_of_leaves = lambda key: (jnp.zeros(()), {"a": jnp.int32(1)})  # noqa: E731
+    dict_of_leaves = lambda key: (jnp.zeros(()), {"a": jnp.int32(1)})
     assert sleep(
         key, dict_of_leaves, lambda x: {"a": Die(jnp.zeros(3))}, num_samples=2
     ) == -jnp.log(3.0)

@@ -22,7 +22,7 @@ SIZES = {name: (1, 3, 7) for name in OBJECTIVES} | {"reparam(iwae)": (1, 3, 4, 6
 def test_chunked_is_whole(name, key):
     params, data = inputs()
     sizes = SIZES[name]
-    run = lambda size: jax.value_and_grad(value(name, size, 7))  # noqa: E731
+    run = lambda size: jax.value_and_grad(value(name, size, 7))
     found = jax.jit(
         lambda params: {str(size): run(size)(params, data, key) for size in (None, *sizes)}
     )(params)
@@ -137,7 +137,7 @@ def test_memory_does_not_grow_with_draws(key):
         def total(params):
             target = lambda z: (
                 jnp.sum(jnp.sin(mix @ jnp.sin(mix @ jnp.sin(z * mix[0])))) - 0.5 * z**2
-            )  # noqa: E731
+            )
             q = Gauss(params, jnp.float32(0.0))
             run = OBJECTIVES["reparam(iwae)"]
             return run(key, target, q, num_samples=num_samples, chunk_size=chunk_size).value

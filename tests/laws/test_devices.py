@@ -23,7 +23,7 @@ def mesh():
 def step(make, draw, chunk_size=None):
     def total(params, x, key):
         q = Gauss(params["loc"] + params["slope"] * x, jnp.full_like(x, -0.2))
-        target = lambda z: norm.logpdf(z, 0.0, 1.0) + norm.logpdf(x, params["gain"] * z, 1.0)  # noqa: E731
+        target = lambda z: norm.logpdf(z, 0.0, 1.0) + norm.logpdf(x, params["gain"] * z, 1.0)
         how = {} if draw is None else {"draw": draw}
         estimate = make(vj.bounds.iwae, **how)(
             key, target, q, num_samples=16, chunk_size=chunk_size
@@ -65,7 +65,7 @@ def test_draw_k_is_the_same_on_every_layout(mesh, key):
     """Noise is a function of key and sample index alone."""
     sharded = vj.draws.sharded(vj.draws.iid, NamedSharding(mesh, PartitionSpec("i")))
     q = Gauss(jnp.zeros(3), jnp.zeros(3))
-    look = lambda draw: jax.jit(  # noqa: E731
+    look = lambda draw: jax.jit(
         lambda key: vj.draws.weigh(key, lambda z: -jnp.square(z), q, num_samples=16, draw=draw).z
     )(key)
     np.testing.assert_array_equal(look(sharded), look(vj.draws.iid))

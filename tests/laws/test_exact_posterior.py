@@ -48,7 +48,7 @@ def gamma_poisson(dtype):
     x = np.array([3.0, 0.0], dtype)
     log_p = lambda z: (
         distrax.Gamma(2.0, 1.3).log_prob(z) + x * jnp.log(z) - z - jax.lax.lgamma(x + 1)
-    )  # noqa: E731
+    )
     return Exact(
         {"a": 2.0 + x, "b": np.full(2, 2.3)},
         lambda q: distrax.Gamma(q["a"], q["b"]),
@@ -100,7 +100,7 @@ def regression_full_rank(dtype):
 
 def regression_tri(dtype):
     mean, root, log_joint, evidence = _regression(dtype)
-    build = lambda q: distrax.MultivariateNormalTri(q["loc"], q["root"])  # noqa: E731
+    build = lambda q: distrax.MultivariateNormalTri(q["loc"], q["root"])
     return Exact({"loc": mean, "root": root}, build, log_joint, evidence)
 
 

@@ -30,7 +30,7 @@ def test_vimco_with_an_impossible_draw_is_finite(key):
     assert np.all(np.isfinite(signal))
 
     def value(logits, name):
-        log_joint = lambda z: jnp.array([0.3, -INF, -1.0])[z]  # noqa: E731
+        log_joint = lambda z: jnp.array([0.3, -INF, -1.0])[z]
         make = {"vimco": vj.gradients.vimco, "score": vj.gradients.score}[name]
         return make(vj.bounds.iwae)(key, log_joint, Die(logits), num_samples=16).value
 
@@ -44,8 +44,8 @@ def half_line(name, chunk_size, num_samples=6):
     """Return an objective's value where the model forbids z < 0, as a function of q's parameters."""
 
     def value(params, key):
-        inside = lambda z: jnp.where(z > 0, z, 1.0)  # noqa: E731
-        log_joint = lambda z: jnp.where(z > 0, -inside(z) - jnp.square(jnp.log(inside(z))), -INF)  # noqa: E731
+        inside = lambda z: jnp.where(z > 0, z, 1.0)
+        log_joint = lambda z: jnp.where(z > 0, -inside(z) - jnp.square(jnp.log(inside(z))), -INF)
         q = Gauss(params["loc"], params["log_scale"])
         return jnp.sum(
             OBJECTIVES[name](
@@ -60,7 +60,7 @@ def half_line(name, chunk_size, num_samples=6):
 def test_objectives_with_impossible_draws(name, key):
     """Some draws of each datum impossible, all of them for the last: finite gradients, chunked = whole."""
     params = {"loc": jnp.array([0.2, 0.0, -30.0]), "log_scale": jnp.array([0.0, 0.4, 0.1])}
-    run = lambda size: jax.grad(half_line(name, size))(params, key)  # noqa: E731
+    run = lambda size: jax.grad(half_line(name, size))(params, key)
     found = jax.jit(lambda: {str(size): run(size) for size in (None, 2, 6)})()
     for size, gradient in found.items():
         assert_close(gradient, found["None"], err_msg=f"chunk_size {size}")
@@ -77,7 +77,7 @@ def test_one_draw(name, key):
         name.split("(")[0]
     ]
     objectives = OBJECTIVES | {"reparam(elbo)": vj.gradients.reparam(vj.bounds.elbo)}
-    make = lambda name: jax.value_and_grad(  # noqa: E731
+    make = lambda name: jax.value_and_grad(
         lambda p: jnp.sum(
             objectives[name](
                 key, lambda z: -(z**2), Gauss(p["loc"], p["log_scale"]), num_samples=1
@@ -103,14 +103,14 @@ def test_objectives_in_half_precision(case, key):
 
     def value(params, name, chunk_size):
         q = SameGauss(params["loc"], params["log_scale"])
-        log_joint = lambda z: -jnp.square((z.astype(jnp.float32) if mixed else z) - 0.5)  # noqa: E731
+        log_joint = lambda z: -jnp.square((z.astype(jnp.float32) if mixed else z) - 0.5)
         return jnp.sum(
             OBJECTIVES[name](key, log_joint, q, num_samples=6, chunk_size=chunk_size).value
         )
 
     single = {"loc": jnp.array([0.25, 1.0]), "log_scale": jnp.array([-0.5, -0.25])}
     names = ["reparam(iwae)", "dreg(iwae)", "vimco(iwae)"]
-    run = lambda p: {f"{n} {c}": jax.grad(value)(p, n, c) for n in names for c in (None, 4, 6)}  # noqa: E731
+    run = lambda p: {f"{n} {c}": jax.grad(value)(p, n, c) for n in names for c in (None, 4, 6)}
     found = jax.jit(run)(jax.tree.map(lambda a: a.astype(dtype), single))
     assert all(leaf.dtype == dtype for leaf in jax.tree.leaves(found))
     found = jax.tree.map(lambda a: a.astype(jnp.float32), found)

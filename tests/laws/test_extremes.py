@@ -124,7 +124,7 @@ def judged(dtype, rounded=None):
             jnp.stack([jnp.asarray(c, rounded or dtype) for c in COLUMNS.values()], 1).astype(dtype)
         )
     found = jax.tree.map(np.asarray, found)
-    pick = lambda v, s: {name: (v[i], s[:, i]) for i, name in enumerate(COLUMNS)}  # noqa: E731
+    pick = lambda v, s: {name: (v[i], s[:, i]) for i, name in enumerate(COLUMNS)}
     return {name: pick(*both) for name, both in found.items()}
 
 
@@ -286,7 +286,7 @@ def test_no_draws_is_an_error_and_no_batch_is_not(row):
     k = row.draws(1)
     shape = lambda *batch: (
         jax.eval_shape(row.function, jax.ShapeDtypeStruct((k, *batch), jnp.float32)).shape
-    )  # noqa: E731
+    )
     assert [shape(0), shape(2, 3), shape()] == [(0,), (2, 3), ()]
 
 

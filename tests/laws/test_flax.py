@@ -56,7 +56,7 @@ def test_dropout_differs_from_draw_to_draw(case, setting):
     make, chunk_size = case
     x, q, key = setting
     graph, theta = nnx.split(Decoder(dropout=True, rngs=nnx.Rngs(0)))
-    target = lambda theta: vj.targets.keyed(  # noqa: E731
+    target = lambda theta: vj.targets.keyed(
         lambda key, z: (
             log_density(nnx.merge(graph, theta)(z, key), x, z),
             jax.random.key_data(key),
@@ -91,7 +91,7 @@ def test_one_mask_for_all_draws_is_something_else(setting):
     graph, theta = nnx.split(Decoder(dropout=True, rngs=nnx.Rngs(0)))
 
     def total(theta, fixed):
-        log_joint = lambda key, z: log_density(  # noqa: E731
+        log_joint = lambda key, z: log_density(
             nnx.merge(graph, theta)(z, jax.random.key(0) if fixed else key), x, z
         )
         target = vj.targets.keyed(log_joint)

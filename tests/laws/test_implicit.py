@@ -30,7 +30,7 @@ def ratios(key, sample, functions, truths, concentrations, n=N):
     points = jnp.asarray(concentrations)
 
     def every(key, point):
-        slope = lambda f: jax.grad(lambda a: f(sample(key, point.at[0].set(a))))(point[0])  # noqa: E731
+        slope = lambda f: jax.grad(lambda a: f(sample(key, point.at[0].set(a))))(point[0])
         return {name: slope(f) for name, f in functions.items()}
 
     found = jax.jit(jax.vmap(jax.vmap(every, (None, 0)), (0, None)))(
@@ -52,10 +52,10 @@ def ones(found):
 @pytest.mark.slow
 def test_gamma(key):
     """E z at concentrations .1 to 1e4, E exp(-z) where it is not nothing, E log z. Detects .4 of the truth."""
-    gamma = lambda key, c: jax.random.gamma(key, c[0])  # noqa: E731
+    gamma = lambda key, c: jax.random.gamma(key, c[0])
     found = ratios(key, gamma, {"z": lambda z: z}, {"z": lambda a: a}, [[0.1], [2.0], [1e4]])
     assert_mean(found, ones(found), detects=0.4)
-    loggamma = lambda key, c: jax.random.loggamma(key, c[0])  # noqa: E731
+    loggamma = lambda key, c: jax.random.loggamma(key, c[0])
     functions = {"exp(-z)": lambda l: jnp.exp(-jnp.exp(l)), "log z": lambda l: l}
     truths = {"exp(-z)": lambda a: 2.0**-a, "log z": digamma}
     found = ratios(key, loggamma, functions, truths, [[0.1], [1.0]])
@@ -168,7 +168,7 @@ def test_objectives(name, key, loose_ranks):
     makes = {"reparam": vj.gradients.reparam, "dreg": vj.gradients.dreg}
 
     def every(key, q):
-        run = lambda q, make: make(vj.bounds.elbo)(key, target, build(q), num_samples=4).value  # noqa: E731
+        run = lambda q, make: make(vj.bounds.elbo)(key, target, build(q), num_samples=4).value
         return {name: jax.grad(run)(q, make) for name, make in makes.items()}
 
     found = jax.jit(jax.vmap(jax.vmap(every, (None, 0)), (0, None)))(

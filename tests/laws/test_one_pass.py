@@ -22,7 +22,7 @@ GRADIENTS = {"reparam": vj.gradients.reparam, "dreg": vj.gradients.dreg}
 
 def inputs(batch=(1,), seed=0):
     rng = np.random.default_rng(seed)
-    draw = lambda *shape: jnp.asarray(0.5 * rng.normal(size=shape), np.float32)  # noqa: E731
+    draw = lambda *shape: jnp.asarray(0.5 * rng.normal(size=shape), np.float32)
     params = {
         "loc": draw(*batch),
         "log_scale": draw(*batch) - 0.5,
@@ -39,7 +39,7 @@ def inputs(batch=(1,), seed=0):
 def log_joint(params, data, scale, z):
     """A label and a number, with noise from a key that is closed over; `shift` is shared with q."""
     noise = jax.random.normal(data["noise"], (3,))
-    last = lambda v: v.reshape((1,) * z.ndim + (3,))  # noqa: E731
+    last = lambda v: v.reshape((1,) * z.ndim + (3,))
     logits = jax.nn.log_softmax(jnp.expand_dims(z, -1) * last(params["weight"]) + last(noise))
     label = jnp.take_along_axis(logits, jnp.expand_dims(data["label"], -1), -1)[..., 0]
     return scale * (label + norm.logpdf(data["x"], z + params["shift"], 1.0) + norm.logpdf(z))
@@ -68,7 +68,7 @@ PAIRS = [(gradient, bound) for gradient in GRADIENTS for bound in POWERS]
 def test_one_pass_is_whole(pair, key):
     gradient, bound = pair
     params, data = inputs()
-    run = lambda size: jax.value_and_grad(value(gradient, bound, size))  # noqa: E731
+    run = lambda size: jax.value_and_grad(value(gradient, bound, size))
     found = jax.jit(lambda p: {str(size): run(size)(p, data, key) for size in (None, 1, 3, 6)})(
         params
     )
@@ -119,7 +119,7 @@ def test_impossible_draws_in_one_pass(gradient, key):
     params, data = inputs()
 
     def run(p, limit, size):
-        target = lambda z: jnp.where(z > limit, log_joint(p, data, 1.0, z), -jnp.inf)  # noqa: E731
+        target = lambda z: jnp.where(z > limit, log_joint(p, data, 1.0, z), -jnp.inf)
         q = Gauss(p["loc"], p["log_scale"])
         objective = GRADIENTS[gradient](vj.bounds.iwae)
         return objective(key, target, q, num_samples=20, chunk_size=size).value[0]

@@ -33,7 +33,7 @@ class Stopped:
 
 def jump_to_coin(p):
     """The chance of b jumps where a, a Gaussian with a path, crosses 0: a's path gradient misses the jump."""
-    chance = lambda z: jnp.where(z["a"] > 0, 0.9, 0.1)  # noqa: E731
+    chance = lambda z: jnp.where(z["a"] > 0, 0.9, 0.1)
     return {
         "a": distrax.Normal(p, 1.0),
         "b": lambda z: distrax.Bernoulli(probs=chance(z), dtype=jnp.float32),
@@ -121,9 +121,7 @@ def test_some_estimator_is_left(kind):
     passed = []
     for name in EVERY:
         value = lambda p, name=name: (
-            EVERY[name](vj.bounds.elbo)(  # noqa: E731
-                jax.random.key(0), log_joint, build(p), num_samples=2
-            ).value
+            EVERY[name](vj.bounds.elbo)(jax.random.key(0), log_joint, build(p), num_samples=2).value
         )
         try:
             jax.eval_shape(jax.grad(value), P)

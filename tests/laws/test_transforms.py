@@ -63,7 +63,7 @@ def test_vmap_and_grad_in_either_order(case, key):
             args = [s if a == 0 else o for s, o, a in zip(stacked, shared, axis, strict=True)]
             total = lambda params, *rest, axis=axis: jnp.sum(
                 jax.vmap(estimate, axis)(params, *rest)
-            )  # noqa: E731
+            )
             found[f"grad(vmap), {what}"] = jax.value_and_grad(total)(*args)
         return found
 
@@ -98,7 +98,7 @@ def test_without_jit_and_with_jit_inside(chunk_size, key):
 def test_forward_mode_is_reverse_mode(name, key):
     params, data = inputs()
     direction = inputs(7)[0]
-    run = lambda params: value(name)(params, data, key)  # noqa: E731
+    run = lambda params: value(name)(params, data, key)
     forward = jax.jit(lambda p: jax.jvp(run, (p,), (direction,))[1])(params)
     reverse = sum(
         jnp.vdot(a, b)
@@ -137,7 +137,7 @@ def test_the_hessian_of_reparam(name, key, x64, monkeypatch):
 @pytest.mark.parametrize("name", SOME)
 def test_float32_is_float64_rounded(name, key):
     """The same float32 noise in both precisions: 1e-4 of the value and of the gradient."""
-    run = lambda dtype: jax.jit(jax.value_and_grad(value(name)))(*inputs(dtype=dtype), key)  # noqa: E731
+    run = lambda dtype: jax.jit(jax.value_and_grad(value(name)))(*inputs(dtype=dtype), key)
     single = run(np.float32)
     assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(single))
     with jax.enable_x64(True):
@@ -164,7 +164,7 @@ def test_only_value_is_differentiable(key):
     params, data = inputs()
 
     def drawn(params, chunk_size):
-        target = lambda z: problems.log_joint(params["theta"], data, z)  # noqa: E731
+        target = lambda z: problems.log_joint(params["theta"], data, z)
         q = problems.posterior(params["q"], mixed=False)
         draws = OBJECTIVES["reparam(iwae)"](
             key, target, q, num_samples=4, chunk_size=chunk_size

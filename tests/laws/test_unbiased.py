@@ -136,7 +136,7 @@ def pair_truth(case):
             z = params["q"]["loc"] + jnp.exp(params["q"]["log_scale"]) * e
             return case.log_p(params["theta"], z) - case.log_q(params["q"], z)
 
-        pair = lambda e: jnp.logaddexp(log_w(e), log_w(-e)) - jnp.log(2.0)  # noqa: E731
+        pair = lambda e: jnp.logaddexp(log_w(e), log_w(-e)) - jnp.log(2.0)
         return jnp.sum(mass * jax.vmap(pair)(jnp.stack(points, -1)))
 
     return jax.jit(jax.grad(total))(
@@ -159,7 +159,7 @@ def draw_line(params, key):
     noise = jax.random.normal(key, (2, 2))
     z = params["q"]["loc"][None] + jnp.exp(params["q"]["log_scale"])[None] * noise
     log_p = jax.vmap(partial(oracles.gaussian_log_joint, params["theta"], cases.X))
-    log_q = lambda q, z: jax.vmap(partial(cases.LINE.log_q, q))(z)  # noqa: E731
+    log_q = lambda q, z: jax.vmap(partial(cases.LINE.log_q, q))(z)
     return z, log_p, log_q
 
 

@@ -62,8 +62,8 @@ def test_by_conjugate_gradients_and_of_a_function(key, x64):
     """Sums and products by the same response; not at the optimum it is nan or wrong, and says so by nan alone."""
     like = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), LIKE)
     family = full_rank()
-    of = lambda z: {"sum": z["a"] + z["b"][0]}  # noqa: E731
-    cg = lambda product, b: jax.scipy.sparse.linalg.cg(product, b, tol=1e-12)[0]  # noqa: E731
+    of = lambda z: {"sum": z["a"] + z["b"][0]}
+    cg = lambda product, b: jax.scipy.sparse.linalg.cg(product, b, tol=1e-12)[0]
 
     @jax.jit
     def run(key):

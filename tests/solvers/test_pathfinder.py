@@ -113,8 +113,8 @@ def test_a_gaussian_is_found_with_its_evidence(key, x64):
 def test_a_vmap_is_a_loop_and_a_bad_start_hurts_itself_alone(key):
     target = lambda z: jnp.where(
         z[0] > 50, -jnp.inf, jnp.sum(norm.logpdf(z, 1.0, jnp.array([0.5, 2.0])))
-    )  # noqa: E731
-    one = lambda key, like: pathfinder(key, target, like, num_samples=200, steps=20)  # noqa: E731
+    )
+    one = lambda key, like: pathfinder(key, target, like, num_samples=200, steps=20)
     keys, starts = jax.random.split(key, 3), jnp.array([[0.0, 0.0], [100.0, 0.0], [4.0, -3.0]])
     many = jax.jit(jax.vmap(one))(keys, starts)
     alone = jax.jit(one)(keys[2], starts[2])
@@ -146,7 +146,7 @@ def test_modes_keep_their_share(key):
     The control: weights against each path's own Gaussian give a mode the share of the paths that ended there.
     """
     shares, means, sds = np.array([0.8, 0.2]), np.array([-6.0, 6.0]), np.array([1.0, 0.5])
-    target = lambda z: jax.nn.logsumexp(jnp.log(shares) + norm.logpdf(z, means, sds))  # noqa: E731
+    target = lambda z: jax.nn.logsumexp(jnp.log(shares) + norm.logpdf(z, means, sds))
     starts = jnp.array([-5.0, 4.0, 5.0, 7.0, 8.0])
     found = jax.jit(lambda key: multi_pathfinder(key, target, starts, num_samples=400, steps=20))(
         key
@@ -164,11 +164,11 @@ def test_modes_keep_their_share(key):
 def test_many_dimensions_need_no_square(key):
     """At d = 3000 no array has more than 60 d elements; the second part is the control of the search itself."""
     d = 3000
-    target = lambda z: jnp.sum(norm.logpdf(z, 0.0, jnp.linspace(0.5, 2.0, d)))  # noqa: E731
+    target = lambda z: jnp.sum(norm.logpdf(z, 0.0, jnp.linspace(0.5, 2.0, d)))
     largest = lambda text: max(
         np.prod([int(n) for n in s.split(",")]) for s in re.findall(r"f32\[([\d,]+)\]", text)
-    )  # noqa: E731
-    run = lambda key, like: pathfinder(key, target, like, num_samples=20, steps=10, history=10)  # noqa: E731
+    )
+    run = lambda key, like: pathfinder(key, target, like, num_samples=20, steps=10, history=10)
     assert largest(str(jax.make_jaxpr(run)(key, jnp.zeros(d)))) <= 60 * d
     assert largest(str(jax.make_jaxpr(lambda z: jnp.outer(z, z))(jnp.zeros(d)))) == d * d
 
@@ -182,7 +182,7 @@ def test_scatter(key):
 
 
 def test_refusals(key, unchecked):
-    target = lambda z: jnp.sum(norm.logpdf(z))  # noqa: E731
+    target = lambda z: jnp.sum(norm.logpdf(z))
     with pytest.raises(TypeError, match="floats of one dtype"):
         pathfinder(key, target, jnp.arange(3), num_samples=2)
     with pytest.raises(ValueError, match="history must be at least 1"):

@@ -35,7 +35,7 @@ def fitted_evidence(target, like):
     def run(key, params):
         def step(carry, key):
             params, state = carry
-            loss = lambda p: -objective(key, target, family.dist(p), num_samples=4).value  # noqa: E731
+            loss = lambda p: -objective(key, target, family.dist(p), num_samples=4).value
             updates, state = optimizer.update(jax.grad(loss)(params), state)
             return (optax.apply_updates(params, updates), state), None
 
@@ -126,7 +126,7 @@ def test_numpyro_agrees_with_its_own_potential():
         z = target.constrain(y)
         free = lambda y: jnp.concatenate(
             [jnp.ravel(v[:-1] if k == "mix" else v) for k, v in target.constrain(y).items()]
-        )  # noqa: E731
+        )
         flat, unravel = jax.flatten_util.ravel_pytree(y)
         jacobian = jax.jacfwd(lambda v: free(unravel(v)))(flat)
         return (

@@ -19,8 +19,8 @@ def gamma_poisson(x):
     """A rate for each datum, integrated; z is the log of the prior's shape."""
     log_joint = lambda z, b: (
         norm.logpdf(z) + distrax.Gamma(jnp.exp(z), 1.3).log_prob(b) + poisson.logpmf(x, b)
-    )  # noqa: E731
-    conditional = lambda z: distrax.Gamma(jnp.exp(z) + x, jnp.full_like(z, 2.3))  # noqa: E731
+    )
+    conditional = lambda z: distrax.Gamma(jnp.exp(z) + x, jnp.full_like(z, 2.3))
     return (
         log_joint,
         conditional,
@@ -29,13 +29,13 @@ def gamma_poisson(x):
 
 
 def beta_bernoulli(x):
-    log_joint = lambda z, b: (  # noqa: E731
+    log_joint = lambda z, b: (
         norm.logpdf(z)
         + distrax.Beta(jnp.exp(z), 2.0).log_prob(b)
         + x * jnp.log(b)
         + (5 - x) * jnp.log1p(-b)
     )
-    conditional = lambda z: distrax.Beta(jnp.exp(z) + x, 2.0 + 5 - x)  # noqa: E731
+    conditional = lambda z: distrax.Beta(jnp.exp(z) + x, 2.0 + 5 - x)
     return (
         log_joint,
         conditional,
@@ -45,8 +45,8 @@ def beta_bernoulli(x):
 
 def two_blocks():
     """Science 4.15's shape: z ~ N(0, 1), b | z ~ N(z, 1), x | b ~ N(b, 1) at x = 1.5."""
-    log_joint = lambda z, b: norm.logpdf(z) + norm.logpdf(b, z, 1.0) + norm.logpdf(1.5, b, 1.0)  # noqa: E731
-    conditional = lambda z: distrax.Normal((z + 1.5) / 2, jnp.sqrt(0.5))  # noqa: E731
+    log_joint = lambda z, b: norm.logpdf(z) + norm.logpdf(b, z, 1.0) + norm.logpdf(1.5, b, 1.0)
+    conditional = lambda z: distrax.Normal((z + 1.5) / 2, jnp.sqrt(0.5))
     return log_joint, conditional, lambda z: norm.logpdf(z) + norm.logpdf(1.5, z, jnp.sqrt(2.0))
 
 
@@ -77,7 +77,7 @@ def test_the_integral_is_exact_at_any_b(name, key):
 def test_a_wrong_conditional_depends_on_b(key):
     """The control, and how a user tests a conditional: two keys disagree."""
     log_joint, _, _ = MODELS["gaussian"]
-    wrong = lambda z: distrax.Normal(z, 1.0)  # noqa: E731
+    wrong = lambda z: distrax.Normal(z, 1.0)
     one, two = (
         vj.targets.collapse(log_joint, wrong, key=jax.random.fold_in(key, i))(Z) for i in range(2)
     )
@@ -93,7 +93,7 @@ def test_collapsed_bounds_are_tighter(key):
     evidence = float(norm.logpdf(1.5, 0.0, jnp.sqrt(3.0)))
     for bound in (vj.bounds.elbo, vj.bounds.iwae):
         objective = vj.gradients.reparam(bound)
-        both = lambda k: (  # noqa: E731
+        both = lambda k: (
             objective(k, lambda z: log_joint(z["z"], z["b"]), full, num_samples=4).value,  # noqa: B023
             objective(k, collapsed, q_z, num_samples=4).value,  # noqa: B023
         )
@@ -112,8 +112,8 @@ def test_gradients_through_a_collapsed_target(key):
     def value(theta, key):
         log_joint = lambda z, b: (
             norm.logpdf(z) + norm.logpdf(b, theta * z, 1.0) + norm.logpdf(1.5, b, 1.0)
-        )  # noqa: E731
-        conditional = lambda z: distrax.Normal((theta * z + 1.5) / 2, jnp.sqrt(0.5))  # noqa: E731
+        )
+        conditional = lambda z: distrax.Normal((theta * z + 1.5) / 2, jnp.sqrt(0.5))
         target = vj.targets.collapse(log_joint, conditional)
         return vj.gradients.dreg(vj.bounds.iwae)(
             key, target, distrax.Normal(0.2, 1.1), num_samples=2
@@ -121,8 +121,8 @@ def test_gradients_through_a_collapsed_target(key):
 
     found = jax.jit(jax.vmap(jax.grad(value), (None, 0)))(1.0, jax.random.split(key, 60_000))
     points, volumes = oracles.interval(-7.5, 7.9, 90)
-    log_p = lambda p, z: norm.logpdf(z) + norm.logpdf(1.5, p["theta"] * z, jnp.sqrt(2.0))  # noqa: E731
-    log_q = lambda p, z: norm.logpdf(z, 0.2, 1.1)  # noqa: E731
+    log_p = lambda p, z: norm.logpdf(z) + norm.logpdf(1.5, p["theta"] * z, jnp.sqrt(2.0))
+    log_q = lambda p, z: norm.logpdf(z, 0.2, 1.1)
     _, truth = oracles.value_and_grad(
         vj.bounds.iwae, log_p, log_q, points, volumes, 2, {"theta": np.float64(1.0)}
     )
@@ -145,7 +145,7 @@ def test_a_discrete_block(key):
     """b may be discrete: a coin integrated out leaves the two-component mixture."""
     log_joint = lambda z, b: (
         norm.logpdf(z) + bernoulli.logpmf(b, 0.3) + norm.logpdf(1.0, z + 2 * b, 1.0)
-    )  # noqa: E731
+    )
 
     def conditional(z):
         odds = jnp.log(0.3 / 0.7) + norm.logpdf(1.0, z + 2, 1.0) - norm.logpdf(1.0, z, 1.0)

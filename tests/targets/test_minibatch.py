@@ -68,7 +68,7 @@ def test_the_elbo_and_its_gradient_are_unbiased_over_minibatches(key):
         return expected + 0.5 * jnp.log(2 * jnp.pi * jnp.e) + params["log_scale"]
 
     keys = jax.random.split(key, 60_000)
-    run = lambda wrong: jax.jit(jax.vmap(lambda k: jax.grad(value)(params, k, wrong)))(keys)  # noqa: E731
+    run = lambda wrong: jax.jit(jax.vmap(lambda k: jax.grad(value)(params, k, wrong)))(keys)
     assert_mean(run(False), jax.grad(exact)(params), detects=0.35)
     with pytest.raises(AssertionError, match="biased"):
         assert_mean(run(True), jax.grad(exact)(params), detects=0.35)
@@ -92,7 +92,7 @@ def test_the_factor_cannot_be_applied_twice():
     """Nested, wherever the inner one hides; one after another is fine, and so is a call after one that failed."""
     z = jnp.float32(0.4)
     inner = target(DATA[:6])
-    likelihood = lambda z: norm.logpdf(DATA[:6], z, 1.0)  # noqa: E731
+    likelihood = lambda z: norm.logpdf(DATA[:6], z, 1.0)
     for prior, terms, name in (
         (inner, likelihood, "log_prior is itself"),
         (partial(inner), likelihood, "log_prior is itself"),

@@ -72,7 +72,7 @@ def test_the_fixed_point_is_the_mean_field_optimum(x64, key):
         log_joint, num_samples=2, learning_rate=0.5, curvature=vj.updates.hessian
     )
     other = rule.init(vj.families.mean_field().init(key, params))
-    step = lambda s, k: (rule.step(k, s)[0], None)  # noqa: E731
+    step = lambda s, k: (rule.step(k, s)[0], None)
     other, _ = jax.jit(lambda keys: jax.lax.scan(step, other, keys))(jax.random.split(key, 200))
     np.testing.assert_allclose(variance(state), other.root**2, rtol=1e-6)
     np.testing.assert_allclose(join(params), join(other.loc), atol=1e-6)
@@ -98,7 +98,7 @@ def test_draws_and_minibatches_end_there_too(key):
         x, y = jnp.asarray(X, jnp.float32)[rows], jnp.asarray(Y, jnp.float32)[rows]
         one = lambda p: (
             0.5 * jnp.mean(jnp.square((y - x[:, 0] * p["b"] - x[:, 1:] @ p["w"]) / NOISE))
-        )  # noqa: E731
+        )
         updates, state = optimizer.update(
             jax.vmap(jax.grad(one))(weights), state, params, weights=weights
         )
@@ -133,7 +133,7 @@ def test_dtypes_and_shapes_are_kept_and_chains_work(key):
     state = optimizer.init(params)
     weights = perturb(key, params, state[0], num_samples=3)
     updates, state = jax.jit(optimizer.update)(weights, state, params, weights=weights)
-    alike = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)  # noqa: E731
+    alike = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)
     assert alike(updates) == alike(params) == alike(optax.apply_updates(params, updates))
     assert {leaf.dtype for leaf in jax.tree.leaves(state[0].hessian)} == {jnp.dtype("float32")}
     assert isinstance(state[0], IvonState)

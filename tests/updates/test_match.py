@@ -116,7 +116,7 @@ def test_nothing_turns_nan_five_standard_deviations_away(halvings, key):
 def test_seeds_by_vmap_are_seeds_one_by_one(key):
     update = updates.batch_and_match(logistic, num_samples=8)
     keys = jax.random.split(key, 3)
-    one = lambda key: update.step(key, update.init(full.init(key, jnp.zeros(2))))  # noqa: E731
+    one = lambda key: update.step(key, update.init(full.init(key, jnp.zeros(2))))
     many, alone = jax.jit(jax.vmap(one))(keys), jax.jit(one)(keys[1])
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a[1], b, rtol=2e-3, atol=2e-4), many, alone

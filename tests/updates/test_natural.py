@@ -141,7 +141,7 @@ def fisher(natural):
 
 @jax.jit
 def by_quadrature():
-    f = lambda e: logistic(M + L @ e)  # noqa: E731
+    f = lambda e: logistic(M + L @ e)
     slope = jnp.asarray(MASS) @ jax.vmap(jax.grad(f))(jnp.asarray(GRID))
     return _curvature.Local(
         jnp.zeros(2),
@@ -183,7 +183,7 @@ def test_slope_and_curvature_are_unbiased(curvature, x64, key):
 
     def one(key):
         target = _whitened.whiten(key, logistic, state, 2, paired=True)
-        log_p = lambda e: target.log_p(state, e)  # noqa: E731
+        log_p = lambda e: target.log_p(state, e)
         dense, diagonal = find.dense(log_p, target.noise), find.diagonal(log_p, target.noise)
         return {
             "slope": dense.slope,
@@ -244,7 +244,7 @@ def test_nothing_turns_nan_five_standard_deviations_away(name, family, key):
 
 
 def test_a_step_into_nan_is_not_taken(key):
-    nowhere = lambda z: -1e4 * (z - 3.0) ** 2 + jnp.sqrt(1.0 - z)  # noqa: E731
+    nowhere = lambda z: -1e4 * (z - 3.0) ** 2 + jnp.sqrt(1.0 - z)
     params = mean_field.init(key, jnp.float32(0.0))
     for halvings in (0, 10):
         state, (_, taken) = run(natural(nowhere, num_samples=4, halvings=halvings), params, key, 10)
@@ -257,7 +257,7 @@ def test_a_step_into_nan_is_not_taken(key):
 
 def test_looking_before_a_step_matters(key):
     """Newton's step of a heavy tail overshoots: taken as it comes, it leaves."""
-    heavy = lambda z: -2.0 * jnp.sqrt(1 + (4 * z) ** 2)  # noqa: E731
+    heavy = lambda z: -2.0 * jnp.sqrt(1 + (4 * z) ** 2)
     params = vj.families.mean_field(scale=0.01).init(key, jnp.float32(2.0))
     wild, _ = run(natural(heavy, num_samples=8, learning_rate=1.0, halvings=0), params, key, 4)
     calm, _ = run(natural(heavy, num_samples=8, learning_rate=1.0), params, key, 20)
@@ -269,7 +269,7 @@ def test_looking_before_a_step_matters(key):
 def test_seeds_by_vmap_are_seeds_one_by_one(key):
     update = natural(logistic, num_samples=8)
     keys = jax.random.split(key, 3)
-    one = lambda key: update.step(key, update.init(full.init(key, jnp.zeros(2))))  # noqa: E731
+    one = lambda key: update.step(key, update.init(full.init(key, jnp.zeros(2))))
     many = jax.jit(jax.vmap(one))(keys)
     alone = jax.jit(one)(keys[1])
     jax.tree.map(
@@ -297,7 +297,7 @@ def test_minibatches_and_schedules(x64, key):
     def body(state, key):
         key_batch, key_step = jax.random.split(key)
         rows = jax.random.choice(key_batch, 60, (10,), replace=False)
-        terms = lambda z: -0.5 * jnp.square((y[rows] - x[rows] @ z) / 0.3)  # noqa: E731
+        terms = lambda z: -0.5 * jnp.square((y[rows] - x[rows] @ z) / 0.3)
         target = vj.targets.minibatch(lambda z: -0.5 * jnp.sum(z**2), terms, num_data=60)
         update = natural(target, num_samples=2, learning_rate=lambda t: 1 / (t + 1), halvings=0)
         return update.step(key_step, state)[0], None
@@ -316,7 +316,7 @@ def test_a_memory_is_the_target_that_changes(name, key):
     """A cursor through the data, called once a step: the same as a new target made by hand for each step."""
     make = BOTH.get(name, updates.batch_and_match)
     data = jnp.array([[0.5, -1.0], [2.0, 0.3], [-0.4, 1.5]])
-    log_joint = lambda x: lambda z: -0.5 * jnp.sum(jnp.square(z - x))  # noqa: E731
+    log_joint = lambda x: lambda z: -0.5 * jnp.sum(jnp.square(z - x))
     calls = []
 
     def target(memory):
@@ -347,7 +347,7 @@ def test_minibatches_under_fit(key):
 
     def target(cursor):
         rows, cursor = batches.next(cursor)
-        terms = lambda z: -0.5 * jnp.sum(jnp.square(x[rows] - z[None]), 1)  # noqa: E731
+        terms = lambda z: -0.5 * jnp.sum(jnp.square(x[rows] - z[None]), 1)
         return vj.targets.minibatch(lambda z: -0.5 * jnp.sum(z**2), terms, num_data=60), cursor
 
     rule = updates.natural_gradient(target, num_samples=16, learning_rate=0.1)

@@ -79,7 +79,7 @@ class Sites:
         return jnp.sum(log_prob, range(samples + self._batch, log_prob.ndim))
 
 
-def enumerate(  # noqa: A001  # the name that the field gives it; one writes targets.enumerate
+def enumerate(  # the name that the field gives it; one writes targets.enumerate
     log_joint: Callable[[PyTree, PyTree], Any],
     states: PyTree,
     *,
