@@ -268,7 +268,7 @@ def test_what_is_refused(key, unchecked):
         fit(key, own(lambda k, s: (s[None], Step(s))), jnp.float32(0.0), steps=2)
     with pytest.raises(TypeError, match="step must return \\(state, types.Step\\)"):
         fit(key, own(lambda k, s: s), jnp.float32(0.0), steps=2)
-    with pytest.raises(TypeError, match="or the bound alone in place of the Step, got dict"):
+    with pytest.raises(TypeError, match="or that value alone; got dict"):
         fit(key, own(lambda k, s: (s, {})), jnp.float32(0.0), steps=2)
     with pytest.raises(TypeError, match="under jit or vmap use lax.scan"):
         jax.jit(lambda s: fit(key, RULE, s, steps=2).state)(STATE)
