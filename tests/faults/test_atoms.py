@@ -59,7 +59,6 @@ KINDS = {
     "Deterministic": (distrax.Deterministic, 0.4, -0.5 * (0.4 - 1)),
 }
 ESTIMATORS = ("reparam", "dreg", "score", "vimco", "auto")
-REFUSED = {"reparam", "dreg"}
 SLOW = {
     ("codebook", "vimco"),
     ("codebook", "dreg"),
@@ -71,13 +70,10 @@ SLOW = {
 def cells():
     for kind in KINDS:
         for name in ESTIMATORS:
-            right = name in REFUSED or (kind, name) == ("Deterministic", "auto")
-            reason = "" if right else "A2: the derivative of q's values is dropped"
             yield case(
                 kind,
                 name,
                 name=f"{kind}, {name}",
-                reason=reason,
                 slow=name == "score" or (kind, name) in SLOW,
             )
 

@@ -67,14 +67,13 @@ def test_what_follows_a_leaf_without_a_path():
     [
         (lambda p: distrax.Normal(p, 1.0), None),
         (lambda p: distrax.Gamma(jnp.exp(p), 1.0), None),
-        (lambda p: distrax.Uniform(0.0, p), "-inf on a set that depends on q's parameters"),
+        (lambda p: distrax.Uniform(0.0, p), "moves with q's parameters"),
     ],
 )
 def test_a_support_that_moves(build, why):
     def ask(p):
         q = build(p)
-        run, closed = jaxprs.stopped(q.log_prob, jnp.float32(0.1))
-        return jaxprs.moving_support(closed, jaxprs.paths(q, draws.iid, KEY))
+        return jaxprs.moving_support(q, KEY, jaxprs.paths(q, draws.iid, KEY))
 
     moving = asked(ask)
     assert moving is why if why is None else why in moving
@@ -105,4 +104,4 @@ def test_a_scored_leaf_whose_support_moves():
 
     scored = asked(lambda p: jaxprs.scored_leaves(q(p), KEY, jaxprs.joint_paths(q(p), KEY)))
     assert scored.names == {"a", "b"}
-    assert "depends on q's parameters" in scored.moving
+    assert "moves with q's parameters" in scored.moving

@@ -14,7 +14,7 @@ from vijax.engine._objective import (
     make_objective,
 )
 from vijax.engine._one_pass import one_pass
-from vijax.engine._refusals import CURE, densities_disagree, not_one_value_per_draw
+from vijax.engine._refusals import CURE, densities_disagree, not_one_value_per_draw, support_moves
 from vijax.engine._request import (
     Needs,
     Request,
@@ -22,7 +22,6 @@ from vijax.engine._request import (
     is_mean,
     require,
     require_log_joint,
-    stopped_log_prob,
 )
 from vijax.engine._states import States, floored, parts
 
@@ -52,5 +51,5 @@ __all__ = [
     "require",
     "require_log_joint",
     "split",
-    "stopped_log_prob",
+    "support_moves",
 ]

@@ -143,8 +143,12 @@ class Request:
         return evaluate(self.log_joint, z, log_q, seeds.model, known=known, beyond_mean=beyond_mean)
 
     def stopped_log_prob(self, z: PyTree) -> Callable[[PyTree], Array]:
-        """Return log q as a function of draws alone; refuses a support that moves."""
-        return stopped_log_prob(self.q, z, self.paths, self.estimator)
+        """Return log q as a function of draws like z, [k, ...], alone, its parameters stopped.
+
+        Stopping q itself leaks: a distribution may hold its parameters where jax.tree.map does not
+        see them, so they are stopped where they enter its jaxpr.
+        """
+        return jaxprs.stopped(jax.vmap(self.q.log_prob), z)[0]
 
 
 def admit(
@@ -221,21 +225,6 @@ def require_log_joint(log_joint: LogJoint, estimator: str) -> None:
         raise refusals.holds_log_q(estimator)
 
 
-def stopped_log_prob(
-    q: Any, z: PyTree, paths: dict[str, jaxprs.Path], estimator: str
-) -> Callable[[PyTree], Array]:
-    """Return log q as a function of draws like z, [k, ...], alone, its parameters stopped.
-
-    Stopping q itself leaks: a distribution may hold its parameters where jax.tree.map does not see
-    them, so they are stopped where they enter its jaxpr. Refuses a support that moves with them.
-    """
-    log_prob, closed = jaxprs.stopped(jax.vmap(q.log_prob), z)
-    moving = jaxprs.moving_support(closed, paths)
-    if moving is not None:
-        raise refusals.support_moves(estimator, moving)
-    return log_prob
-
-
 def is_mean(bound: Bound, forms: ClosedForms) -> bool:
     """Whether a bound is the mean of log-weights: one that is linear may be a sum, or have a minus sign."""
     if not forms.linear:
@@ -284,11 +273,7 @@ def _refuse_without_path(request: Request) -> None:
 
 
 def _refuse_moving_support(request: Request) -> None:
-    """Refuse a q whose support moves with its parameters, where any of it is continuous."""
-    if any(path.parametric for path in request.paths.values()):
-        q = request.q
-        z = jax.eval_shape(lambda k: q.sample_and_log_prob(seed=k, sample_shape=())[0], request.key)
-        closed, _ = jaxprs.trace(q.log_prob, z)
-        moving = jaxprs.moving_support(closed, request.paths)
-        if moving is not None:
-            raise refusals.support_moves(request.estimator, moving)
+    """Refuse a q whose support, or whose values where it is discrete, may move with its parameters."""
+    moving = jaxprs.moving_support(request.q, request.key, request.paths)
+    if moving is not None:
+        raise refusals.support_moves(request.estimator, moving)

@@ -11,12 +11,15 @@ from vijax.types import Distribution, PyTree, Sampled, offers
 class _Adapted:
     """A distribution with `sample` and `log_prob`, as TFP and NumPyro have them, or with vijax's own two methods."""
 
-    def __init__(self, distribution: Any, *, reparameterized: bool | None):
-        self._distribution = distribution
+    def __init__(
+        self, distribution: Any, *, reparameterized: bool | None, fixed_support: bool | None
+    ):
+        self.adapted = distribution
         self.reparameterized = reparameterized
+        self.fixed_support = fixed_support
 
     def sample_and_log_prob(self, *, seed: Any, sample_shape: Any = ()) -> tuple[PyTree, Array]:
-        q, shape = self._distribution, tuple(sample_shape)
+        q, shape = self.adapted, tuple(sample_shape)
         if offers(q, Distribution):
             return q.sample_and_log_prob(seed=seed, sample_shape=shape)
         by_name = "seed" in inspect.signature(q.sample).parameters
@@ -24,10 +27,12 @@ class _Adapted:
         return z, q.log_prob(z)
 
     def log_prob(self, z: PyTree, /) -> Array:
-        return self._distribution.log_prob(z)
+        return self.adapted.log_prob(z)
 
 
-def adapt(distribution: Any, *, reparameterized: bool | None = None) -> Any:
+def adapt(
+    distribution: Any, *, reparameterized: bool | None = None, fixed_support: bool | None = None
+) -> Any:
     """Lend a TFP (JAX substrate) or NumPyro distribution the two methods that vijax calls, or declare any q's draws.
 
         (sample, log_prob)  ->  (sample_and_log_prob, log_prob)
@@ -41,6 +46,9 @@ def adapt(distribution: Any, *, reparameterized: bool | None = None) -> Any:
             `sample_and_log_prob`.
         reparameterized: True if its draws carry the whole derivative of its parameters, False if not; None lets the
             jaxpr decide. A wrong True is a biased gradient.
+        fixed_support: True if no end of its support, and no value of a discrete one, depends on its parameters, so
+            that its score has mean zero; False if one does; None lets the library's own declaration, or the jaxpr,
+            decide. A wrong True is a biased gradient.
 
     Returns:
         A Distribution of the same draws, batch shape and densities.
@@ -53,4 +61,4 @@ def adapt(distribution: Any, *, reparameterized: bool | None = None) -> Any:
     fits = offers(distribution, Distribution) or offers(distribution, Sampled)
     if isinstance(distribution, type) or not fits:
         raise TypeError(f"adapt needs an object with sample and log_prob, got {distribution!r}.")
-    return _Adapted(distribution, reparameterized=reparameterized)
+    return _Adapted(distribution, reparameterized=reparameterized, fixed_support=fixed_support)

@@ -27,6 +27,8 @@ class _Flow:
         dtype: of the noise.
     """
 
+    fixed_support = True
+
     def __init__(self, gaussian: Any, forward: Map, inverse: Map, dtype: Any):
         self._gaussian, self._forward, self._inverse, self._dtype = (
             gaussian,

@@ -24,6 +24,10 @@ class _Mixture:
     def component(self, j: Any) -> Any:
         return self._dist(jax.tree.map(lambda p: p[j], self._params))
 
+    @property
+    def fixed_support(self) -> bool | None:
+        return getattr(self.component(0), "fixed_support", None)
+
     def sample_and_log_prob(self, *, seed: Any, sample_shape: Any = ()) -> tuple[PyTree, Array]:
         def one(key: Any) -> tuple[PyTree, Array]:
             of_component, of_draw = jax.random.split(key)
@@ -104,6 +108,7 @@ class _Component:
 class _Strata:
     def __init__(self, q: Any, weights: Any, components: Any):
         self._q, self._components = q, components
+        self.adapted = q  # whose library declares its support
         self._axis = len(components.batch_shape) - 1
         m = components.batch_shape[-1]
         states = jnp.arange(m).reshape((m,) + (1,) * self._axis)

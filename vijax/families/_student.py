@@ -19,6 +19,8 @@ _FULL_RANK = full_rank()
 class _StudentT:
     """z = loc + S e √(degrees / χ²); batch shape ()."""
 
+    fixed_support = True
+
     def __init__(self, gaussian: Any, degrees: float, dtype: Any):
         self._gaussian, self._degrees, self._dtype = gaussian, degrees, dtype
 

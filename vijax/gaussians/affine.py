@@ -138,6 +138,8 @@ class AffineGaussian:
         root: S, over the elements of z in the order of its leaves.
     """
 
+    fixed_support = True
+
     loc: PyTree
     root: Root
 

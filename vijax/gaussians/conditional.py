@@ -29,6 +29,8 @@ class Gaussian:
         precision: `dense`, `diagonal` or `tridiagonal`.
     """
 
+    fixed_support = True
+
     mean: PyTree
     root: Any
     precision: Precision = field(metadata={"static": True})

@@ -48,31 +48,33 @@ def gdreg(
 
     Reference: Bauer, Mnih, Generalized doubly reparameterized gradient estimators, 2021, arXiv:2101.11046.
     """
-
-    def carry(z: PyTree) -> PyTree:
-        return push(jax.lax.stop_gradient(pull(z)))
-
-    needs = engine.Needs(path=True, smooth=True, plain_target=True)
+    needs = engine.Needs(path=True, fixed_support=True, smooth=True, plain_target=True)
     return engine.make_objective(
         "gdreg",
         bound,
         draws.iid,
-        engine.Estimator(needs, partial(_carried, prior=prior, carry=carry)),
+        engine.Estimator(needs, partial(_carried, prior=prior, push=push, pull=pull)),
     )
 
 
 def _carried(
-    request: engine.Request, prior: Any, carry: Callable[[PyTree], PyTree]
+    request: engine.Request,
+    prior: Any,
+    push: Callable[[PyTree], PyTree],
+    pull: Callable[[PyTree], PyTree],
 ) -> engine.Strategy:
     """In value each draw is z; in derivative the one of q, less the one that the prior carries along."""
     bound = request.bound
 
+    def carry(z: PyTree) -> PyTree:
+        return push(jax.lax.stop_gradient(pull(z)))
+
     def evaluate(seeds: engine.Plan) -> engine.Evaluated:
         z, log_q = request.sample_members(seeds)
-        _refuse_jumps(carry, jax.tree.map(lambda leaf: leaf[0], z))
+        _refuse_jumps(push, pull, jax.tree.map(lambda leaf: leaf[0], z))
         stopped = jax.lax.stop_gradient(z)
         path_log_q = request.stopped_log_prob(stopped)
-        _refuse_moving_support(request, prior, stopped)
+        _refuse_moving_support(request, prior)
 
         def log_w(z: PyTree) -> tuple[Array, tuple[Array, PyTree]]:
             log_p, aux = request.evaluate(z, log_q, seeds)
@@ -99,10 +101,12 @@ def _carried(
     return engine.Strategy(evaluate, value)
 
 
-def _refuse_moving_support(request: engine.Request, prior: Any, z: PyTree) -> None:
+def _refuse_moving_support(request: engine.Request, prior: Any) -> None:
     """Refuse a prior whose support moves: every leaf of its draws depends on its parameters."""
     every_leaf = dict.fromkeys(request.paths, jaxprs.Path(None, parametric=True))
-    engine.stopped_log_prob(prior, z, every_leaf, "gdreg of this prior")
+    moving = jaxprs.moving_support(prior, request.key, every_leaf)
+    if moving is not None:
+        raise engine.support_moves("gdreg of this prior", moving)
 
 
 def _slopes(bound: Bound, log_w: Array) -> tuple[Array, Array]:
@@ -114,14 +118,18 @@ def _slopes(bound: Bound, log_w: Array) -> tuple[Array, Array]:
     return jax.lax.stop_gradient((slope, slope * gate(log_w)))
 
 
-def _refuse_jumps(carry: Callable[[PyTree], PyTree], z: PyTree) -> None:
+def _refuse_jumps(
+    push: Callable[[PyTree], PyTree], pull: Callable[[PyTree], PyTree], z: PyTree
+) -> None:
     """Refuse a prior whose draws do not follow its parameters, or are not like q's."""
-    closed, shape = jaxprs.trace(carry, z)
+    noise = jax.eval_shape(pull, z)
+    closed, shape = jaxprs.trace(push, noise)
     if jax.tree.map(jnp.shape, shape) != jax.tree.map(jnp.shape, z):
         raise TypeError(
             f"push(pull(z)) must be like z, {jax.tree.map(jnp.shape, z)}; got {jax.tree.map(jnp.shape, shape)}."
         )
-    flows = jaxprs.flows(closed, [jaxprs.Flow()] * len(jax.tree.leaves(z)), jaxprs.PARAMETER)
+    given = [jaxprs.Flow()] * len(jax.tree.leaves(noise))
+    flows = jaxprs.flows(closed, given, jaxprs.PARAMETER)
     for (name, _), flow in zip(checks.named_leaves(z), flows, strict=True):
         if how := flow.broken_by("parameter"):
             raise ValueError(

@@ -146,7 +146,8 @@ def doubly_reparameterized(request: engine.Request) -> engine.Strategy:
 
 
 DOUBLY = engine.Estimator(
-    engine.Needs(path=True, independent=True, smooth=True), doubly_reparameterized
+    engine.Needs(path=True, fixed_support=True, independent=True, smooth=True),
+    doubly_reparameterized,
 )
 
 

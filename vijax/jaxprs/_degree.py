@@ -88,7 +88,7 @@ def _above(
     reached = flows(closed, [argument], Flow())
     for derivative in functions[1:]:
         reached += flows(trace(derivative, at)[0], [argument], Flow())
-    jumps = sorted(how for flow in reached for _, how in flow.broken)
+    jumps = sorted(how for flow in reached if (how := flow.broken_by("argument")) is not None)
     if not jumps:
         ends = flows(trace(last, at, at)[0], [argument, Flow()], Flow())
         if not any(flow.sources() for flow in ends):
@@ -130,7 +130,7 @@ def _constant(value: Any) -> Degree:
     return FREE
 
 
-def _called(eqn: core.JaxprEqn, outs: list[Degree]) -> list[Degree]:
+def _called(eqn: core.JaxprEqn, _: list[Degree], outs: list[Degree]) -> list[Degree]:
     """Note declared derivatives; a function with one is blamed by its own name where it has one."""
     if eqn.primitive.name not in DECLARED:
         return outs

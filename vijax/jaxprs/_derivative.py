@@ -8,80 +8,58 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 
-from vijax.jaxprs._equations import DECLARED
-from vijax.jaxprs._flow import NOTHING, Flow, merge
+from vijax.jaxprs._equations import DECLARED, varies
+from vijax.jaxprs._flow import NOTHING, Flow, alike, anew, broken, combine, merge, stopped
 from vijax.jaxprs._interpreter import Question, interpret
 
-_ZERO, _IMPOSSIBLE = Flow(constant=0.0), Flow(constant=-np.inf)
-# What a density is where it is cut off, and what it is then.
-_CUTS = {-np.inf: "log", 0.0: "zero"}
 
-
-def flows(closed: core.ClosedJaxpr, inputs: Sequence[Flow], const: Flow) -> list[Flow]:
+def flows(
+    closed: core.ClosedJaxpr, inputs: Sequence[Flow], const: Flow, *, values: bool = False
+) -> list[Flow]:
     """Follow inputs, and closed-over values that can be differentiated, to the outputs of a jaxpr.
 
     Args:
         closed: the jaxpr, as `trace` returns it.
         inputs: the flow of each input.
-        const: the flow of every closed-over float array of JAX.
+        const: the flow of every closed-over float array of JAX that may depend on what somebody
+            differentiates.
+        values: how the outputs' own values depend on the sources, whatever derivative was declared
+            for a function (custom_jvp) or stopped.
 
     Returns:
         The flow of each output.
     """
     const = _bare(const)
-    consts = [const if _is_parameter(c) else _constant(c) for c in closed.consts]
-    return interpret(closed, [_bare(flow) for flow in inputs], _QUESTION, consts)
+    traced = any(isinstance(c, jax.core.Tracer) for c in closed.consts)
+    consts = [const if _is_parameter(c, traced=traced) else NOTHING for c in closed.consts]
+    question = _VALUES if values else _DERIVATIVES
+    return interpret(closed, [_bare(flow) for flow in inputs], question, consts)
 
 
 def _bare(flow: Flow) -> Flow:
     return NOTHING if flow == NOTHING else flow
 
 
-def _is_parameter(value: Any) -> bool:
-    # numpy arrays are constants of the code; only a jax array or tracer may be what somebody
-    # differentiates.
-    return isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jnp.inexact)
+def _is_parameter(value: Any, *, traced: bool) -> bool:
+    """Tell parameters from constants of the code, which numpy arrays are.
+
+    Beside tracers, a concrete array is a constant too; alone, it stands for what would be traced.
+    """
+    if not isinstance(value, jax.Array) or not jnp.issubdtype(value.dtype, jnp.inexact):
+        return False
+    return varies(value) if traced else True
 
 
 def _constant(value: Any) -> Flow:
-    """Tell zeros and -inf, with which densities are cut off, from other constants."""
-    if not isinstance(value, (np.ndarray, np.generic, float)) or not np.size(value):
-        return NOTHING
-    array = np.asarray(value)
-    first = array.flat[0]
-    if array.dtype.kind not in "fV" or not (first == 0 or first == -np.inf):
-        return NOTHING
-    if array.size > 1 and not np.all(array == first):
-        return NOTHING
-    return _ZERO if first == 0 else _IMPOSSIBLE
-
-
-def _break(flow: Flow, how: str) -> Flow:
-    """Return the flow of what is piecewise constant in a variable."""
-    if not flow.smooth:
-        plain = flow.constant is None and not flow.cuts
-        return flow if plain else Flow(broken=flow.broken, opaque=flow.opaque)
-    return Flow(frozenset(), flow.broken | {(s, how) for s in flow.smooth}, flow.opaque)
+    return NOTHING
 
 
 def _choose(which: Flow, cases: Sequence[Flow], how: str) -> Flow:
-    flow = merge([_break(which, how), *cases])
-    cuts = flow.cuts.union(*(case.cuts for case in cases))
-    constants = {case.constant for case in cases}
-    if _moves(which):
-        cuts |= {_CUTS[value] for value in constants if value is not None}
-    constant = constants.pop() if len(constants) == 1 else None
-    if cuts == flow.cuts and constant == flow.constant:
-        return flow
-    return flow._replace(cuts=cuts, constant=constant)
+    return alike(merge([broken(which, how), *cases]), cases, how)
 
 
 def _opaque(name: str, flows: Sequence[Flow]) -> Flow:
     return merge(flows)._replace(opaque=frozenset({name}))
-
-
-def _moves(flow: Flow) -> bool:
-    return {"parameter", "draw"} <= flow.sources()
 
 
 def _inexact(variable: Any) -> bool:
@@ -90,23 +68,42 @@ def _inexact(variable: Any) -> bool:
     return kind == "f" or (kind not in "biu" and bool(jnp.issubdtype(dtype, jnp.inexact)))
 
 
+def _called(eqn: core.JaxprEqn, ins: list[Flow], outs: list[Flow]) -> list[Flow]:
+    """Tell apart what was stopped within two calls of one function."""
+    outside = {shift.part for flow in ins for shift in flow.shifts}
+
+    def inside(flow: Flow) -> Flow:
+        if not flow.shifts:
+            return flow
+        named = (
+            s if s.part in outside else s._replace(part=(id(eqn), s.part)) for s in flow.shifts
+        )
+        return flow._replace(shifts=frozenset(named))
+
+    return [inside(flow) for flow in outs]
+
+
 # --- the rules
 
 
 def _default(eqn: core.JaxprEqn, ins: list[Flow]) -> list[Flow]:
-    flow = merge(ins)
+    flow = anew(merge(ins), id(eqn))
     if all(_inexact(v) for v in eqn.outvars) or not any(_inexact(v) for v in eqn.invars):
         return [flow] * len(eqn.outvars)
     # Whole numbers made of real ones: indices of top_k, pivots, bits.
-    return [flow if _inexact(v) else _break(flow, eqn.primitive.name) for v in eqn.outvars]
+    return [flow if _inexact(v) else broken(flow, eqn.primitive.name) for v in eqn.outvars]
 
 
 def _smooth(eqn: core.JaxprEqn, ins: list[Flow]) -> list[Flow]:
-    return [merge(ins)] * len(eqn.outvars)
+    return [anew(merge(ins), id(eqn))] * len(eqn.outvars)
 
 
 def _jump(eqn: core.JaxprEqn, ins: list[Flow]) -> list[Flow]:
-    return [_break(merge(ins), eqn.primitive.name)] * len(eqn.outvars)
+    return [broken(merge(ins), eqn.primitive.name)] * len(eqn.outvars)
+
+
+def _stop(eqn: core.JaxprEqn, ins: list[Flow]) -> list[Flow]:
+    return [stopped(ins[0], id(eqn))]
 
 
 def _same(eqn: core.JaxprEqn, ins: list[Flow]) -> list[Flow]:
@@ -114,14 +111,15 @@ def _same(eqn: core.JaxprEqn, ins: list[Flow]) -> list[Flow]:
 
 
 def _select(eqn: core.JaxprEqn, ins: list[Flow]) -> list[Flow]:
-    return [_choose(ins[0], ins[1:], "select_n")]
+    flow = merge([broken(ins[0], "select_n"), *ins[1:]])
+    return [alike(flow, ins[1:], id(eqn))]
 
 
 def _sort(eqn: core.JaxprEqn, ins: list[Flow]) -> list[Flow]:
     """Let what is sorted through, which stays continuous; what is carried along jumps."""
     count = eqn.params["num_keys"]
-    keys = merge(ins[:count])
-    jumps = _break(keys, "sort")
+    keys = anew(merge(ins[:count]), id(eqn))
+    jumps = broken(keys, "sort")
     return [merge([flow, keys if i < count else jumps]) for i, flow in enumerate(ins)]
 
 
@@ -129,16 +127,14 @@ def _convert(eqn: core.JaxprEqn, ins: list[Flow]) -> list[Flow]:
     target, flow = eqn.params["new_dtype"], ins[0]
     whole = not jnp.issubdtype(target, jnp.inexact)
     if whole or np.dtype(target).itemsize < 2:  # float8 and less: quantized
-        return [_break(flow, "cast") if _inexact(eqn.invars[0]) else flow]
-    # An indicator, as in log((z < h) / h).
-    indicator = getattr(eqn.invars[0].aval, "dtype", None) == np.dtype(bool)
-    return [flow._replace(cuts=frozenset({"zero"})) if indicator and _moves(flow) else flow]
+        return [broken(flow, "cast") if _inexact(eqn.invars[0]) else flow]
+    return [flow]
 
 
 def _reduce_precision(eqn: core.JaxprEqn, ins: list[Flow]) -> list[Flow]:
     """Let mixed precision through: bfloat16 has 7 bits of mantissa, float16 5 of exponent."""
     coarse = eqn.params["mantissa_bits"] < 7 or eqn.params["exponent_bits"] < 5
-    return [_break(ins[0], "reduce_precision") if coarse else ins[0]]
+    return [broken(ins[0], "reduce_precision") if coarse else ins[0]]
 
 
 def _indexed(eqn: core.JaxprEqn, ins: list[Flow]) -> list[Flow]:
@@ -147,23 +143,47 @@ def _indexed(eqn: core.JaxprEqn, ins: list[Flow]) -> list[Flow]:
     start = _INDICES.get(name, 1)
     where = ins[start:] if name in _INDICES else ins[1:2]
     rest = ins[:start] if name in _INDICES else [ins[0], *ins[2:]]
-    return [merge([*rest, _break(merge(where), name)])] * len(eqn.outvars)
+    return [anew(merge([*rest, broken(merge(where), name)]), id(eqn))] * len(eqn.outvars)
+
+
+# --- the rules that a stopped shift of softmax or logsumexp passes through
+
+
+def _sum(eqn: core.JaxprEqn, ins: list[Flow]) -> list[Flow]:
+    flow = merge(ins)
+    if not flow.shifts:
+        return [flow]
+    if all(shift.factor for shift in flow.shifts):
+        return [alike(flow, ins, id(eqn))]
+    sign = -1 if eqn.primitive.name == "sub" else 1
+    operands = zip(ins, (1, sign), strict=True)
+    return [combine(flow, operands, factor=False, part=id(eqn))]
 
 
 def _product(eqn: core.JaxprEqn, ins: list[Flow]) -> list[Flow]:
-    return [_with_zero(merge(ins), ins, "zero")]
+    sign = -1 if eqn.primitive.name == "div" else 1
+    operands = zip(ins, (1, sign), strict=True)
+    return [combine(merge(ins), operands, factor=True, part=id(eqn))]
 
 
-def _quotient(eqn: core.JaxprEqn, ins: list[Flow]) -> list[Flow]:
-    return [_with_zero(merge(ins), ins[:1], "zero")]
+def _total(eqn: core.JaxprEqn, ins: list[Flow]) -> list[Flow]:
+    """Sums of one operand keep a common factor."""
+    flow = ins[0]
+    return [flow if all(s.factor for s in flow.shifts) else anew(flow, id(eqn))]
 
 
-def _log(eqn: core.JaxprEqn, ins: list[Flow]) -> list[Flow]:
-    return [_with_zero(merge(ins), ins, "log")]
+def _maximum(eqn: core.JaxprEqn, ins: list[Flow]) -> list[Flow]:
+    flow = merge(ins)
+    terms = not any(s.factor for s in flow.shifts)
+    return [alike(flow, ins, id(eqn)) if terms else anew(flow, id(eqn))]
 
 
-def _with_zero(flow: Flow, of: Sequence[Flow], cut: str) -> Flow:
-    return flow._replace(cuts=flow.cuts | {cut}) if any("zero" in f.cuts for f in of) else flow
+def _exponential(eqn: core.JaxprEqn, ins: list[Flow]) -> list[Flow]:
+    """exp makes factors of terms, log terms of factors."""
+    flow, factor = ins[0], eqn.primitive.name == "log"
+    if any(s.factor != factor for s in flow.shifts):
+        return [anew(flow, id(eqn))]
+    return [flow._replace(shifts=frozenset(s._replace(factor=not factor) for s in flow.shifts))]
 
 
 # Operands from this position on only say where to read or write; of a scatter it is the second
@@ -180,25 +200,39 @@ _SCATTERS = "scatter scatter-add scatter-sub scatter-mul scatter-min scatter-max
 # derivative.
 _JUMPS = (
     "eq ne lt le gt ge eq_to le_to lt_to argmax argmin floor ceil round sign is_finite rem "
-    "stop_gradient reduce_and reduce_or"
+    "reduce_and reduce_or"
 )
-_QUESTION: Question[Flow] = Question(
+_RULES = {
+    "custom_linear_solve": _smooth,
+    **dict.fromkeys(_JUMPS.split(), _jump),
+    **dict.fromkeys((*_INDICES, *_SCATTERS.split()), _indexed),
+    **dict.fromkeys("broadcast_in_dim reshape squeeze copy transpose slice".split(), _same),
+    **dict.fromkeys(("add", "sub", "add_any"), _sum),
+    **dict.fromkeys(("mul", "div"), _product),
+    **dict.fromkeys(("exp", "log"), _exponential),
+    **dict.fromkeys(("max", "reduce_max"), _maximum),
+    "reduce_sum": _total,
+    "select_n": _select,
+    "sort": _sort,
+    "convert_element_type": _convert,
+    "reduce_precision": _reduce_precision,
+}
+_DERIVATIVES: Question[Flow] = Question(
     nothing=NOTHING,
     join=lambda flows, _: merge(flows),
-    rules={
-        # As their authors declared, or implicit, so that bodies are not looked into.
-        **dict.fromkeys((*DECLARED, "custom_linear_solve"), _smooth),
-        **dict.fromkeys(_JUMPS.split(), _jump),
-        **dict.fromkeys((*_INDICES, *_SCATTERS.split()), _indexed),
-        **dict.fromkeys("broadcast_in_dim reshape squeeze copy transpose slice".split(), _same),
-        **dict.fromkeys(("mul", "reduce_sum"), _product),
-        "div": _quotient,
-        "log": _log,
-        "select_n": _select,
-        "sort": _sort,
-        "convert_element_type": _convert,
-        "reduce_precision": _reduce_precision,
-    },
+    # As their authors declared, or implicit, so that bodies are not looked into.
+    rules={**_RULES, **dict.fromkeys(DECLARED, _smooth), "stop_gradient": _stop},
+    default=_default,
+    choose=_choose,
+    opaque=_opaque,
+    constant=_constant,
+    into_unknown=True,
+    called=_called,
+)
+_VALUES: Question[Flow] = Question(
+    nothing=NOTHING,
+    join=lambda flows, _: merge(flows),
+    rules={**_RULES, "stop_gradient": _same},
     default=_default,
     choose=_choose,
     opaque=_opaque,

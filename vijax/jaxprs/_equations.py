@@ -40,6 +40,44 @@ def inner_jaxpr(eqn: core.JaxprEqn) -> core.Jaxpr | core.ClosedJaxpr | None:
     return None
 
 
+def function_name(eqn: core.JaxprEqn) -> tuple[str, str]:
+    """Return the name of the function that an equation calls, and the package of the file it is in.
+
+    Only JAX and vijax themselves are told apart from others, whose package is "".
+    """
+    inner = inner_jaxpr(eqn)
+    if inner is None:
+        return "", ""
+    info = getattr(opened(inner), "debug_info", None)
+    name, _, place = str(getattr(info, "func_src_info", "")).partition(" at ")
+    folders = place.replace("\\", "/")
+    package = "jax" if "/jax/_src/" in folders else "vijax" if "/vijax/jaxprs/" in folders else ""
+    return name, package
+
+
+def varies(value: Any) -> bool:
+    """Return whether an array may depend on the inputs of a trace, as parameters do.
+
+    A constant of the code is a tracer too under jit. What it was made of is found through JAX's own
+    record, where this JAX keeps one; a tracer without record counts as a parameter.
+    """
+    if not isinstance(value, jax.core.Tracer):
+        return False
+    seen: set[int] = set()
+    pending = [value]
+    while pending:
+        tracer = pending.pop()
+        if not isinstance(tracer, jax.core.Tracer) or id(tracer) in seen:
+            continue
+        seen.add(id(tracer))
+        made_by = getattr(tracer, "parent", None)
+        made_of = getattr(made_by, "in_tracers", None)
+        if type(tracer).__name__ != "DynamicJaxprTracer" or made_of is None or len(seen) > 1000:
+            return True
+        pending.extend(made_of)
+    return False
+
+
 def opened(jaxpr: core.Jaxpr | core.ClosedJaxpr) -> core.Jaxpr:
     """Return the open jaxpr of either kind."""
     return jaxpr.jaxpr if isinstance(jaxpr, core.ClosedJaxpr) else jaxpr

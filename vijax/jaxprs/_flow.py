@@ -1,7 +1,26 @@
 """How sources reach one variable: with their derivative, or through a jump that loses it."""
 
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from typing import NamedTuple
+
+
+class Shift(NamedTuple):
+    """A part of a variable whose derivative was stopped, as it stands in another.
+
+    x - stop_gradient(max(x)) has it with coefficient -1 and exp of that as a factor, so that both
+    softmax and logsumexp, where it cancels, keep the whole derivative.
+
+    Fields:
+        part: what was stopped, and where.
+        source: what it depends on.
+        factor: whether it stands there as a factor exp(coefficient * part), not as a term.
+        coefficient: of the part.
+    """
+
+    part: Hashable
+    source: str
+    factor: bool = False
+    coefficient: int = 1
 
 
 class Flow(NamedTuple):
@@ -11,32 +30,26 @@ class Flow(NamedTuple):
         smooth: sources that arrive with their derivative.
         broken: sources that arrive through a jump, each with the primitive that jumps.
         opaque: mutable references and host callbacks on the way, which cannot be analyzed.
-        cuts: whether a density was set to zero by a comparison of the draw with a parameter: "log"
-            where it is a log-density (-inf), "zero" where it is a density still to be logged.
-        constant: the value, where it is 0 or -inf and known while tracing.
+        shifts: stopped parts, whose derivative is missing unless they cancel.
     """
 
     smooth: frozenset[str] = frozenset()
     broken: frozenset[tuple[str, str]] = frozenset()
     opaque: frozenset[str] = frozenset()
-    cuts: frozenset[str] = frozenset()
-    constant: float | None = None
+    shifts: frozenset[Shift] = frozenset()
 
     def sources(self) -> set[str]:
         """Return all that reaches this variable, by either way."""
-        return set(self.smooth) | {source for source, _ in self.broken}
+        stopped = {shift.source for shift in self.shifts}
+        return set(self.smooth) | {source for source, _ in self.broken} | stopped
 
     def broken_by(self, source: str) -> str | None:
-        """Return the primitive through which `source` jumps, or may jump unseen, on its way here.
-
-        Stopping is a break only where nothing else carries the derivative: softmax stops its own
-        harmless shift.
-        """
+        """Return the primitive through which `source` jumps, or may jump unseen, on its way here."""
         if self.opaque and source in self.smooth:
             return min(self.opaque)
         jumps = {how for s, how in self.broken if s == source}
-        if source in self.smooth:
-            jumps.discard("stop_gradient")
+        if any(shift.source == source for shift in self.shifts):
+            jumps.add("stop_gradient")
         return min(jumps - {"stop_gradient"} or jumps, default=None)
 
 
@@ -45,17 +58,62 @@ NOTHING = Flow()
 
 def merge(flows: Iterable[Flow]) -> Flow:
     """Return the flow of a variable that depends differentiably on others."""
-    some = [f for f in flows if f is not NOTHING and (f.smooth or f.broken or f.opaque or f.cuts)]
+    some = [f for f in flows if f is not NOTHING and any(f)]
     if not some:
         return NOTHING
-    first = some[0]
-    if all(f is first for f in some):
-        # A zero survives products, and little else.
-        plain = first.constant is None and "zero" not in first.cuts
-        return first if plain else first._replace(cuts=first.cuts - {"zero"}, constant=None)
-    return Flow(
-        frozenset().union(*(f.smooth for f in some)),
-        frozenset().union(*(f.broken for f in some)),
-        frozenset().union(*(f.opaque for f in some)),
-        frozenset().union(*(f.cuts for f in some)) - {"zero"},
+    if all(f is some[0] for f in some):
+        return some[0]
+    return Flow(*(frozenset().union(*parts) for parts in zip(*some, strict=True)))
+
+
+def broken(flow: Flow, how: str) -> Flow:
+    """Return the flow of what is piecewise constant in a variable."""
+    if not flow.smooth and not flow.shifts:
+        return flow
+    lost = {*flow.smooth, *(shift.source for shift in flow.shifts)}
+    return Flow(frozenset(), flow.broken | {(s, how) for s in lost}, flow.opaque)
+
+
+def stopped(flow: Flow, part: Hashable) -> Flow:
+    """Return the flow of a variable whose derivative was stopped; noise has none that counts."""
+    sources = {*flow.smooth, *(shift.source for shift in flow.shifts)} - {"noise"}
+    return flow._replace(
+        smooth=flow.smooth & {"noise"}, shifts=frozenset(Shift(part, s) for s in sources)
     )
+
+
+def anew(flow: Flow, part: Hashable) -> Flow:
+    """Return a flow whose stopped parts do not cancel with those of its operands."""
+    if not flow.shifts:
+        return flow
+    return flow._replace(shifts=frozenset(Shift(part, s.source) for s in flow.shifts))
+
+
+def combine(
+    flow: Flow, operands: Iterable[tuple[Flow, int]], *, factor: bool, part: Hashable
+) -> Flow:
+    """Return a merged flow where stopped parts add up, each operand with its sign.
+
+    Args:
+        flow: of the operands, merged.
+        operands: (flow, 1 or -1): those of a sum, or with `factor` the logarithms of a product's.
+        factor: whether stopped parts must be factors; otherwise they must be terms.
+        part: names what cannot be added up.
+    """
+    if not flow.shifts:
+        return flow
+    if any(shift.factor != factor for shift in flow.shifts):
+        return anew(flow, part)
+    total: dict[tuple[Hashable, str], int] = {}
+    for operand, sign in operands:
+        for shift in operand.shifts:
+            at = (shift.part, shift.source)
+            total[at] = total.get(at, 0) + sign * shift.coefficient
+    left = (Shift(*at, factor, n) for at, n in total.items() if n)
+    return flow._replace(shifts=frozenset(left))
+
+
+def alike(flow: Flow, operands: Iterable[Flow], part: Hashable) -> Flow:
+    """Return a merged flow whose stopped parts stay where all operands have the same."""
+    same = len({operand.shifts for operand in operands}) == 1
+    return flow if same else anew(flow, part)

@@ -59,8 +59,10 @@ class Question(Generic[V]):
         constant: of a literal, or a value that an inner jaxpr holds.
         into_unknown: whether the jaxpr of an unknown primitive, where it fits the operands, is
             applied to them.
-        called: (equation, what its body says of its results) -> what to make of it, for calls.
+        called: (equation, operands, what its body says of its results) -> what to make of it, for
+            calls.
         loops: what a scan changes, if anything.
+        functions: the rule of a call whose function is known by name, or None to look into it.
     """
 
     nothing: V
@@ -71,8 +73,9 @@ class Question(Generic[V]):
     opaque: Callable[[str, Sequence[V]], V]
     constant: Callable[[Any], V]
     into_unknown: bool = False
-    called: Rule[V] | None = None
+    called: Callable[[core.JaxprEqn, list[V], list[V]], list[V]] | None = None
     loops: Loops[V] | None = None
+    functions: Callable[[core.JaxprEqn], Rule[V] | None] | None = None
 
 
 def interpret(
@@ -118,6 +121,8 @@ class _Walk(Generic[V]):
         """Return what is known of the results of one equation."""
         name, question, count = eqn.primitive.name, self.question, len(eqn.outvars)
         rule = question.rules.get(name)
+        if rule is None and name in CALLS and question.functions is not None:
+            rule = question.functions(eqn)
         if rule is None and name in _STRUCTURES:
             return _STRUCTURES[name](self, eqn, ins)
         if not count:  # a printed value, a check, a write
@@ -162,7 +167,7 @@ def _call(walk: _Walk[V], eqn: core.JaxprEqn, ins: list[V]) -> list[V]:
     if inner is None or len(opened(inner).invars) != len(ins):
         return [walk.question.opaque(eqn.primitive.name, ins)] * len(eqn.outvars)
     outs, called = walk.call(inner, ins), walk.question.called
-    return outs if called is None else called(eqn, outs)
+    return outs if called is None else called(eqn, list(ins), outs)
 
 
 def _barrier(walk: _Walk[V], eqn: core.JaxprEqn, ins: list[V]) -> list[V]:

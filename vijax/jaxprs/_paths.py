@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.extend import core
 from jaxtyping import Array, Key
 
 from vijax import checks
@@ -23,10 +24,13 @@ class Path(NamedTuple):
     Fields:
         broken: what breaks the path derivative, as a phrase that follows "leaf 'z' ", or None.
         parametric: whether it is a continuous draw that parameters reach.
+        atoms: why the values of a draw that is not continuous move with q's parameters, as a phrase
+            that follows "leaf 'z' ", or None.
     """
 
     broken: str | None
     parametric: bool
+    atoms: str | None = None
 
 
 def paths(q: Any, draw: Draw, key: Key[Array, ""]) -> dict[str, Path]:
@@ -43,7 +47,7 @@ def paths(q: Any, draw: Draw, key: Key[Array, ""]) -> dict[str, Path]:
         return draw.sample(first, q)[0]
 
     closed, shape = trace(sample, key)
-    return _leaf_paths(q, shape, flows(closed, [NOISE], PARAMETER))
+    return _leaf_paths(q, shape, closed, [NOISE])
 
 
 def joint_paths(q: Joint, key: Key[Array, ""]) -> dict[Any, dict[str, Path]]:
@@ -88,8 +92,7 @@ def _conditional_paths(
                 _conditional_paths(conditional.at, within, key, inputs, input_flows)
             )
         else:
-            of_leaves = flows(closed, [NOISE, *input_flows], PARAMETER)
-            found[name] = _leaf_paths(conditional.part, shape, of_leaves)
+            found[name] = _leaf_paths(conditional.part, shape, closed, [NOISE, *input_flows])
         carried = all(path.broken is None for path in found[name].values())
         leaf_flows[name] = [PARAMETER if carried else Flow()] * len(jax.tree.leaves(shape))
         shapes[name] = shape
@@ -120,34 +123,58 @@ def by_leaf(found: Mapping[Any, Mapping[str, Path]]) -> dict[str, Path]:
     }
 
 
-def _leaf_paths(q: Any, shape: PyTree, of_leaves: Sequence[Flow]) -> dict[str, Path]:
+def _leaf_paths(
+    q: Any, shape: PyTree, closed: core.ClosedJaxpr, inputs: Sequence[Flow]
+) -> dict[str, Path]:
+    """Return the paths of the leaves that a sampler's jaxpr returns."""
     declared = getattr(q, "reparameterized", None)
+    derivatives = flows(closed, inputs, PARAMETER)
+    values = flows(closed, inputs, PARAMETER, values=True)
     found = {}
-    for (name, leaf), flow in zip(checks.named_leaves(shape), of_leaves, strict=True):
-        continuous = "noise" in flow.smooth or bool(declared)
+    named = checks.named_leaves(shape)
+    for (name, leaf), flow, value in zip(named, derivatives, values, strict=True):
+        continuous = "noise" in value.smooth or bool(declared)
         real = jnp.issubdtype(leaf.dtype, jnp.inexact)
-        parametric = real and continuous and "parameter" in flow.sources()
-        found[name] = Path(_broken(leaf, flow, declared=declared), parametric)
+        parametric = real and continuous and "parameter" in value.sources()
+        atoms = _atoms(value) if real and not continuous else None
+        found[name] = Path(_broken(leaf, flow, value, declared=declared), parametric, atoms)
     return found
 
 
-def _broken(leaf: Any, flow: Flow, *, declared: bool | None) -> str | None:
+def _atoms(value: Flow) -> str | None:
+    """Return why the values of a discrete draw may move; its derivative in them has no score."""
+    if "parameter" not in value.smooth:
+        return None
+    if value.opaque:
+        return (
+            f"comes through {min(value.opaque)}, which cannot be analysed: declare q.fixed_support = "
+            "True if no value that it takes, and no end of its support, depends on q's parameters"
+        )
+    return (
+        "is discrete, or certain, and takes values that move with q's parameters, a derivative that "
+        "no score has"
+    )
+
+
+def _broken(leaf: Any, flow: Flow, value: Flow, *, declared: bool | None) -> str | None:
     if not jnp.issubdtype(leaf.dtype, jnp.inexact):
         return f"is discrete ({leaf.dtype})"
     if declared is not None:
         return None if declared else "comes from a q that declares reparameterized = False"
-    if flow.opaque:
+    if value.opaque:
         return (
-            f"comes through {min(flow.opaque)}, which cannot be analysed: declare q.reparameterized "
-            "= True if draws are differentiable in its parameters, False otherwise"
+            f"comes through {min(value.opaque)}, which cannot be analysed: declare "
+            "q.reparameterized = True if draws are differentiable in its parameters, False otherwise"
         )
     how = flow.broken_by("parameter")
+    if how is None and "parameter" not in value.smooth:
+        how = value.broken_by("parameter")  # the derivative that was declared is not the value's
     if how is not None:
         return (
             f"depends on a parameter through '{how}', whose derivative is zero or missing (if the "
             "draw is continuous there, declare it: families.adapt(q, reparameterized=True))"
         )
-    how = flow.broken_by("noise")
-    if "noise" not in flow.smooth and how is not None:
+    how = value.broken_by("noise")
+    if "noise" not in value.smooth and how is not None:
         return f"is discrete: its noise arrives only through '{how}'"
     return None

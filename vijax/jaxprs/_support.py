@@ -1,6 +1,6 @@
 """Whether q's support moves with its parameters, and which leaves of a Joint need a score."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -8,10 +8,18 @@ from jax.extend import core
 from jaxtyping import Array, Key
 
 from vijax.jaxprs._derivative import flows
-from vijax.jaxprs._equations import trace
-from vijax.jaxprs._flow import Flow, merge
-from vijax.jaxprs._paths import PARAMETER, Path
+from vijax.jaxprs._equations import trace, varies
+from vijax.jaxprs._flow import Flow
+from vijax.jaxprs._libraries import declared_support
+from vijax.jaxprs._paths import Path
+from vijax.jaxprs._range import GIVEN, MOVING, Range, constant, moves
+from vijax.jaxprs._range_rules import ranges
 from vijax.types import Joint, PyTree
+
+DECLARE = (
+    "declare q.fixed_support = True, or families.adapt(q, fixed_support=True), if its support does "
+    "not depend on its parameters"
+)
 
 
 class Scored(NamedTuple):
@@ -28,34 +36,19 @@ class Scored(NamedTuple):
     moving: str | None
 
 
-def moving_support(
-    log_prob: core.ClosedJaxpr,
-    leaves: Mapping[str, Path],
-    given: Sequence[Flow] = (),
-) -> str | None:
+def moving_support(q: Any, key: Key[Array, ""], leaves: Mapping[str, Path]) -> str | None:
     """Return why q's support may move with its parameters, or None; where it does, E[score] ≠ 0.
 
-    Its signs: log_prob is -inf where the draw crosses a parameter, does not depend on a parametric
-    leaf at all, or cannot be seen into.
+    None takes evidence: q declares `fixed_support`, its library declares a support whose limits no
+    parameter reaches, or its sampler's jaxpr shows the range of its draws. What a discrete q draws
+    must not depend on parameters either.
 
     Args:
-        log_prob: the jaxpr of q.log_prob, closed over q's parameters, as `trace` or `stopped`
-            return it.
-        leaves: the paths of the draw's leaves, in order.
-        given: the flows of further inputs of log_prob, after the leaves.
+        q: a distribution, or a Joint.
+        key: any.
+        leaves: the paths of the draw's leaves.
     """
-    draws = [Flow(smooth=frozenset({"draw", leaf})) for leaf in leaves]
-    outputs = flows(log_prob, [*draws, *given], PARAMETER)
-    flow = merge(outputs)
-    if flow.opaque:
-        return f"log_prob comes through {min(flow.opaque)}, which cannot be analysed"
-    sources = flow.sources()
-    for leaf, path in leaves.items():
-        if path.parametric and leaf not in sources:
-            return f"leaf '{leaf}' is uniform on a set that depends on q's parameters"
-    if any("log" in f.cuts for f in outputs):
-        return "log_prob is -inf on a set that depends on q's parameters"
-    return None
+    return _part_moves(lambda: q, key, (), (), leaves)
 
 
 def scored_leaves(q: Joint, key: Key[Array, ""], found: Mapping[Any, Mapping[str, Path]]) -> Scored:
@@ -65,22 +58,139 @@ def scored_leaves(q: Joint, key: Key[Array, ""], found: Mapping[Any, Mapping[str
     if not scored:
         return Scored(scored, None)
     z = jax.eval_shape(lambda k: q.sample_and_log_prob(seed=k)[0], key)
-    densities: dict[Any, core.ClosedJaxpr] = {}
     pending = list(scored)
     while pending:
         name = pending.pop()
-        densities[name] = _density(q, z, name)
-        more = _jumping(densities[name], z, names[: names.index(name)]) - scored
+        earlier = names[: names.index(name)]
+        more = _jumping(_density(q, z, name), z, earlier) - scored
         scored |= more
         pending.extend(more)
     for name in names:
-        if name in scored and any(path.parametric for path in found[name].values()):
+        if name in scored:
             # Earlier leaves that are not stopped carry the parameters here.
-            given = {n: Flow() if n in scored else PARAMETER for n in names}
-            moving = moving_support(densities[name], found[name], _spread(given, z))
+            carrying = [n for n in names if n not in scored]
+            moving = _joint_moves(
+                lambda: q, key, (), (), [name], z, found[name], order=names, carrying=carrying
+            )
             if moving is not None:
                 return Scored(scored, moving)
     return Scored(scored, None)
+
+
+# --- one distribution, or one conditional
+
+
+def _joint_moves(
+    joint: Callable[..., Joint],
+    key: Key[Array, ""],
+    inputs: tuple[PyTree, ...],
+    given: Sequence[Range],
+    names: Sequence[Any],
+    z: PyTree,
+    leaves: Mapping[str, Path],
+    *,
+    order: Sequence[Any],
+    carrying: Collection[Any] = (),
+) -> str | None:
+    """Return why the support of a conditional of the Joint joint(*inputs) may move.
+
+    Args:
+        joint: what is given from outside -> the Joint.
+        key: any.
+        inputs: the shapes of what is given from outside.
+        given: its ranges.
+        names: of the conditionals that are asked for.
+        z: the shapes of a draw.
+        leaves: the paths of their leaves.
+        order: the names of all conditionals, in the order in which they are drawn.
+        carrying: earlier leaves that carry the derivative of q's parameters; all others are given.
+    """
+    for name in names:
+        earlier = {n: z[n] for n in order[: order.index(name)]}
+        more = [
+            MOVING if n in carrying else GIVEN
+            for n in sorted(earlier)  # as JAX flattens a dict
+            for _ in jax.tree.leaves(earlier[n])
+        ]
+
+        def part(*inputs: PyTree, name: Any = name) -> Any:
+            return joint(*inputs[:-1]).conditional(name, inputs[-1])
+
+        moving = _part_moves(part, key, (*inputs, earlier), [*given, *more], leaves)
+        if moving is not None:
+            return moving
+    return None
+
+
+def _part_moves(
+    part: Callable[..., Any],
+    key: Key[Array, ""],
+    inputs: tuple[PyTree, ...],
+    given: Sequence[Range],
+    leaves: Mapping[str, Path],
+) -> str | None:
+    """Return why the support of the distribution part(*inputs) may move."""
+    last: list[Any] = [None]
+
+    def support(*inputs: PyTree) -> PyTree:
+        q = last[0] = part(*inputs)
+        known = isinstance(q, Joint) or getattr(q, "fixed_support", None) is not None
+        return None if known else declared_support(q)
+
+    closed, _ = trace(support, *inputs)
+    q = last[0]
+    declared = getattr(q, "fixed_support", None)
+    if declared is not None:
+        return None if declared else "q declares fixed_support = False"
+    if isinstance(q, Joint):
+        z = jax.eval_shape(lambda *given: part(*given).sample_and_log_prob(seed=key)[0], *inputs)
+        return _joint_moves(part, key, inputs, given, q.names(), z, leaves, order=q.names())
+    for leaf, path in leaves.items():
+        if path.atoms is not None:
+            return f"leaf '{leaf}' {path.atoms}"
+    if not any(path.parametric for path in leaves.values()):
+        return None
+    if not closed.out_avals and not hasattr(q, "sample_and_log_prob"):
+        return f"it has no sampler that would show where its draws lie ({DECLARE})"
+    if not closed.out_avals:
+
+        def sample(key: Key[Array, ""], *inputs: PyTree) -> PyTree:
+            return part(*inputs).sample_and_log_prob(seed=key, sample_shape=())[0]
+
+        closed, _ = trace(sample, key, *inputs)
+        given = [Range(key="key"), *given]
+    consts = _consts(closed)
+    if MOVING not in (*given, *consts):
+        return None  # no parameter reaches it
+    return _why(ranges(closed, given, consts))
+
+
+def _consts(closed: core.ClosedJaxpr) -> list[Range]:
+    """Return the ranges of closed-over values: see `flows` for which of them are parameters."""
+    traced = any(isinstance(c, jax.core.Tracer) for c in closed.consts)
+
+    def of(value: Any) -> Range:
+        if varies(value) or (isinstance(value, jax.Array) and not traced):
+            return MOVING
+        return constant(value)
+
+    return [of(c) for c in closed.consts]
+
+
+def _why(outputs: Sequence[Range]) -> str | None:
+    """Return why the set of several leaves may move: that of each, or of what they share."""
+    for found in outputs:
+        why = moves(found)
+        if why is not None:
+            return f"{why} ({DECLARE})"
+    noise = [found.noise for found in outputs]
+    shared = sum(map(len, noise)) > len(frozenset().union(*noise))
+    if shared and not all(found.real for found in outputs if found.noise):
+        return f"several leaves are functions of the same draw ({DECLARE})"
+    return None
+
+
+# --- which leaves need a score
 
 
 def _density(q: Joint, z: PyTree, name: Any) -> core.ClosedJaxpr:
@@ -97,7 +207,8 @@ def _density(q: Joint, z: PyTree, name: Any) -> core.ClosedJaxpr:
 def _jumping(density: core.ClosedJaxpr, z: PyTree, earlier: Sequence[Any]) -> set[Any]:
     """Return which of the earlier leaves reach a density through a jump."""
     sources = {name: Flow(smooth=frozenset({f"leaf {at}"})) for at, name in enumerate(earlier)}
-    given = _spread(sources, z)
+    order = sorted(z) if isinstance(z, dict) else range(len(z))
+    given = [sources.get(n, Flow()) for n in order for _ in jax.tree.leaves(z[n])]
     own = [Flow()] * (len(density.jaxpr.invars) - len(given))
     outputs = flows(density, [*own, *given], Flow())
 
@@ -105,9 +216,3 @@ def _jumping(density: core.ClosedJaxpr, z: PyTree, earlier: Sequence[Any]) -> se
         return any(flow.broken_by(source) is not None for flow in outputs)
 
     return {name for at, name in enumerate(earlier) if jumps(f"leaf {at}")}
-
-
-def _spread(of_names: Mapping[Any, Flow], z: PyTree) -> list[Flow]:
-    """Return the flow of every array of a Joint's draw, in the order in which JAX flattens it."""
-    order = sorted(z) if isinstance(z, dict) else range(len(z))
-    return [of_names.get(name, Flow()) for name in order for _ in jax.tree.leaves(z[name])]

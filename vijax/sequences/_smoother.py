@@ -43,6 +43,7 @@ class _Paths:
 
     # Its solves pivot, which looks like a comparison, and changes no draw.
     reparameterized = True
+    fixed_support = True
 
     def _each(self, function: Callable[..., Any], *args: Array) -> Any:
         function = partial(function, self.scans)

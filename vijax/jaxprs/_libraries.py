@@ -1,0 +1,200 @@
+"""Supports as distrax, NumPyro and TFP declare them, as arrays that stand for every value in one."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from vijax.jaxprs._samplers import between, onto_reals
+from vijax.types import PyTree
+
+INF = math.inf
+# Of distrax, whose distributions declare nothing.
+_DISTRAX = {
+    **dict.fromkeys(
+        "Normal Laplace Logistic Gumbel LogStddevNormal MultivariateNormalDiag "
+        "MultivariateNormalTri MultivariateNormalFullCovariance MultivariateNormalFromBijector "
+        "MultivariateNormalDiagPlusLowRank".split(),
+        (-INF, INF),
+    ),
+    "Gamma": (0.0, INF),
+    "Beta": (0.0, 1.0),
+    "Dirichlet": (0.0, 1.0),
+    "VonMises": (-math.pi, math.pi),
+}
+_UNKNOWN = object()
+
+
+def library(q: Any) -> str:
+    """Return which of the three libraries defines the class of q, or ""."""
+    package = type(q).__module__.partition(".")[0]
+    return package if package in ("distrax", "numpyro", "tensorflow_probability") else ""
+
+
+def declared_support(q: Any) -> PyTree | None:
+    """Return draws that stand for all of q's support, where its library declares it, or None."""
+    try:
+        return _image(q)
+    except Exception:  # whatever a library raises where it declares nothing: then it is not known
+        return None
+
+
+class _NotDeclared(Exception):
+    """A distribution whose library says nothing of its support."""
+
+
+def _image(q: Any) -> Any:
+    q = getattr(q, "adapted", q)  # by families.adapt
+    of = {
+        "distrax": _distrax,
+        "numpyro": _numpyro,
+        "tensorflow_probability": _tensorflow_probability,
+    }.get(library(q))
+    if of is None:
+        of = _numpyro if _declares_itself(q) else None
+    if of is None:
+        raise _NotDeclared
+    return of(q)
+
+
+# --- distrax
+
+
+def _distrax(q: Any) -> Any:
+    name = type(q).__name__
+    if name in _DISTRAX:
+        return between(*_DISTRAX[name], (*q.batch_shape, *q.event_shape), q.dtype)
+    if name == "Uniform":
+        return between(q.low, q.high, q.batch_shape, q.dtype)
+    if name == "Independent":
+        return _image(q.distribution)
+    if name == "MixtureSameFamily":
+        return _image(q.components_distribution)
+    if name == "MixtureOfTwo":
+        parts = _image(q._component_a), _image(q._component_b)
+        return jnp.where(between(0.0, 1.0) > 0.5, *parts)
+    if name == "Joint":
+        return jax.tree.map(_image, q.distributions, is_leaf=lambda d: hasattr(d, "log_prob"))
+    if name in ("Clipped", "ClippedNormal", "ClippedLogistic"):
+        return jnp.clip(_image(q.distribution), q.minimum, q.maximum)
+    if name == "Transformed":
+        return _through(q.bijector, _image(q.distribution))
+    raise _NotDeclared
+
+
+def _through(bijector: Any, z: Any) -> Any:
+    """Carry a support through a bijector of distrax, or of TFP."""
+    name, module = type(bijector).__name__, type(bijector).__module__
+    if module.startswith("distrax."):
+        if name == "Chain":
+            for inner in reversed(bijector.bijectors):
+                z = _through(inner, z)
+            return z
+        if name == "Inverse":
+            return (
+                _onto(bijector.bijector, z) if _is_layer(bijector.bijector) else bijector.forward(z)
+            )
+        if name == "Block":
+            return _through(bijector.bijector, z)
+        if _is_layer(bijector):
+            return _onto(bijector, z)
+    return bijector.forward(z)
+
+
+def _is_layer(bijector: Any) -> bool:
+    return type(bijector).__name__ in ("MaskedCoupling", "SplitCoupling", "RationalQuadraticSpline")
+
+
+def _onto(layer: Any, z: Any) -> Any:
+    """Splines with straight tails, and coupling layers of maps of the real line onto itself."""
+    name = type(layer).__name__
+    if name == "RationalQuadraticSpline":
+        return onto_reals(z)
+    if name == "MaskedCoupling":
+        return _through(layer._inner_bijector(layer.conditioner(jnp.zeros_like(z))), z)
+    kept, changed = layer._split(jnp.zeros_like(z))
+    inner = layer._inner_bijector(layer.conditioner(kept))
+    return onto_reals(_through(inner, onto_reals(z, jnp.shape(changed))), jnp.shape(z))
+
+
+# --- NumPyro
+
+
+def _declares_itself(q: Any) -> bool:
+    """Whether a class of one's own, made of NumPyro's, states `support` where it states its draws."""
+    classes = type(q).__mro__
+    if not any(c.__module__.startswith("numpyro.") for c in classes):
+        return False
+    at = {
+        name: next((i for i, c in enumerate(classes) if name in vars(c)), len(classes))
+        for name in ("support", "sample", "log_prob")
+    }
+    return at["support"] <= min(at["sample"], at["log_prob"])
+
+
+def _numpyro(q: Any) -> Any:
+    name = type(q).__name__
+    shape = (*q.batch_shape, *q.event_shape)
+    if name in ("Independent", "ExpandedDistribution", "MaskedDistribution"):
+        return jnp.broadcast_to(_image(q.base_dist), shape)
+    if hasattr(q, "transforms") and hasattr(q, "base_dist"):
+        support, z = q.base_dist.support, _image(q.base_dist)
+        for transform in q.transforms:
+            if _same_set(support, transform.domain):
+                support = transform.codomain
+                z = _of_constraint(support, jnp.shape(transform(z)))
+            else:
+                support, z = _UNKNOWN, transform(z)
+        return z
+    return _of_constraint(q.support, shape)
+
+
+def _same_set(a: Any, b: Any) -> bool:
+    """Whether two constraints are the same, without limits of their own."""
+    a, b = _scalar(a), _scalar(b)
+    return type(a) is type(b) and not jax.tree.leaves((a, b)) and type(a).__name__ != "object"
+
+
+def _scalar(constraint: Any) -> Any:
+    while type(constraint).__name__ == "_IndependentConstraint":
+        constraint = constraint.base_constraint
+    return constraint
+
+
+def _of_constraint(constraint: Any, shape: tuple[int, ...]) -> Any:
+    constraint = _scalar(constraint)
+    low, high = getattr(constraint, "lower_bound", None), getattr(constraint, "upper_bound", None)
+    name = type(constraint).__name__
+    if low is not None or high is not None:
+        return between(-INF if low is None else low, INF if high is None else high, shape)
+    limits = [leaf for leaf in jax.tree.leaves(constraint) if not isinstance(leaf, (bool, int))]
+    if limits or getattr(constraint, "is_discrete", False):
+        raise _NotDeclared
+    if name == "_Real":
+        return between(-INF, INF, shape)
+    if name in ("_UnitInterval", "_Simplex"):
+        return between(0.0, 1.0, shape)
+    if name == "_Circular":
+        return between(-math.pi, math.pi, shape)
+    # A set without limits of its own, of which only that is used: two ends, whatever they are.
+    return between(-1.0, 1.0, shape)
+
+
+# --- TFP
+
+
+def _tensorflow_probability(q: Any) -> Any:
+    # A copy made here shows the constants that it was given as what they are.
+    q = q.copy()
+    make = getattr(q, "experimental_default_event_space_bijector", None)
+    bijector = make() if make is not None else None
+    if bijector is None or isinstance(q.event_shape, (dict, list)):
+        raise _NotDeclared
+    shape = (*q.batch_shape, *bijector.inverse_event_shape(q.event_shape))
+    for dtype in (q.dtype, jnp.float32):  # its bijectors may not have the dtype of its draws
+        try:
+            return bijector.forward(between(-INF, INF, shape, dtype))
+        except TypeError:
+            continue
+    raise _NotDeclared

@@ -1,0 +1,281 @@
+"""Between which ends an array's values lie, and whether those ends move with q's parameters."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+INF = math.inf
+
+End = float | str
+"""An end of a range: its value where that is known while tracing, or one of the words below."""
+FIXED, INFINITE, MOVES = "fixed", "infinite", "moves"
+"""A constant of unknown value; infinite, of unknown sign; what depends on a parameter."""
+
+
+class Range(NamedTuple):
+    """The values of one array's elements over the noise, at given parameters.
+
+    Fields:
+        noise: the independent draws that reach it; empty for what is given.
+        low: the lower end; both ends of what is given are the same.
+        high: the upper end. Ends that a factor of unknown sign has changed are in either order.
+        sign: 1 or -1 where all values have that sign for any parameters, else 0.
+        real: whether each draw that reaches it, alone, already spans the real line.
+        unknown: why nothing is known of the ends, or "".
+        key: what tells a random key from others, or None.
+    """
+
+    noise: frozenset[Any] = frozenset()
+    low: End = FIXED
+    high: End = FIXED
+    sign: int = 0
+    real: bool = False
+    unknown: str = ""
+    key: Any = None
+
+
+GIVEN = Range()
+"""A constant, whose value is not known while tracing."""
+MOVING = Range(low=MOVES, high=MOVES)
+"""A parameter, or what depends on parameters alone."""
+
+
+def constant(value: Any) -> Range:
+    """Return the range of a constant."""
+    if isinstance(value, jax.core.Tracer) or not np.size(value):
+        return GIVEN
+    if not jnp.issubdtype(jnp.result_type(value), jnp.number):
+        return GIVEN
+    array = np.asarray(value, np.float64)
+    low, high = float(array.min()), float(array.max())
+    if low == high:
+        return Range(low=low, high=low, sign=int(np.sign(low)))
+    return Range(sign=1 if low > 0 else -1 if high < 0 else 0)
+
+
+def moves(value: Range) -> str | None:
+    """Return why the ends of a range may move, a phrase, or None where they do not."""
+    if value.unknown:
+        return value.unknown
+    if MOVES in (value.low, value.high):
+        return "an end of its draws moves with q's parameters"
+    return None
+
+
+# --- ends
+
+
+def _add_ends(a: End, b: End) -> End:
+    if isinstance(a, float) and isinstance(b, float):
+        return a + b
+    for one, other in ((a, b), (b, a)):
+        if isinstance(one, float) and math.isinf(one):
+            return one if other != INFINITE else INFINITE
+    if INFINITE in (a, b):
+        return INFINITE
+    return MOVES if MOVES in (a, b) else FIXED
+
+
+def _multiply_ends(a: End, b: End, sign: int) -> End:
+    """Return an end times a given factor b, of a known sign or 0."""
+    if isinstance(a, float) and isinstance(b, float):
+        return 0.0 if 0.0 in (a, b) else a * b
+    if 0.0 in (a, b):
+        return 0.0
+    for one in (a, b):
+        if isinstance(one, float) and math.isinf(one):
+            return one * sign if sign and one is a else INFINITE
+    if INFINITE in (a, b):
+        return INFINITE
+    return MOVES if MOVES in (a, b) else FIXED
+
+
+def is_real(value: Range) -> bool:
+    return bool(value.noise) and not value.unknown and (value.low, value.high) == (-INF, INF)
+
+
+def sign_of(end: End) -> int:
+    return int(np.sign(end)) if isinstance(end, float) and not math.isnan(end) else 0
+
+
+def sign_between(low: End, high: End) -> int:
+    if isinstance(low, float) and low >= 0:
+        return 1
+    return -1 if isinstance(high, float) and high <= 0 else 0
+
+
+# --- combining
+
+
+def not_known(values: Sequence[Range], why: str) -> Range:
+    noise = frozenset().union(*(v.noise for v in values))
+    why = next((v.unknown for v in values if v.unknown), why)
+    return Range(noise, MOVES, MOVES, unknown=why) if noise else point(values)
+
+
+def point(values: Sequence[Range]) -> Range:
+    """Return what depends on given values alone."""
+    unknown = next((v.unknown for v in values if v.unknown), "")
+    if unknown:
+        return Range(low=MOVES, high=MOVES, unknown=unknown)
+    return MOVING if any(MOVES in (v.low, v.high) for v in values) else GIVEN
+
+
+def shared(values: Sequence[Range]) -> bool:
+    """Whether two of several values depend on the same noise."""
+    return sum(len(v.noise) for v in values) > len(frozenset().union(*(v.noise for v in values)))
+
+
+def join(values: Sequence[Range], name: str) -> Range:
+    """Return the range of what may be any of several values."""
+    first = values[0]
+    if all(v == first for v in values):
+        return first
+    if any(v.key is not None for v in values):
+        return Range(key=("joined", name))
+    noise = frozenset().union(*(v.noise for v in values))
+    if any(v.unknown for v in values):
+        return not_known(values, "")
+    ends = [(v.low, v.high) for v in values]
+    # An atom that moves is not hidden by a range around it.
+    atoms = any(MOVES in end for v, end in zip(values, ends, strict=True) if not v.noise)
+    if any(map(is_real, values)) and not atoms:
+        return Range(noise, -INF, INF, real=all(v.real for v in values if v.noise))
+    if any(MOVES in end for end in ends):
+        return Range(noise, MOVES, MOVES)
+    lows, highs = {low for low, _ in ends}, {high for _, high in ends}
+    low = lows.pop() if len(lows) == 1 else _extreme(lows, min)
+    high = highs.pop() if len(highs) == 1 else _extreme(highs, max)
+    signs = {v.sign for v in values}
+    return Range(noise, low, high, sign=signs.pop() if len(signs) == 1 else 0)
+
+
+def _extreme(ends: set[End], which: Callable[..., Any]) -> End:
+    """Return the outermost of several ends where all are known."""
+    if all(isinstance(end, float) for end in ends):
+        return float(which(ends))
+    infinite = which(-INF, INF)
+    return infinite if infinite in ends else FIXED
+
+
+def choose(which: Range, cases: Sequence[Range], name: str) -> Range:
+    noise = frozenset().union(*(c.noise for c in cases))
+    if which.noise & noise or which.unknown:
+        return not_known([which, *cases], "its draws are chosen by a comparison with themselves")
+    joined = join(cases, name)
+    if joined.key is not None or not which.noise:
+        return joined
+    # The draw tells which case it is, so that the whole spans what the cases do together.
+    return joined._replace(noise=joined.noise | which.noise, real=False)
+
+
+# --- arithmetic
+
+
+def negated(x: Range) -> Range:
+    if x.unknown:
+        return x._replace(sign=-x.sign)
+
+    def end(at: End) -> End:
+        return -at if isinstance(at, float) else at
+
+    return x._replace(low=end(x.high), high=end(x.low), sign=-x.sign)
+
+
+def add(a: Range, b: Range) -> Range:
+    sign = a.sign if a.sign == b.sign else 0
+    if a.unknown or b.unknown:
+        return not_known([a, b], "")._replace(sign=sign)
+    noise = a.noise | b.noise
+    if a.noise and b.noise:
+        if a.noise & b.noise and not (a.real and b.real):
+            return not_known([a, b], "it is a sum of several functions of the same draw")
+        if is_real(a) or is_real(b):
+            return Range(noise, -INF, INF, real=a.real and b.real)
+        if MOVES in (a.low, a.high, b.low, b.high):
+            return Range(noise, MOVES, MOVES, sign=sign)
+    low, high = _add_ends(a.low, b.low), _add_ends(a.high, b.high)
+    return Range(noise, low, high, sign or sign_between(low, high), real=a.real or b.real)
+
+
+def multiply(a: Range, b: Range) -> Range:
+    sign = a.sign * b.sign
+    if a.unknown or b.unknown:
+        return not_known([a, b], "")._replace(sign=sign)
+    noise = a.noise | b.noise
+    if not noise:
+        known = isinstance(a.low, float) and isinstance(b.low, float)
+        low: End = float(a.low) * float(b.low) if known else FIXED
+        return Range(low=low, high=low, sign=sign) if known else point([a, b])._replace(sign=sign)
+    if a.noise and b.noise:
+        return _multiply_draws(a, b, sign)
+    if b.noise:
+        a, b = b, a
+    if is_real(a):
+        return a
+    low, high = _multiply_ends(a.low, b.low, b.sign), _multiply_ends(a.high, b.low, b.sign)
+    if b.sign < 0:
+        low, high = high, low
+    return Range(noise, low, high, sign)
+
+
+def _multiply_draws(a: Range, b: Range, sign: int) -> Range:
+    if a.noise & b.noise:
+        return not_known([a, b], "it is a product of several functions of the same draw")
+    noise = a.noise | b.noise
+    if is_real(a) or is_real(b):
+        return Range(noise, -INF, INF)
+    if a.sign > 0 and b.sign > 0:
+        return Range(
+            noise, _multiply_ends(a.low, b.low, 1), _multiply_ends(a.high, b.high, 1), sign
+        )
+    return not_known([a, b], "it is a product of draws whose signs are not known")
+
+
+def reciprocal(x: Range) -> Range:
+    def end(at: End) -> End:
+        if isinstance(at, float):
+            return INF * (x.sign or 1) if at == 0 else 1 / at
+        return 0.0 if at == INFINITE else at
+
+    if x.unknown or not x.noise:
+        value = end(x.low)
+        return x._replace(low=value, high=value)
+    if is_real(x):
+        return x._replace(real=False)
+    if not x.sign:
+        return not_known([x], "it is divided by draws whose sign is not known")
+    return x._replace(low=end(x.high), high=end(x.low), real=False)
+
+
+def _bounded(which: Callable[..., Any]) -> Callable[[Range, Range], Range]:
+    """Return max or min of two."""
+
+    def end(a: End, b: End) -> End:
+        if isinstance(a, float) and isinstance(b, float):
+            return float(which(a, b))
+        outer, inner = which(-INF, INF), -which(-INF, INF)
+        for one, other in ((a, b), (b, a)):
+            if one == outer:
+                return one
+            if one == inner:
+                return other
+        return MOVES if MOVES in (a, b) else FIXED
+
+    def bounded(a: Range, b: Range) -> Range:
+        if a.unknown or b.unknown:
+            return not_known([a, b], "")
+        if a.noise & b.noise or INFINITE in (a.low, a.high, b.low, b.high):
+            return not_known([a, b], "its draws are compared with themselves")
+        signs = [v.sign for v in (a, b)]
+        sign = signs[0] if signs[0] == signs[1] else 1 if which is max and 1 in signs else 0
+        return Range(a.noise | b.noise, end(a.low, b.low), end(a.high, b.high), sign)
+
+    return bounded
+
+
+maximum, minimum = _bounded(max), _bounded(min)

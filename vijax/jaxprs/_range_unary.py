@@ -1,0 +1,151 @@
+"""Ranges of functions of one variable: monotone ones, and powers."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from jax.extend import core
+
+from vijax.jaxprs._interpreter import Rule
+from vijax.jaxprs._range import (
+    FIXED,
+    INF,
+    INFINITE,
+    MOVES,
+    End,
+    Range,
+    is_real,
+    negated,
+    not_known,
+    point,
+    reciprocal,
+    sign_between,
+    sign_of,
+)
+
+
+def each(rule: Callable[[core.JaxprEqn, list[Range]], Range]) -> Rule[Range]:
+    """Return the rule that gives all results of an equation one range."""
+    return lambda eqn, ins: [rule(eqn, ins)] * len(eqn.outvars)
+
+
+def default(eqn: core.JaxprEqn, ins: list[Range]) -> Range:
+    """Of a primitive without a rule: a key is told apart by what it is made of, a draw is not followed."""
+    name = eqn.primitive.name
+    if any(v.key is not None for v in ins):
+        said = tuple(
+            f"{k}={v}"
+            for k, v in eqn.params.items()
+            if isinstance(v, (int, tuple)) and k != "jaxpr"
+        )
+        which = tuple(v.key if v.key is not None else _told(v, eqn) for v in ins)
+        return Range(key=(name, said, which))
+    if not any(v.noise for v in ins):
+        return point(ins)
+    return not_known(ins, f"'{name}' of its draws is not followed")
+
+
+def _told(value: Range, eqn: core.JaxprEqn) -> Any:
+    """Return what tells apart the keys made of different numbers."""
+    return value.low if isinstance(value.low, float) else id(eqn)
+
+
+def monotone(function: Callable[[float], float], sign: int = 0) -> Rule[Range]:
+    """Return the rule of an increasing function."""
+
+    def end(at: End) -> End:
+        if isinstance(at, float):
+            with np.errstate(all="ignore"):
+                return float(function(at))
+        return FIXED if at == INFINITE else at
+
+    def rule(eqn: core.JaxprEqn, ins: list[Range]) -> Range:
+        x = ins[0]
+        low, high = end(x.low), end(x.high)
+        if x.unknown:
+            return x._replace(sign=sign)
+        if not x.noise:
+            return Range(low=low, high=high, sign=sign or sign_of(low))
+        if any(isinstance(e, float) and math.isnan(e) for e in (low, high)):
+            return not_known(ins, f"'{eqn.primitive.name}' of its draws is not defined")
+        real = (low, high) == (-INF, INF) and (x.real or len(x.noise) == 1)
+        return Range(x.noise, low, high, sign=sign or sign_between(low, high), real=real)
+
+    return each(rule)
+
+
+def tangent(x: float) -> float:
+    """tan x between its poles, which a float meets only nearly."""
+    if abs(x) > math.pi / 2 + 1e-5:
+        return math.nan
+    return math.copysign(INF, x) if abs(x) > math.pi / 2 - 1e-5 else math.tan(x)
+
+
+def even(eqn: core.JaxprEqn, ins: list[Range]) -> Range:
+    """|x| and x²."""
+    x = ins[0]
+    power = 1 if eqn.primitive.name == "abs" else 2
+    if x.noise and not x.unknown and not is_real(x) and not x.sign:
+        return not_known(ins, f"'{eqn.primitive.name}' of its draws has two branches")
+    if is_real(x):
+        return Range(x.noise, 0.0, INF, 1)
+    return monotone(lambda v: abs(v) ** power, 1)(eqn, [negated(x) if x.sign < 0 else x])[0]
+
+
+def integer_power(eqn: core.JaxprEqn, ins: list[Range]) -> Range:
+    """x ** n for a whole number n."""
+    power = eqn.params["y"]
+    if power < 0:
+        return reciprocal(_power(eqn, ins[0], -power))
+    return _power(eqn, ins[0], power)
+
+
+def _power(eqn: core.JaxprEqn, x: Range, power: int) -> Range:
+    if power % 2 or x.sign > 0:
+        return monotone(lambda v: v**power, x.sign)(eqn, [x])[0]
+    if not x.noise or x.unknown:
+        return x._replace(sign=1)
+    if is_real(x):
+        return Range(x.noise, 0.0, INF, 1)
+    return not_known([x], "an even power of its draws has two branches")
+
+
+def real_power(eqn: core.JaxprEqn, ins: list[Range]) -> Range:
+    """x ** a of positive draws and a given exponent: ends at 0 and infinity stay."""
+    x, exponent = ins
+    if exponent.noise or x.sign <= 0 or x.unknown:
+        found = default(eqn, ins)
+        return found._replace(sign=1) if x.sign > 0 else found
+
+    def end(at: End) -> End:
+        if isinstance(at, float) and at in (0.0, 1.0, INF):
+            return at if exponent.sign > 0 or at == 1.0 else (INF if at == 0 else 0.0)
+        return MOVES if MOVES in (at, exponent.low) else FIXED
+
+    if not exponent.sign:
+        return Range(x.noise, FIXED, FIXED, 1) if _open(x) else not_known(ins, "its power moves")
+    low, high = end(x.low), end(x.high)
+    return Range(x.noise, low, high, 1) if exponent.sign > 0 else Range(x.noise, high, low, 1)
+
+
+def _open(x: Range) -> bool:
+    return (x.low, x.high) == (0.0, INF)
+
+
+def inverse_error(x: float) -> float:
+    """erf⁻¹ x, found by halving."""
+    if abs(x) >= 1 - 1e-6:  # a uniform draw stops a rounding short of its end
+        return math.copysign(INF, x)
+    low, high = -10.0, 10.0
+    for _ in range(80):
+        middle = 0.5 * (low + high)
+        low, high = (middle, high) if math.erf(middle) < x else (low, middle)
+    return low
+
+
+def logarithm(x: float) -> float:
+    """log x; what a sampler starts from instead of 0 stands for 0."""
+    if x < 1e-37:
+        return -INF if x > -1e-37 else math.nan
+    return math.log(x) if x < INF else INF

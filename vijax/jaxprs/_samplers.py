@@ -1,0 +1,126 @@
+"""Draws whose range is known by name: of JAX's own samplers, and of what stands for a support."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend import core
+
+from vijax.jaxprs._equations import function_name
+from vijax.jaxprs._interpreter import Rule
+from vijax.jaxprs._range import INF, MOVES, Range, is_real, not_known, point, sign_between
+from vijax.jaxprs._range_unary import default, monotone
+
+
+def between(low: Any, high: Any, shape: Sequence[int] = (), dtype: Any = float) -> jax.Array:
+    """Return an array that stands, in a jaxpr, for draws of every value between two ends."""
+    return _between(low, high, jnp.zeros(shape, dtype))
+
+
+@jax.jit
+def _between(low: Any, high: Any, like: jax.Array) -> jax.Array:
+    return (low + like + high).astype(like.dtype)
+
+
+def onto_reals(z: Any, shape: Sequence[int] | None = None) -> jax.Array:
+    """Return an array that stands for draws of a map of the real line onto itself, if z spans it."""
+    like = jnp.zeros(jnp.shape(z) if shape is None else shape, jnp.result_type(z))
+    return _onto_reals(z, like)
+
+
+@jax.jit
+def _onto_reals(z: jax.Array, like: jax.Array) -> jax.Array:
+    return like + jnp.sum(z)
+
+
+# --- JAX's own samplers, whose laws are known by name
+
+
+def _span(low: float, high: float) -> Callable[[core.JaxprEqn, list[Range]], list[Range]]:
+    real = (low, high) == (-INF, INF)
+
+    def rule(eqn: core.JaxprEqn, ins: list[Range]) -> list[Range]:
+        return [Range(drawn(eqn, ins), low, high, sign_between(low, high), real=real)]
+
+    return rule
+
+
+def drawn(eqn: core.JaxprEqn, ins: list[Range]) -> frozenset[Any]:
+    key = ins[0].key
+    return frozenset({key if key is not None else id(eqn)})
+
+
+def _uniform(eqn: core.JaxprEqn, ins: list[Range]) -> list[Range]:
+    low, high = ins[1].low, ins[2].low
+    if ins[1].noise or ins[2].noise:
+        return [not_known([*ins, Range(drawn(eqn, ins))], "its limits are draws")]
+    if isinstance(low, float) and isinstance(high, float):
+        # From the smallest number above -1 or 0 stands for -1 or 0.
+        low, high = round(low, 6), round(high, 6)
+    return [
+        Range(
+            drawn(eqn, ins), low, high, ins[1].sign if ins[1].sign > 0 else sign_between(low, high)
+        )
+    ]
+
+
+def _marked(eqn: core.JaxprEqn, ins: list[Range]) -> list[Range]:
+    low, high = ins[0].low, ins[1].low
+    real = (low, high) == (-INF, INF)
+    return [Range(frozenset({id(eqn)}), low, high, sign_between(low, high), real=real)]
+
+
+def _spanning(eqn: core.JaxprEqn, ins: list[Range]) -> list[Range]:
+    if not is_real(ins[0]):
+        return [
+            not_known(ins, "a layer of a flow is not followed where its draws do not span the line")
+        ]
+    return [Range(frozenset({id(eqn)}), -INF, INF, real=True)]
+
+
+def gamma(eqn: core.JaxprEqn, ins: list[Range]) -> list[Range]:
+    log_space = eqn.params.get("log_space", False)
+    return _span(-INF, INF)(eqn, ins) if log_space else _span(0.0, INF)(eqn, ins)
+
+
+def _softplus(eqn: core.JaxprEqn, ins: list[Range]) -> list[Range]:
+    """logaddexp(x, c): increasing from c to infinity."""
+    x, c = ins if ins[0].noise or not ins[1].noise else ins[::-1]
+    if c.noise or x.unknown:
+        return [default(eqn, ins)]
+    if not x.noise:
+        return [point(ins)._replace(sign=1 if 0.0 in (x.low, c.low) else 0)]
+    if not isinstance(c.low, float):
+        return [not_known(ins, "its floor moves") if c.low == MOVES else Range(x.noise)]
+    floor = c.low
+    return monotone(lambda v: float(np.logaddexp(v, floor)), 1 if floor >= 0 else 0)(eqn, [x])
+
+
+_SAMPLERS: dict[str, Rule[Range]] = {
+    **dict.fromkeys(
+        "_normal _normal_real _multivariate_normal _gumbel _laplace _logistic _cauchy _t "
+        "_generalized_normal _double_sided_maxwell".split(),
+        _span(-INF, INF),
+    ),
+    **dict.fromkeys(
+        "_exponential _chisquare _f _rayleigh _wald _weibull_min _maxwell".split(), _span(0.0, INF)
+    ),
+    **dict.fromkeys(("_beta", "_dirichlet"), _span(0.0, 1.0)),
+    "_pareto": _span(1.0, INF),
+    "_uniform": _uniform,
+    "_truncated_normal": _uniform,
+}
+
+
+def known_function(eqn: core.JaxprEqn) -> Rule[Range] | None:
+    """Return the rule of a function that is known by its name and by the file that defines it."""
+    name, place = function_name(eqn)
+    if place == "vijax":
+        return {"_between": _marked, "_onto_reals": _spanning}.get(name)
+    if place != "jax":
+        return None
+    if name == "logaddexp":
+        return _softplus
+    return _SAMPLERS.get(name)
