@@ -62,6 +62,9 @@ def tuples(s, k, *, symmetric):
 
 
 class _Enumerated:
+    # Its draws are made of bits, which show nothing of their range.
+    fixed_support = True
+
     def sample_and_log_prob(self, *, seed, sample_shape=()):
         z = self.at(jax.random.bits(seed, sample_shape))
         return z, self.log_prob(z)
@@ -103,6 +106,26 @@ class Gamma(_Enumerated):
 
     def log_prob(self, z):
         return gamma.logpdf(z, jnp.exp(self.log_a), scale=jnp.exp(-self.log_b))
+
+
+class Uniform(_Enumerated):
+    """A support that moves: [low, low + width], at the nodes of Gauss-Legendre quadrature."""
+
+    reparameterized, fixed_support = True, False
+
+    def __init__(self, low, log_width, size):
+        self.low, self.log_width = low, log_width
+        nodes, weights = np.polynomial.legendre.leggauss(size)
+        self.nodes, self.log_weights = (1 + nodes) / 2, np.log(weights / 2)
+
+    def at(self, digit):
+        return self.low + jnp.exp(self.log_width) * jnp.asarray(self.nodes)[digit]
+
+    def log_weight(self, digit):
+        return jnp.broadcast_to(jnp.asarray(self.log_weights)[digit], self.low.shape)
+
+    def log_prob(self, z):
+        return jnp.broadcast_to(-self.log_width, jnp.shape(z))
 
 
 class Fixed(_Enumerated):

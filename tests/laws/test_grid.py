@@ -40,7 +40,8 @@ class Kind(NamedTuple):
     nodes: n for each number of draws. within: how near iwae's mean must be, relative to the truth's largest number or 1, to
     which n is held. auto: what `auto` is on this kind, instruction by instruction; "" where it is an estimator of its own.
     prior: theta -> (prior, push, pull), of which the model is made, for gdreg. showing: q(parameters) that shows
-    its parameters, as the special estimators want.
+    its parameters, as the special estimators want. moves: the support, or the values of a discrete q, depend on its
+    parameters, so that no score has mean zero.
     """
 
     name: str
@@ -52,6 +53,50 @@ class Kind(NamedTuple):
     auto: str
     prior: Callable[[Any], Any] | None = None
     showing: Callable[[Any], Any] | None = None
+    moves: bool = False
+
+
+class Codebook:
+    """A coin that says which of two numbers is drawn; both are parameters."""
+
+    def __init__(self, q):
+        self.q = q
+
+    def sample_and_log_prob(self, *, seed, sample_shape=()):
+        coin = jax.random.bernoulli(seed, jax.nn.sigmoid(self.q["logit"]), sample_shape)
+        z = self.q["values"][coin.astype(int)]
+        return z, self.log_prob(z)
+
+    def log_prob(self, z):
+        second = jnp.abs(z - self.q["values"][1]) < jnp.abs(z - self.q["values"][0])
+        return jax.nn.log_sigmoid(jnp.where(second, 1.0, -1.0) * self.q["logit"])
+
+
+def no_density(*_):
+    raise NotImplementedError("the enumerated q gives the truth")
+
+
+UNIFORM = cases.LINE._replace(
+    name="uniform",
+    params={
+        "q": {"low": np.float32([-0.7, 0.2]), "log_width": np.float32([0.4, 0.1])},
+        "theta": np.float32(-0.5),
+    },
+    build=lambda q: distrax.Uniform(q["low"], q["low"] + jnp.exp(q["log_width"])),
+    log_q=no_density,
+    loose=True,
+)
+CODEBOOK = cases.LINE._replace(
+    name="codebook",
+    params={
+        "q": {"logit": np.float32(0.4), "values": np.float32([-0.5, 2.2])},
+        "theta": np.float32(-0.5),
+    },
+    build=Codebook,
+    log_p=lambda theta, z: norm.logpdf(z, theta, 1.0) + norm.logpdf(1.5, z, 1.0),
+    log_q=no_density,
+    path=False,
+)
 
 
 def mixture(q, n):
@@ -75,6 +120,7 @@ def chain(q, n):
 
 class Density(NamedTuple):
     log_prob: Callable[[Any], Any]
+    fixed_support = True
 
 
 def line_prior(theta):
@@ -171,6 +217,18 @@ KINDS = [
         {2: 2e-2, 3: 2e-2, 4: 5e-2, 5: 1e-1},
         "",
     ),
+    Kind(
+        "moving support",
+        UNIFORM,
+        lambda q, n: enum.Uniform(q["low"], q["log_width"], n),
+        alone,
+        {2: 24, 3: 16, 4: 12, 5: 9},
+        dict.fromkeys((2, 3, 4, 5), 1e-6),
+        "reparam",
+        line_prior,
+        moves=True,
+    ),
+    Kind("moving atoms", CODEBOOK, no_density, alone, FINE, ROUNDING, "", moves=True),
 ]
 KIND = {kind.name: kind for kind in KINDS}
 
@@ -228,6 +286,7 @@ def verdict(kind, name, row):
     if name in GENERAL:
         fits = kind.case.path or name not in PATH
         fits &= row.smooth or name not in PATH - {"reparam"}
+        fits &= not kind.moves or (kind.case.path and name in {"reparam", "auto"})
         fits &= (
             row.loses or name not in {"vimco", "auto"} or (name, kind.auto) == ("auto", "reparam")
         )
@@ -260,6 +319,8 @@ DEAR = {
     "Gamma": {"dreg"},
     "hierarchy, Gaussian": {"gdreg"},
     "hierarchy, mixed": {"auto"},
+    "moving support": {"reparam"},
+    "moving atoms": {"score", "auto"},
     "categorical": {"vimco", "disarm"},
 }
 # Of those, the cells that take 3.5 seconds or more: slow as well.
