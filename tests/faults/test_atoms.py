@@ -8,7 +8,14 @@ import pytest
 from tensorflow_probability.substrates import jax as tfp
 
 import vijax as vj
-from tests.faults.judging import G, Own, assert_right_or_refused, case, parabola
+from tests.faults.judging import (
+    G,
+    Own,
+    assert_accepted,
+    assert_right_or_refused,
+    case,
+    parabola,
+)
 
 pytestmark = pytest.mark.usefixtures("loose_ranks", "unchecked", "x64")
 PARAMETERS = np.array([0.4, -0.5, 2.2])  # the log-odds of the first value, and two values
@@ -43,6 +50,12 @@ def affine_bernoulli(p):
     return Own(p, draw, log_prob)
 
 
+def one_hot_code(p):
+    """The codebook read by a product instead of an index."""
+    row = lambda key: jax.nn.one_hot(jax.random.categorical(key, logits(p)), 2)
+    return Own(p, lambda p, key: row(key) @ p[1:], codebook(p)._log_prob)
+
+
 def truth():
     first = 1 / (1 + np.exp(-PARAMETERS[0]))
     weights = np.array([first, 1 - first])
@@ -56,7 +69,45 @@ KINDS = {
     "FiniteDiscrete": (finite_discrete, PARAMETERS, truth()),
     "codebook": (codebook, PARAMETERS, truth()),
     "affine Bernoulli": (affine_bernoulli, PARAMETERS, truth()),
+    "one-hot code": (one_hot_code, PARAMETERS, truth()),
     "Deterministic": (distrax.Deterministic, 0.4, -0.5 * (0.4 - 1)),
+}
+# A rate e^p and steps of e^p too; a spike at p beside a normal. No estimator has what they need.
+REFUSED = {
+    "scaled Poisson": lambda p: Own(
+        p,
+        lambda p, key: jnp.exp(p) * jax.random.poisson(key, jnp.exp(p)).astype(float),
+        lambda p, z: jnp.round(z * jnp.exp(-p)) * p - jnp.exp(p),
+    ),
+    "a spike that moves": lambda p: Own(
+        p,
+        lambda p, key: jnp.where(
+            jax.random.bernoulli(jax.random.fold_in(key, 1), jax.nn.sigmoid(p)),
+            jax.random.normal(jax.random.fold_in(key, 2)),
+            p,
+        ),
+        lambda p, z: jnp.where(z == p, 0.0, -0.5 * z**2),
+    ),
+}
+# Values that no parameter reaches; of numbers in NumPy, and of a library's own.
+STAY = {
+    "numbers of the code": lambda p: Own(
+        p,
+        lambda p, key: jnp.asarray(np.array([-0.5, 2.2]))[
+            jax.random.bernoulli(key, jax.nn.sigmoid(p)).astype(int)
+        ],
+        lambda p, z: jnp.where(z > 0, jax.nn.log_sigmoid(p), jax.nn.log_sigmoid(-p)),
+    ),
+    "FiniteDiscrete of numbers": lambda p: vj.families.adapt(
+        tfp.distributions.FiniteDiscrete([-0.5, 2.2], logits=jnp.stack([p, 0 * p]))
+    ),
+    "a Bernoulli of floats": lambda p: distrax.Bernoulli(p, dtype=float),
+    "a Poisson": lambda p: vj.families.adapt(tfp.distributions.Poisson(log_rate=p)),
+    "a step of one's own": lambda p: Own(
+        p,
+        lambda p, key: jnp.floor(jnp.exp(p) * jax.random.exponential(key)),
+        lambda p, z: jnp.log(-jnp.expm1(-jnp.exp(-p))) - z * jnp.exp(-p),
+    ),
 }
 ESTIMATORS = ("reparam", "dreg", "score", "vimco", "auto")
 SLOW = {
@@ -83,3 +134,27 @@ def test_atoms_that_move_are_right_or_refused(kind, name):
     build, parameters, expected = KINDS[kind]
     objective = getattr(G, name)(vj.bounds.elbo)
     assert_right_or_refused(objective, parabola, build, jnp.asarray(parameters), expected, sees=0.2)
+
+
+@pytest.mark.parametrize("name", ["score", "vimco", "auto"])
+@pytest.mark.parametrize("kind", list(REFUSED))
+def test_other_atoms_that_move_are_refused(kind, name):
+    objective = getattr(G, name)(vj.bounds.elbo)
+
+    def value(p):
+        return objective(jax.random.key(0), parabola, REFUSED[kind](p), num_samples=2).value
+
+    with pytest.raises(ValueError, match=r"moves? with q's parameters"):
+        jax.eval_shape(jax.grad(value), jnp.float64(0.4))
+
+
+@pytest.mark.parametrize("name", ["score", "vimco", "auto"])
+@pytest.mark.parametrize("kind", list(STAY))
+def test_atoms_that_stay_are_accepted(kind, name):
+    objective = getattr(G, name)(vj.bounds.elbo)
+
+    def value(p):
+        target = lambda z: parabola(jnp.asarray(z, float))
+        return objective(jax.random.key(0), target, STAY[kind](p), num_samples=2).value
+
+    assert_accepted(lambda: jax.eval_shape(jax.grad(value), jnp.float64(0.4)))

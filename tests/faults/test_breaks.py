@@ -9,7 +9,15 @@ import numpy as np
 import pytest
 
 import vijax as vj
-from tests.faults.judging import G, Own, assert_right_or_refused, case, parabola
+from tests.faults.judging import (
+    G,
+    Own,
+    assert_accepted,
+    assert_refused,
+    assert_right_or_refused,
+    case,
+    parabola,
+)
 
 pytestmark = pytest.mark.usefixtures("loose_ranks", "unchecked", "x64")
 
@@ -54,6 +62,33 @@ def stopped_scale(p, key):
     return p[0] + jax.lax.stop_gradient(p[1]) * jax.random.normal(key)
 
 
+def stopped_by_another(p, key):
+    """Two calls of one function, whose stopped parts are not each other's."""
+    stop = jax.jit(jax.lax.stop_gradient)
+    return (
+        p[0]
+        + (p[1] + stop(p[1]) - stop(p[0] + p[1] - p[0])) * jax.random.normal(key)
+        + stop(p[1])
+        - p[1]
+    )
+
+
+def stopped_log_scale(p, key):
+    return p[0] + jnp.exp(jax.lax.stop_gradient(jnp.log(p[1]))) * jax.random.normal(key)
+
+
+@jax.custom_vjp
+def rounded(x):
+    return jnp.round(8 * x) / 8
+
+
+rounded.defvjp(lambda x: (rounded(x), None), lambda _, d: (d,))
+
+
+def rounded_scale(p, key):
+    return p[0] + rounded(p[1]) * jax.random.normal(key)
+
+
 def reduced(p, key):
     return jax.lax.reduce_precision(p[0] + p[1] * jax.random.normal(key), 5, 1)
 
@@ -68,6 +103,8 @@ KINDS = {
     "a mutable ref": (through_a_ref, bernoulli, ONE, bernoulli_truth()),
     "a straight-through custom_jvp": (straight_through, bernoulli, ONE, bernoulli_truth()),
     "a stopped scale": (stopped_scale, gaussian, TWO, GAUSSIAN_TRUTH),
+    "a stopped logarithm": (stopped_log_scale, gaussian, TWO, GAUSSIAN_TRUTH),
+    "stops of two calls": (stopped_by_another, gaussian, TWO, GAUSSIAN_TRUTH),
     "reduce_precision": (reduced, gaussian, TWO, GAUSSIAN_TRUTH),
     "a cast to float8": (float8, gaussian, TWO, GAUSSIAN_TRUTH),
 }
@@ -98,3 +135,39 @@ def test_a_hidden_break_is_right_or_refused(kind, name):
         sees=0.03 if hard else 0.1,
         keys=400_000 if kind.startswith("a straight") and name != "dreg" else 40_000,
     )
+
+
+# --- what stops a shift that cancels keeps the whole derivative
+
+
+def softmax(p):
+    odds = jnp.exp(p - jax.lax.stop_gradient(p.max()))
+    return odds / odds.sum()
+
+
+CANCEL = {
+    "logsumexp": lambda p, key: jax.nn.logsumexp(p) + jax.random.normal(key),
+    "softmax": lambda p, key: jax.nn.softmax(p) @ jax.random.normal(key, (2,)),
+    "log_softmax": lambda p, key: jax.nn.log_softmax(p)[0] + jax.random.normal(key),
+    "by hand": lambda p, key: softmax(p)[0] + jax.random.normal(key),
+    "a stopped draw": lambda p, key: p[0] + p[1] * jax.lax.stop_gradient(jax.random.normal(key)),
+}
+
+
+@pytest.mark.parametrize("name", list(CANCEL))
+def test_a_stopped_shift_that_cancels_is_accepted(name):
+    def value(p):
+        q = Own(p, CANCEL[name], gaussian)
+        return G.reparam(vj.bounds.elbo)(jax.random.key(0), parabola, q, num_samples=2).value
+
+    assert_accepted(lambda: jax.eval_shape(jax.grad(value), jnp.asarray(TWO)))
+
+
+def test_what_is_left_of_a_stopped_shift_is_refused():
+    half = lambda p, key: p[0] - 0.5 * jax.lax.stop_gradient(p[0]) + jax.random.normal(key)
+
+    def value(p):
+        q = Own(p, half, gaussian)
+        return G.reparam(vj.bounds.elbo)(jax.random.key(0), parabola, q, num_samples=2).value
+
+    assert_refused(lambda: jax.eval_shape(jax.grad(value), jnp.asarray(TWO)))

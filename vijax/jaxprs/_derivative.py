@@ -167,7 +167,7 @@ def _product(eqn: core.JaxprEqn, ins: list[Flow]) -> list[Flow]:
 
 
 def _total(eqn: core.JaxprEqn, ins: list[Flow]) -> list[Flow]:
-    """Sums of one operand keep a common factor."""
+    """Sums of one operand, and |x|, keep a common factor, which is positive."""
     flow = ins[0]
     return [flow if all(s.factor for s in flow.shifts) else anew(flow, id(eqn))]
 
@@ -211,7 +211,7 @@ _RULES = {
     **dict.fromkeys(("mul", "div"), _product),
     **dict.fromkeys(("exp", "log"), _exponential),
     **dict.fromkeys(("max", "reduce_max"), _maximum),
-    "reduce_sum": _total,
+    **dict.fromkeys(("reduce_sum", "abs"), _total),
     "select_n": _select,
     "sort": _sort,
     "convert_element_type": _convert,

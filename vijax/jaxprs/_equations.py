@@ -61,8 +61,6 @@ def varies(value: Any) -> bool:
     A constant of the code is a tracer too under jit. What it was made of is found through JAX's own
     record, where this JAX keeps one; a tracer without record counts as a parameter.
     """
-    if not isinstance(value, jax.core.Tracer):
-        return False
     seen: set[int] = set()
     pending = [value]
     while pending:
@@ -70,12 +68,26 @@ def varies(value: Any) -> bool:
         if not isinstance(tracer, jax.core.Tracer) or id(tracer) in seen:
             continue
         seen.add(id(tracer))
-        made_by = getattr(tracer, "parent", None)
-        made_of = getattr(made_by, "in_tracers", None)
-        if type(tracer).__name__ != "DynamicJaxprTracer" or made_of is None or len(seen) > 1000:
+        made_of = _made_of(tracer)
+        if made_of is None or len(seen) > 1000:
             return True
         pending.extend(made_of)
     return False
+
+
+def _made_of(tracer: Any) -> list[Any] | None:
+    """Return what a tracer of a jaxpr was computed from; None for an input, and where it is not known."""
+    if type(tracer).__name__ != "DynamicJaxprTracer":
+        return None
+    try:
+        if tracer.parent is not None:
+            return list(tracer.parent.in_tracers)
+        if isinstance(tracer.val, core.Literal):
+            return []
+        held = tracer._trace.frame.constvar_to_val[tracer.val]
+    except (AttributeError, KeyError, TypeError):
+        return None
+    return [getattr(held, "canonical", held)]
 
 
 def opened(jaxpr: core.Jaxpr | core.ClosedJaxpr) -> core.Jaxpr:

@@ -75,11 +75,14 @@ def broken(flow: Flow, how: str) -> Flow:
 
 
 def stopped(flow: Flow, part: Hashable) -> Flow:
-    """Return the flow of a variable whose derivative was stopped; noise has none that counts."""
-    sources = {*flow.smooth, *(shift.source for shift in flow.shifts)} - {"noise"}
-    return flow._replace(
-        smooth=flow.smooth & {"noise"}, shifts=frozenset(Shift(part, s) for s in sources)
-    )
+    """Return the flow of a variable whose derivative was stopped; noise has none that counts.
+
+    Jumps on the way to it do not matter either: it is missing as a whole, unless it cancels.
+    """
+    sources = flow.sources() - {"noise"}
+    noise = frozenset(b for b in flow.broken if b[0] == "noise")
+    shifts = frozenset(Shift(part, source) for source in sources)
+    return Flow(flow.smooth & {"noise"}, noise, flow.opaque, shifts)
 
 
 def anew(flow: Flow, part: Hashable) -> Flow:
