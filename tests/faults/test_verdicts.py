@@ -52,7 +52,6 @@ MEANS = {
         case(
             n,
             name=n,
-            reason="" if n == "elbo" else "E1: every draw's signal is the whole bound",
             slow=n not in ("elbo", "f_divergence"),
         )
         for n in MEANS

@@ -12,7 +12,11 @@ def _smooth(*, f: Callable[[Array], Array] | None = None, weights: Array | None 
     return f is None or bool(closed_forms(f).smooth)
 
 
-@with_closed_forms(smooth=_smooth)
+def _terms(log_w: Array, *, f: Callable[[Array], Array], weights: Array | None = None) -> Array:
+    return f(log_w)
+
+
+@with_closed_forms(smooth=_smooth, terms=_terms)
 def f_divergence(
     log_w: Float[Array, "k *batch"], *, f: Callable[[Array], Array], weights: Array | None = None
 ) -> Float[Array, "*batch"]:
@@ -39,4 +43,4 @@ def f_divergence(
 
     Reference: Wan, Li, Hovakimyan, f-divergence variational inference, 2020, arXiv:2009.13093.
     """
-    return elbo(f(log_w), weights=weights)
+    return elbo(_terms(log_w, f=f), weights=weights)

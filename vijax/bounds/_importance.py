@@ -19,6 +19,12 @@ def _ones(log_w: Array, *, weights: Array | None = None) -> Array:
     return jnp.ones_like(log_w)
 
 
+def elbo_own(log_w: Array, *, weights: Array | None = None) -> tuple[Array, Array]:
+    """Return each draw's own part of the mean of log w, and its share."""
+    share = jnp.asarray(1 / log_w.shape[0]) if weights is None else expand(weights, log_w)
+    return share * jnp.where(share == 0, 0.0, log_w), share
+
+
 # Where draws count alike, elbo and iwae are the power means 1/n log mean wⁿ of n = 0 and 1.
 
 
@@ -123,7 +129,18 @@ def _multi_iwae_leave_one_out(log_w: Array, *, groups: int) -> Array:
     return _ungroup(leave_one_out_log_mean_exp(l) / groups + others[None], log_w)
 
 
-@with_closed_forms(gate=_multi_iwae_gate, leave_one_out=_multi_iwae_leave_one_out)
+def _multi_iwae_own(
+    log_w: Array, *, groups: int, weights: Array | None = None
+) -> tuple[Array, Array]:
+    """Return for each draw the bound of its group."""
+    l, w, total = _grouped(log_w, groups, weights)
+    each = lambda x: _ungroup(jnp.broadcast_to(x[None], l.shape), log_w)  # noqa: E731
+    return each(total * log_mean_exp(l, weights=w)), each(total)
+
+
+@with_closed_forms(
+    gate=_multi_iwae_gate, leave_one_out=_multi_iwae_leave_one_out, own=_multi_iwae_own
+)
 def multi_iwae(
     log_w: Float[Array, "k *batch"], *, groups: int, weights: Array | None = None
 ) -> Float[Array, "*batch"]:
@@ -163,7 +180,15 @@ def _ciwae_leave_one_out(log_w: Array, *, beta: float | Array) -> Array:
     return beta * leave_one_out_mean(log_w) + (1 - beta) * leave_one_out_log_mean_exp(log_w)
 
 
-@with_closed_forms(gate=_ciwae_gate, leave_one_out=_ciwae_leave_one_out)
+def _ciwae_own(
+    log_w: Array, *, beta: float | Array, weights: Array | None = None
+) -> tuple[Array, Array]:
+    mean, share = elbo_own(log_w, weights=weights)
+    whole = log_mean_exp(log_w, weights=weights)[None]
+    return beta * mean + (1 - beta) * whole, beta * share + (1 - beta)
+
+
+@with_closed_forms(gate=_ciwae_gate, leave_one_out=_ciwae_leave_one_out, own=_ciwae_own)
 def ciwae(
     log_w: Float[Array, "k *batch"], *, beta: float | Array, weights: Array | None = None
 ) -> Float[Array, "*batch"]:

@@ -17,6 +17,17 @@ def _excess(log_w: Array, reference: ArrayLike) -> Array:
     return log_w - jnp.broadcast_to(r, batch)[None]
 
 
+def _powers(
+    log_w: Array,
+    *,
+    n: float | Array = 2.0,
+    reference: ArrayLike = 0.0,
+    weights: Array | None = None,
+) -> Array:
+    return exp(n * _excess(log_w, reference))
+
+
+@with_closed_forms(terms=_powers)
 def exp_cubo(
     log_w: Float[Array, "k *batch"],
     *,
@@ -49,9 +60,22 @@ def exp_cubo(
     """
     if isinstance(n, (int, float, np.number)) and n < 1:
         raise ValueError(f"n must be at least 1 for an upper bound, got {n}.")
-    return elbo(exp(n * _excess(log_w, reference)), weights=weights)
+    return elbo(_powers(log_w, n=n, reference=reference), weights=weights)
 
 
+def _series(
+    log_w: Array, *, reference: ArrayLike, order: int = 3, weights: Array | None = None
+) -> Array:
+    excess = _excess(log_w, reference)
+    infinite = jnp.isinf(excess)
+    x = jnp.where(infinite, 0.0, excess)
+    series = jnp.ones_like(x)
+    for j in range(order, 0, -1):
+        series = 1 + x / j * series
+    return jnp.where(infinite, excess, series)
+
+
+@with_closed_forms(terms=_series)
 def perturbative(
     log_w: Float[Array, "k *batch"],
     *,
@@ -84,16 +108,18 @@ def perturbative(
         raise ValueError(
             f"perturbative bounds p(x) for odd orders only, got {order}; take {order + 1}."
         )
-    excess = _excess(log_w, reference)
-    infinite = jnp.isinf(excess)
-    x = jnp.where(infinite, 0.0, excess)
-    series = jnp.ones_like(x)
-    for j in range(order, 0, -1):
-        series = 1 + x / j * series
-    return elbo(jnp.where(infinite, excess, series), weights=weights)
+    return elbo(_series(log_w, reference=reference, order=order), weights=weights)
 
 
-@with_closed_forms(independent=True)
+def _pairs(log_w: Array, *, weights: Array | None = None) -> tuple[Array, float]:
+    """Return the pairs of each draw, of the mean over pairs of half their squared difference."""
+    k = log_w.shape[0]
+    from_mean = log_w - jnp.mean(log_w, 0)
+    with_others = k * jnp.square(from_mean) + jnp.sum(jnp.square(from_mean), 0)
+    return 0.5 * with_others / (k * (k - 1)), 2 / k
+
+
+@with_closed_forms(independent=True, own=_pairs)
 def log_variance(
     log_w: Float[Array, "k *batch"], *, weights: Array | None = None
 ) -> Float[Array, "*batch"]:

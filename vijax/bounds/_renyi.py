@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from vijax.bounds._importance import elbo
+from vijax.bounds._importance import elbo, elbo_own
 from vijax.numerics import (
     leave_one_out_log_mean_exp,
     leave_one_out_mean,
@@ -60,13 +60,25 @@ def _renyi_leave_one_out(log_w: Array, *, alpha: float | Array) -> Array:
     return _power_leave_one_out(log_w, 1 - alpha)
 
 
+def _renyi_own(
+    log_w: Array, *, alpha: float | Array, weights: Array | None = None
+) -> tuple[Array, Array]:
+    """Return each draw's own part at α = 1, where the bound is the ELBO, and the whole elsewhere."""
+    own, share = elbo_own(log_w, weights=weights)
+    whole = renyi(log_w, alpha=alpha, weights=weights)[None]
+    is_mean = jnp.asarray(alpha) == 1
+    return jnp.where(is_mean, own, whole), jnp.where(is_mean, share, 1.0)
+
+
 def _renyi_power(
     *, alpha: float | Array | None = None, weights: Array | None = None
 ) -> float | Array | None:
     return None if alpha is None or weights is not None else 1 - alpha
 
 
-@with_closed_forms(power=_renyi_power, gate=_renyi_gate, leave_one_out=_renyi_leave_one_out)
+@with_closed_forms(
+    power=_renyi_power, gate=_renyi_gate, leave_one_out=_renyi_leave_one_out, own=_renyi_own
+)
 def renyi(
     log_w: Float[Array, "k *batch"], *, alpha: float | Array, weights: Array | None = None
 ) -> Float[Array, "*batch"]:

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
-from vijax.bounds._importance import elbo
+from vijax.bounds._importance import elbo, elbo_own
 from vijax.numerics import expand, normalized_weights
+from vijax.types import with_closed_forms
 
 Partition = ArrayLike | Sequence[float]
 
@@ -56,6 +57,17 @@ def eubo(
     return _tilted_mean(log_w, 1.0, weights)
 
 
+def _tvo_lower_own(
+    log_w: Array, *, partition: Partition, weights: Array | None = None
+) -> tuple[Array, Array]:
+    """Return each draw's own part of the ELBO, the first term, and the whole of the other terms."""
+    mean, share = elbo_own(log_w, weights=weights)
+    first = jnp.asarray(partition, log_w.dtype)[1]
+    rest = _riemann(log_w, partition, weights, 0, begin=1)
+    return first * mean + rest[None], first * share + (1 - first)
+
+
+@with_closed_forms(own=_tvo_lower_own)
 def tvo_lower(
     log_w: Float[Array, "k *batch"], *, partition: Partition, weights: Array | None = None
 ) -> Float[Array, "*batch"]:
@@ -110,11 +122,13 @@ def tvo_upper(
     return _riemann(log_w, partition, weights, 1)
 
 
-def _riemann(log_w: Array, partition: Partition, weights: Array | None, side: int) -> Array:
+def _riemann(
+    log_w: Array, partition: Partition, weights: Array | None, side: int, *, begin: int = 0
+) -> Array:
     betas = jnp.asarray(partition, log_w.dtype)
     _check_partition(partition, betas.shape)
-    total: Array | float = 0.0
-    for t in range(betas.shape[0] - 1):
+    total = jnp.zeros_like(log_w[0])
+    for t in range(begin, betas.shape[0] - 1):
         # At β = 0 all draws count, the impossible ones too: the ELBO.
         at = (
             elbo(log_w, weights=weights)
@@ -122,7 +136,7 @@ def _riemann(log_w: Array, partition: Partition, weights: Array | None, side: in
             else _tilted_mean(log_w, betas[t + side], weights)
         )
         total = total + (betas[t + 1] - betas[t]) * at
-    return jnp.asarray(total)
+    return total
 
 
 def _check_partition(partition: Partition, shape: tuple[int, ...]) -> None:

@@ -7,7 +7,7 @@ from jaxtyping import Array
 
 from vijax import draws, engine
 from vijax.gradients._pathwise import PATHWISE
-from vijax.gradients._score import ALONE, LEAVE_ONE_OUT, left_out, surrogate
+from vijax.gradients._score import ALONE, LEAVE_ONE_OUT, centred, surrogate
 from vijax.types import Bound, Joint, Objective, PyTree
 
 
@@ -60,7 +60,7 @@ def _mixed(request: engine.Request) -> engine.Strategy:
 
     def value(log_p: Array, log_q: Array, log_q_scored: Array) -> Array:
         log_w = log_p - log_q
-        return surrogate(bound, log_w, left_out(request, log_w), log_q_scored)
+        return surrogate(bound, log_w, centred(bound, request.forms, log_w), log_q_scored)
 
     return engine.Strategy(evaluate, value)
 

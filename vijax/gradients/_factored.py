@@ -87,7 +87,7 @@ def _local_signals(request: engine.Request) -> engine.Strategy:
         bound_value: Any = bound(log_p - log_q)
         along = bound_value
         for signal, density in zip(*extra, strict=True):
-            own = left_out(request, signal)
+            own = left_out(bound, request.forms, signal)
             # An infinite value is reported as it is; it says nothing of where to go.
             along = along + jnp.sum(jnp.where(jnp.isfinite(own), own, 0.0) * density, 0)
         return with_score(bound_value, along)

@@ -2,22 +2,25 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike
 
 from vijax import checks, draws, engine
-from vijax.numerics import with_score
+from vijax.numerics import expand, leave_one_out_mean, with_score
 from vijax.types import Bound, ClosedForms, Objective, keywords
 
 
 def score(bound: Bound, *, baseline: ArrayLike | None = None) -> Objective:
     """Score-function gradient (REINFORCE) of any bound: unbiased for any q of fixed support, with the highest variance.
 
-        ∇φ = E[Σₖ (B - b) ∇ log q(zₖ)] + E[Σₖ B'ₖ ∇φ log wₖ|z];   for elbo draw k's signal is (log wₖ - b)/K
+        ∇φ = E[Σₖ (B - b) ∇ log q(zₖ)] + E[Σₖ B'ₖ ∇φ log wₖ|z]
 
-    When one draw is all you can afford; with two or more, `vimco` needs no baseline and has less variance.
+    Of a bound that is a mean of terms draw k gets its own, (termₖ - b)/K: log wₖ for elbo, f(wₖ) for f_divergence, and
+    of others what `types.ClosedForms` (terms, own) knows; else the noise grows with k. When one draw is all you can
+    afford; with two or more, `vimco` needs no baseline and has less variance.
 
     Args:
         bound: of `vijax.bounds`, or any log_w [k, *batch] -> [*batch].
@@ -43,10 +46,14 @@ def score(bound: Bound, *, baseline: ArrayLike | None = None) -> Objective:
 def vimco(bound: Bound) -> Objective:
     """Leave-one-out score gradient of any bound: for any q of fixed support; first choice without a path.
 
-        ∇φ = E[Σₖ (B - B₋ₖ) ∇ log q(zₖ)] + E[Σₖ B'ₖ ∇φ log wₖ|z],   B₋ₖ: the bound of the other draws
+        ∇φ = E[Σₖ (B - B₋ₖ + cₖ) ∇ log q(zₖ)] + E[Σₖ B'ₖ ∇φ log wₖ|z],   B₋ₖ: the bound of the other draws
+        cₖ = γ/K Σⱼ ∂B₋ₖ/∂log wⱼ,   γ = 1 of a mean of terms, 1 - 1.2/2ᴷ of other bounds
 
     For iwae this is VIMCO, for elbo leave-one-out REINFORCE. Draw k is dropped rather than replaced by the others'
-    geometric mean, so a weight of -inf is harmless; O(k) where the bound knows its `leave_one_out`, O(k²) otherwise.
+    geometric mean, so a weight of -inf is harmless. cₖ, in which draw k has no part, takes away noise of mean zero that
+    B'ₖ brings with log q: the sum is 1 for elbo, iwae and all that follow a shift of log w, and at the posterior no
+    noise is left. Where q is poor it costs a tenth in sd of two to five draws, and a twentieth of ten.
+    O(k) where the bound knows its `leave_one_out` or its `terms`, O(k²) otherwise.
 
     Args:
         bound: of `vijax.bounds`, or any log_w [k, *batch] -> [*batch] that also judges k - 1 draws.
@@ -93,10 +100,8 @@ def _scored(request: engine.Request, baseline: ArrayLike | None) -> engine.Strat
         stopped = jax.lax.stop_gradient(log_w)
         bound_value = bound(stopped)
         b = jnp.broadcast_to(_broadcastable(baseline, bound_value.shape), bound_value.shape)
-        if request.is_mean:  # the other draws' terms have mean zero
-            signal = (stopped - b[None]) / log_w.shape[0]
-        else:
-            signal = jnp.broadcast_to((bound_value - b)[None], log_w.shape)
+        part, share = own_parts(bound, request.forms, stopped)
+        signal = jnp.broadcast_to(part - share * b[None], log_w.shape)
         return surrogate(bound, log_w, signal, log_q)
 
     return engine.Strategy(at_fixed_draws(request), value)
@@ -116,10 +121,40 @@ def _broadcastable(baseline: ArrayLike | None, batch: tuple[int, ...]) -> Array:
     return b
 
 
+def own_parts(bound: Bound, forms: ClosedForms, log_w: Array) -> tuple[Array, Any]:
+    """Return what of the bound depends on each draw, [k, *batch], and its share of a baseline.
+
+    What the other draws add has mean zero beside a draw's score, and is noise alone.
+    """
+    if forms.own is not None:
+        return forms.own(log_w)
+    weights = own_weights(bound, forms, log_w)
+    if weights is None:
+        return bound(log_w)[None], 1.0
+    terms = log_w if forms.terms is None else forms.terms(log_w)
+    total = jnp.sum(weights, 0, keepdims=True)
+    # A draw of no weight counts for nothing, though it be -inf.
+    part = weights * jnp.where(weights == 0, 0.0, terms)
+    return part, weights / jnp.where(total == 0, 1.0, total)
+
+
+def own_weights(bound: Bound, forms: ClosedForms, log_w: Array) -> Array | None:
+    """Return what each draw's term counts, for a bound that is a sum of terms; None for any other."""
+    if forms.terms is not None:
+        weights = keywords(bound).get("weights")
+        k = log_w.shape[0]
+        return jnp.full_like(log_w, 1 / k) if weights is None else expand(weights, log_w)
+    if not forms.linear:
+        return None
+    return jax.grad(lambda log_w: jnp.sum(bound(log_w)))(jnp.zeros_like(log_w))
+
+
 def _leave_one_out(request: engine.Request) -> engine.Strategy:
+    bound = request.bound
+
     def value(log_p: Array, log_q: Array, _: None) -> Array:
         log_w = log_p - log_q
-        return surrogate(request.bound, log_w, left_out(request, log_w), log_q)
+        return surrogate(bound, log_w, centred(bound, request.forms, log_w), log_q)
 
     return engine.Strategy(at_fixed_draws(request), value)
 
@@ -129,10 +164,45 @@ LEAVE_ONE_OUT = engine.Estimator(
 )
 
 
-def left_out(request: engine.Request, log_w: Array) -> Array:
+def centred(bound: Bound, forms: ClosedForms, log_w: Array) -> Array:
+    """Return the signal of each draw where its own slope B'ₖ takes part too, [k, *batch], stopped.
+
+    The coefficient of draw k's score is B - B₋ₖ - B'ₖ. What the slopes come to on average is noise; it is
+    found from the other draws alone, as the change of B₋ₖ when all of them are shifted. Where a bound is
+    no mean of terms, two or three draws cannot tell a good q, for which all of it should go, from a poor
+    one, for which none should.
+    """
+    log_w = jax.lax.stop_gradient(log_w)
+    k = log_w.shape[0]
+    is_sum = own_weights(bound, forms, log_w) is not None
+    share = 1.0 if is_sum else 1 - 1.2 * 0.5**k
+    return left_out(bound, forms, log_w) + share / k * _slope_without_each(bound, forms, log_w)
+
+
+def _slope_without_each(bound: Bound, forms: ClosedForms, log_w: Array) -> Array:
+    """Return the sum of the slopes of the bound without each draw in turn, [k, *batch]."""
+    ones = jnp.ones_like(log_w)
+    if _in_closed_form(forms):
+        of_shift = partial(without_each, bound, forms)
+        others, slope = jax.jvp(of_shift, (log_w,), (ones,))
+    else:
+        # In reverse: a bound of the user's may have a custom_vjp.
+        def shifted(log_w: Array, /, *, weights: Array | None = None) -> Array:
+            others, pull = jax.vjp(bound, log_w)
+            return jnp.sum(pull(jnp.ones_like(others))[0], 0)
+
+        others, slope = ones, without_each(shifted, ClosedForms(), log_w)
+    return jnp.where(jnp.isfinite(others) & jnp.isfinite(slope), slope, 0.0)
+
+
+def _in_closed_form(forms: ClosedForms) -> bool:
+    return forms.leave_one_out is not None or forms.terms is not None
+
+
+def left_out(bound: Bound, forms: ClosedForms, log_w: Array) -> Array:
     """Return B - B₋ₖ for each draw, [k, *batch], stopped."""
-    bound, log_w = request.bound, jax.lax.stop_gradient(log_w)
-    others = without_each(bound, request.forms, log_w)
+    log_w = jax.lax.stop_gradient(log_w)
+    others = without_each(bound, forms, log_w)
     if jnp.shape(others) != log_w.shape:
         raise engine.not_one_value_per_draw(bound, others, log_w)
     # Others that are all impossible offer no comparison; 0 in their place depends on no draw, so no
@@ -151,6 +221,8 @@ def without_each(bound: Bound, forms: ClosedForms, log_w: Array) -> Array:
         )
     if forms.leave_one_out is not None:
         return forms.leave_one_out(log_w)
+    if forms.terms is not None:
+        return leave_one_out_mean(forms.terms(log_w))
     k = log_w.shape[0]
     if log_w.size == 0:
         return log_w

@@ -11,6 +11,7 @@ from jaxtyping import Array
 
 from vijax import draws, engine
 from vijax.gradients._relaxed import hardest
+from vijax.gradients._score import own_weights
 from vijax.numerics import with_score
 from vijax.types import Bound, Draw, Objective
 
@@ -230,8 +231,11 @@ def swaps(request: engine.Request, z: Any, log_q: Array, seeds: engine.Plan) -> 
 def changes(request: engine.Request, log_w: Array, swapped: Array) -> Array:
     """Return how the bound changes when draw k's log-weight becomes each of swapped [k, m, *batch]; stopped."""
     bound, log_w = request.bound, jax.lax.stop_gradient(log_w)
-    if request.is_mean:
-        change = (swapped - log_w[:, None]) / log_w.shape[0]
+    weights, terms = own_weights(bound, request.forms, log_w), request.forms.terms
+    if weights is not None:
+        term = (lambda x: x) if terms is None else terms
+        after, before = jax.vmap(term, 1, 1)(swapped), term(log_w)[:, None]
+        change = weights[:, None] * (after - before)
     else:
         own = bound(log_w)[None]
 

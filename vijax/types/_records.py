@@ -4,7 +4,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
-from jaxtyping import Array
+from jaxtyping import Array, ArrayLike
 
 
 class Properties(NamedTuple):
@@ -66,6 +66,10 @@ class ClosedForms(NamedTuple):
             written as a function of the bound's keywords.
         gate: log_w -> (B'ₖ - B''ₖₖ) / B'ₖ, [k, *batch]: what a doubly-reparameterized path is multiplied by.
         leave_one_out: log_w -> the bound without each draw in turn, [k, *batch], in O(k).
+        terms: log_w -> [k, *batch], a function of each draw alone, where the bound is the mean of it
+            (under `weights`, if the bound is given some): score and vimco need no other field.
+        own: log_w -> (part [k, *batch], share), where B - partₖ does not depend on draw k, and a
+            baseline of B counts for draw k in the share of it, a number or [k, *batch].
     """
 
     linear: bool = False
@@ -74,6 +78,8 @@ class ClosedForms(NamedTuple):
     power: Callable[..., Any] | None = None
     gate: Callable[..., Array] | None = None
     leave_one_out: Callable[..., Array] | None = None
+    terms: Callable[..., Array] | None = None
+    own: Callable[..., tuple[Array, ArrayLike]] | None = None
 
 
 def with_closed_forms(**forms: Any) -> Callable[[F], F]:
@@ -101,11 +107,10 @@ def closed_forms(bound: Callable[..., Any]) -> ClosedForms:
         return ClosedForms()
     smooth = forms.smooth(**given) if callable(forms.smooth) else forms.smooth
 
-    def bind(form: Callable[..., Any] | None) -> Callable[..., Any] | None:
-        return partial(form, **given) if form is not None and given else form
+    def bind(form: Any) -> Any:
+        return partial(form, **given) if callable(form) and given else form
 
-    power, gate, leave_one_out = bind(forms.power), bind(forms.gate), bind(forms.leave_one_out)
-    return forms._replace(smooth=smooth, power=power, gate=gate, leave_one_out=leave_one_out)
+    return ClosedForms(*map(bind, forms._replace(smooth=smooth)))
 
 
 def keywords(function: Callable[..., Any]) -> dict[str, Any]:
