@@ -360,7 +360,7 @@ PUBLIC = {
         "quadratic": "tests/updates/test_natural.py",
         "settling": "tests/updates/test_natural.py",
         "square_root_natural_gradient": "tests/updates/test_natural.py",
-        "stein": "tests/updates/test_natural.py",
+        "stein": "tests/updates/test_curvature.py",
     },
     "gaussians": {
         "AffineGaussian": "tests/gaussians/test_affine.py",

@@ -171,6 +171,76 @@ def test_hyperparameters_may_be_injected(unchecked):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), *found)
 
 
+@pytest.mark.parametrize("changed", ["weight_decay", "num_data", "temperature"])
+def test_a_hyperparameter_that_changes_is_heeded(changed, x64, key):
+    """By a schedule and by hand: the fit ends where one with the last value from the start ends.
+
+    The control: the first value ends elsewhere.
+    """
+    first = {"num_data": float(N), "weight_decay": DECAY}
+    last = {
+        "weight_decay": first | {"weight_decay": 10 * DECAY},
+        "num_data": first | {"num_data": 3.0 * N},
+        "temperature": first | {"num_data": N / 0.5},  # N over a temperature
+    }[changed]
+    which = "num_data" if changed == "temperature" else changed
+    schedule = optax.piecewise_constant_schedule(first[which], {50: last[which] / first[which]})
+    start = jax.tree.map(lambda p: jnp.asarray(p, jnp.float64), START)
+    make = optax.inject_hyperparams(ivon)
+
+    def crossed_of(decay, params, state):
+        """As `crossed`, with the state's own N and δ."""
+        h = jnp.concatenate([state.hessian["b"][None], state.hessian["w"]])
+        far = jnp.sqrt(3 / (state.num_data * (h + state.weight_decay)))
+        moves = jnp.concatenate([jnp.diag(far), -jnp.diag(far)])
+        return {"b": params["b"] + moves[:, 0], "w": params["w"][None] + moves[:, 1:]}
+
+    def ends(optimizer, by_hand=None):
+        def body(carry, step):
+            params, state = carry
+            if by_hand:
+                now = jnp.where(step < 50, first[which], by_hand)
+                state = state._replace(hyperparams={**state.hyperparams, which: now})
+            weights = crossed_of(None, params, state.inner_state)
+            grads = jax.vmap(jax.grad(loss))(weights)
+            updates, state = optimizer.update(grads, state, params, weights=weights)
+            return (optax.apply_updates(params, updates), state), None
+
+        (params, state), _ = jax.lax.scan(body, (start, optimizer.init(start)), jnp.arange(600))
+        inner = state.inner_state
+        h = join_traced(inner.hessian)
+        return jnp.append(join_traced(params), 1 / (inner.num_data * (h + inner.weight_decay)))
+
+    join_traced = lambda tree: jnp.concatenate([tree["b"][None], tree["w"]])
+    own = lambda numbers, **more: make(0.3, **{**numbers, "beta2": 0.9, **more})
+    scheduled, by_hand, right, wrong = jax.jit(
+        lambda: (
+            ends(own(first, **{which: schedule})),
+            ends(own(first), by_hand=last[which]),
+            ends(own(last)),
+            ends(own(first)),
+        )
+    )()
+    np.testing.assert_allclose(scheduled, right, rtol=1e-6, atol=1e-8)
+    np.testing.assert_allclose(by_hand, right, rtol=1e-6, atol=1e-8)
+    assert np.abs(wrong / right - 1).max() > 0.05
+
+
+def test_the_precision_stays_positive_where_the_weight_decay_falls(key):
+    """h may lie anywhere above -δ; a tenth of δ leaves h + δ positive, and nothing is nan."""
+    state = ivon(0.1, num_data=10, weight_decay=1.0).init(START)
+    state = state._replace(hessian=jax.tree.map(lambda h: -0.9 * jnp.ones_like(h), state.hessian))
+    later = ivon(0.1, num_data=10, weight_decay=0.1, beta2=0.9)
+    weights = perturb(key, START, state)
+    for grads in (
+        jax.tree.map(jnp.ones_like, weights),
+        jax.tree.map(lambda w: w * jnp.nan, weights),
+    ):
+        _, after = later.update(grads, state, START, weights=weights)
+        assert all(jnp.all(h + after.weight_decay > 0) for h in jax.tree.leaves(after.hessian))
+        assert np.isfinite(join(perturb(key, START, after))).all()
+
+
 def test_what_is_refused(unchecked, key):
     for wrong, message in (
         ({"num_data": 0, "weight_decay": 1.0}, "num_data must be at least 1, got 0"),

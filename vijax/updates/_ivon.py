@@ -11,6 +11,8 @@ from vijax.trees import finite_leaves, where
 from vijax.types import PyTree
 from vijax.updates._rule import Rate
 
+Number = int | float | Array
+
 
 class IvonState(NamedTuple):
     """Where IVON is; the mean of its Gaussian is the params themselves.
@@ -19,8 +21,8 @@ class IvonState(NamedTuple):
         momentum: like params, the running mean of gradients.
         hessian: like params, h: the running diagonal of the mean loss's Hessian.
         steps: how many were made, ().
-        num_data: N, ().
-        weight_decay: δ, ().
+        num_data: N of the next draws, ().
+        weight_decay: δ of the next draws, ().
     """
 
     momentum: PyTree
@@ -33,12 +35,12 @@ class IvonState(NamedTuple):
 def ivon(
     learning_rate: Rate,
     *,
-    num_data: int,
-    weight_decay: float,
-    initial_hessian: float = 1.0,
-    beta1: float = 0.9,
-    beta2: float = 0.99999,
-    clip_radius: float = float("inf"),
+    num_data: Number,
+    weight_decay: Number,
+    initial_hessian: Number = 1.0,
+    beta1: Number = 0.9,
+    beta2: Number = 0.99999,
+    clip_radius: Number = float("inf"),
 ) -> Any:
     """Improved variational online Newton: a diagonal Gaussian over params, as an Optax optimizer.
 
@@ -57,7 +59,14 @@ def ivon(
         grads = jax.vmap(jax.grad(loss))(weights)                  # of one draw, or [k, ...] alike
         updates, state = optimizer.update(grads, state, params, weights=weights)
 
-    A step whose gradients are not finite changes nothing but the count of steps.
+    A step whose gradients are not finite changes nothing but the count of steps, and N and δ.
+
+    Every hyperparameter may be changed or scheduled by `optax.inject_hyperparams`, and takes effect
+    at the next update (initial_hessian at init alone); weights are drawn with the N and δ of the
+    update before them, which their Hessian is estimated with:
+
+        optimizer = optax.inject_hyperparams(ivon)(0.1, num_data=N, weight_decay=schedule)
+        weights = perturb(key, params, state.inner_state)
 
     Args:
         learning_rate: α, of Newton's scale (.1 to 1 where the Hessian is right), or a function of
@@ -98,11 +107,13 @@ def ivon(
             raise ValueError(f"{name} must be {allowed}, got {value}.")
 
     def init(params: PyTree) -> IvonState:
-        def full(value: float) -> PyTree:
+        def full(value: Number) -> PyTree:
             return jax.tree.map(lambda p: jnp.full(jnp.shape(p), value, _wide(p)), params)
 
-        numbers = (jnp.asarray(n, jnp.float32) for n in (num_data, weight_decay))
-        return IvonState(full(0.0), full(initial_hessian), jnp.int32(0), *numbers)
+        return IvonState(full(0.0), full(initial_hessian), jnp.int32(0), *numbers())
+
+    def numbers() -> tuple[Array, Array]:
+        return jnp.asarray(num_data, jnp.float32), jnp.asarray(weight_decay, jnp.float32)
 
     def update(
         grads: PyTree, state: IvonState, params: PyTree = None, *, weights: PyTree = None, **_: Any
@@ -115,6 +126,11 @@ def ivon(
         rate = learning_rate(state.steps) if callable(learning_rate) else learning_rate
         count = state.steps + 1
 
+        def kept(h: Array) -> Array:
+            # Where δ falls, negative curvature shrinks with it: h + δ stays positive.
+            shrunk = jnp.minimum(jnp.asarray(weight_decay) / state.weight_decay, 1)
+            return jnp.where(h < 0, h * shrunk.astype(h.dtype), h)
+
         def leaf(
             g: Array, w: Array, p: Array, momentum: Array, h: Array
         ) -> tuple[Array, Array, Array]:
@@ -124,8 +140,10 @@ def ivon(
                     f"jax.vmap(jax.grad(loss)) answers; got {jnp.shape(g)} and {jnp.shape(w)}."
                 )
             g, w, p = (jnp.asarray(x, h.dtype) for x in (g, w, p))
-            n, decay = state.num_data.astype(h.dtype), state.weight_decay.astype(h.dtype)
-            stein = jnp.mean(g * (w - p[None]), 0) * (n * (h + decay))
+            # In units of the Gaussian that the weights were drawn from; the rest is of today's δ.
+            n, before = state.num_data.astype(h.dtype), state.weight_decay.astype(h.dtype)
+            stein = jnp.mean(g * (w - p[None]), 0) * (n * (h + before))
+            decay, h = jnp.asarray(weight_decay, h.dtype), kept(h)
             momentum = beta1 * momentum + (1 - beta1) * jnp.mean(g, 0)
             step = (momentum / (1 - beta1 ** count.astype(h.dtype)) + decay * p) / (h + decay)
             change = (1 - beta2) * (stein - h)
@@ -139,8 +157,10 @@ def ivon(
         finite = jnp.all(jnp.stack(finite_leaves((steps, momentum, hessian))))
         steps = where(finite, steps, jax.tree.map(jnp.zeros_like, steps))
         steps = jax.tree.map(lambda s, p: s.astype(jnp.result_type(p)), steps, params)
-        momentum, hessian = where(finite, (momentum, hessian), (state.momentum, state.hessian))
-        return steps, state._replace(momentum=momentum, hessian=hessian, steps=count)
+        momentum, hessian = where(
+            finite, (momentum, hessian), (state.momentum, jax.tree.map(kept, state.hessian))
+        )
+        return steps, IvonState(momentum, hessian, count, *numbers())
 
     return optax.GradientTransformationExtraArgs(init, update)
 
