@@ -256,3 +256,171 @@ def test_a_jitted_step_may_take_the_data():
     )
     w = jnp.array([0.3, -0.2])
     np.testing.assert_allclose(value(Y, w), regression_logdensity(w), rtol=1e-5)
+
+
+# --- sites without a density in some direction
+
+
+def missing(mask, y=None, scale=0.7):
+    """Four normal data, of which those where mask is False are missing."""
+    mean = numpyro.sample("mean", dist.Normal(0.0, 1.0))
+    with numpyro.plate("data", len(mask)):
+        numpyro.sample("y", dist.Normal(mean, scale), obs=y, obs_mask=mask)
+
+
+MASK, SEEN = jnp.array([True, False, True, True]), jnp.array([0.4, jnp.nan, 1.1, -0.2])
+
+
+def test_data_that_are_missing_leave_the_evidence_that_of_the_others():
+    """Under obs_mask every element of the imputed site has a density: the evidence is exact, the slope never 0.
+
+    The control: NumPyro's own density has slope 0 in the place of data.
+    """
+    target, start = adapters.from_numpyro(missing, MASK, y=SEEN)
+    assert start["y_unobserved"].shape == (4,)
+    slopes = jax.grad(target.log_joint)({"mean": jnp.float32(0.3), "y_unobserved": jnp.ones(4)})
+    assert np.all(np.asarray(slopes["y_unobserved"]) != 0)
+    assert np.isfinite(slopes["mean"])
+    seeded = numpyro.handlers.seed(missing, 0)
+    of_numpyro = lambda y: numpyro.infer.util.potential_energy(seeded, (MASK,), {"y": SEEN}, y)
+    theirs = jax.grad(of_numpyro)({"mean": jnp.float32(0.3), "y_unobserved": jnp.ones(4)})
+    assert np.sum(np.asarray(theirs["y_unobserved"]) == 0) == 3
+
+    # Gaussian in all five latents: the evidence follows from the mode and the curvature.
+    flat, unravel = jax.flatten_util.ravel_pytree(start)
+    log_p = lambda v: target.log_joint(unravel(v))
+    hessian, slope = jax.jit(lambda v: (jax.hessian(log_p)(v), jax.grad(log_p)(v)))(flat)
+    mode = flat - jnp.linalg.solve(hessian, slope)
+    evidence = log_p(mode) + 0.5 * (5 * jnp.log(2 * jnp.pi) - jnp.linalg.slogdet(-hessian)[1])
+    y = np.asarray(SEEN)[np.asarray(MASK)]
+    covariance = 0.49 * np.eye(3) + 1.0
+    exact = -0.5 * (
+        y @ np.linalg.solve(covariance, y)
+        + np.linalg.slogdet(covariance)[1]
+        + 3 * np.log(2 * np.pi)
+    )
+    np.testing.assert_allclose(evidence, exact, rtol=1e-4)
+
+
+def test_a_mask_may_be_an_argument_of_a_jitted_step():
+    """What is missing, and what was seen, as tracers; as with closed-over data."""
+
+    @jax.jit
+    def value(mask, y, scale):
+        target, start = adapters.from_numpyro(missing, mask, y=y, scale=scale)
+        return target.log_joint(jax.tree.map(lambda s: s + 0.1, start))
+
+    target, start = adapters.from_numpyro(missing, MASK, y=SEEN, scale=0.7)
+    np.testing.assert_allclose(
+        value(MASK, SEEN, 0.7), target.log_joint(jax.tree.map(lambda s: s + 0.1, start)), rtol=1e-6
+    )
+
+
+def padded(read_all, latent=None):
+    """Three groups of which the last is padding, masked with its data."""
+    real = jnp.array([True, True, False])
+    with numpyro.plate("groups", 3):
+        with numpyro.handlers.mask(mask=real):
+            effect = numpyro.sample("effect", latent or dist.Normal(0.0, 1.0))
+        with numpyro.handlers.mask(mask=True if read_all else real):
+            numpyro.sample("y", dist.Normal(effect, 1.0), obs=jnp.ones(3))
+
+
+def unread(latent):
+    numpyro.sample("free", latent)
+    numpyro.sample("x", dist.Normal(0, 1))
+
+
+def noisy():
+    x = numpyro.sample("x", dist.Normal(0, 1))
+    kept = jax.random.bernoulli(numpyro.prng_key(), 0.5, (3,))
+    numpyro.sample("y", dist.Normal(x * kept, 1.0), obs=jnp.ones(3))
+
+
+def noise_at_hand():
+    """A frozen basis of random features, as the user wants it: it is of a key of the model's own."""
+    x = numpyro.sample("x", dist.Normal(0, 1).expand([3]).to_event(1))
+    numpyro.sample(
+        "y", dist.Normal(jax.random.normal(jax.random.key(7), (4, 3)) @ x, 1.0), obs=jnp.ones(4)
+    )
+
+
+def constant(value):
+    x = numpyro.sample("x", dist.Normal(0, 1))
+    numpyro.sample("at", value)
+    numpyro.sample("y", dist.Normal(x, 1.0), obs=0.3)
+
+
+def stateful():
+    x = numpyro.sample("x", dist.Normal(0, 1))
+    numpyro.primitives.mutable("count", {"n": 0})
+    numpyro.sample("y", dist.Normal(x, 1.0), obs=0.3)
+
+
+IMPROPER = dist.ImproperUniform(dist.constraints.real, (), ())
+WITHOUT = {
+    "padding": (lambda: padded(read_all=False), "'effect' has 1 elements without a density"),
+    "positive padding": (
+        lambda: padded(read_all=False, latent=dist.Gamma(2.0, 1.0)),
+        "'effect' has 1 elements",
+    ),
+    "improper, unread": (lambda: unread(IMPROPER), "'free' has 1 elements without a density"),
+    "masked, unread": (
+        lambda: unread(dist.Normal(0.0, 1.0).mask(False)),
+        "'free' has 1 elements",
+    ),
+    "prng_key": (noisy, "draws noise of its own.*targets.keyed"),
+    "Delta": (lambda: constant(dist.Delta(1.0)), "'at' is a Delta.*numpyro.deterministic"),
+    "Deltas": (
+        lambda: constant(dist.Delta(jnp.ones(2)).expand([3, 2]).to_event(2)),
+        "'at' is a Delta.*numpyro.deterministic",
+    ),
+    "mutable": (stateful, "'count' is mutable state"),
+}
+
+
+@pytest.mark.parametrize("name", but(WITHOUT, "positive padding", "masked, unread", "Deltas"))
+def test_sites_without_a_density_are_refused(name):
+    model, match = WITHOUT[name]
+    with pytest.raises(ValueError, match=match):
+        adapters.from_numpyro(model)
+
+
+PROPER = {
+    "a flat prior by a mask": lambda: padded(read_all=True),
+    "an improper prior": lambda: padded(
+        read_all=True, latent=dist.ImproperUniform(dist.constraints.real, (3,), ())
+    ),
+    "scaled": lambda: numpyro.handlers.scale(unread, 2.0)(dist.Normal(0, 1)),
+    "a fixed basis": noise_at_hand,
+}
+
+
+@pytest.mark.parametrize("name", but(PROPER, "an improper prior", "scaled"))
+def test_what_the_data_inform_and_noise_that_is_none_pass(name):
+    target, start = adapters.from_numpyro(PROPER[name])
+    assert np.isfinite(target.log_joint(start))
+
+
+def test_latents_of_tfp_without_a_density_are_refused():
+    named = tfd.JointDistributionNamedAutoBatched
+    y = lambda x: tfd.Normal(x, 1.0)
+    mask = jnp.array([True, False])
+    for part, match in (
+        (tfd.Deterministic(1.0), "'at' is Deterministic"),
+        (tfd.Independent(tfd.Deterministic(jnp.ones(2)), 1), "'at' is Deterministic"),
+        (tfd.Masked(tfd.Normal(jnp.zeros(2), 1.0), mask), "'at' is Masked"),
+    ):
+        joint = named({"x": tfd.Normal(0.0, 1.0), "at": part, "y": y})
+        with pytest.raises(ValueError, match=match):
+            adapters.from_tfp(joint, {"y": 0.3})
+    with pytest.raises(ValueError, match="0 is Deterministic"):
+        adapters.from_tfp(tfd.JointDistributionSequential([tfd.Deterministic(1.0), y]), [None, 0.3])
+    seen = named(
+        {
+            "x": tfd.Normal(0.0, 1.0),
+            "y": lambda x: tfd.Masked(tfd.Normal(x * jnp.ones(2), 1.0), mask),
+        }
+    )
+    target, start = adapters.from_tfp(seen, {"y": jnp.ones(2)})
+    assert np.isfinite(target.log_joint(start))

@@ -7,7 +7,16 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from vijax import jaxprs
 from vijax.checks import named_leaves
+from vijax.targets._sites import (
+    is_improper,
+    is_imputed,
+    layers,
+    require_densities,
+    require_slopes,
+    without_masks,
+)
 from vijax.targets._transform import Transformed
 from vijax.types import PyTree
 
@@ -21,7 +30,9 @@ def from_numpyro(
 
     Free numbers, Jacobians and the order of sites are NumPyro's own (`potential_energy`, `constrain_fn`,
     `unconstrain_fn`); the start is its `init_to_feasible`. Deterministic sites are not latents: map them over draws
-    with numpyro.infer.Predictive(model, posterior_samples=jax.vmap(constrain)(draws.z)).
+    with numpyro.infer.Predictive(model, posterior_samples=jax.vmap(constrain)(draws.z)). Under `obs_mask` NumPyro makes
+    latents of a whole site; those in the place of data, which nothing reads, have their own distribution as density
+    here, and not none: the evidence is that of the data, and q has somewhere to go.
 
     Args:
         model: with observed sites by `obs=`, or under numpyro.handlers.condition. Its latents must be continuous.
@@ -32,8 +43,10 @@ def from_numpyro(
         (Transformed, start): the start is {site: zeros}.
 
     Raises:
-        ValueError: for discrete latent sites, subsampled plates, and `param` sites, each named; and no latent at all;
-            (when called) for a dict of other sites, of which NumPyro would draw those that are missing.
+        ValueError: for discrete and Delta latents, subsampled plates, `param` and `mutable` sites, and latents without
+            a density in some direction (masked or improper, and not read), each named; for noise of the
+            model's own, as of numpyro.prng_key; for no latent at all; (when called) for a dict of other sites, of which
+            NumPyro would draw those that are missing.
 
     Reference: Phan, Pradhan, Jankowiak, Composable effects for flexible and accelerated probabilistic programming in
         NumPyro, 2019, arXiv:1912.11554.
@@ -53,6 +66,11 @@ def from_numpyro(
                 f"site '{name}' is a param, which no posterior covers: give it a prior by numpyro.sample, or fix it by "
                 "numpyro.handlers.substitute."
             )
+        if site["type"] == "mutable":
+            raise ValueError(
+                f"site '{name}' is mutable state, which an adapted model cannot hand on: write log p(x, z) and use "
+                "targets.keyed with has_aux=True."
+            )
         if site["type"] == "plate" and site["args"] and site["args"][0] != site["value"].shape[0]:
             raise ValueError(
                 f"plate '{name}' subsamples {site['value'].shape[0]} of {site['args'][0]}: give it all the data, and "
@@ -65,11 +83,20 @@ def from_numpyro(
                 f"site '{name}' is a discrete latent ({type(site['fn']).__name__}), which free numbers cannot hold: "
                 "sum it out in the model (a mixture distribution), or write log p(x, z) and use targets.enumerate."
             )
+        if any(isinstance(layer, numpyro.distributions.Delta) for layer in layers(site["fn"])):
+            raise ValueError(
+                f"site '{name}' is a Delta, which has no density: use numpyro.deterministic('{name}', value)."
+            )
         latents[name] = site["value"]
     if not latents:
         raise ValueError("the model has no latent site: every numpyro.sample is observed.")
+    imputed = {name for name in latents if is_imputed(name, sites)}
+
     # A site without a value in `position` would be drawn anew; the seed only serves models that draw what they observe.
-    seeded = numpyro.handlers.seed(model, jax.random.key(0))
+    def seeded_by(key: Any) -> Any:
+        return numpyro.handlers.seed(without_masks(model, imputed), key)
+
+    seeded = seeded_by(jax.random.key(0))
 
     def named(y: PyTree) -> PyTree:
         if not isinstance(y, Mapping) or set(y) != set(latents):
@@ -89,7 +116,20 @@ def from_numpyro(
         lambda y: util.constrain_fn(seeded, args, kwargs, named(y)),
         unconstrain,
     )
-    return target, jax.tree.map(jnp.zeros_like, unconstrain(latents))
+    start = jax.tree.map(jnp.zeros_like, unconstrain(latents))
+    read = jaxprs.reads(
+        lambda key, y: -util.potential_energy(seeded_by(key), args, kwargs, y),
+        jax.random.key(0),
+        start,
+    )
+    if 0 in read:
+        raise ValueError(
+            "the model draws noise of its own, as by numpyro.prng_key(), which one key would freeze: make it a site, "
+            "or use targets.keyed with log p = -potential_energy(numpyro.handlers.seed(model, key), args, kwargs, y)."
+        )
+    improper = [name for name in latents if name not in imputed and is_improper(sites[name])]
+    require_slopes(target.log_joint, start, improper)
+    return target, start
 
 
 def from_tfp(joint: Any, observed: Any) -> tuple[Transformed, PyTree]:
@@ -108,7 +148,8 @@ def from_tfp(joint: Any, observed: Any) -> tuple[Transformed, PyTree]:
         (Transformed, start): latents in the container TFP gives them, a named tuple or a list; the start is zeros.
 
     Raises:
-        ValueError: for discrete latents, named, and for a log-density with a batch shape.
+        ValueError: for latents that are discrete, Deterministic or Masked, named, and for a log-density with a batch
+            shape.
         TypeError: for what is no joint distribution.
 
     Reference: Piponi, Moore, Dillon, Joint distributions for TensorFlow Probability, 2020, arXiv:2001.11819.
@@ -120,6 +161,7 @@ def from_tfp(joint: Any, observed: Any) -> tuple[Transformed, PyTree]:
         if isinstance(observed, Mapping)
         else joint.experimental_pin(*observed)
     )
+    require_densities(joint, observed)
     like = jax.eval_shape(lambda: pinned.sample_unpinned(seed=jax.random.key(0)))
     for name, leaf in named_leaves(like):
         if not jnp.issubdtype(leaf.dtype, jnp.floating):

@@ -1,0 +1,89 @@
+"""Sites of other libraries' models: which have a density everywhere, and which can be given one."""
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from vijax.types import PyTree
+
+
+def layers(distribution: Any) -> Iterator[Any]:
+    """Yield a distribution, and what it expands, masks, transforms, or calls independent."""
+    while distribution is not None:
+        yield distribution
+        distribution = getattr(
+            distribution, "base_dist", getattr(distribution, "distribution", None)
+        )
+
+
+def is_imputed(name: str, sites: Mapping[str, Any]) -> bool:
+    """Whether a NumPyro site holds what obs_mask leaves out, and elements in the place of data that none reads."""
+    base = name.removesuffix("_unobserved")
+    beside = sites.get(f"{base}_observed")
+    return base != name and base in sites and beside is not None and bool(beside["is_observed"])
+
+
+def is_improper(site: Mapping[str, Any]) -> bool:
+    """Whether a NumPyro site may have no density of its own in some direction."""
+    improper = ("MaskedDistribution", "ImproperUniform")
+    return any(type(layer).__name__ in improper for layer in layers(site["fn"]))
+
+
+def without_masks(model: Callable[..., Any], names: Collection[str]) -> Callable[..., Any]:
+    """Return a NumPyro model in which some sites have their density everywhere."""
+    from numpyro.primitives import Messenger
+
+    class Unmask(Messenger):  # type: ignore[misc]
+        def process_message(self, msg: dict[str, Any]) -> None:
+            while msg.get("name") in names and type(msg["fn"]).__name__ == "MaskedDistribution":
+                msg["fn"] = msg["fn"].base_dist
+
+    return Unmask(model) if names else model
+
+
+def require_slopes(
+    log_joint: Callable[[PyTree], Array], start: Mapping[str, Array], names: Sequence[str]
+) -> None:
+    """Refuse sites of which an element has slope 0 wherever it is looked at: q would grow without end there."""
+    if not names:
+        return
+    keys = jax.random.split(jax.random.key(0), 2)
+    slopes = [
+        jax.grad(log_joint)(
+            jax.tree.map(lambda y, k=k: jax.random.normal(k, y.shape, y.dtype), start)
+        )
+        for k in keys
+    ]
+    for name in names:
+        flat = (slopes[0][name] == 0) & (slopes[1][name] == 0)
+        traced = isinstance(flat, jax.core.Tracer)
+        if traced or bool(jnp.any(flat)):
+            what = "may have elements" if traced else f"has {int(jnp.sum(flat))} elements"
+            raise ValueError(
+                f"site '{name}' {what} without a density, which the rest of the model does not read: q would grow "
+                "there without end. Leave padding out, mask observed sites alone (obs_mask= for missing data), or give "
+                "it a prior"
+                + ("; adapt the model outside of jit to have it checked." if traced else ".")
+            )
+
+
+def require_densities(joint: Any, observed: Any) -> None:
+    """Refuse latents of TFP that are constants, or that have no density where they are masked."""
+    parts, _ = joint.sample_distributions(seed=jax.random.key(0))
+    parts = parts._asdict() if hasattr(parts, "_asdict") else parts
+    named = parts if isinstance(parts, Mapping) else dict(enumerate(parts))
+    given = observed if isinstance(observed, Mapping) else dict(enumerate(observed))
+    for name, part in named.items():
+        kinds = {type(layer).__name__ for layer in layers(part)} if given.get(name) is None else ()
+        if "Deterministic" in kinds or "VectorDeterministic" in kinds:
+            raise ValueError(
+                f"latent {name!r} is Deterministic, which has no density: compute it where it is used."
+            )
+        if "Masked" in kinds:
+            raise ValueError(
+                f"latent {name!r} is Masked: it has no density where it is masked, and q would grow there without end. "
+                "Leave padding out, and mask observed parts alone."
+            )
