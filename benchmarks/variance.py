@@ -1,4 +1,4 @@
-"""Gradients of discrete latents: variance, bias and cost of a step of every estimator, beside NumPyro."""
+"""Noise of score gradients: vimco and score of Gaussians, every estimator of discrete latents beside NumPyro."""
 
 import contextlib
 import itertools
@@ -11,7 +11,7 @@ import numpy as np
 from jax import Array
 
 import vijax as vj
-from benchmarks import _measure
+from benchmarks import _measure, _scores
 from benchmarks._peers import Missing, peer
 from benchmarks._report import Options, Row, missing, ratio_of, row
 
@@ -199,6 +199,7 @@ def exact(problem: Problem, points: Array) -> Array:
 
 
 def run(options: Options) -> Iterator[Row]:
+    yield from _scores.run(options)
     for problem in problems():
         functions: dict[str, Callable[[Array, Array], Array]] = {}
         evaluations: dict[str, float] = {}
