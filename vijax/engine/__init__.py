@@ -5,6 +5,7 @@ Private to vijax: gradient estimators, updates and solvers are built on it.
 
 from vijax.engine._chunks import chunked
 from vijax.engine._evaluate import Plan, evaluate, iid, plan, split
+from vijax.engine._members import Members
 from vijax.engine._objective import (
     Estimator,
     Evaluated,
@@ -29,6 +30,7 @@ __all__ = [
     "CURE",
     "Estimator",
     "Evaluated",
+    "Members",
     "Needs",
     "OnePass",
     "Plan",

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from vijax import checks
+from vijax.engine._members import Members
 from vijax.types import Draw, LogJoint, Properties, PyTree, properties
 
 
@@ -58,6 +59,7 @@ def evaluate(
     *,
     known: Properties | None = None,
     beyond_mean: bool = False,
+    members: Members | None = None,
 ) -> tuple[Array, PyTree]:
     """Evaluate log_joint on every draw by vmap, and refuse shapes that do not agree with log q's.
 
@@ -70,6 +72,7 @@ def evaluate(
         known: the target's properties, where the caller has them.
         beyond_mean: whether more than the mean of log p counts, as under a bound that is not
             linear: targets that are unbiased in their mean alone refuse it, however deep inside.
+        members: what sees to it that log p of each member of the batch reads that member alone.
 
     Returns:
         log p(x, z) in nats, [k, *batch], and the model's auxiliary output with leading axis k, or
@@ -90,9 +93,14 @@ def evaluate(
         checks.log_densities(log_p, log_q, z)
         return jnp.asarray(log_p), aux
 
+    def log_p_of_draw(z: PyTree, log_q: Array, key: Any) -> tuple[Array, PyTree]:
+        if members is not None:
+            members.apart(log_joint, lambda *draw: one(*draw)[0], z, log_q, key)
+        return one(z, log_q, key)
+
     context = checks.beyond_mean() if beyond_mean else nullcontext()
     with checks.outer_broadcasts("log_joint"), context:
-        log_p, aux = jax.vmap(one)(z, log_q, keys)
+        log_p, aux = jax.vmap(log_p_of_draw)(z, log_q, keys)
     return log_p, jax.lax.stop_gradient(aux)
 
 

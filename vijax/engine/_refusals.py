@@ -1,5 +1,6 @@
 """What an objective answers to a call that would be wrong: the argument, what was found, and the cure."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from vijax import checks
@@ -140,6 +141,42 @@ def leaf_without_batch(name: str, shape: tuple[int, ...], batch: tuple[int, ...]
     return ValueError(
         f"each leaf of a draw must begin with q's batch shape {batch}; leaf '{name}' is {shape}. Use "
         "gradients.reparam, or give q that batch shape."
+    )
+
+
+UNCOUPLED = (
+    "Use gradients.reparam, or gradients.dreg of a bound linear in log_w (bounds.elbo), which are "
+    "right there; make all members one, by distrax.Independent and a sum over the batch"
+)
+
+
+def members_coupled(
+    estimator: str, cure: str, what: str, leaf: str, axes: Sequence[int], found: Sequence[Any]
+) -> ValueError:
+    """A log_joint, or a q, in which one member of the batch reads the latents of another."""
+    pairs = [(a, f) for a, f in zip(axes, found, strict=True) if a != f] or [(axes[0], axes[0])]
+    axis, place = pairs[0]
+    how = f"through '{place}'" if isinstance(place, str) else "by holding it along another axis"
+    if what.startswith("q."):
+        or_else = "or, if it does not, declare it on q: independent_members = True"
+    else:
+        or_else = (
+            "normalize by running statistics, as nnx.BatchNorm(..., use_running_average=True) does; or, if each value "
+            "does read its own member alone, declare it: targets.independent_members(log_joint)"
+        )
+    return ValueError(
+        f"{estimator} takes each member of the batch by itself, and {what} mixes members along axis {axis} of leaf "
+        f"'{leaf}', {how}, as batch normalization, attention or a cumulative sum over the batch do: its gradient "
+        f"would be biased. {cure}; {or_else}."
+    )
+
+
+def members_unseen(estimator: str, what: str) -> ValueError:
+    """A function whose trace fails, because Python asks for the value of an array."""
+    return ValueError(
+        f"{estimator} takes each member of the batch by itself, and {what} asks for the value of an array in Python, "
+        "so that no trace shows that members do not read each other: compute that value before, or declare it: "
+        "targets.independent_members(log_joint)."
     )
 
 

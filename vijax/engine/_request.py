@@ -14,6 +14,7 @@ from jaxtyping import Array
 from vijax import checks, jaxprs
 from vijax.engine import _refusals as refusals
 from vijax.engine._evaluate import Plan, evaluate, plan
+from vijax.engine._members import Members
 from vijax.engine._states import States, states
 from vijax.types import (
     Bound,
@@ -41,6 +42,8 @@ class Needs(NamedTuple):
         smooth: the bound has no kink.
         plain_target: the target is log p(x, z) itself, without terms of q in closed form.
         mean: why the bound must be a mean of log-weights, a clause; "" where any will do.
+        members: log p and log q of each member of the batch read the latents of that member alone.
+        gated_members: the same, unless the bound that q's path gets is linear.
     """
 
     least: int = 1
@@ -51,6 +54,8 @@ class Needs(NamedTuple):
     smooth: bool = False
     plain_target: bool = False
     mean: str = ""
+    members: bool = False
+    gated_members: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,6 +75,7 @@ class Request:
         weights: of the draws, [k] or [k, *batch]; None where they count alike.
         forms: closed forms of the bound.
         beyond_mean: whether more than the mean of log p counts.
+        members: whether members of the batch must be apart, and the evidence that they are.
     """
 
     estimator: str
@@ -85,6 +91,7 @@ class Request:
     weights: Array | None
     forms: ClosedForms
     beyond_mean: bool
+    members: Members
 
     @cached_property
     def seeds(self) -> Plan:
@@ -118,7 +125,9 @@ class Request:
     @cached_property
     def states(self) -> States:
         """The states of a discrete q; refuses any other."""
-        return states(self.q, self.key, self.estimator)
+        found = states(self.q, self.key, self.estimator)
+        self.members.proven = True  # its density is that of the logits, each member's its own
+        return found
 
     @cached_property
     def is_mean(self) -> bool:
@@ -137,10 +146,19 @@ class Request:
                 raise refusals.leaf_without_batch(name, jnp.shape(leaf)[1:], log_q.shape[1:])
         return z, log_q
 
-    def evaluate(self, z: PyTree, log_q: Array, seeds: Plan) -> tuple[Array, PyTree]:
-        """Return log p of draws, [k, *batch], and the auxiliary output."""
-        known, beyond_mean = self.target, self.beyond_mean
-        return evaluate(self.log_joint, z, log_q, seeds.model, known=known, beyond_mean=beyond_mean)
+    def evaluate(
+        self, z: PyTree, log_q: Array, seeds: Plan, target: LogJoint | None = None
+    ) -> tuple[Array, PyTree]:
+        """Return log p of draws, [k, *batch], and the auxiliary output; of another form of the target if given."""
+        return evaluate(
+            self.log_joint if target is None else target,
+            z,
+            log_q,
+            seeds.model,
+            known=self.target if target is None else None,
+            beyond_mean=self.beyond_mean,
+            members=self.members,
+        )
 
     def stopped_log_prob(self, z: PyTree) -> Callable[[PyTree], Array]:
         """Return log q as a function of draws like z, [k, ...], alone, its parameters stopped.
@@ -194,6 +212,9 @@ def admit(
         weights=weights,
         forms=forms if weights is None else closed_forms(weighted_bound),
         beyond_mean=beyond_mean,
+        members=Members(
+            f"{estimator}({checks.describe(path_bound)})", q, target.independent_members
+        ),
     )
 
 
@@ -213,6 +234,7 @@ def require(request: Request, needs: Needs) -> None:
         raise refusals.has_a_kink(name, path_bound)
     if request.weights is not None and path_bound is not bound:
         raise refusals.two_bounds_and_weights(name)
+    _need_members_apart(request, needs, linear=forms.linear)
     if needs.path:
         _refuse_without_path(request)
     if needs.fixed_support:
@@ -263,6 +285,15 @@ def _refuse_dependent(
     """Refuse coupled draws, and strata, where the derivation needs independent draws from q."""
     if needs.independent and not (draw.independent or linear):
         raise refusals.not_independent(estimator, bound, draw)
+
+
+def _need_members_apart(request: Request, needs: Needs, *, linear: bool) -> None:
+    """Ask for members apart, where the derivation or the draws do; seen when log_joint is traced."""
+    members = request.members
+    members.needed = needs.members or (needs.gated_members and not linear)
+    if request.weights is not None and request.weights.ndim > 1:
+        # All members are drawn from one stratum at a time, each with a weight of its own.
+        members.needed, members.cure = True, "Use draws.iid"
 
 
 def _refuse_without_path(request: Request) -> None:

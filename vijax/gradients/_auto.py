@@ -44,7 +44,9 @@ def by_leaf(request: engine.Request) -> engine.Estimator:
         return LEAVE_ONE_OUT if broken else PATHWISE
     # `request.scored` has refused a support that moves, so fixed_support is not asked for again.
     return (
-        engine.Estimator(engine.Needs(least=2, why=ALONE), _mixed) if request.scored else PATHWISE
+        engine.Estimator(engine.Needs(least=2, why=ALONE, members=True), _mixed)
+        if request.scored
+        else PATHWISE
     )
 
 

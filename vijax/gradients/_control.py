@@ -84,7 +84,7 @@ def rebar(bound: Bound) -> Controlled:
 
 
 def _controlled(bound: Bound, control: Control, name: str) -> Controlled:
-    needs = engine.Needs(mean="corrects each draw by itself")
+    needs = engine.Needs(mean="corrects each draw by itself", members=True)
 
     def with_parameters(parameters: PyTree, term: int) -> Objective:
         """Make the objective whose derivative is that of the q's gradient (0), or of its square (1)."""
@@ -210,7 +210,7 @@ def _guesses(
     control: Control,
 ) -> Array:
     """Return c of perturbed log-probabilities z, [k, *batch]; a draw's model has its own key."""
-    batch = stopped.log_probs[0].shape[: stopped.batch]
+    batch = tuple(stopped.log_probs[0].shape[: stopped.batch])
 
     def guess(z: list[Array], key: Any) -> Array:
         def relaxed(temperature: Any) -> Array:
@@ -224,7 +224,12 @@ def _guesses(
             )
         return value
 
-    return jax.vmap(guess)(z, seeds.model)
+    def apart(z: list[Array], key: Any) -> Array:
+        function = {"control(parameters, z, relaxed)": guess}
+        request.members.refuse(function, z, batch, key, of=control)
+        return guess(z, key)
+
+    return jax.vmap(apart)(z, seeds.model)
 
 
 def _relaxed_log_w(

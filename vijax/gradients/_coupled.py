@@ -94,6 +94,7 @@ def _coupled(bound: Bound, direction: Direction, name: str) -> Objective:
         least=2,
         why="Draws come in pairs.",
         mean="compares two draws of a pair by their log-weights",
+        members=True,
     )
     return engine.make_objective(name, bound, draws.iid, engine.Estimator(needs, strategy))
 

@@ -17,6 +17,7 @@ from vijax.types import (
     LogJoint,
     Objective,
     PyTree,
+    closed_forms,
     derive,
     is_conditional,
     lift,
@@ -73,8 +74,16 @@ def each(
         names = q.names()
         found = []
         for name, own in zip(names, q.keys(key), strict=True):
+            # The derivative of a target that does not learn is that of the sum over members.
+            members = engine.Members(
+                f"each({checks.describe(bound)})",
+                q,
+                properties(log_joint).independent_members,
+                proven=True,
+                needed=name != names[0] and not closed_forms(bound).linear,
+            )
             target = _given_others(
-                log_joint, q, name, learns=name == names[0], kept=chunk_size is None
+                log_joint, q, name, members, learns=name == names[0], kept=chunk_size is None
             )
             found.append(
                 estimators[name](bound)(
@@ -118,7 +127,13 @@ def _independent(q: Any, estimators: Any) -> Joint:
 
 
 def _given_others(
-    log_joint: LogJoint, q: Joint, name: Any, *, learns: bool, kept: bool
+    log_joint: LogJoint,
+    q: Joint,
+    name: Any,
+    members: engine.Members,
+    *,
+    learns: bool,
+    kept: bool,
 ) -> LogJoint:
     """Return the target of one leaf: the others are drawn at every draw, and count as the model's own noise."""
     others = [other for other in q.names() if other != name]
@@ -139,6 +154,7 @@ def _given_others(
                 checks.log_densities(factor, log_q, full, (what, "q.log_prob(z)"))
             return jnp.asarray(sum(found.values()) if isinstance(found, dict) else found), aux
 
+        members.apart(log_joint, lambda z, *_: log_p(z)[0], z, log_q, None)
         value, aux = log_p(z) if learns else _by_draws_alone(log_p, z)
         return value - log_q, (leaves if kept else None, log_q, aux)
 

@@ -56,7 +56,9 @@ def _by_factor(request: engine.Request) -> engine.Estimator:
         return chosen._replace(needs=chosen.needs._replace(mean=MEAN))
     if not request.scored:
         return PATHWISE._replace(needs=PATHWISE.needs._replace(mean=MEAN))
-    return engine.Estimator(engine.Needs(least=2, why=ALONE, mean=MEAN), _local_signals)
+    return engine.Estimator(
+        engine.Needs(least=2, why=ALONE, mean=MEAN, members=True), _local_signals
+    )
 
 
 def _local_signals(request: engine.Request) -> engine.Strategy:
@@ -64,6 +66,7 @@ def _local_signals(request: engine.Request) -> engine.Strategy:
     names = [name for name in q.names() if name in scored]
     # Where log q is in closed form, none of it is drawn.
     exact = properties(log_joint).holds_log_q
+    with_terms = _with_terms(log_joint)
 
     def evaluated(seeds: engine.Plan) -> engine.Evaluated:
         z, parts = jax.vmap(lambda seed: sample_parts(q, seed, scored))(seeds.draw)
@@ -71,7 +74,7 @@ def _local_signals(request: engine.Request) -> engine.Strategy:
         # The score of a scored leaf has mean zero, and of a bound that is linear it is dropped.
         log_q: Any = sum(stopped[name] if name in scored else parts[name] for name in q.names())
         drawn = jnp.zeros_like(log_q) if exact else log_q
-        log_p, (factors, aux) = engine.evaluate(_with_terms(log_joint), z, drawn, seeds.model)
+        log_p, (factors, aux) = request.evaluate(z, drawn, seeds, with_terms)
         of_p, of_q = _factors(log_joint, z, drawn, seeds.model, q), _densities(q, z)
         signals = []
         for name in names:

@@ -48,7 +48,9 @@ def gdreg(
 
     Reference: Bauer, Mnih, Generalized doubly reparameterized gradient estimators, 2021, arXiv:2101.11046.
     """
-    needs = engine.Needs(path=True, fixed_support=True, smooth=True, plain_target=True)
+    needs = engine.Needs(
+        path=True, fixed_support=True, smooth=True, plain_target=True, gated_members=True
+    )
     return engine.make_objective(
         "gdreg",
         bound,

@@ -43,7 +43,10 @@ def measure_valued(bound: Bound) -> Objective:
         inference, 2019.
     """
     return engine.make_objective(
-        "measure_valued", bound, draws.iid, engine.Estimator(engine.Needs(), _measure_valued)
+        "measure_valued",
+        bound,
+        draws.iid,
+        engine.Estimator(engine.Needs(members=True), _measure_valued),
     )
 
 

@@ -146,7 +146,9 @@ def doubly_reparameterized(request: engine.Request) -> engine.Strategy:
 
 
 DOUBLY = engine.Estimator(
-    engine.Needs(path=True, fixed_support=True, independent=True, smooth=True),
+    engine.Needs(
+        path=True, fixed_support=True, independent=True, smooth=True, gated_members=True
+    ),
     doubly_reparameterized,
 )
 

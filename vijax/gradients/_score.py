@@ -38,7 +38,7 @@ def score(bound: Bound, *, baseline: ArrayLike | None = None) -> Objective:
     Reference: Williams, Simple statistical gradient-following algorithms for connectionist reinforcement learning,
         1992; Ranganath, Gerrish, Blei, Black box variational inference, 2014, arXiv:1401.0118.
     """
-    needs = engine.Needs(fixed_support=True)
+    needs = engine.Needs(fixed_support=True, members=True)
     strategy = partial(_scored, baseline=baseline)
     return engine.make_objective("score", bound, draws.iid, engine.Estimator(needs, strategy))
 
@@ -160,7 +160,7 @@ def _leave_one_out(request: engine.Request) -> engine.Strategy:
 
 
 LEAVE_ONE_OUT = engine.Estimator(
-    engine.Needs(least=2, why=ALONE, fixed_support=True), _leave_one_out
+    engine.Needs(least=2, why=ALONE, fixed_support=True, members=True), _leave_one_out
 )
 
 

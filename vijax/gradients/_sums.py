@@ -41,7 +41,10 @@ def local_expectation(bound: Bound) -> Objective:
         arXiv:1503.01494.
     """
     return engine.make_objective(
-        "local_expectation", bound, draws.iid, engine.Estimator(engine.Needs(), _local_expectation)
+        "local_expectation",
+        bound,
+        draws.iid,
+        engine.Estimator(engine.Needs(members=True), _local_expectation),
     )
 
 
@@ -91,7 +94,7 @@ def top_states(bound: Bound, *, states: int) -> Objective:
     Reference: Liu, Regier, Tripuraneni, Jordan, McAuliffe, Rao-Blackwellized stochastic gradients for discrete
         distributions, 2019, arXiv:1810.04777.
     """
-    needs = engine.Needs(mean="weighs a sum against draws")
+    needs = engine.Needs(mean="weighs a sum against draws", members=True)
     return engine.make_objective(
         "top_states", bound, draws.iid, engine.Estimator(needs, partial(_top_states, top=states))
     )

@@ -19,7 +19,7 @@ def _at_fixed_draws(name: str, bound: Bound, value: Callable[[Array, Array], Arr
     def strategy(request: engine.Request) -> engine.Strategy:
         return engine.Strategy(at_fixed_draws(request), lambda log_p, log_q, _: value(log_p, log_q))
 
-    needs = engine.Needs(fixed_support=True, plain_target=True)
+    needs = engine.Needs(fixed_support=True, plain_target=True, gated_members=True)
     return engine.make_objective(name, bound, draws.iid, engine.Estimator(needs, strategy))
 
 

@@ -7,7 +7,7 @@ host callback returns is unknown to each of them.
 from vijax.jaxprs._axes import Axes, axes
 from vijax.jaxprs._degree import Blame, not_linear, not_quadratic
 from vijax.jaxprs._derivative import flows
-from vijax.jaxprs._equations import hidden, trace
+from vijax.jaxprs._equations import hidden, shape_of, trace
 from vijax.jaxprs._flow import Flow, merge
 from vijax.jaxprs._hoist import bare, hoist, stopped, totals
 from vijax.jaxprs._paths import NOISE, PARAMETER, Path, by_leaf, joint_paths, paths
@@ -38,6 +38,7 @@ __all__ = [
     "paths",
     "reads",
     "scored_leaves",
+    "shape_of",
     "stopped",
     "totals",
     "trace",

@@ -1,49 +1,26 @@
 """Which axes of an array still tell apart what an input's did: sites of a plate, or a batch."""
 
-import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import replace
+from functools import partial
+from typing import Any, NamedTuple
 
+import jax
+import numpy as np
 from jax.extend import core
 
-from vijax.jaxprs._equations import shape_of
+from vijax.jaxprs._equations import opened, shape_of
 from vijax.jaxprs._interpreter import Loops, Question, interpret
+from vijax.jaxprs._kept import NEVER, REDUCED_OVER_DEVICES, Ramp, kept, ramp_of
+from vijax.jaxprs._places import Place, moved, reshaped
+from vijax.jaxprs._while import settled
 
-Axes = tuple[int | str, ...] | None
-"""None: free of what is followed. Else for each axis followed: the array's own axis that it still
-is; below zero, the loop over it whose body this is, counted from the innermost, -1; or the name of
-the primitive that mixed it.
+Axes = tuple[Place, ...] | None
+"""None: free of what is followed. Else for each axis followed its `Place`: the array's own axis
+that it still is, or the digits that it has become under reshapes; an axis below zero is the loop
+over it whose body this is, counted from the innermost, -1; or the name of the primitive that mixed
+it.
 """
-
-# Each output element reads the same element of every operand of full rank, and no other.
-ELEMENTWISE = frozenset(
-    """abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e
-    bitcast_convert_type cbrt ceil clamp clz complex conj convert_element_type copy copy_p cos cosh
-    digamma div eq eq_to erf erf_inv erfc exp exp2 expm1 floor ge gt igamma igamma_grad_a igammac
-    imag integer_pow is_finite le le_to lgamma log log1p logistic lt lt_to max min mul ne neg
-    nextafter not or polygamma population_count pow random_gamma_grad real reduce_precision
-    regularized_incomplete_beta rem round rsqrt select_n sharding_constraint shift_left
-    shift_right_arithmetic shift_right_logical sign sin sinh sqrt square stop_gradient sub tan tanh
-    xor zeta""".split()
-)
-# The parameter that names the axes along which elements meet; the others stay, moved up where it
-# removes axes.
-ALONG = {
-    "concatenate": "dimension",
-    "rev": "dimensions",
-    "sort": "dimension",
-    "split": "axis",
-    **dict.fromkeys("cumlogsumexp cummax cummin cumprod cumsum".split(), "axis"),
-}
-AWAY = {
-    "unstack": "axis",
-    "squeeze": "dimensions",
-    **dict.fromkeys(
-        "argmax argmin reduce_and reduce_max reduce_min reduce_or reduce_prod reduce_sum".split(),
-        "axes",
-    ),
-}
-LINEAR_ALGEBRA = frozenset("cholesky eigh lu qr svd triangular_solve".split())
 
 
 def axes(closed: core.ClosedJaxpr, inputs: Sequence[Axes]) -> list[Axes]:
@@ -59,189 +36,153 @@ def axes(closed: core.ClosedJaxpr, inputs: Sequence[Axes]) -> list[Axes]:
     Returns:
         For each output the same: (0,) where axis 0 of the input has become axis 0 and nothing met.
     """
-    return interpret(closed, inputs, _QUESTION, [None] * len(closed.consts))
+    values = [_NOTHING if axes is None else _Value(axes, None) for axes in inputs]
+    return [value.axes for value in interpret(closed, values, _QUESTION)]
 
+
+class _Value(NamedTuple):
+    """What is known of one variable: where the followed axes are, and whether it is an index."""
+
+    axes: Axes
+    ramp: Ramp
+
+
+_NOTHING = _Value(None, None)
 
 # --- the question
 
 
-def _join(several: Sequence[Axes], name: str) -> Axes:
+def _join(several: Sequence[_Value], name: str) -> _Value:
     """Return the axes of what reads all of several arrays at one index."""
     joined: Axes = None
-    for axes in several:
+    for axes, _ in several:
         if joined is None or axes is None:
             joined = axes if joined is None else joined
         else:
             joined = tuple(_meet(a, b, name) for a, b in zip(joined, axes, strict=True))
-    return joined
+    same = all(value == several[0] for value in several)
+    return several[0] if several and same else _value(joined)
 
 
-def _meet(a: int | str, b: int | str, name: str) -> int | str:
+def _meet(a: Place, b: Place, name: str) -> Place:
     if a == b or isinstance(a, str):
         return a
     return b if isinstance(b, str) else name
 
 
-def _map(axes: Axes, to: Callable[[int], int | str]) -> Axes:
-    """Move an array's own axes; those of loops outside, and what is mixed, stay as they are."""
-    if axes is None:
-        return None
-    return tuple(a if isinstance(a, str) or a < 0 else to(a) for a in axes)
+def _value(axes: Axes) -> _Value:
+    return _NOTHING if axes is None else _Value(axes, None)
 
 
-def _choose(which: Axes, cases: Sequence[Axes], name: str) -> Axes:
+def _moved(value: _Value, to: Callable[[int], int | str]) -> _Value:
+    """Move every axis that is not mixed yet, those of loops included."""
+    axes = value.axes
+    return _NOTHING if axes is None else _value(tuple(moved(place, to) for place in axes))
+
+
+def _choose(which: _Value, cases: Sequence[_Value], name: str) -> _Value:
     """Join the cases; a predicate is one number for all, so what it still told apart is mixed."""
-    return _join([_map(which, lambda _: name), *cases], name)
+    return _join([_moved(which, lambda a: a if a < 0 else name), *cases], name)
 
 
-def _opaque(name: str, several: Sequence[Axes]) -> Axes:
-    return _mixed(_join(several, name), name)
+def _opaque(name: str, several: Sequence[_Value]) -> _Value:
+    return _moved(_join(several, name), lambda _: name)
 
 
-def _mixed(axes: Axes, name: str) -> Axes:
-    return None if axes is None else tuple(a if isinstance(a, str) else name for a in axes)
-
-
-def _constant(value: Any) -> Axes:
-    return None
-
-
-def _each(to: Callable[[int], int | str]) -> Callable[[Axes], Axes]:
-    """Apply a function to all axes that are not mixed yet, those of loops included."""
-
-    def move(axes: Axes) -> Axes:
-        return None if axes is None else tuple(a if isinstance(a, str) else to(a) for a in axes)
-
-    return move
+def _constant(value: Any) -> _Value:
+    """Return what is known of a constant: one that holds numbers while tracing may be an index."""
+    kind = np.dtype(getattr(value, "dtype", object)).kind if hasattr(value, "shape") else ""
+    if isinstance(value, jax.core.Tracer) or kind not in ("i", "u", "b") or np.ndim(value) != 1:
+        return _NOTHING
+    if kind == "b":
+        return _NOTHING if np.any(value) else _Value(None, NEVER)
+    is_index = np.array_equal(np.asarray(value), np.arange(np.shape(value)[0]))
+    return _Value(None, (0,)) if is_index else _NOTHING
 
 
 # A scan may run over what is followed, one after another, as long as nothing of one is carried to
 # the next.
-_LOOPS: Loops[Axes] = Loops(
-    enter=_each(lambda a: a - 1 if a < 0 else a),
-    slice=_each(lambda a: a - 1),  # axis 0 becomes the innermost loop, -1
-    carry=_each(lambda a: "scan" if a == -1 else a),
-    leave=_each(lambda a: a + 1 if a < 0 else a),
-    stack=_each(lambda a: a + 1),
+_LOOPS: Loops[_Value] = Loops(
+    enter=partial(_moved, to=lambda a: a - 1 if a < 0 else a),
+    slice=partial(_moved, to=lambda a: a - 1),  # axis 0 becomes the innermost loop, -1
+    carry=partial(_moved, to=lambda a: "scan" if a == -1 else a),
+    leave=partial(_moved, to=lambda a: a + 1 if a < 0 else a),
+    stack=partial(_moved, to=lambda a: a + 1),
 )
 
 
-def _rule(eqn: core.JaxprEqn, ins: list[Axes]) -> list[Axes]:
-    name = eqn.primitive.name
-    moved = []
-    for i, axes in enumerate(ins):
-        if axes is not None:
-            kept = _kept(eqn, i)
-            still = (a if isinstance(a, str) or a < 0 else kept.get(a, name) for a in axes)
-            moved.append(tuple(still))
-    return [_join(moved, name)] * len(eqn.outvars)
+def _rule(eqn: core.JaxprEqn, ins: list[_Value]) -> list[_Value]:
+    name, ramps = eqn.primitive.name, [value.ramp for value in ins]
+    if name == "select_n" and ramps[0] == NEVER:  # an index is never below zero
+        return [ins[1]]
+    arrived: list[_Value] = []
+    for i, value in enumerate(ins):
+        if value.axes is None:
+            continue
+        if name == "reshape" and i == 0 and eqn.params.get("dimensions") is None:
+            shape, out = shape_of(eqn.invars[0]), shape_of(eqn.outvars[0])
+            arrived.append(_value(tuple(reshaped(p, shape, out) for p in value.axes)))
+        else:
+            arrived.append(_moved(value, partial(_stays, kept(eqn, i, ramps), name)))
+    found = _join(arrived, name)
+    ramp = ramp_of(eqn, ramps)
+    return [found if ramp is None else _Value(found.axes, ramp)] * len(eqn.outvars)
 
 
-_QUESTION: Question[Axes] = Question(
-    nothing=None,
+def _stays(stay: dict[int, int], name: str, axis: int) -> int | str:
+    return axis if axis < 0 else stay.get(axis, name)
+
+
+def _shard_map(eqn: core.JaxprEqn, ins: list[_Value]) -> list[_Value]:
+    """Follow axes into the blocks of a shard_map, where collectives mix those that are cut."""
+    cuts: dict[int, Any] = {}  # of each followed axis, the axes of the mesh that cut it
+    for value, specs in zip(ins, eqn.params["in_specs"], strict=True):
+        for k, place in enumerate(value.axes or ()):
+            if not isinstance(place, str) and cuts.setdefault(k, _cut(place, specs)) != _cut(
+                place, specs
+            ):
+                return [_opaque("shard_map", ins)] * len(eqn.outvars)
+    across = {name for cut in cuts.values() for name in (cut or ())}
+
+    def collective(eqn: core.JaxprEqn, ins: list[_Value]) -> list[_Value]:
+        return (
+            [_opaque(eqn.primitive.name, ins)] * len(ins) if across & {*eqn.params["axes"]} else ins
+        )
+
+    rules = {**_QUESTION.rules, **dict.fromkeys(REDUCED_OVER_DEVICES, collective)}
+    body = core.ClosedJaxpr(opened(eqn.params["jaxpr"]), ())
+    outs = interpret(body, ins, replace(_QUESTION, rules=rules))
+
+    def whole(value: _Value, specs: Any) -> _Value:
+        """Mix what does not leave cut as it came."""
+        pairs = enumerate(value.axes or ())
+        return _value(
+            value.axes
+            and tuple(
+                p if isinstance(p, str) or _cut(p, specs) == cuts[k] else "shard_map"
+                for k, p in pairs
+            )
+        )
+
+    return [whole(value, specs) for value, specs in zip(outs, eqn.params["out_specs"], strict=True)]
+
+
+def _cut(place: Place, specs: Any) -> tuple[str, ...] | None:
+    """Return the axes of a mesh that cut a followed axis, () for none; None where parts do."""
+    if not isinstance(place, int):
+        return None
+    names = specs[place] if 0 <= place < len(specs) else None
+    return () if names is None else (names,) if isinstance(names, str) else tuple(names)
+
+
+_QUESTION: Question[_Value] = Question(
+    nothing=_NOTHING,
     join=_join,
-    rules={},
+    rules={"iota": _rule, "shard_map": _shard_map},
     default=_rule,
     choose=_choose,
     opaque=_opaque,
     constant=_constant,
     loops=_LOOPS,
+    settled=settled,
 )
-
-# --- which axes stay
-
-
-def _kept(eqn: core.JaxprEqn, i: int) -> dict[int, int]:
-    """Return which axes of operand i become which of the output's; what is left out is mixed."""
-    name, params = eqn.primitive.name, eqn.params
-    shape, out = shape_of(eqn.invars[i]), shape_of(eqn.outvars[0])
-    same = {a: a for a in range(len(shape))}
-    if name in ELEMENTWISE:
-        return same if len(shape) == len(out) else {}
-    if name in ALONG or name in AWAY:
-        found = params[ALONG.get(name) or AWAY[name]]
-        gone = {int(a) % len(shape) for a in (found if hasattr(found, "__iter__") else (found,))}
-        stay = [a for a in same if a not in gone]
-        return {a: j for j, a in enumerate(stay)} if name in AWAY else {a: a for a in stay}
-    if name == "broadcast_in_dim" and i == 0:
-        to = [int(b) for b in params["broadcast_dimensions"]]
-        return {a: b for a, b in enumerate(to) if shape[a] == out[b]}
-    if name == "stack":
-        return {a: a + (a >= params["axis"]) for a in same}
-    if name == "tile":
-        return {a: a for a in same if params["reps"][a] == 1}
-    if name == "transpose":
-        return {int(a): j for j, a in enumerate(params["permutation"])}
-    if name == "reshape" and i == 0 and params.get("dimensions") is None:
-        return _reshape(shape, out)
-    if name == "pad" and i == 0:
-        return {a: a for a in same if tuple(params["padding_config"][a]) == (0, 0, 0)}
-    if name in ("slice", "dynamic_slice") and i == 0:  # whole along an axis: it can only start at 0
-        strides = params.get("strides") or (1,) * len(shape)
-        return {a: a for a in same if out[a] == shape[a] and strides[a] == 1}
-    if name == "dynamic_update_slice" and i < 2:
-        return {a: a for a in same if shape_of(eqn.invars[1])[a] == out[a]} if i else same
-    if name in LINEAR_ALGEBRA:
-        return {a: a for a in range(len(shape) - 2)}
-    if name == "lu_pivots_to_permutation":
-        return {a: a for a in range(len(shape) - 1)}
-    if name == "fft":
-        return {a: a for a in range(len(shape) - len(params["fft_lengths"]))}
-    if name == "top_k":
-        return {a: a for a in same if a != params.get("axis", -1) % len(shape)}
-    if name == "conv_general_dilated" and i == 0 and params["batch_group_count"] == 1:
-        numbers = params["dimension_numbers"]
-        return {int(numbers.lhs_spec[0]): int(numbers.out_spec[0])}
-    if name == "dot_general":
-        return _dot_general(eqn, i)
-    if name == "gather":
-        return _gather(eqn, i)
-    if name.startswith("scatter"):
-        return same if i == 0 else _scatter(eqn, i)
-    return {}
-
-
-def _reshape(shape: Sequence[int], out: Sequence[int]) -> dict[int, int]:
-    """Keep axes of the same size after as many elements; those of size 1 tell nothing apart."""
-    new = {(math.prod(out[:b]), out[b]): b for b in range(len(out)) if out[b] > 1}
-    old = {a: (math.prod(shape[:a]), shape[a]) for a in range(len(shape))}
-    return {a: new[place] for a, place in old.items() if place in new}
-
-
-def _dot_general(eqn: core.JaxprEqn, i: int) -> dict[int, int]:
-    contracting, batching = eqn.params["dimension_numbers"]
-    free = []
-    for operand, meet, pair in zip(eqn.invars, contracting, batching, strict=True):
-        free.append([a for a in range(len(shape_of(operand))) if a not in (*meet, *pair)])
-    start = len(batching[i]) + (len(free[0]) if i else 0)
-    own = {a: start + j for j, a in enumerate(free[i])}
-    return {int(a): j for j, a in enumerate(batching[i])} | own
-
-
-def _gather(eqn: core.JaxprEqn, i: int) -> dict[int, int]:
-    numbers, sizes = eqn.params["dimension_numbers"], eqn.params["slice_sizes"]
-    rows = [a for a in range(len(shape_of(eqn.outvars[0]))) if a not in numbers.offset_dims]
-    if i == 1:  # the last axis of the indices holds the coordinates of one place
-        return {a: rows[a] for a in range(len(shape_of(eqn.invars[1])) - 1)}
-    shape = shape_of(eqn.invars[0])
-    inside = (*numbers.collapsed_slice_dims, *numbers.operand_batching_dims)
-    window = [a for a in range(len(shape)) if a not in inside]
-    pairs = zip(window, sorted(map(int, numbers.offset_dims)), strict=True)
-    whole = {a: b for a, b in pairs if sizes[a] == shape[a]}
-    batch = zip(numbers.operand_batching_dims, numbers.start_indices_batching_dims, strict=True)
-    return whole | {int(a): rows[b] for a, b in batch}
-
-
-def _scatter(eqn: core.JaxprEqn, i: int) -> dict[int, int]:
-    numbers = eqn.params["dimension_numbers"]
-    pairs = zip(numbers.scatter_indices_batching_dims, numbers.operand_batching_dims, strict=True)
-    batch = {int(a): int(b) for a, b in pairs}
-    if i == 1:
-        return batch
-    operand, updates = shape_of(eqn.invars[0]), shape_of(eqn.invars[2])
-    rows = [a for a in range(len(updates)) if a not in numbers.update_window_dims]
-    inside = (*numbers.inserted_window_dims, *numbers.operand_batching_dims)
-    window = [a for a in range(len(operand)) if a not in inside]
-    pairs = zip(sorted(map(int, numbers.update_window_dims)), window, strict=True)
-    whole = {a: b for a, b in pairs if updates[a] == operand[b]}
-    return whole | {rows[a]: b for a, b in batch.items()}

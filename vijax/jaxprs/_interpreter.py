@@ -63,6 +63,8 @@ class Question(Generic[V]):
             calls.
         loops: what a scan changes, if anything.
         functions: the rule of a call whose function is known by name, or None to look into it.
+        settled: while equation -> whether each element of what it carries changes no more once its
+            own condition is met, however long others go on.
     """
 
     nothing: V
@@ -76,6 +78,7 @@ class Question(Generic[V]):
     called: Callable[[core.JaxprEqn, list[V], list[V]], list[V]] | None = None
     loops: Loops[V] | None = None
     functions: Callable[[core.JaxprEqn], Rule[V] | None] | None = None
+    settled: Callable[[core.JaxprEqn], bool] | None = None
 
 
 def interpret(
@@ -134,7 +137,7 @@ class _Walk(Generic[V]):
         if touches_reference(eqn):
             return [question.opaque("a mutable reference", self.reach)] * count
         nothing = question.nothing
-        if all(value is nothing for value in ins):
+        if all(value is nothing for value in ins) and (ins or rule is None):
             return [nothing] * count
         if rule is not None:
             return rule(eqn, ins)
@@ -182,10 +185,18 @@ def _cond(walk: _Walk[V], eqn: core.JaxprEqn, ins: list[V]) -> list[V]:
 def _while(walk: _Walk[V], eqn: core.JaxprEqn, ins: list[V]) -> list[V]:
     of_cond, of_body = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
     cond_consts, body_consts = ins[:of_cond], ins[of_cond : of_cond + of_body]
+    settled = walk.question.settled
+    # vmap of a loop has a condition for each of its members.
+    of_each = bool(shape_of(opened(eqn.params["cond_jaxpr"]).outvars[0])) and settled is not None
+    alone = not of_each and settled is not None and settled(eqn)
 
     def turn(carry: list[V]) -> list[V]:
         goes_on = walk.call(eqn.params["cond_jaxpr"], [*cond_consts, *carry])[0]
         outs = walk.call(eqn.params["body_jaxpr"], [*body_consts, *carry])
+        if alone:
+            return outs
+        if of_each:
+            return [walk.question.join([goes_on, out], "while") for out in outs]
         return [walk.question.choose(goes_on, [out], "while") for out in outs]
 
     return walk.fixpoint(turn, ins[of_cond + of_body :], "while")

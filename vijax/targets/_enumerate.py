@@ -1,7 +1,7 @@
 """Finite discrete latents summed out exactly, each site alone: S evaluations where brute force needs Sᴺ."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -259,13 +259,15 @@ def _check(
     return once
 
 
-def _refuse_coupled(what: str, axes: tuple[int | str, ...], several: list[int]) -> None:
+def _refuse_coupled(what: str, axes: Sequence[Any], several: list[int]) -> None:
     for axis, found in zip(several, axes, strict=True):
         if found != axis:
             how = (
                 f"through '{found}'"
                 if isinstance(found, str)
                 else f"which it holds along axis {found}"
+                if isinstance(found, int)
+                else "which a reshape has merged with another"
             )
             raise ValueError(
                 f"{what} mixes the sites along axis {axis} of c, {how}: a term that reads another site's state cannot "

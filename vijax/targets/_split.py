@@ -119,7 +119,9 @@ def _with(
             found = term + closed + of_q
         return (found, aux) if has_aux else found
 
-    return derive(drawn, target, only_mean=WHY.format(names[1]), holds_log_q=True)
+    return derive(
+        drawn, target, only_mean=WHY.format(names[1]), holds_log_q=True, independent_members=False
+    )
 
 
 def _sum_over_leaves(term: Callable[[Any, Any], Array], q: Any, prior: Any, z: PyTree) -> Array:

@@ -111,7 +111,9 @@ def transform(log_joint: LogJoint, constraints: PyTree) -> Transformed:
             log_p = sum(sums.values(), jnp.asarray(log_p))
         return (log_p, aux) if has_aux else log_p
 
-    return Transformed(derive(log_joint, target), lambda y: forward(y)[0], unconstrain)
+    # A constraint may read other members' leaves.
+    target = derive(log_joint, target, independent_members=False)
+    return Transformed(target, lambda y: forward(y)[0], unconstrain)
 
 
 Visit = Callable[[Constraint, Array, str], tuple[Array, Array]]

@@ -17,6 +17,8 @@ class Properties(NamedTuple):
         only_mean: why only its mean is an unbiased estimate of log p(x, z), a clause; "" where it is log p(x, z).
         scales_data: it multiplies the log-likelihood of a minibatch by N/B.
         independent_sites: each site's term reads its own site alone, which is declared by the user.
+        independent_members: log p of each member of the batch reads the latents of that member
+            alone, which is declared by the user.
     """
 
     keyed: bool = False
@@ -25,6 +27,7 @@ class Properties(NamedTuple):
     only_mean: str = ""
     scales_data: bool = False
     independent_sites: bool = False
+    independent_members: bool = False
 
 
 F = TypeVar("F", bound=Callable[..., Any])
