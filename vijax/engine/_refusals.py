@@ -162,7 +162,8 @@ def members_coupled(
     else:
         or_else = (
             "normalize by running statistics, as nnx.BatchNorm(..., use_running_average=True) does; or, if each value "
-            "does read its own member alone, declare it: targets.independent_members(log_joint)"
+            "does read its own member alone, write it for one member and jax.vmap it, or declare it: "
+            "targets.independent_members(log_joint)"
         )
     return ValueError(
         f"{estimator} takes each member of the batch by itself, and {what} mixes members along axis {axis} of leaf "

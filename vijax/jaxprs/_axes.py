@@ -9,11 +9,10 @@ import jax
 import numpy as np
 from jax.extend import core
 
-from vijax.jaxprs._equations import opened, shape_of
+from vijax.jaxprs._equations import inner_jaxpr, opened, shape_of, trace
 from vijax.jaxprs._interpreter import Loops, Question, interpret
 from vijax.jaxprs._kept import NEVER, REDUCED_OVER_DEVICES, Ramp, kept, ramp_of
-from vijax.jaxprs._places import Place, moved, reshaped
-from vijax.jaxprs._while import settled
+from vijax.jaxprs._places import Place, moved, reshaped, tiled
 
 Axes = tuple[Place, ...] | None
 """None: free of what is followed. Else for each axis followed its `Place`: the array's own axis
@@ -122,6 +121,9 @@ def _rule(eqn: core.JaxprEqn, ins: list[_Value]) -> list[_Value]:
         if name == "reshape" and i == 0 and eqn.params.get("dimensions") is None:
             shape, out = shape_of(eqn.invars[0]), shape_of(eqn.outvars[0])
             arrived.append(_value(tuple(reshaped(p, shape, out) for p in value.axes)))
+        elif name == "tile":
+            shape, reps = shape_of(eqn.invars[0]), eqn.params["reps"]
+            arrived.append(_value(tuple(tiled(p, shape, reps) for p in value.axes)))
         else:
             arrived.append(_moved(value, partial(_stays, kept(eqn, i, ramps), name)))
     found = _join(arrived, name)
@@ -131,6 +133,28 @@ def _rule(eqn: core.JaxprEqn, ins: list[_Value]) -> list[_Value]:
 
 def _stays(stay: dict[int, int], name: str, axis: int) -> int | str:
     return axis if axis < 0 else stay.get(axis, name)
+
+
+def _inlined(eqn: core.JaxprEqn, ins: list[_Value]) -> list[_Value]:
+    """Follow axes through a call that is none of the usual ones."""
+    inner = eqn.params.get("call") or inner_jaxpr(eqn) or _expanded(eqn)
+    if inner is None or len(opened(inner).invars) != len(ins):
+        return [_opaque(eqn.primitive.name, ins)] * len(eqn.outvars)
+    closed = inner if isinstance(inner, core.ClosedJaxpr) else core.ClosedJaxpr(inner, ())
+    return interpret(closed, ins, _QUESTION)
+
+
+def _expanded(eqn: core.JaxprEqn) -> core.ClosedJaxpr | None:
+    """Return what a primitive that JAX expands only when it lowers is made of, such as a search."""
+    primitive: Any = eqn.params.get("_prim")
+    if not hasattr(primitive, "expand") or not hasattr(primitive, "in_avals_flat"):
+        return None
+    tree = jax.tree.structure(primitive.in_avals)
+    inputs = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in primitive.in_avals_flat]
+    return trace(lambda *flat: primitive.expand(*jax.tree.unflatten(tree, flat)), *inputs)[0]
+
+
+CALLED = ("call_hi_primitive", "custom_vmap_call", "eval_jaxpr")
 
 
 def _shard_map(eqn: core.JaxprEqn, ins: list[_Value]) -> list[_Value]:
@@ -178,11 +202,10 @@ def _cut(place: Place, specs: Any) -> tuple[str, ...] | None:
 _QUESTION: Question[_Value] = Question(
     nothing=_NOTHING,
     join=_join,
-    rules={"iota": _rule, "shard_map": _shard_map},
+    rules={"iota": _rule, "shard_map": _shard_map, **dict.fromkeys(CALLED, _inlined)},
     default=_rule,
     choose=_choose,
     opaque=_opaque,
     constant=_constant,
     loops=_LOOPS,
-    settled=settled,
 )

@@ -63,8 +63,6 @@ class Question(Generic[V]):
             calls.
         loops: what a scan changes, if anything.
         functions: the rule of a call whose function is known by name, or None to look into it.
-        settled: while equation -> whether each element of what it carries changes no more once its
-            own condition is met, however long others go on.
     """
 
     nothing: V
@@ -78,7 +76,6 @@ class Question(Generic[V]):
     called: Callable[[core.JaxprEqn, list[V], list[V]], list[V]] | None = None
     loops: Loops[V] | None = None
     functions: Callable[[core.JaxprEqn], Rule[V] | None] | None = None
-    settled: Callable[[core.JaxprEqn], bool] | None = None
 
 
 def interpret(
@@ -185,17 +182,13 @@ def _cond(walk: _Walk[V], eqn: core.JaxprEqn, ins: list[V]) -> list[V]:
 def _while(walk: _Walk[V], eqn: core.JaxprEqn, ins: list[V]) -> list[V]:
     of_cond, of_body = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
     cond_consts, body_consts = ins[:of_cond], ins[of_cond : of_cond + of_body]
-    settled = walk.question.settled
-    # vmap of a loop has a condition for each of its members.
-    of_each = bool(shape_of(opened(eqn.params["cond_jaxpr"]).outvars[0])) and settled is not None
-    alone = not of_each and settled is not None and settled(eqn)
+    # vmap of a loop has a condition for each of its members, which go on by themselves.
+    each = walk.question.loops is not None and shape_of(opened(eqn.params["cond_jaxpr"]).outvars[0])
 
     def turn(carry: list[V]) -> list[V]:
         goes_on = walk.call(eqn.params["cond_jaxpr"], [*cond_consts, *carry])[0]
         outs = walk.call(eqn.params["body_jaxpr"], [*body_consts, *carry])
-        if alone:
-            return outs
-        if of_each:
+        if each:
             return [walk.question.join([goes_on, out], "while") for out in outs]
         return [walk.question.choose(goes_on, [out], "while") for out in outs]
 

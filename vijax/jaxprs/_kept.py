@@ -13,8 +13,9 @@ ELEMENTWISE = frozenset(
     """abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e
     bitcast_convert_type cbrt ceil clamp clz complex conj convert_element_type copy copy_p cos cosh
     digamma div eq eq_to erf erf_inv erfc exp exp2 expm1 floor ge gt igamma igamma_grad_a igammac
-    imag integer_pow is_finite layout_constraint le le_to lgamma log log1p logistic lt lt_to max
-    mesh_cast min mul name ne neg nextafter not or pcast polygamma population_count pow pvary
+    imag integer_pow is_finite layout_constraint le le_to lgamma log log1p log2 logistic lt lt_to max
+    mesh_cast min mul mulhi name ne neg nextafter not one_minus_square or pcast polygamma polynomial
+    population_count pow pvary
     random_gamma random_gamma_grad real reduce_precision regularized_incomplete_beta rem reshard
     round rsqrt select_n sharding_constraint shift_left shift_right_arithmetic shift_right_logical
     sign sin sinh sqrt square stop_gradient sub tan tanh xor zeta""".split()
@@ -112,8 +113,6 @@ def kept(eqn: core.JaxprEqn, i: int, ramps: Sequence[Ramp]) -> dict[int, int]:
         return {a: b for a, b in enumerate(to) if shape[a] == out[b]}
     if name == "stack":
         return {a: a + (a >= params["axis"]) for a in same}
-    if name == "tile":
-        return {a: a for a in same if params["reps"][a] == 1}
     if name == "transpose":
         return {int(a): j for j, a in enumerate(params["permutation"])}
     if name == "pad" and i == 0:
@@ -123,6 +122,9 @@ def kept(eqn: core.JaxprEqn, i: int, ramps: Sequence[Ramp]) -> dict[int, int]:
         return {a: a for a in same if out[a] == shape[a] and strides[a] == 1}
     if name == "dynamic_update_slice" and i < 2:
         return {a: a for a in same if shape_of(eqn.invars[1])[a] == out[a]} if i else same
+    if name == "triangular_solve" and i == 1:  # its columns, or rows, are systems of their own
+        last = len(shape) - (1 if params["left_side"] else 2)
+        return {a: a for a in (*range(len(shape) - 2), last)}
     if name in LINEAR_ALGEBRA:
         return {a: a for a in range(max(len(shape_of(v)) for v in eqn.invars) - 2)}
     if name == "lu_pivots_to_permutation":

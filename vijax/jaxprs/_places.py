@@ -59,6 +59,13 @@ def reshaped(place: Place, shape: Sequence[int], out: Sequence[int]) -> Place:
     return axis if len(new) == 1 and axis >= 0 and (size, inner) == (out[axis], 1) else tuple(new)
 
 
+def tiled(place: Place, shape: Sequence[int], reps: Sequence[int]) -> Place:
+    """Return where a followed axis is once the array is repeated along its axes."""
+    apart = [n for pair in zip(reps, shape, strict=True) for n in pair]
+    out = [r * n for r, n in zip(reps, shape, strict=True)]
+    return reshaped(moved(place, lambda a: a if a < 0 else 2 * a + 1), apart, out)
+
+
 def _merged(digits: Sequence[Digit]) -> list[Digit]:
     """Join neighbouring digits of one axis that are one digit."""
     merged: list[Digit] = []
