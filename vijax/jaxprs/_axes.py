@@ -90,12 +90,13 @@ def _opaque(name: str, several: Sequence[_Value]) -> _Value:
 
 def _constant(value: Any) -> _Value:
     """Return what is known of a constant: one that holds numbers while tracing may be an index."""
-    kind = np.dtype(getattr(value, "dtype", object)).kind if hasattr(value, "shape") else ""
+    kind = getattr(getattr(value, "dtype", None), "kind", "")
     if isinstance(value, jax.core.Tracer) or kind not in ("i", "u", "b") or np.ndim(value) != 1:
         return _NOTHING
+    numbers = np.asarray(value)
     if kind == "b":
-        return _NOTHING if np.any(value) else _Value(None, NEVER)
-    is_index = np.array_equal(np.asarray(value), np.arange(np.shape(value)[0]))
+        return _NOTHING if np.any(numbers) else _Value(None, NEVER)
+    is_index = np.array_equal(numbers, np.arange(len(numbers)))
     return _Value(None, (0,)) if is_index else _NOTHING
 
 
