@@ -3,8 +3,6 @@
 Nothing is run: an objective that needs members apart is traced, and refuses or not.
 """
 
-from functools import partial
-
 import distrax
 import jax
 import jax.numpy as jnp
@@ -188,6 +186,25 @@ COUPLED = {
         )
     ),
 }
+
+
+def test_blocks_within_blocks():
+    """The mean over an axis of the outer mesh mixes members, whichever function takes it."""
+    mesh = jax.make_mesh((1, 1), ("d", "e"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    inner = {"in_specs": P(), "out_specs": P(), "axis_names": {"e"}}
+
+    def target(centre):
+        return lambda z: jax.shard_map(
+            lambda z: total(jax.shard_map(centre, **inner)(z)),
+            mesh=mesh,
+            in_specs=P("d"),
+            out_specs=P("d"),
+            axis_names={"d"},
+        )(z)
+
+    assert traced(target(lambda z: z - jax.lax.pmean(z, "e"))).shape == (N,)
+    with pytest.raises(ValueError, match="psum"):
+        traced(target(lambda z: z - jax.lax.pmean(z, "d")))
 
 
 @pytest.mark.parametrize("name", list(APART))

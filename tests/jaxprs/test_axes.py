@@ -8,6 +8,7 @@ from jax.scipy.stats import gamma, norm
 
 from tests.marks import some
 from vijax.jaxprs import axes, trace
+from vijax.jaxprs._places import Digit, moved, reshaped, tiled
 
 N, S = 5, 3
 X = jnp.linspace(-1.0, 1.0, N)
@@ -103,6 +104,30 @@ APART = {
         jnp.concatenate([V[c][:, None], TABLE], 1) @ jnp.ones((4, 2)), -1
     ),
     "printed": printed,
+    "own row": lambda c: jnp.stack([V[c], X], 1)[jnp.arange(N), jnp.zeros(N, int)],
+    "own row and state": lambda c: (TABLE * V[c][:, None])[np.arange(N), c],
+    "set in its own row": lambda c: TABLE.at[jnp.arange(N), c].set(V[c]).sum(-1),
+    "merged and split": lambda c: jnp.reshape(
+        jnp.sin(jnp.reshape(TABLE * V[c][:, None], N * S)), (N, S)
+    )[:, 1],
+    "merged as the minor axis": lambda c: jnp.reshape(
+        jnp.reshape(TABLE.T * V[c][None], S * N), (S, N)
+    ).max(0),
+    "repeated and folded": lambda c: jnp.reshape(jnp.repeat(V[c], 2), (N, 2)).sum(-1),
+    "tiled and folded": lambda c: jnp.reshape(jnp.tile(V[c], 3), (3, N)).sum(0),
+    "map over merged": lambda c: jnp.reshape(
+        jax.lax.map(jnp.sin, jnp.reshape(TABLE * V[c][:, None], N * S)), (N, S)
+    ).sum(-1),
+    "search": lambda c: jnp.searchsorted(jnp.arange(3.0), V[c]) * V[c],
+    "vmapped loop": lambda c: jax.vmap(
+        lambda v: jax.lax.while_loop(lambda a: a < 3.0, lambda a: a + v + 1.0, 0.0)
+    )(V[c]),
+    "columns of a system": lambda c: jax.scipy.linalg.solve_triangular(
+        jnp.eye(3) + MATRIX, jnp.outer(V, V[c])
+    ).sum(0),
+    "maxima of windows": lambda c: jax.lax.reduce_window(
+        TABLE * V[c][:, None], -jnp.inf, jax.lax.max, (1, 2), (1, 1), "VALID"
+    ).sum(-1),
     "convolution": lambda c: jnp.sum(
         jax.lax.conv_general_dilated(
             TABLE[:, None, :] * V[c][:, None, None], jnp.ones((2, 1, 2)), (1,), "SAME"
@@ -118,6 +143,23 @@ COUPLED = {
     "a linear system": lambda c: jnp.linalg.solve(SQUARE_N + jnp.eye(N), V[c]),
     "Fourier": lambda c: jnp.abs(jnp.fft.fft(V[c])),
     "windows": lambda c: jax.lax.reduce_window(V[c], 0.0, jax.lax.add, (2,), (1,), "SAME"),
+    "a row that is another's": lambda c: (
+        TABLE[:, 0] + (TABLE * V[c][:, None])[(np.arange(N) + 1) % N, 0]
+    ),
+    "set in another's row": lambda c: TABLE.at[jnp.arange(N)[::-1], 0].set(V[c])[:, 0],
+    "merged and split otherwise": lambda c: jnp.reshape(
+        jnp.reshape(TABLE * V[c][:, None], N * S), (S, N)
+    ).sum(0),
+    "rolled while merged": lambda c: jnp.reshape(
+        jnp.roll(jnp.reshape(TABLE * V[c][:, None], N * S), 1), (N, S)
+    ).sum(-1),
+    "rows of a system": lambda c: jax.scipy.linalg.solve_triangular(
+        jnp.eye(N) + SQUARE_N, V[c], lower=True
+    ),
+    "loop until all": lambda c: jax.lax.while_loop(
+        lambda a: jnp.any(a < 3.0), lambda a: a + V[c] + 1.0, jnp.zeros(N)
+    ),
+    "search among": lambda c: jnp.searchsorted(V[c], X) * 1.0,
     "chain": lambda c: MATRIX[jnp.roll(c, 1), c],
     "counts": lambda c: V[c] / (1.0 + jnp.sum(c == 0)),
     "normalised": lambda c: jax.nn.softmax(V[c]),
@@ -158,6 +200,51 @@ def test_coupled_sites_are_not(name):
 def test_what_does_not_read_c():
     assert followed(lambda c: X + jnp.zeros_like(c), C) is None
     assert followed(lambda c: jnp.full(c.shape, 2.0), C) is None
+
+
+# --- where an axis is after any reshapes, transpositions and repetitions
+
+
+def own_index(place, shape):
+    """Return the followed index that a place says each element of an array has."""
+    digits = (Digit(place, shape[place], 1),) if isinstance(place, int) else place
+    at = np.indices(shape)
+    index = np.zeros(shape, int)
+    for axis, size, inner in digits:
+        index = index * size + at[axis] // inner % size
+    return index
+
+
+def test_places_are_where_the_elements_are():
+    """A place is never wrong, and is not lost where every reshape goes along whole axes."""
+    rng = np.random.default_rng(0)
+    kept = 0
+    for _ in range(300):
+        shape = tuple(int(n) for n in rng.choice([1, 2, 3, 4, 6], size=rng.integers(1, 4)))
+        place = int(rng.integers(len(shape)))
+        if shape[place] == 1:
+            continue
+        values = np.indices(shape)[place]
+        for _ in range(4):
+            kind = rng.integers(3)
+            if kind == 0:
+                factors = [p for n in values.shape for p in ((2, n // 2) if n % 2 == 0 else (n,))]
+                cuts = sorted(rng.choice(len(factors) + 1, size=rng.integers(3)))
+                out = tuple(int(np.prod(part)) for part in np.split(np.array(factors), cuts))
+                place = reshaped(place, values.shape, out)
+                values = values.reshape(out)
+            elif kind == 1:
+                order = rng.permutation(values.ndim)
+                place = moved(place, lambda a, order=order: int(np.argsort(order)[a]))
+                values = values.transpose(order)
+            elif values.size < 500:
+                reps = tuple(int(n) for n in rng.integers(1, 3, size=values.ndim))
+                place = tiled(place, values.shape, reps)
+                values = np.tile(values, reps)
+        if not isinstance(place, str):
+            kept += 1
+            np.testing.assert_array_equal(own_index(place, values.shape), values)
+    assert kept > 150
 
 
 # --- any program out of a menu, on a square so that a transposition keeps the shape

@@ -167,12 +167,15 @@ def _shard_map(eqn: core.JaxprEqn, ins: list[_Value]) -> list[_Value]:
                 place, specs
             ):
                 return [_opaque("shard_map", ins)] * len(eqn.outvars)
-    across = {name for cut in cuts.values() for name in (cut or ())}
+    # A sum over other axes of the mesh reads the same members; those of a shard_map outside this
+    # one may have cut the whole batch.
+    harmless = set(eqn.params["newly_manual_axes"]) - {
+        n for cut in cuts.values() for n in cut or ()
+    }
 
     def collective(eqn: core.JaxprEqn, ins: list[_Value]) -> list[_Value]:
-        return (
-            [_opaque(eqn.primitive.name, ins)] * len(ins) if across & {*eqn.params["axes"]} else ins
-        )
+        apart = harmless >= {*eqn.params["axes"]}
+        return ins if apart else [_moved(v, lambda _: eqn.primitive.name) for v in ins]
 
     rules = {**_QUESTION.rules, **dict.fromkeys(REDUCED_OVER_DEVICES, collective)}
     body = core.ClosedJaxpr(opened(eqn.params["jaxpr"]), ())
