@@ -3,6 +3,7 @@
 Private to vijax: gradient estimators, updates and solvers are built on it.
 """
 
+from vijax.engine._bound import is_mean
 from vijax.engine._chunks import chunked
 from vijax.engine._evaluate import Plan, evaluate, iid, plan, split
 from vijax.engine._members import Members
@@ -20,7 +21,6 @@ from vijax.engine._request import (
     Needs,
     Request,
     admit,
-    is_mean,
     require,
     require_log_joint,
 )

@@ -13,7 +13,7 @@ from jaxtyping import Array
 
 from vijax import checks, jaxprs
 from vijax.engine import _refusals as refusals
-from vijax.types import PyTree
+from vijax.types import Properties, PyTree
 
 
 @dataclass(eq=False)
@@ -37,10 +37,6 @@ class Members:
     proven: bool = False
     cure: str = refusals.UNCOUPLED
     seen: dict[Any, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        """Believe a q that declares itself."""
-        self.proven = self.proven or bool(getattr(self.q, "independent_members", False))
 
     def apart(
         self, log_joint: Any, one: Callable[..., PyTree], z: PyTree, log_q: Array, key: Any
@@ -104,3 +100,15 @@ class Members:
                     self.estimator, self.cure, what, leaf, several, place
                 )
         self.seen[call] = of
+
+
+def watch(estimator: str, q: Any, target: Properties, weights: Array | None) -> Members:
+    """Return what sees to it that members are apart, which draws weighed by member need always.
+
+    Such draws are of one stratum for all members at a time.
+    """
+    members = Members(estimator, q, target.independent_members)
+    members.proven = bool(getattr(q, "independent_members", False))
+    if weights is not None and weights.ndim > 1:
+        members.needed, members.cure = True, "Use draws.iid"
+    return members

@@ -1,20 +1,19 @@
 """An admitted call of an objective: what an estimator needs is checked here, once, for every estimator."""
 
-import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array
 
 from vijax import checks, jaxprs
 from vijax.engine import _refusals as refusals
+from vijax.engine._bound import callable_alone, is_mean, with_weights
 from vijax.engine._evaluate import Plan, evaluate, plan
-from vijax.engine._members import Members
+from vijax.engine._members import Members, watch
 from vijax.engine._states import States, states
 from vijax.types import (
     Bound,
@@ -183,7 +182,7 @@ def admit(
 ) -> Request:
     """Check what all objectives ask of the bound, the target, q and the draws; return the request."""
     checks.key_and_counts(key, num_samples, chunk_size)
-    _callable_alone(bound)
+    callable_alone(bound)
     forms, target = closed_forms(bound), properties(log_joint)
     one_bound = path_bound is bound
     linear_path = forms.linear if one_bound else closed_forms(path_bound).linear
@@ -197,7 +196,7 @@ def admit(
         raise refusals.coupled(estimator, bound)
     q = q if isinstance(q, Distribution) else lift(q)
     weights = None if draw.weights is None else draw.weights(q, num_samples)
-    weighted_bound = bound if weights is None else _with_weights(bound, weights)
+    weighted_bound = bound if weights is None else with_weights(bound, weights)
     return Request(
         estimator=estimator,
         key=key,
@@ -212,9 +211,7 @@ def admit(
         weights=weights,
         forms=forms if weights is None else closed_forms(weighted_bound),
         beyond_mean=beyond_mean,
-        members=Members(
-            f"{estimator}({checks.describe(path_bound)})", q, target.independent_members
-        ),
+        members=watch(f"{estimator}({checks.describe(path_bound)})", q, target, weights),
     )
 
 
@@ -234,7 +231,8 @@ def require(request: Request, needs: Needs) -> None:
         raise refusals.has_a_kink(name, path_bound)
     if request.weights is not None and path_bound is not bound:
         raise refusals.two_bounds_and_weights(name)
-    _need_members_apart(request, needs, linear=forms.linear)
+    if needs.members or (needs.gated_members and not forms.linear):
+        request.members.needed = True  # which is seen when log_joint is traced
     if needs.path:
         _refuse_without_path(request)
     if needs.fixed_support:
@@ -247,53 +245,12 @@ def require_log_joint(log_joint: LogJoint, estimator: str) -> None:
         raise refusals.holds_log_q(estimator)
 
 
-def is_mean(bound: Bound, forms: ClosedForms) -> bool:
-    """Whether a bound is the mean of log-weights: one that is linear may be a sum, or have a minus sign."""
-    if not forms.linear:
-        return False
-    try:
-        with jax.ensure_compile_time_eval():
-            three = jnp.array([[0.0], [1.0], [5.0]], jnp.float32)
-            return bool(np.allclose(bound(three), 2.0, rtol=1e-5))
-    except (TypeError, ValueError):  # it holds weights, of another number of draws or traced ones
-        return False
-
-
-def _callable_alone(bound: Any) -> None:
-    """Refuse a bound that cannot be called with log_w alone."""
-    try:
-        inspect.signature(bound).bind(None)
-    except TypeError as error:
-        raise refusals.not_a_bound(bound, error) from None
-    except ValueError as error:
-        if isinstance(bound, partial):
-            raise refusals.not_a_bound(bound, error) from None
-        # a builtin that tells no signature
-
-
-def _with_weights(bound: Bound, weights: Array) -> Bound:
-    """Return the bound with its draws' weights, bound by partial so that its closed forms know them too."""
-    parameters = inspect.signature(bound).parameters.values()
-    if not any(p.name == "weights" or p.kind is p.VAR_KEYWORD for p in parameters):
-        raise refusals.takes_no_weights(bound)
-    return partial(bound, weights=weights)
-
-
 def _refuse_dependent(
     estimator: str, bound: Bound, draw: Draw, needs: Needs, *, linear: bool
 ) -> None:
     """Refuse coupled draws, and strata, where the derivation needs independent draws from q."""
     if needs.independent and not (draw.independent or linear):
         raise refusals.not_independent(estimator, bound, draw)
-
-
-def _need_members_apart(request: Request, needs: Needs, *, linear: bool) -> None:
-    """Ask for members apart, where the derivation or the draws do; seen when log_joint is traced."""
-    members = request.members
-    members.needed = needs.members or (needs.gated_members and not linear)
-    if request.weights is not None and request.weights.ndim > 1:
-        # All members are drawn from one stratum at a time, each with a weight of its own.
-        members.needed, members.cure = True, "Use draws.iid"
 
 
 def _refuse_without_path(request: Request) -> None:

@@ -25,11 +25,12 @@ def auto(bound: Bound) -> Objective:
 
     Returns:
         An Objective: (key, log_joint, q, *, num_samples, chunk_size=None) -> Estimate, value [*batch] in nats. Second
-        derivatives mean nothing unless all leaves are pathwise. log_joint must not couple members of the batch.
+        derivatives mean nothing unless all leaves are pathwise.
 
     Raises:
         TypeError: (when called) for a raw key or a q that is not a distribution.
-        ValueError: (when called) for num_samples < 2 if any leaf has no path, or shapes that do not agree.
+        ValueError: (when called) for num_samples < 2 if any leaf has no path, for members of the batch that
+            log_joint or q couples while any leaf has no path, or shapes that do not agree.
 
     Reference: Schulman, Heess, Weber, Abbeel, Gradient estimation using stochastic computation graphs, 2015,
         arXiv:1506.05254; Mnih, Rezende, Variational inference for Monte Carlo objectives, 2016, arXiv:1602.06725.

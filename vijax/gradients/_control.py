@@ -42,12 +42,12 @@ def relax(bound: Bound, *, control: Control) -> Controlled:
     Returns:
         (key, log_joint, q, parameters, *, num_samples, chunk_size=None) -> (Estimate, slopes), the value [*batch] in
         nats, the slopes like `parameters` and stopped. q shows its logits as q.logits, of independent latents. Second
-        derivatives mean nothing here. log_joint must not couple members of the batch.
+        derivatives mean nothing here.
 
     Raises:
         TypeError: (when called) for a raw key, a q that is not a distribution, or `relaxed` of integer categoricals.
         ValueError: (when called) for a bound that is not linear, a q of other kinds or whose latents depend on each
-            other, or shapes that do not agree.
+            other, members of the batch that log_joint couples, or shapes that do not agree.
 
     Reference: Grathwohl, Choi, Wu, Roeder, Duvenaud, Backpropagation through the void, 2018, arXiv:1711.00123.
     """
@@ -71,7 +71,7 @@ def rebar(bound: Bound) -> Controlled:
     Raises:
         TypeError: (when called) for a raw key, a q that is not a distribution, or a categorical of integer draws.
         ValueError: (when called) for a bound that is not linear, a q of other kinds or whose latents depend on each
-            other, or shapes that do not agree.
+            other, members of the batch that log_joint couples, or shapes that do not agree.
 
     Reference: Tucker, Mnih, Maddison, Lawson, Sohl-Dickstein, REBAR: low-variance, unbiased gradient estimates for
         discrete latent variable models, 2017, arXiv:1703.07370.

@@ -53,12 +53,12 @@ def disarm(bound: Bound) -> Objective:
     Returns:
         An Objective: (key, log_joint, q, *, num_samples, chunk_size=None) -> Estimate, value [*batch] in nats.
         num_samples counts draws, so pairs are half as many. q shows its logits as q.logits, of independent latents.
-        Second derivatives mean nothing here. log_joint must not couple members of the batch.
+        Second derivatives mean nothing here.
 
     Raises:
         TypeError: (when called) for a raw key or a q that is not a distribution.
         ValueError: (when called) for a bound that is not linear, an odd num_samples, a q of other kinds or whose
-            latents depend on each other, or shapes that do not agree.
+            latents depend on each other, members of the batch that log_joint couples, or shapes that do not agree.
 
     Reference: Dong, Mnih, Tucker, DisARM: an antithetic gradient estimator for binary latent variables, 2020,
         arXiv:2006.10680; the same, Coupled gradient estimators for discrete latent variables, 2021, arXiv:2106.08056.

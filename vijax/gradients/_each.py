@@ -49,7 +49,7 @@ def each(
     Returns:
         An Objective: (key, log_joint, q, *, num_samples, chunk_size=None) -> Estimate, value [*batch] in nats. q is a
         dict, tuple or `types.Joint` of independent distributions. num_samples is handed to every one. First
-        derivatives alone mean something. log_joint must not couple members of the batch.
+        derivatives alone mean something.
 
     Raises:
         TypeError: (when called) for a q of one distribution, or an estimator that carries a state.

@@ -36,12 +36,12 @@ def factored(bound: Bound) -> Objective:
     Returns:
         An Objective: (key, log_joint, q, *, num_samples, chunk_size=None) -> Estimate, value [*batch] in nats. q is a
         dict, tuple or `types.Joint` of leaves; one distribution alone gets what `auto` gives it. Second derivatives
-        mean nothing unless all leaves are pathwise. log_joint must not couple members of the batch.
+        mean nothing unless all leaves are pathwise.
 
     Raises:
         TypeError: (when called) for a raw key or a q that is not a distribution.
         ValueError: (when called) for a bound that is not linear, naming `vimco`; for num_samples < 2 if any leaf has no
-            path; or shapes that do not agree.
+            path; for members of the batch that log_joint or q couples; or shapes that do not agree.
 
     Reference: Ranganath, Gerrish, Blei, Black box variational inference, 2014, arXiv:1401.0118; Schulman, Heess, Weber,
         Abbeel, Gradient estimation using stochastic computation graphs, 2015, arXiv:1506.05254.

@@ -29,8 +29,8 @@ def gdreg(
 
     log_joint stays the whole of log p(x, z); what `prior` does not explain of it keeps its plain gradient, so a prior
     that is not a factor costs variance, not bias. Build the objective inside the step, as prior, push and pull close
-    over λ. The model is looked at twice, forward and backward. Second derivatives mean nothing here. log_joint must not
-    couple members of the batch, must be continuous in z and must not stop gradients in z.
+    over λ. The model is looked at twice, forward and backward. Second derivatives mean nothing here. log_joint must be
+    continuous in z and must not stop gradients in z.
 
     Args:
         bound: of `vijax.bounds`, or any smooth log_w [k, *batch] -> [*batch], as for `dreg`.
@@ -44,7 +44,8 @@ def gdreg(
     Raises:
         TypeError: (when called) for a raw key, a q that is not a distribution, or a push that does not return z's tree.
         ValueError: (when called) for a q or a push that misses part of the derivative, a support that moves with the
-            parameters, and for shapes that do not agree.
+            parameters, for members of the batch that log_joint or q couples under a bound that is not linear, and
+            for shapes that do not agree.
 
     Reference: Bauer, Mnih, Generalized doubly reparameterized gradient estimators, 2021, arXiv:2101.11046.
     """

@@ -31,12 +31,11 @@ def measure_valued(bound: Bound) -> Objective:
     Returns:
         An Objective: (key, log_joint, q, *, num_samples, chunk_size=None) -> Estimate, value [*batch] in nats. q shows
         its means and scales as q.loc and q.scale, of independent latents. Second derivatives mean nothing here.
-        log_joint must not couple members of the batch.
 
     Raises:
         TypeError: (when called) for a raw key or a q that is not a distribution.
-        ValueError: (when called) for a q of other kinds or whose latents depend on each other, or shapes that do not
-            agree.
+        ValueError: (when called) for a q of other kinds or whose latents depend on each other, members of the batch
+            that log_joint couples, or shapes that do not agree.
 
     Reference: Mohamed, Rosca, Figurnov, Mnih, Monte Carlo gradient estimation in machine learning, 2020,
         arXiv:1906.10652; Rosca, Figurnov, Mohamed, Mnih, Measure-valued derivatives for approximate Bayesian

@@ -55,8 +55,7 @@ def dreg(bound: Bound, *, draw: Draw = draws.iid) -> Objective:
     The plain form looks at the model twice and works in forward and reverse mode; XLA merges the two looks, unless
     log_joint holds a scan or while loop. With `chunk_size=num_samples` the model is evaluated once forward and once
     backward whatever it holds, in reverse mode; a smaller chunk_size evaluates in pieces, memory flat in num_samples.
-    Second derivatives mean nothing here. log_joint must not couple members of the batch (use `reparam` under batch
-    normalisation), must be continuous in z, and must not stop gradients in z.
+    Second derivatives mean nothing here. log_joint must be continuous in z, and must not stop gradients in z.
 
     Args:
         bound: of `vijax.bounds`, or any smooth log_w [k, *batch] -> [*batch]; one without a closed-form gate
@@ -70,8 +69,8 @@ def dreg(bound: Bound, *, draw: Draw = draws.iid) -> Objective:
     Raises:
         TypeError: (when called) for a raw key or a q that is not a distribution.
         ValueError: (when called) for a q whose draws miss part of the derivative or whose support moves with its
-            parameters, for a bound with a kink, for coupled draws under a bound that is not linear, and for shapes that
-            do not agree.
+            parameters, for a bound with a kink, for coupled draws, or members of the batch that log_joint or
+            q couples (batch normalization), under a bound that is not linear, and for shapes that do not agree.
 
     Reference: Tucker, Lawson, Gu, Maddison, Doubly reparameterized gradient estimators for Monte Carlo objectives,
         2019, arXiv:1810.04152; Roeder, Wu, Duvenaud, Sticking the landing, 2017, arXiv:1703.09194.
@@ -146,9 +145,7 @@ def doubly_reparameterized(request: engine.Request) -> engine.Strategy:
 
 
 DOUBLY = engine.Estimator(
-    engine.Needs(
-        path=True, fixed_support=True, independent=True, smooth=True, gated_members=True
-    ),
+    engine.Needs(path=True, fixed_support=True, independent=True, smooth=True, gated_members=True),
     doubly_reparameterized,
 )
 

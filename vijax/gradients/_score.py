@@ -29,11 +29,11 @@ def score(bound: Bound, *, baseline: ArrayLike | None = None) -> Objective:
 
     Returns:
         An Objective: (key, log_joint, q, *, num_samples, chunk_size=None) -> Estimate, value [*batch] in nats. Second
-        derivatives mean nothing here. log_joint must not couple members of the batch.
+        derivatives mean nothing here.
 
     Raises:
         TypeError: (when called) for a raw key or a q that is not a distribution.
-        ValueError: (when called) for shapes that do not agree.
+        ValueError: (when called) for members of the batch that log_joint or q couples, and shapes that do not agree.
 
     Reference: Williams, Simple statistical gradient-following algorithms for connectionist reinforcement learning,
         1992; Ranganath, Gerrish, Blei, Black box variational inference, 2014, arXiv:1401.0118.
@@ -60,11 +60,12 @@ def vimco(bound: Bound) -> Objective:
 
     Returns:
         An Objective: (key, log_joint, q, *, num_samples, chunk_size=None) -> Estimate, value [*batch] in nats. Second
-        derivatives mean nothing here. log_joint must not couple members of the batch.
+        derivatives mean nothing here.
 
     Raises:
         TypeError: (when called) for a raw key or a q that is not a distribution.
-        ValueError: (when called) for num_samples < 2, a bound that cannot lose a draw, or shapes that do not agree.
+        ValueError: (when called) for num_samples < 2, a bound that cannot lose a draw, members of the batch that
+            log_joint or q couples, or shapes that do not agree.
 
     Reference: Mnih, Rezende, Variational inference for Monte Carlo objectives, 2016, arXiv:1602.06725; Kool, van Hoof,
         Welling, Buy 4 REINFORCE samples, get a baseline for free, 2019.

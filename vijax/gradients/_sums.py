@@ -29,13 +29,12 @@ def local_expectation(bound: Bound) -> Objective:
 
     Returns:
         An Objective: (key, log_joint, q, *, num_samples, chunk_size=None) -> Estimate, value [*batch] in nats. q shows
-        its logits as q.logits, of independent latents. Second derivatives mean nothing here. log_joint must not couple
-        members of the batch.
+        its logits as q.logits, of independent latents. Second derivatives mean nothing here.
 
     Raises:
         TypeError: (when called) for a raw key or a q that is not a distribution.
-        ValueError: (when called) for a q of other kinds or whose latents depend on each other, or shapes that do not
-            agree.
+        ValueError: (when called) for a q of other kinds or whose latents depend on each other, members of the
+            batch that log_joint couples, or shapes that do not agree.
 
     Reference: Titsias, Lázaro-Gredilla, Local expectation gradients for black box variational inference, 2015,
         arXiv:1503.01494.
@@ -84,12 +83,12 @@ def top_states(bound: Bound, *, states: int) -> Objective:
     Returns:
         An Objective: (key, log_joint, q, *, num_samples, chunk_size=None) -> Estimate, value [*batch] in nats; the
         model is evaluated states + num_samples times. q shows its logits as q.logits: one categorical (or Bernoulli)
-        for each member of the batch. Second derivatives mean nothing here. log_joint must not couple members.
+        for each member of the batch. Second derivatives mean nothing here.
 
     Raises:
         TypeError: (when called) for a raw key or a q that is not a distribution.
         ValueError: (when called) for a bound that is not linear, `states` outside 1 .. all, a q of other kinds or of
-            several latents, or shapes that do not agree.
+            several latents, members of the batch that log_joint couples, or shapes that do not agree.
 
     Reference: Liu, Regier, Tripuraneni, Jordan, McAuliffe, Rao-Blackwellized stochastic gradients for discrete
         distributions, 2019, arXiv:1810.04777.

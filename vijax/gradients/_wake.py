@@ -41,7 +41,8 @@ def fixed(bound: Bound) -> Objective:
 
     Raises:
         TypeError: (when called) for a raw key or a q that is not a distribution.
-        ValueError: (when called) for a q whose support moves with its parameters, and for shapes that do not agree.
+        ValueError: (when called) for a q whose support moves with its parameters, for members of the batch
+            that log_joint or q couples under a bound that is not linear, and for shapes that do not agree.
 
     Reference: Richter, Boustati, Nüsken, Ruiz, Akyildiz, VarGrad: a low-variance gradient estimator for variational
         inference, 2020, arXiv:2010.10436.
@@ -68,7 +69,8 @@ def wake(bound: Bound) -> Objective:
 
     Raises:
         TypeError: (when called) for a raw key or a q that is not a distribution.
-        ValueError: (when called) for a q whose support moves with its parameters, and for shapes that do not agree.
+        ValueError: (when called) for a q whose support moves with its parameters, for members of the batch
+            that log_joint or q couples under a bound that is not linear, and for shapes that do not agree.
 
     Reference: Bornschein, Bengio, Reweighted wake-sleep, 2015, arXiv:1406.2751; Le, Kosiorek, Siddharth, Teh, Wood,
         Revisiting reweighted wake-sleep for models with stochastic control flow, 2019, arXiv:1805.10469.

@@ -29,6 +29,8 @@ def independent_members(log_joint: LogJoint) -> LogJoint:
         >>> q = distrax.Normal(jnp.zeros(3), 1.0)
         >>> gradients.vimco(bounds.elbo)(jax.random.key(0), target, q, num_samples=4).value.shape
         (3,)
+
+    Reference: Ioffe, Szegedy, Batch normalization, 2015, arXiv:1502.03167, which couples members.
     """
 
     def declared(z: PyTree, **given: Any) -> Any:

@@ -1,0 +1,45 @@
+"""What a call asks of its bound: one argument, weights where draws do not count alike, and whether it is a mean."""
+
+import inspect
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from vijax.engine import _refusals as refusals
+from vijax.types import Bound, ClosedForms
+
+
+def is_mean(bound: Bound, forms: ClosedForms) -> bool:
+    """Whether a bound is the mean of log-weights: one that is linear may be a sum, or have a minus sign."""
+    if not forms.linear:
+        return False
+    try:
+        with jax.ensure_compile_time_eval():
+            three = jnp.array([[0.0], [1.0], [5.0]], jnp.float32)
+            return bool(np.allclose(bound(three), 2.0, rtol=1e-5))
+    except (TypeError, ValueError):  # it holds weights, of another number of draws or traced ones
+        return False
+
+
+def callable_alone(bound: Any) -> None:
+    """Refuse a bound that cannot be called with log_w alone."""
+    try:
+        inspect.signature(bound).bind(None)
+    except TypeError as error:
+        raise refusals.not_a_bound(bound, error) from None
+    except ValueError as error:
+        if isinstance(bound, partial):
+            raise refusals.not_a_bound(bound, error) from None
+        # a builtin that tells no signature
+
+
+def with_weights(bound: Bound, weights: Array) -> Bound:
+    """Return the bound with its draws' weights, bound by partial so that its closed forms know them too."""
+    parameters = inspect.signature(bound).parameters.values()
+    if not any(p.name == "weights" or p.kind is p.VAR_KEYWORD for p in parameters):
+        raise refusals.takes_no_weights(bound)
+    return partial(bound, weights=weights)
