@@ -297,6 +297,7 @@ PUBLIC = {
         "split": "tests/targets/test_split.py",
         "tied": "tests/targets/test_tied.py",
         "transform": "tests/targets/test_transform.py",
+        "unbiased": "tests/faults/test_nested.py",
     },
     "fitting": {
         "Checkpoints": "tests/fitting/test_checkpoint.py",

@@ -2,17 +2,20 @@
 
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from os import path as paths_of
 from re import findall
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from vijax import types
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 def key(key: Any) -> None:
@@ -74,41 +77,107 @@ def whole(value: Any, name: str, why: str = "") -> None:
         raise ValueError(f"{name} must be at least 1, got {value}{why}.")
 
 
-# Set while a log_joint is evaluated of which more than the mean counts. JAX's caches heed it: what
+CONDITIONAL = (
+    "the conditional given a minibatch is not the conditional given the data; give it all the data"
+)
+
+# What is asked of the function that is being evaluated, beside its value. JAX's caches heed it: what
 # was traced under a linear bound is traced, and checked, anew.
-_beyond_mean = jax.make_user_context()
+_asked = jax.make_user_context()
+_DERIVATIVE, _BEYOND_MEAN = "its own derivative", "more than its mean"
 
 
 def beyond_mean() -> AbstractContextManager[None]:
     """Enter a trace in which more than the mean of log p counts, as under a bound that is not linear."""
-    return _beyond_mean("log_joint")
+    return _asked(_BEYOND_MEAN)
 
 
-def exact(log_joint: Any, who: str = "", cure: str = "", what: str = "log joint") -> Any:
-    """Return log_joint such that a target inside it that is unbiased in its mean alone is refused.
+def own_derivative() -> AbstractContextManager[None]:
+    """Enter a trace whose derivative must be that of its value, and not one that is right in its mean."""
+    return _asked(_asked.value or _DERIVATIVE)
 
-    With `who`, the name of what takes the target, such a target itself is refused too, as `what`.
-    """
-    if who and types.properties(log_joint).only_mean:
-        cure = cure or "the conditional given a minibatch is not the conditional given the data"
+
+def mean_alone(why: str) -> None:
+    """Refuse, inside a target that is unbiased in its mean alone, an evaluation in which more counts."""
+    if _asked.value == _BEYOND_MEAN:
         raise ValueError(
-            f"{who} needs the exact {what}, and this one is a minibatch estimate: {cure}."
+            f"{why}, and here, inside another function, it is asked for more than its mean: use bounds.elbo, or the "
+            "plain log joint of all the data."
         )
+
+
+def needs_own_derivative() -> bool:
+    """Whether a derivative that is right in its mean alone is wrong in this trace."""
+    return bool(_asked.value)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(1,))
+def value_alone(value: Any, refusal: str) -> Any:
+    """Return a value whose derivative is refused, while it is traced, by a ValueError."""
+    return value
+
+
+@value_alone.defjvp
+def _value_alone_jvp(refusal: str, primals: Any, tangents: Any) -> Any:
+    raise ValueError(refusal)
+
+
+def target(
+    log_joint: F,
+    who: str,
+    *,
+    keyed: bool = False,
+    only_mean: bool = False,
+    holds_log_q: bool = False,
+    has_aux: bool = False,
+    what: str = "log_joint",
+    cure: str = "",
+) -> F:
+    """Refuse a target that is more, or less, than `who` takes; return what may be evaluated.
+
+    Args:
+        log_joint: of any arguments.
+        who: what takes it, for messages.
+        keyed, only_mean, holds_log_q, has_aux: which of `types.Properties` it may have.
+        what: the argument's name.
+        cure: of a target that is unbiased in its mean alone, where it is not to give all the data.
+
+    Returns:
+        The function. Without `only_mean` it evaluates where more than the mean counts, so that a
+        target inside it that is unbiased in its mean alone is refused, however deep.
+    """
+    if not callable(log_joint):
+        of = f": pass its {what}" if hasattr(log_joint, what) else ""
+        raise TypeError(f"{what} must be a function, got a {type(log_joint).__name__}{of}.")
+    known = types.properties(log_joint)
+    if known.holds_log_q and not holds_log_q:
+        raise ValueError(
+            f"{who} needs the log joint itself, and this {what} holds terms of q in closed form: use the plain one, "
+            "and apply targets.split or targets.exact_entropy last."
+        )
+    if known.only_mean and not only_mean:
+        raise ValueError(
+            f"{who} needs the exact {what}, and of this one the mean alone is right: {known.only_mean}; "
+            f"{cure or 'give it all the data'}."
+        )
+    if known.keyed and not keyed:
+        raise ValueError(
+            f"{who} needs a {what} without noise, and this one takes a key: fix the key, functools.partial({what}, "
+            "key=key), and where draws are to differ in it give the outcome to targets.keyed(lambda key, z: ...)."
+        )
+    if known.has_aux and not has_aux:
+        raise ValueError(
+            f"{who} takes a {what} of log p alone, and this one returns (log p, aux): give it the first of the two, "
+            f"lambda *z: {what}(*z)[0]."
+        )
+    if only_mean:
+        return log_joint
 
     def guarded(*z: Any, **given: Any) -> Any:
         with beyond_mean():
             return log_joint(*z, **given)
 
-    return types.derive(log_joint, guarded)
-
-
-def mean_alone(why: str) -> None:
-    """Refuse, inside a target that is unbiased in its mean alone, an evaluation in which more counts."""
-    if _beyond_mean.value:
-        raise ValueError(
-            f"{why}, and here, inside another function, it is asked for more than its mean: use bounds.elbo, or the "
-            "plain log joint of all the data."
-        )
+    return types.derive(log_joint, guarded)  # type: ignore[return-value]
 
 
 def describe(function: Any) -> str:

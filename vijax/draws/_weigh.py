@@ -9,6 +9,8 @@ from vijax import checks
 from vijax.engine import evaluate, iid, plan
 from vijax.types import Draw, Draws, LogJoint, lift, properties
 
+CURE = "give it all the data, or take the ELBO of an objective, gradients.reparam(bounds.elbo), and its draws"
+
 
 def weigh(
     key: Key[Array, ""], log_joint: LogJoint, q: Any, *, num_samples: int, draw: Draw = iid
@@ -22,7 +24,7 @@ def weigh(
 
     Args:
         key: a typed key, consumed.
-        log_joint: z -> log p(x, z), [*batch], in nats.
+        log_joint: z -> log p(x, z), [*batch], in nats; with noise of the model (`targets.keyed`) or without.
         q: a distribution with batch shape [*batch], or a pytree of them.
         num_samples: k.
         draw: how to draw; `iid`, `antithetic`, ...; draws that do not count alike
@@ -33,12 +35,14 @@ def weigh(
 
     Raises:
         TypeError: for a raw key, or a q without the two methods.
-        ValueError: for num_samples < 1, or shapes that do not agree.
+        ValueError: for num_samples < 1, or shapes that do not agree; for a target that is unbiased in its mean alone,
+            such as a minibatch's, whose weights and k-hat mean nothing.
 
     Reference: Kloek, van Dijk, Bayesian estimates of equation system parameters, 1978.
     """
     checks.key(key)
     checks.num_samples(num_samples)
+    log_joint = checks.target(log_joint, "draws.weigh", keyed=True, has_aux=True, cure=CURE)
     q = lift(q)
     seeds = plan(key, properties(log_joint).keyed, draw, num_samples)
     z, log_q = jax.vmap(lambda seed: draw.sample(seed, q))(seeds.draw)

@@ -22,7 +22,6 @@ from vijax.engine._request import (
     Request,
     admit,
     require,
-    require_log_joint,
 )
 from vijax.engine._states import States, floored, parts
 
@@ -51,7 +50,6 @@ __all__ = [
     "parts",
     "plan",
     "require",
-    "require_log_joint",
     "split",
     "support_moves",
 ]

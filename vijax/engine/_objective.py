@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Key
 
+from vijax import checks
 from vijax.engine import _refusals as refusals
 from vijax.engine._chunks import Rows, chunked
 from vijax.engine._evaluate import Plan
@@ -73,10 +74,18 @@ class Strategy(NamedTuple):
 
 
 class Estimator(NamedTuple):
-    """A gradient estimator: what its derivation needs, and its strategy for one admitted call."""
+    """A gradient estimator.
+
+    Fields:
+        needs: what its derivation needs.
+        strategy: how it evaluates one admitted call.
+        own_derivative: whether the derivative of its value is that value's own, so that it may pass
+            through what is not linear; of most it is right in its mean alone.
+    """
 
     needs: Needs
     strategy: Callable[[Request], Strategy]
+    own_derivative: bool = False
 
 
 def make_objective(
@@ -112,7 +121,11 @@ def make_objective(
         )
         chosen = estimator if isinstance(estimator, Estimator) else estimator(request)
         require(request, chosen.needs)
-        return estimate(request, chosen.strategy(request))
+        found = estimate(request, chosen.strategy(request))
+        if chosen.own_derivative or not checks.needs_own_derivative():
+            return found
+        refusal = refusals.right_in_its_mean(name)
+        return found._replace(value=checks.value_alone(found.value, refusal))
 
     return objective
 

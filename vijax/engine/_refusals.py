@@ -41,6 +41,15 @@ def only_mean_unbiased(why: str, bound: Any) -> ValueError:
     )
 
 
+def right_in_its_mean(estimator: str) -> str:
+    """A derivative that is right in its mean alone, of an objective inside what is not linear."""
+    return (
+        f"the derivative of gradients.{estimator} is right in its mean alone, and here, inside another function, it "
+        "would pass through what is not linear in it: use gradients.reparam inside, or an outer bound that is linear "
+        "in log_w (bounds.elbo). The value alone may stand here."
+    )
+
+
 def not_a_mean(estimator: str, bound: Any, why: str) -> ValueError:
     """A bound that is not the mean of log-weights, under an estimator that takes no other."""
     return ValueError(

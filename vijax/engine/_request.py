@@ -239,12 +239,6 @@ def require(request: Request, needs: Needs) -> None:
         _refuse_moving_support(request)
 
 
-def require_log_joint(log_joint: LogJoint, estimator: str) -> None:
-    """Refuse a target that holds terms of q in closed form, where log p and log q are taken apart."""
-    if properties(log_joint).holds_log_q:
-        raise refusals.holds_log_q(estimator)
-
-
 def _refuse_dependent(
     estimator: str, bound: Bound, draw: Draw, needs: Needs, *, linear: bool
 ) -> None:

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
+from vijax import checks
 from vijax.families._gaussian import full_rank
 from vijax.gaussians.triangle import factor_of_inverse, parameters_of_covariance
-from vijax.types import Family, LogJoint, PyTree, properties
+from vijax.types import Family, LogJoint, PyTree
 
 _TRIES = 100  # halvings of a step: Newton's step from a flat place, such as a logistic tail, is too long by far
 
@@ -40,15 +41,13 @@ def laplace(log_joint: LogJoint, *, steps: int = 100) -> Family:
         Family: `init(key, like)`, which jits and vmaps (the key is not needed), and `dist(params)` of batch shape ().
 
     Raises:
-        TypeError: for a log_joint that takes a key; (init) for latents that are not float32 or float64.
-        ValueError: for steps < 1; (init) for a log_joint with a batch.
+        TypeError: (init) for latents that are not float32 or float64.
+        ValueError: for steps < 1; for a target with noise, or that is unbiased in its mean alone, as a minibatch's;
+            (init) for a log_joint with a batch.
 
     Reference: Tierney, Kadane, Accurate approximations for posterior moments and marginal densities, 1986.
     """
-    if properties(log_joint).keyed:
-        raise TypeError(
-            "laplace climbs one fixed function, and this log_joint takes a key: close over one key."
-        )
+    log_joint = checks.target(log_joint, "families.laplace")
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}.")
     plain = full_rank()

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Key
 
-from vijax import checks, engine
+from vijax import checks
 from vijax.numerics import with_score
 from vijax.types import (
     Bound,
@@ -69,7 +69,9 @@ def each(
         chunk_size: int | None = None,
     ) -> Estimate:
         checks.key(key)
-        engine.require_log_joint(log_joint, "gradients.each")
+        log_joint = checks.target(
+            log_joint, "gradients.each", keyed=True, only_mean=True, has_aux=True
+        )
         q = _independent(lift(q), estimators)
         names = q.names()
         found = []

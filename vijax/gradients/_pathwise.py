@@ -129,7 +129,7 @@ def pathwise(request: engine.Request) -> engine.Strategy:
     )
 
 
-PATHWISE = engine.Estimator(engine.Needs(path=True), pathwise)
+PATHWISE = engine.Estimator(engine.Needs(path=True), pathwise, own_derivative=True)
 
 
 def doubly_reparameterized(request: engine.Request) -> engine.Strategy:

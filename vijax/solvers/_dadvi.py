@@ -3,7 +3,7 @@
 import jax
 from jaxtyping import Array, Key
 
-from vijax import draws
+from vijax import checks, draws
 from vijax.bounds import elbo
 from vijax.gradients import reparam
 from vijax.solvers._maximize import Maximum, maximize
@@ -32,7 +32,8 @@ def dadvi(
 
     Args:
         key: a typed key, consumed; the same one goes to `linear_response`.
-        log_joint: z -> log p(x, z), () in nats, smooth in z.
+        log_joint: z -> log p(x, z), () in nats, smooth in z; noise of the model (`targets.keyed`)
+            is drawn once with the draws.
         family: whose draws carry the derivative of its parameters, as the Gaussian ones.
         like: what the family's `init` takes.
         num_samples: K.
@@ -45,11 +46,13 @@ def dadvi(
         estimate it anew with another key), slope, steps.
 
     Raises:
-        TypeError, ValueError: as `gradients.reparam` and `maximize` do.
+        TypeError, ValueError: as `gradients.reparam` and `maximize` do; ValueError for a target that
+            is unbiased in its mean alone, as a minibatch's, whose top would be its own.
 
     Reference: Giordano, Ingram, Broderick, Black box variational inference with a deterministic
         objective: faster, more accurate, and even more black box, 2024, arXiv:2304.05527.
     """
+    log_joint = checks.target(log_joint, "solvers.dadvi", keyed=True, has_aux=True)
     objective = reparam(elbo, draw=draw)
     start = family.init(jax.random.fold_in(key, num_samples), like)
 

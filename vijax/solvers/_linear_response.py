@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Key
 
-from vijax import draws
+from vijax import checks, draws
 from vijax.types import Distribution, Draw, Family, LogJoint, PyTree
 
 Solve = Callable[[Callable[[Array], Array], Array], Array]
@@ -98,6 +98,7 @@ def linear_response(
     Reference: Giordano, Broderick, Jordan, Covariances, robustness, and variational Bayes, 2018,
         arXiv:1709.02536; Giordano, Ingram, Broderick, 2024, arXiv:2304.05527.
     """
+    log_joint = checks.target(log_joint, "solvers.linear_response", keyed=True, has_aux=True)
     flat, unravel = ravel_pytree(params)
 
     def fixed_draws(vector: Array) -> tuple[Array, Array]:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from vijax import checks
 from vijax.solvers._line_search import Point, point_at, search_line, steepest
 from vijax.trees import where
 from vijax.types import PyTree
@@ -60,19 +61,24 @@ def maximize(
     Raises:
         TypeError: for a function whose value is no scalar, or a start that is not made of floats of
             one dtype.
+        ValueError: for a target with noise, or that is unbiased in its mean alone; for the value of
+            an objective whose derivative is right in its mean alone, naming `gradients.reparam`.
 
     Reference: Liu, Nocedal, On the limited memory BFGS method for large scale optimization, 1989;
         Challis, Barber, Gaussian Kullback-Leibler approximate inference, 2013 (the concave case).
     """
     import optax
 
+    checks.target(function, "solvers.maximize", what="function")
     start = _checked_start(function, start)
     dtype = jax.tree.leaves(start)[0].dtype
     optimizer = optax.lbfgs()
     close = 0.1 * jnp.finfo(dtype).eps ** 0.5
 
     def descend(params: PyTree) -> Array:
-        return -jnp.asarray(function(params), dtype)
+        # A line search believes the slope: it must be that of the value.
+        with checks.own_derivative():
+            return -jnp.asarray(function(params), dtype)
 
     def unfinished(climb: _Climb) -> Array:
         value, gradient = climb.best.value, climb.best.gradient

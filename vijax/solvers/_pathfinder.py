@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int, Key
 from vijax import checks, engine
 from vijax.gaussians import AffineGaussian
 from vijax.solvers._path import Problem, climb_to_mode
-from vijax.types import Draws, LogJoint, PyTree, properties
+from vijax.types import Draws, LogJoint, PyTree
 
 
 class Path(NamedTuple):
@@ -78,7 +78,7 @@ def pathfinder(
         variable-storage quasi-Newton algorithms, 1989 (the diagonal).
     """
     checks.key(key)
-    target = _admitted(log_joint)
+    target = checks.target(log_joint, "solvers.pathfinder", has_aux=True)
     checks.num_samples(num_samples)
     checks.static_count(steps, "steps")
     checks.static_count(history, "history")
@@ -98,21 +98,6 @@ def _log_p(log_joint: LogJoint, z: PyTree) -> Array:
     """Return log p of several draws, [k]; with the shape checks of every objective."""
     rows = jax.tree.leaves(z)[0]
     return engine.evaluate(log_joint, z, jnp.zeros(rows.shape[:1], rows.dtype))[0]
-
-
-def _admitted(log_joint: LogJoint) -> LogJoint:
-    """Refuse targets that are not log p(x, z) itself, the same at every call."""
-    engine.require_log_joint(log_joint, "pathfinder")
-    known = properties(log_joint)
-    if known.keyed:
-        raise ValueError(
-            "pathfinder climbs a function without noise: fix the key, partial(log_joint, key=key)."
-        )
-    if known.only_mean:
-        raise ValueError(
-            f"{known.only_mean}, and pathfinder weighs draws by it: give it all the data."
-        )
-    return checks.exact(log_joint)
 
 
 def _checked_start(like: PyTree) -> PyTree:

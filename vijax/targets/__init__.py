@@ -5,7 +5,7 @@ from vijax.targets._collapse import collapse
 from vijax.targets._enumerate import enumerate
 from vijax.targets._gauss_hermite import gauss_hermite
 from vijax.targets._independent_members import independent_members
-from vijax.targets._keyed import keyed
+from vijax.targets._keyed import keyed, unbiased
 from vijax.targets._minibatch import minibatch
 from vijax.targets._minorize import Minorized, minorize
 from vijax.targets._quadratic import collapse_gaussian, laplace
@@ -33,4 +33,5 @@ __all__ = [
     "split",
     "tied",
     "transform",
+    "unbiased",
 ]

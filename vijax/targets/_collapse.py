@@ -39,7 +39,7 @@ def collapse(
     Reference: Chib, Marginal likelihood from the Gibbs output, 1995; Casella, Robert, Rao-Blackwellisation of sampling
         schemes, 1996.
     """
-    log_joint = checks.exact(log_joint, "collapse")
+    log_joint = checks.target(log_joint, "targets.collapse", cure=checks.CONDITIONAL)
     if key is not None:
         checks.key(key)
 

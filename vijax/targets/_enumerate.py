@@ -120,14 +120,15 @@ def enumerate(  # the name that the field gives it; one writes targets.enumerate
 
     Raises:
         TypeError: where states, plate or batch are not whole numbers or arrays of values.
-        ValueError: for no states; for a minibatch's estimate; or (when called) where factors have other shapes, a
-            factor of z alone reads c, or sites cannot be told to be independent.
+        ValueError: for no states; for a target with noise or of a minibatch; or (when called) where
+            factors have other shapes, a factor of z alone reads c, or sites cannot be told to be
+            independent.
 
     Reference: Obermeyer, Bingham, Jankowiak, Chiu, Pradhan, Rush, Goodman, Tensor variable elimination for plated
         factor graphs, 2019, arXiv:1902.03210.
     """
     cure = "enumerate its log-likelihood with batch=(B,), and give that target to targets.minibatch"
-    log_joint = checks.exact(log_joint, "enumerate", cure)
+    log_joint = checks.target(log_joint, "targets.enumerate", cure=cure)
     for name, shape in (("plate", plate), ("batch", batch)):
         if not isinstance(shape, tuple) or not all(
             isinstance(n, int) and not isinstance(n, bool) for n in shape

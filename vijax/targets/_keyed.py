@@ -1,31 +1,87 @@
-"""Targets with noise or state of their own: dropout, batch statistics, subsampling inside the model."""
+"""Targets with noise or state of their own: noise of the model, and noise of the estimate of log p."""
 
 from collections.abc import Callable
 from typing import Any
 
+from vijax import checks
 from vijax.types import LogJoint, PyTree, derive
+
+WHY = "an unbiased estimate of log p(x, z) has an exponential whose mean is larger than p(x, z)"
 
 
 def keyed(function: Callable[[Any, PyTree], Any], *, has_aux: bool = False) -> LogJoint:
-    """Make a target of f(key, z), whose key differs from draw to draw.
+    """Make a target of f(key, z) whose noise belongs to the model; the key differs from draw to draw.
 
-        log_joint(zₖ) = f(keyₖ, zₖ),   keyₖ a function of (key, k) alone
+        log_joint(zₖ) = f(keyₖ, zₖ),     E exp f(key, z) ≤ p(x, z),   keyₖ a function of (key, k) alone
 
-    For dropout in the decoder (pass `rngs=nnx.Rngs(dropout=key)` at call time), or for state that comes back, such as
-    batch statistics: with `has_aux` f returns (log p, aux), and `Estimate.draws.aux` holds aux of every draw, gradients
-    stopped, for you to average. Ignore the key if only the state matters.
+    For dropout masks, which are latents drawn from their prior; for latents that f integrates out by an objective of
+    its own, `reparam(elbo)` or `iwae` within, or a particle filter; and for state that comes back, such as batch
+    statistics, where the key is ignored. Any bound of it is a lower bound. Where the noise comes from estimating
+    log p itself (a random minibatch, a random time of a diffusion), E f = log p: that is `unbiased`, and here every
+    bound but `elbo` would exceed log p(x), by half the variance of f and more, with no error raised.
+
+        targets.keyed(lambda key, z: log_prior(z) + log_likelihood(z, rngs=nnx.Rngs(dropout=key)))
 
     Args:
         function: (key, z) -> log p(x, z), [*batch] in nats; with `has_aux`, (log p, aux).
-        has_aux: whether f returns a pair.
+        has_aux: whether f returns a pair; `Estimate.draws.aux` then holds aux of every draw, gradients stopped.
 
     Returns:
         A target for any objective; called by hand it takes `log_joint(z, key=key)`.
 
-    Reference: Gal, Ghahramani, Dropout as a Bayesian approximation, 2016, arXiv:1506.02142, for the use.
+    Raises:
+        ValueError: (when called) without a key.
+
+    Reference: Gal, Ghahramani, Dropout as a Bayesian approximation, 2016, arXiv:1506.02142, for the use; Andrieu,
+        Roberts, The pseudo-marginal approach for efficient Monte Carlo computations, 2009, for E exp f = p.
     """
 
-    def log_joint(z: PyTree, *, key: Any) -> Any:
-        return function(key, z)
+    def log_joint(*z: PyTree, key: Any = None) -> Any:  # of several where (z, b) is asked for
+        return function(_given(key), *z)
 
     return derive(function, log_joint, keyed=True, has_aux=has_aux)
+
+
+def unbiased(function: Callable[[Any, PyTree], Any], *, has_aux: bool = False) -> LogJoint:
+    """Make a target of f(key, z), an unbiased estimate of log p; the key differs from draw to draw.
+
+        log_joint(zₖ) = f(keyₖ, zₖ),     E f(key, z) = log p(x, z),   keyₖ a function of (key, k) alone
+
+    For a random time of a diffusion model, a random subset of the data, a random term of a sum, drawn anew for every
+    draw of z. Only the mean of f is right: E exp f exceeds p(x, z), by the factor exp(variance / 2) where f is normal.
+    So its bound must be linear in log_w: `elbo`, and any other is refused, also where this target stands inside another
+    function. Where E exp f is right instead (dropout masks, an inner bound, a particle filter) use `keyed`.
+
+        targets.unbiased(lambda key, z: log_prior(z) + N / B * log_likelihood(z, x[jax.random.choice(key, N, (B,))]))
+
+    One minibatch for all draws of a step needs no key: `minibatch`.
+
+    Args:
+        function: (key, z) -> an estimate of log p(x, z), [*batch] in nats; with `has_aux`, (log p, aux).
+        has_aux: whether f returns a pair, as for `keyed`.
+
+    Returns:
+        A target for objectives of `bounds.elbo`; called by hand it takes `log_joint(z, key=key)`.
+
+    Raises:
+        ValueError: by any objective of a bound that is not linear, and by whatever needs log p itself; (when called)
+            without a key.
+
+    Reference: Hoffman, Blei, Wang, Paisley, Stochastic variational inference, 2013, arXiv:1206.7051; Kingma, Salimans,
+        Poole, Ho, Variational diffusion models, 2021, arXiv:2107.00630 (the random time).
+    """
+
+    def log_joint(*z: PyTree, key: Any = None) -> Any:
+        checks.mean_alone(WHY)
+        return function(_given(key), *z)
+
+    return derive(function, log_joint, keyed=True, has_aux=has_aux, only_mean=WHY)
+
+
+def _given(key: Any) -> Any:
+    if key is None:
+        raise ValueError(
+            "this target takes a key, log_joint(z, key=key), and was called without one: give it to an objective as it "
+            "is, or wrap the call, targets.keyed(lambda key, z: ... log_joint(z, key=key))."
+        )
+    return key

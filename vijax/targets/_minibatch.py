@@ -31,7 +31,8 @@ def minibatch(
 
     The factor N/B belongs to the likelihood alone and is applied here, once: N is stated here, and B is the number of
     terms. A minibatch within a minibatch is refused. Its expectation over batches is the full log joint, so only bounds
-    linear in log_w stay unbiased: an objective of iwae, renyi or cubo refuses this target. With indices from
+    linear in log_w stay unbiased: an objective of iwae, renyi or cubo refuses this target. All draws of a step see the
+    same minibatch (a fresh one for each draw: `unbiased`). With indices from
     `fitting.minibatches`, which knows N and B but scales nothing:
 
         batches = fitting.minibatches(num_data=N, batch_size=B)
@@ -61,6 +62,7 @@ def minibatch(
     for name, part in (("log_prior", log_prior), ("log_likelihood", log_likelihood)):
         if properties(part).scales_data:
             raise ValueError(TWICE.format(name))
+        checks.target(part, "targets.minibatch", only_mean=True, what=name)
 
     def log_joint(*z: PyTree) -> Any:  # of several where a target of (z, b) is asked for
         checks.mean_alone(WHY)

@@ -76,14 +76,15 @@ def minorize(
 
     Raises:
         TypeError: for a `like` that holds no floats, or steps that are no whole number.
-        ValueError: for steps < 0 and a minibatch target, and (when called) where the terms do not begin with rest's
-            batch axes, or where predictor or rest do not leave the bound quadratic in b.
+        ValueError: for steps < 0, for a target with noise or of a minibatch, and (when called)
+            where the terms do not begin with rest's batch axes, or where predictor or rest do not
+            leave the bound quadratic in b.
 
     Reference: Jaakkola, Jordan, Bayesian parameter estimation via variational methods, 2000; Palmer, Wipf,
         Kreutz-Delgado, Rao, Variational EM algorithms for non-Gaussian latent variable models, 2006.
     """
     checks.static_count(steps, "steps", least=0)
-    rest = checks.exact(rest, "minorize", what="rest")
+    rest = checks.target(rest, "targets.minorize", what="rest", cure=checks.CONDITIONAL)
 
     require_floats(like)
 

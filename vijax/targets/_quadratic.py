@@ -44,12 +44,13 @@ def collapse_gaussian(
 
     Raises:
         TypeError: for a `like` that holds no floats.
-        ValueError: for a minibatch target, and (when called) for a log_joint that is not quadratic in b.
+        ValueError: for a target with noise or of a minibatch, and (when called) for a log_joint
+            that is not quadratic in b.
 
     Reference: Casella, Robert, Rao-Blackwellisation of sampling schemes, 1996; Hoffman, Johnson, Tran, Autoconj:
         recognizing and exploiting conjugacy without a domain-specific language, 2018, arXiv:1811.11926.
     """
-    log_joint = checks.exact(log_joint, "collapse_gaussian")
+    log_joint = checks.target(log_joint, "targets.collapse_gaussian", cure=checks.CONDITIONAL)
     require_floats(like)
 
     @_precisely
@@ -94,10 +95,12 @@ def laplace(
 
     Raises:
         TypeError: for a `like` that holds no floats.
+        ValueError: for a target with noise, or that is unbiased in its mean alone, as a minibatch's.
 
     Reference: Tierney, Kadane, Accurate approximations for posterior moments and marginal densities, 1986; Rue,
         Martino, Chopin, Approximate Bayesian inference for latent Gaussian models, 2009.
     """
+    log_joint = checks.target(log_joint, "targets.laplace", cure=checks.CONDITIONAL)
     require_floats(like)
 
     @_precisely

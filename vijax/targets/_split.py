@@ -104,6 +104,10 @@ def _with(
     drawn: LogJoint, exact: Callable[[PyTree], Array], q: Any, names: tuple[str, str]
 ) -> LogJoint:
     """Return drawn(z) + exact(z) + log q(z), of which the objective takes log q away again."""
+    who = "targets.split" if names[1] == "KL" else "targets.exact_entropy"
+    drawn = checks.target(
+        drawn, who, keyed=True, only_mean=True, has_aux=True, what=names[0].partition("(")[0]
+    )
     has_aux = properties(drawn).has_aux
 
     def target(z: PyTree, *, log_q: Array | None = None, **given: Any) -> Any:

@@ -6,7 +6,10 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from vijax import checks
 from vijax.types import LogJoint, PyTree, lift
+
+CURE = "give it the terms of one datum, not scaled, and sum the bounds of a minibatch outside"
 
 
 def tied(
@@ -41,7 +44,8 @@ def tied(
 
     Raises:
         TypeError: where num_data is not a whole number, or q is no distribution.
-        ValueError: for num_data < 1, or (when called) where the terms differ in shape.
+        ValueError: for num_data < 1, for terms with noise or of a minibatch, or (when called) where
+            the terms differ in shape.
 
     Reference: Hernández-Lobato, Li, Rowland, Hernández-Lobato, Bui, Turner, Black-box α-divergence minimization, 2016,
         arXiv:1511.03243; Li, Gal, Dropout inference in Bayesian neural networks with alpha-divergences, 2017,
@@ -52,6 +56,8 @@ def tied(
     if num_data < 1:
         raise ValueError(f"num_data must be at least 1, got {num_data}.")
     posterior = lift(q)
+    log_prior = checks.target(log_prior, "targets.tied", what="log_prior")
+    log_likelihood = checks.target(log_likelihood, "targets.tied", what="log_likelihood", cure=CURE)
 
     def log_joint(z: PyTree) -> Any:
         prior, term, log_q = log_prior(z), log_likelihood(z), posterior.log_prob(z)

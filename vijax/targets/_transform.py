@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from vijax import checks
 from vijax.targets.constraints import Constraint, real
 from vijax.types import LogJoint, PyTree, derive, properties
 
@@ -56,19 +57,17 @@ def transform(log_joint: LogJoint, constraints: PyTree) -> Transformed:
         Transformed: (log_joint, constrain, unconstrain).
 
     Raises:
-        TypeError: for what is no constraint, and a target that holds terms of q in closed form; (when called) for
-            integers under a constraint.
-        ValueError: (when called) where constraints and latents have different leaves, a constraint does not fit its
-            leaf's shape, or a leaf does not begin with the batch axes of log_joint's value.
+        TypeError: for what is no constraint; (when called) for integers under a constraint.
+        ValueError: for a target that holds terms of q in closed form; (when called) where
+            constraints and latents have different leaves, a constraint does not fit its leaf's
+            shape, or a leaf does not begin with the batch axes of log_joint's value.
 
     Reference: Kucukelbir, Tran, Ranganath, Gelman, Blei, Automatic differentiation variational inference, 2017,
         arXiv:1603.00788; Stan reference manual, 2024, Constraint transforms.
     """
-    if properties(log_joint).holds_log_q:
-        raise TypeError(
-            "transform needs the log joint itself, and this target holds terms of q in closed form: transform first, "
-            "then exact_entropy(transformed.log_joint, q)."
-        )
+    log_joint = checks.target(
+        log_joint, "targets.transform", keyed=True, only_mean=True, has_aux=True
+    )
     _refuse_others(constraints, ())
     has_aux = properties(log_joint).has_aux
 

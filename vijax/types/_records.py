@@ -34,13 +34,18 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def properties(log_joint: Callable[..., Any]) -> Properties:
-    """Return the properties of a target, found through any number of `functools.partial`."""
+    """Return the properties of a target, found through any number of `functools.partial`.
+
+    A key that a partial bound is fixed: such a target is keyed no longer.
+    """
+    fixed = False
     while True:
         known = getattr(log_joint, "properties", None)
         if isinstance(known, Properties):
-            return known
+            return known._replace(keyed=False) if fixed else known
         if not isinstance(log_joint, partial):
             return Properties()
+        fixed = fixed or "key" in log_joint.keywords
         log_joint = log_joint.func
 
 

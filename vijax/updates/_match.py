@@ -6,7 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from vijax import checks, types
+from vijax import checks
 from vijax.gaussians.triangle import triangle
 from vijax.types import LogJoint, PyTree, Rule
 from vijax.updates import _gaussian, _rule
@@ -51,8 +51,8 @@ def batch_and_match(
 
     Raises:
         ValueError: for num_samples < 2, a learning_rate that is not positive, a negative number of
-            halvings; (step) for a minibatch, whose noise would be matched as if it were the
-            target's.
+            halvings; (step) for a target with noise, of the model, of an estimate or of a
+            minibatch, which would be matched as if it were the target's.
         TypeError: (init) for params of another family, or in half precision.
 
     Reference: Cai, Modi, Pillaud-Vivien, Margossian, Gower, Blei, Saul, Batch and match: black-box
@@ -81,7 +81,7 @@ def batch_and_match(
         paired=False,
         halvings=halvings,
         init=_full_rank_state,
-        admit=_all_of_the_data,
+        admit=_exact,
     )
 
 
@@ -94,14 +94,14 @@ def _full_rank_state(params: PyTree, memory: PyTree = None) -> GaussianState:
     return state
 
 
-def _all_of_the_data(log_joint: LogJoint) -> LogJoint:
-    """Refuse a target of which only the mean is unbiased."""
-    why = types.properties(log_joint).only_mean
-    if why:
-        raise ValueError(
-            f"{why}, and scores are matched in square: use natural_gradient, or all of the data."
-        )
-    return checks.exact(log_joint)
+def _exact(log_joint: LogJoint) -> LogJoint:
+    """Refuse a target with noise of any kind: scores are matched in square, and the noise with them."""
+    return checks.target(
+        log_joint,
+        "updates.batch_and_match",
+        has_aux=True,
+        cure="use updates.natural_gradient, or all of the data",
+    )
 
 
 def matched(state: GaussianState, noise: Array, scores: Array, rate: Array) -> GaussianState:

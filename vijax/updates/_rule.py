@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from vijax import checks, engine
+from vijax import checks
 from vijax.gaussians.triangle import half_log_det
 from vijax.trees import where
 from vijax.types import LogJoint, PyTree, Rule, Step
@@ -44,7 +44,7 @@ def gaussian_rule(
     paired: bool,
     halvings: int,
     init: Callable[..., GaussianState] = _gaussian.init,
-    admit: Callable[[LogJoint], LogJoint] = lambda log_joint: log_joint,
+    admit: Callable[[LogJoint], LogJoint] | None = None,
 ) -> Rule:
     """Make a rule of what proposes its steps.
 
@@ -56,7 +56,8 @@ def gaussian_rule(
         paired: whether they come in mirrored pairs.
         halvings: how often a step may be halved.
         init: (params, memory) -> state.
-        admit: target -> target, which refuses those that the rule cannot use.
+        admit: target -> target, which refuses those that the rule cannot use; by default those that
+            hold terms of q in closed form.
 
     Returns:
         Rule, whose step reports the ELBO of the state that came in.
@@ -67,14 +68,17 @@ def gaussian_rule(
             f"log_joint must be a function z -> log p(x, z), got a {type(log_joint).__name__}{cure}."
         )
 
+    def admit_mean(target: LogJoint) -> LogJoint:
+        return checks.target(target, f"updates.{name}", keyed=True, only_mean=True, has_aux=True)
+
     def step(key: Key[Array, ""], state: GaussianState) -> tuple[GaussianState, Step]:
         checks.key(key)
         _gaussian.check_state(state)
         target, memory = _target(log_joint, state.memory)
         state = state._replace(memory=None)  # no step reads it, and no loop need carry it
 
-        engine.require_log_joint(target, f"updates.{name}")
-        whitened = whiten(key, admit(target), state, num_samples, paired=paired)
+        target = admit_mean(target) if admit is None else admit(target)
+        whitened = whiten(key, target, state, num_samples, paired=paired)
         proposal = propose(state, whitened)
         new = take(state, whitened, proposal.move, halvings)
         return new._replace(memory=memory), report(state, whitened, proposal.log_p)
