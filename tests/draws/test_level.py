@@ -37,7 +37,7 @@ def test_refusals(key, unchecked):
         level(jnp.zeros(2, jnp.uint32), harmonic(4))
     with pytest.raises(ValueError, match="vector"):
         level(key, jnp.float32(0.5))
-    with pytest.raises(ValueError, match="must not be negative"):
+    with pytest.raises(ValueError, match="not negative"):
         level(key, [-1.0, 2.0])
     with pytest.raises(ValueError, match="nor all 0"):
         level(key, jnp.zeros(3))
@@ -122,9 +122,83 @@ def test_a_level_inside_an_objective(key):
         vj.gradients.vimco(bound)(key, lambda z: -jnp.sum(z**2), q, num_samples=4)
 
 
+# --- a probability that is divided by must not be zero
+
+sumo, mlmc_iwae = vj.bounds.sumo, vj.bounds.mlmc_iwae
+LACKING = {  # bound, probabilities, draws
+    "mlmc_iwae without its middle": (mlmc_iwae, [0.5, 0.0, 0.5], 4),
+    "mlmc_iwae without its last": (mlmc_iwae, [0.6, 0.4, 0.0], 4),
+    "sumo without its tail": (sumo, [0.5, 0.5, 0.0, 0.0], 4),
+    "sumo without its last": (sumo, [0.5, 0.2, 0.3, 0.0], 4),
+    "sumo of a tail that underflows": (sumo, 0.01 ** np.arange(64), 64),
+}
+ENOUGH = {
+    "mlmc_iwae without its first": (mlmc_iwae, [0.0, 0.4, 0.6], 4),
+    "sumo with a gap": (sumo, [0.5, 0.0, 0.5, 0.0], 3),
+    "sumo of fewer draws": (sumo, [0.5, 0.5, 0.0, 0.0], 2),
+}
+KINDS = {"numpy": np.float32, "jax": jnp.float32, "list": lambda p: [float(x) for x in p]}
+
+
+def of(bound, key, probabilities, k):
+    return bound(0.1 * jnp.arange(1.0 * k), level=level(key, probabilities))
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", LACKING)
+def test_mass_that_is_divided_by_is_asked_for(name, kind, key):
+    """Known probabilities are refused, under jit too, whatever kind of array they come in."""
+    bound, probabilities, k = LACKING[name]
+    given = KINDS[kind](probabilities)
+    run = lambda: of(bound, key, given, k)
+    for call in (run, lambda: jax.eval_shape(run)):
+        with pytest.raises(ValueError, match="needs a positive probability of .* draws.harmonic"):
+            call()
+
+
+@pytest.mark.parametrize("name", LACKING)
+def test_traced_mass_that_is_missing_gives_nan(name, key):
+    bound, probabilities, k = LACKING[name]
+    run = jax.jit(lambda p: of(bound, key, p, k))
+    assert np.isnan(run(jnp.float32(probabilities)))
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("name", ENOUGH)
+def test_zero_mass_that_is_not_needed_passes(name, key):
+    bound, probabilities, k = ENOUGH[name]
+    assert np.isfinite(of(bound, key, probabilities, k))
+    assert np.isfinite(jax.jit(lambda p: of(bound, key, p, k))(jnp.float32(probabilities)))
+
+
+def test_a_gap_that_is_not_needed_costs_no_bias(key):
+    """The control of the refusals: sumo with no mass at level 1 has the mean of iwae. Detects .05."""
+    exact = oracles.log_normal_power_mean(3, 1.0, LOG_Z, S)
+    found = telescoped(key, sumo, np.array([0.5, 0.0, 0.5]), 3, 100_000, ())
+    assert_mean({"value": found}, {"value": np.broadcast_to(exact, 2)}, detects=0.05)
+
+
 def test_a_level_of_no_mass_spoils_no_derivative(key):
-    level = vj.types.Level(jnp.asarray(0), jnp.array([0.6, 0.4, 0.0]))
-    slope = jax.grad(lambda l: vj.bounds.mlmc_iwae(l, level=level))(
-        jnp.array([0.1, -0.3, 0.5, 0.2])
-    )
-    np.testing.assert_array_equal(slope, [1.0, 0.0, 0.0, 0.0])
+    level = vj.types.Level(jnp.asarray(1), jnp.array([0.0, 0.4, 0.6]))
+    slope = jax.grad(lambda l: mlmc_iwae(l, level=level))(jnp.array([0.1, -0.3, 0.5, 0.2]))
+    assert np.all(np.isfinite(slope))
+    np.testing.assert_allclose(slope.sum(), 1.0, rtol=1e-6)
+
+
+def test_an_estimate_of_random_length_is_refused_inside_iwae(key):
+    """Its mean is right, its exponential is not: inside elbo it passes, inside iwae it does not."""
+    q = vj.families.mean_field().dist({"loc": jnp.zeros(1), "log_scale": jnp.zeros(1)})
+
+    def model(key, z):
+        bound = partial(sumo, level=level(key, harmonic(4)))
+        within = lambda w: -jnp.sum((w - z) ** 2)
+        return vj.gradients.reparam(bound)(key, within, q, num_samples=4).value
+
+    def run(bound):
+        target = vj.targets.keyed(model)
+        return lambda: vj.gradients.reparam(bound)(key, target, q, num_samples=2).value
+
+    with pytest.raises(ValueError, match="bounds.iwae, whose exponential .* use bounds.elbo"):
+        jax.eval_shape(run(vj.bounds.iwae))
+    assert jax.eval_shape(run(vj.bounds.elbo)).shape == ()

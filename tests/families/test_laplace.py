@@ -141,7 +141,7 @@ def test_fifty_latents_and_a_vmap(key):
 
 
 def test_refusals(key):
-    with pytest.raises(TypeError, match="takes a key: close over one"):
+    with pytest.raises(ValueError, match="takes a key: fix the key"):
         laplace(vj.targets.keyed(lambda z, key: jnp.sum(z)))
     with pytest.raises(ValueError, match="steps must be at least 1"):
         laplace(valley, steps=0)

@@ -406,7 +406,7 @@ def test_closed_forms_go_on_afterwards(x64, key):
 
     value, drawn = run()
     np.testing.assert_allclose(value, drawn + 0.5 * np.log(2 * np.pi * np.e) - 1.0, rtol=1e-12)
-    with pytest.raises(TypeError, match="transform first, then exact_entropy"):
+    with pytest.raises(ValueError, match=r"apply .* targets\.exact_entropy last"):
         vj.targets.transform(vj.targets.exact_entropy(counts, q), c.positive)
 
 

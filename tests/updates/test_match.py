@@ -146,7 +146,9 @@ def test_what_is_refused(unchecked, key):
     with pytest.raises(TypeError, match="needs params of families.full_rank"):
         update.init(vj.families.mean_field().init(key, jnp.zeros(2)))
     target = vj.targets.minibatch(lambda z: -(z**2), lambda z: -(z[None] ** 2), num_data=2)
-    with pytest.raises(ValueError, match="scores are matched in square: use natural_gradient"):
+    with pytest.raises(
+        ValueError, match="needs the exact log_joint.* use updates.natural_gradient"
+    ):
         updates.batch_and_match(target, num_samples=2).step(
             key, update.init(full.init(key, jnp.zeros(())))
         )

@@ -2,12 +2,14 @@
 
 import math
 from itertools import combinations
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from vijax import checks
 from vijax.numerics import log_mean_exp
 from vijax.types import Level, with_closed_forms
 
@@ -151,10 +153,11 @@ def sumo(
 
     Returns:
         [*batch], in nats; -inf where the first draw is impossible, since weights that may be 0 have no ELBO to start
-        from; +inf where any draw up to the level is infinite.
+        from; +inf where any draw up to the level is infinite; nan where traced probabilities lack the mass.
 
     Raises:
-        ValueError: for k > m, a level of another shape than () or [*batch], or weights.
+        ValueError: for k > m, a level of another shape than () or [*batch], weights, or probabilities without mass at
+            level k - 1 or above.
 
     Reference: Luo, Beatson, Norouzi, Zhu, Duvenaud, Adams, Chen, SUMO: unbiased estimation of log marginal probability
         for latent variable models, 2020, arXiv:2004.00353.
@@ -165,13 +168,17 @@ def sumo(
             f"sumo with {m} levels takes k draws, m >= k >= 1; got k = {k}: draw a level of {k}."
         )
     value = _level("sumo", log_w, level, weights)[None]
+    probabilities = _known(level)
+    # Mass at the last step or above: then every earlier one has its chance too.
+    last = probabilities[k - 1 :].sum()[None]
+    enough = _positive("sumo", last, f"level {k - 1} or above, for {k} draws", log_w.dtype)
 
     def column(values: Array) -> Array:
         return jnp.asarray(values).reshape(-1, *(1,) * (log_w.ndim - 1))
 
     j = column(jnp.arange(1, k))
     reached = j <= value
-    survival = column(jnp.cumsum(level.probabilities[::-1])[::-1][1:k])
+    survival = column(jnp.cumsum(probabilities[::-1])[::-1][1:k])
     share = jnp.where(reached, 1 / jnp.where(reached, survival, 1.0), 0.0).astype(log_w.dtype)
     # A weight of 0 is one so small that it weighs nothing, and an infinite one is reported at the end.
     most = 0.25 * float(jnp.finfo(log_w.dtype).max)
@@ -182,7 +189,7 @@ def sumo(
     infinite = jnp.any((log_w == jnp.inf) & (column(jnp.arange(k)) <= value), 0)
     impossible = log_w[0] == -jnp.inf
     found = jnp.where(impossible, 0.0, log_w[0]) + jnp.sum(share * steps, 0)
-    return jnp.where(infinite, jnp.inf, jnp.where(impossible, -jnp.inf, found))
+    return enough * jnp.where(infinite, jnp.inf, jnp.where(impossible, -jnp.inf, found))
 
 
 def _cannot_lose(log_w: Array, **_: object) -> Array:
@@ -209,10 +216,12 @@ def mlmc_iwae(
         weights: must be None.
 
     Returns:
-        [*batch], in nats; -inf where a draw that is used is impossible, +inf where one is infinite.
+        [*batch], in nats; -inf where a draw that is used is impossible, +inf where one is infinite; nan where traced
+        probabilities lack the mass.
 
     Raises:
-        ValueError: where k is not 2^(m-1), for a level of another shape than () or [*batch], or weights.
+        ValueError: where k is not 2^(m-1), for a level of another shape than () or [*batch], weights, or probabilities
+            without mass at one of levels 1 .. m-1.
 
     Reference: Ishikawa, Goda, Efficient debiased evidence estimation by multilevel Monte Carlo sampling, 2021,
         arXiv:2001.04676; Shi, Cornish, On multilevel Monte Carlo unbiased gradient estimation for deep latent variable
@@ -224,6 +233,9 @@ def mlmc_iwae(
             f"mlmc_iwae with {m} levels takes 2^(m-1) = {2 ** (m - 1)} draws, k >= 1; got k = {k}."
         )
     drawn = _level("mlmc_iwae", log_w, level, weights)
+    probabilities = _known(level)
+    where = f"each of levels 1 .. {m - 1}"
+    enough = _positive("mlmc_iwae", probabilities[1:], where, log_w.dtype)
     value = log_w[0]
     for j in range(1, m):
         rows = log_w[: 2**j]
@@ -232,15 +244,33 @@ def mlmc_iwae(
         first, second = log_mean_exp(safe[: 2 ** (j - 1)]), log_mean_exp(safe[2 ** (j - 1) :])
         # Δⱼ is log cosh of half the difference, without cancellation between large sums.
         step = jnp.logaddexp(0.5 * (first - second), 0.5 * (second - first)) - math.log(2)
-        mass = level.probabilities[j].astype(log_w.dtype)
-        # A level of no mass is never drawn, and must not spoil the derivative of those that are.
+        mass = probabilities[j].astype(log_w.dtype)
         found = jnp.mean(rows, 0) + jnp.where(usable, step, 0.0) / jnp.where(mass > 0, mass, 1.0)
         value = jnp.where(drawn == j, found, value)
-    return value
+    return enough * value
+
+
+def _known(level: Level) -> Any:
+    """Return the probabilities, of NumPy where they are known while tracing."""
+    p = level.probabilities
+    return p if isinstance(p, jax.core.Tracer) else np.asarray(p)
+
+
+def _positive(name: str, mass: Any, where: str, dtype: Any) -> Array:
+    """Return 1, or nan where a mass by which the estimator divides is 0; refuse one that is known to be."""
+    if not isinstance(mass, jax.core.Tracer):
+        if not np.all(mass > 0):
+            raise ValueError(
+                f"{name} needs a positive probability of {where}, and level.probabilities has {mass} there: what is "
+                "never drawn is missing from the mean. Use draws.harmonic, draws.geometric, or fewer levels."
+            )
+        return jnp.ones((), dtype)
+    return jnp.where(jnp.all(mass > 0), 1.0, jnp.nan).astype(dtype)
 
 
 def _level(name: str, log_w: Array, level: Level, weights: Array | None) -> Array:
     """Return the level of each member of the batch."""
+    checks.mean_alone(f"{name} has the mean of bounds.iwae, whose exponential alone is unbiased")
     if weights is not None:
         raise ValueError(
             f"{name} needs draws of equal weight; pass weights=None, or use bounds.iwae."

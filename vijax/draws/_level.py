@@ -5,14 +5,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, ArrayLike, Float, Key
 
 from vijax import checks
 from vijax.types import Level
 
 
 def level(
-    key: Key[Array, ""], probabilities: Float[Array, " m"], *, shape: tuple[int, ...] = ()
+    key: Key[Array, ""], probabilities: Float[ArrayLike, " m"], *, shape: tuple[int, ...] = ()
 ) -> Level:
     """Draw the level of a randomly truncated sum, for `bounds.sumo` and `bounds.mlmc_iwae`.
 
@@ -22,7 +22,9 @@ def level(
 
     Args:
         key: a typed key, consumed.
-        probabilities: of levels 0 .. m-1, [m], static in length, in any scale: `harmonic(m)`, `geometric(m)`, yours.
+        probabilities: of levels 0 .. m-1, [m], static in length, in any scale: `harmonic(m)`,
+            `geometric(m)`, yours. The bounds divide by them: sumo of k draws needs mass at level
+            k - 1 or above, mlmc_iwae at each of 1 .. m-1.
         shape: of the levels, () for one that the batch shares, or [*batch].
 
     Returns:
@@ -30,19 +32,23 @@ def level(
 
     Raises:
         TypeError: for a raw key.
-        ValueError: for probabilities that are not a vector, or negative.
+        ValueError: for probabilities that are not a vector, negative, or not finite.
 
     Reference: Glynn, Rhee, Exact estimation for Markov chain equilibrium expectations, 2014, arXiv:1409.4302.
     """
     checks.key(key)
-    p = jnp.asarray(probabilities)
+    p: Any = probabilities
+    if not isinstance(p, jax.core.Tracer):
+        # Of NumPy it stays known under jit, so that the bound can check it.
+        p = np.asarray(p)
+        p = p.astype(jnp.result_type(p, float))
     if p.ndim != 1:
         raise ValueError(f"probabilities must be a vector [m], one for each level; got {p.shape}.")
-    if not isinstance(p, jax.core.Tracer) and not (
-        np.all((known := np.asarray(p)) >= 0) and known.sum() > 0
-    ):
-        raise ValueError(f"probabilities must not be negative, nor all 0; got {p}.")
-    return Level(jax.random.categorical(key, jnp.log(p), shape=shape), p / jnp.sum(p))
+    if isinstance(p, np.ndarray) and not (np.all(p >= 0) and 0 < p.sum() < np.inf):
+        raise ValueError(f"probabilities must be finite, not negative, nor all 0; got {p}.")
+    with np.errstate(divide="ignore"):
+        log_p = np.log(p) if isinstance(p, np.ndarray) else jnp.log(p)
+    return Level(jax.random.categorical(key, jnp.asarray(log_p), shape=shape), p / p.sum())
 
 
 def harmonic(m: int) -> Float[Array, " m"]:
