@@ -288,6 +288,7 @@ PUBLIC = {
         "exact_entropy": "tests/targets/test_split.py",
         "enumerate": "tests/targets/test_enumerate.py",
         "gauss_hermite": "tests/targets/test_gauss_hermite.py",
+        "gauss_hermite_error": "tests/targets/test_gauss_hermite.py",
         "independent_members": "tests/targets/test_independent_members.py",
         "keyed": "tests/laws/test_flax.py",
         "laplace": "tests/targets/test_quadratic.py",

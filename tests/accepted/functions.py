@@ -123,6 +123,7 @@ TARGETS_OF_TWO = {
     "minibatch": minibatch,
     "minibatch, called by a function": lambda: lambda z, b: 1.0 * minibatch()(z, b),
     "keyed": lambda: vj.targets.keyed(lambda key, z: norm.logpdf(z) + jax.random.normal(key)),
+    "unbiased": lambda: vj.targets.unbiased(lambda key, z: norm.logpdf(z) + jax.random.normal(key)),
     "keyed, has_aux": lambda: vj.targets.keyed(
         lambda key, z: (norm.logpdf(z), {"seen": X}), has_aux=True
     ),

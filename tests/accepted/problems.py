@@ -138,6 +138,10 @@ def keyed(kind, theta, q):
     return vj.targets.keyed(lambda key, z: kind.log_density(theta, z) + jax.random.normal(key))
 
 
+def unbiased(kind, theta, q):
+    return vj.targets.unbiased(lambda key, z: kind.log_density(theta, z) + jax.random.normal(key))
+
+
 def keyed_with_aux(kind, theta, q):
     function = lambda key, z: (kind.log_density(theta, z) + jax.random.normal(key), {"seen": X})
     return vj.targets.keyed(function, has_aux=True)
@@ -199,6 +203,7 @@ TARGETS = {
     "minibatch, transformed": transformed_minibatch,
     "minibatch, called by a function": wrapped_minibatch,
     "keyed": keyed,
+    "unbiased": unbiased,
     "keyed, has_aux": keyed_with_aux,
     "split": split,
     "exact_entropy": exact_entropy,

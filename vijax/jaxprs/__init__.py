@@ -10,6 +10,7 @@ from vijax.jaxprs._derivative import flows
 from vijax.jaxprs._equations import hidden, shape_of, trace
 from vijax.jaxprs._flow import Flow, merge
 from vijax.jaxprs._hoist import bare, hoist, stopped, totals
+from vijax.jaxprs._kinks import not_smooth
 from vijax.jaxprs._paths import NOISE, PARAMETER, Path, by_leaf, joint_paths, paths
 from vijax.jaxprs._reads import reads
 from vijax.jaxprs._stand_in import misfit
@@ -35,6 +36,7 @@ __all__ = [
     "moving_support",
     "not_linear",
     "not_quadratic",
+    "not_smooth",
     "paths",
     "reads",
     "scored_leaves",

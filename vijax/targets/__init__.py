@@ -3,7 +3,7 @@
 from vijax.targets import adapters, conjugate, constraints, minorizers
 from vijax.targets._collapse import collapse
 from vijax.targets._enumerate import enumerate
-from vijax.targets._gauss_hermite import gauss_hermite
+from vijax.targets._gauss_hermite import gauss_hermite, gauss_hermite_error
 from vijax.targets._independent_members import independent_members
 from vijax.targets._keyed import keyed, unbiased
 from vijax.targets._minibatch import minibatch
@@ -24,6 +24,7 @@ __all__ = [
     "enumerate",
     "exact_entropy",
     "gauss_hermite",
+    "gauss_hermite_error",
     "independent_members",
     "keyed",
     "laplace",

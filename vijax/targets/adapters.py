@@ -7,8 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from vijax import jaxprs
-from vijax.checks import named_leaves
+from vijax import checks, jaxprs
 from vijax.targets._sites import (
     is_improper,
     is_imputed,
@@ -163,7 +162,7 @@ def from_tfp(joint: Any, observed: Any) -> tuple[Transformed, PyTree]:
     )
     require_densities(joint, observed)
     like = jax.eval_shape(lambda: pinned.sample_unpinned(seed=jax.random.key(0)))
-    for name, leaf in named_leaves(like):
+    for name, leaf in checks.named_leaves(like):
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
             raise ValueError(_discrete(name, leaf.dtype))
     try:
@@ -221,8 +220,9 @@ def from_logdensity(
 
     Reference: Cabezas, Corenflos, Lao, Louf, BlackJAX: composable Bayesian inference in JAX, 2024, arXiv:2402.10797.
     """
+    checks.target(logdensity_fn, "adapters.from_logdensity", only_mean=True, what="logdensity_fn")
     start = jax.tree.map(jnp.asarray, like)
-    for name, leaf in named_leaves(start):
+    for name, leaf in checks.named_leaves(start):
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
             raise TypeError(
                 f"leaf '{name}' of the position is {leaf.dtype}; a log-density of free numbers takes floats."

@@ -19,6 +19,7 @@ class Properties(NamedTuple):
         independent_sites: each site's term reads its own site alone, which is declared by the user.
         independent_members: log p of each member of the batch reads the latents of that member
             alone, which is declared by the user.
+        smooth: it has neither kinks nor jumps, though its form may, which is declared by the user.
     """
 
     keyed: bool = False
@@ -28,6 +29,7 @@ class Properties(NamedTuple):
     scales_data: bool = False
     independent_sites: bool = False
     independent_members: bool = False
+    smooth: bool = False
 
 
 F = TypeVar("F", bound=Callable[..., Any])

@@ -1,0 +1,233 @@
+"""Whether a function is smooth in its argument: its kinks and jumps, read from its jaxpr."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend import core
+from jaxtyping import Array
+
+from vijax.jaxprs._degree import Blame
+from vijax.jaxprs._equations import DECLARED, trace
+from vijax.jaxprs._interpreter import Question, interpret
+
+
+class Bend(NamedTuple):
+    """How the argument reaches one variable.
+
+    Fields:
+        depends: whether it does.
+        blame: the first primitive on its way that has a kink or a jump.
+        jumps: whether that is a jump for certain, where a choice may join two equal ends.
+        opaque: whether it is a mutable reference or a host callback.
+        positive: whether the value is seen to be positive, or a constant to be 0 or less.
+        declared: a primitive with a kink on the way, inside a function with a derivative of its own.
+    """
+
+    depends: bool = False
+    blame: str | None = None
+    jumps: bool = False
+    opaque: bool = False
+    positive: bool | None = None
+    declared: str | None = None
+
+
+FREE, ARGUMENT, NOT_POSITIVE = Bend(), Bend(depends=True), Bend(positive=False)
+
+
+def not_smooth(function: Callable[[Array], Array], at: Array) -> Blame | None:
+    """Return what bends or breaks a function of one array, or None.
+
+    A function with a derivative of its own (`jnp.logaddexp`, `jax.nn.relu`) is judged by that
+    derivative: kinks in how it is computed may cancel. What is smooth in form and too sharp for the
+    use, such as sqrt(x²), is not seen.
+    """
+    found = _of(function, at, _QUESTION)
+    if found.blame is None and found.declared is not None:
+        slope = _of(_slope(function), at, _OF_SLOPE)
+        found = found if slope.blame is None else slope._replace(blame=found.declared)
+    return None if found.blame is None else Blame(found.blame, opaque=found.opaque)
+
+
+def _of(function: Callable[[Array], Array], at: Array, question: Question[Bend]) -> Bend:
+    return _join(interpret(trace(function, at)[0], [ARGUMENT], question), "")
+
+
+def _slope(function: Callable[[Array], Array]) -> Callable[[Array], Array]:
+    def slope(x: Array) -> Array:
+        try:
+            return jax.grad(lambda x: jnp.sum(function(x)))(x)
+        except ValueError:  # a while loop has no reverse mode
+            return jax.jvp(function, (x,), (jnp.ones_like(x),))[1]
+
+    return slope
+
+
+# --- the question
+
+
+def _join(several: Sequence[Bend], name: str) -> Bend:
+    some = [bend for bend in several if bend.depends]
+    if len(some) <= 1:
+        return some[0]._replace(positive=None) if some else FREE
+    blamed = sorted((b for b in some if b.blame), key=lambda b: (not b.opaque, not b.jumps))
+    first = blamed[0] if blamed else some[0]
+    declared = next((b.declared for b in some if b.declared is not None), None)
+    return first._replace(positive=None, declared=declared)
+
+
+def _blamed(several: Sequence[Bend], name: str, *, jumps: bool) -> Bend:
+    joined = _join(several, name)
+    if not joined.depends or joined.opaque or (joined.blame and (joined.jumps or not jumps)):
+        return joined
+    return joined._replace(blame=joined.blame or name, jumps=jumps)
+
+
+def _choose(which: Bend, cases: Sequence[Bend], name: str) -> Bend:
+    """Blame a choice for what chooses; between constants it is a jump."""
+    joined = _join([which, *cases], name)
+    if not which.blame or any(case.depends for case in cases):
+        positive = True if all(case.positive for case in cases) else None
+        return joined._replace(positive=positive) if joined.depends else FREE
+    return _blamed([joined], name, jumps=True)
+
+
+def _opaque(name: str, several: Sequence[Bend]) -> Bend:
+    joined = _join(several, name)
+    return joined._replace(blame=name, opaque=True) if joined.depends else FREE
+
+
+def _constant(value: Any) -> Bend:
+    known = isinstance(value, (np.ndarray, np.generic, float, int)) and np.size(value)
+    if not known or np.asarray(value).dtype.kind not in "fi" or np.any(np.asarray(value) > 0):
+        return FREE
+    return NOT_POSITIVE
+
+
+def _called(eqn: core.JaxprEqn, outs: list[Bend]) -> list[Bend]:
+    """Leave kinks within a function with a derivative of its own to that derivative."""
+    if eqn.primitive.name not in DECLARED:
+        return outs
+
+    def declare(bend: Bend) -> Bend:
+        if bend.blame is None or bend.jumps or bend.opaque:
+            return bend
+        return bend._replace(blame=None, declared=bend.blame)
+
+    return [declare(bend) for bend in outs]
+
+
+# --- the rules
+
+
+def _smooth(eqn: core.JaxprEqn, ins: list[Bend]) -> list[Bend]:
+    joined, name = _join(ins, eqn.primitive.name), eqn.primitive.name
+    if not joined.depends:
+        return [FREE] * len(eqn.outvars)
+    if name in _KEEPS_SIGN:
+        joined = joined._replace(positive=True if all(b.positive for b in ins) else None)
+    elif name in _POSITIVE or (name == "integer_pow" and eqn.params["y"] % 2 == 0):
+        joined = joined._replace(positive=True)
+    # Whole numbers made of real ones: indices of top_k, bits.
+    jump = _blamed([joined], name, jumps=True)
+    real = any(_inexact(v) for v in eqn.invars)
+    return [joined if _inexact(v) or _boolean(v) or not real else jump for v in eqn.outvars]
+
+
+def _inexact(variable: Any) -> bool:
+    return jnp.issubdtype(getattr(variable.aval, "dtype", np.dtype(bool)), jnp.inexact)
+
+
+def _boolean(variable: Any) -> bool:
+    return bool(getattr(variable.aval, "dtype", None) == np.dtype(bool))
+
+
+def _kink(eqn: core.JaxprEqn, ins: list[Bend]) -> list[Bend]:
+    if eqn.primitive.name == "abs" and ins[0].positive:
+        return [ins[0]]
+    return [_blamed(ins, eqn.primitive.name, jumps=False)] * len(eqn.outvars)
+
+
+def _jump(eqn: core.JaxprEqn, ins: list[Bend]) -> list[Bend]:
+    if eqn.primitive.name == "sign" and ins[0].positive:
+        return [FREE]
+    return [_blamed(ins, eqn.primitive.name, jumps=True)] * len(eqn.outvars)
+
+
+def _compare(eqn: core.JaxprEqn, ins: list[Bend]) -> list[Bend]:
+    """Blame a comparison, unless its answer is known: a positive number and one that is not."""
+    if {ins[0].positive, ins[1].positive} == {True, False}:
+        return [FREE]
+    return [_blamed(ins, eqn.primitive.name, jumps=False)]
+
+
+def _equal(eqn: core.JaxprEqn, ins: list[Bend]) -> list[Bend]:
+    """Let through what holds almost nowhere: x equal to a constant, or x unequal to itself."""
+    alone = not (ins[0].depends and ins[1].depends) and not _join(ins, "").blame
+    if alone or eqn.invars[0] is eqn.invars[1]:
+        return [FREE]
+    return [_blamed(ins, eqn.primitive.name, jumps=False)]
+
+
+def _nowhere(eqn: core.JaxprEqn, ins: list[Bend]) -> list[Bend]:
+    return [FREE]
+
+
+def _stop(eqn: core.JaxprEqn, ins: list[Bend]) -> list[Bend]:
+    """Let the largest term pass that a stable log-sum-exp subtracts and adds."""
+    bend = ins[0]
+    kept = bend.jumps or bend.opaque
+    return [bend if kept else bend._replace(blame=None)]
+
+
+def _select(eqn: core.JaxprEqn, ins: list[Bend]) -> list[Bend]:
+    return [_choose(ins[0], ins[1:], "select_n")]
+
+
+def _convert(eqn: core.JaxprEqn, ins: list[Bend]) -> list[Bend]:
+    real = jnp.issubdtype(eqn.params["new_dtype"], jnp.inexact)
+    if real == _inexact(eqn.invars[0]) or (_boolean(eqn.outvars[0]) and not ins[0].depends):
+        return [ins[0]]
+    # An indicator that becomes a number; a number that becomes a whole one.
+    chosen = ins[0].blame is not None or _inexact(eqn.invars[0])
+    return [_blamed(ins, "cast", jumps=True) if chosen else ins[0]]
+
+
+_KINKS = (
+    "abs max min clamp reduce_max reduce_min cummax cummin sort top_k reduce_window_max "
+    "reduce_window_min select_and_gather_add"
+)
+_JUMPS = "sign floor ceil round rem argmax argmin"
+_POSITIVE = frozenset("exp exp2 logistic erfc square cosh".split())
+_KEEPS_SIGN = frozenset(
+    "add add_any mul div reduce_sum reduce_prod cumsum broadcast_in_dim reshape squeeze transpose "
+    "copy slice concatenate stack sqrt rsqrt".split()
+)
+
+
+def _question(*, kinks: bool) -> Question[Bend]:
+    return Question(
+        nothing=FREE,
+        join=_join,
+        rules={
+            **(dict.fromkeys(_KINKS.split(), _kink) if kinks else {}),
+            **dict.fromkeys(_JUMPS.split(), _jump),
+            **dict.fromkeys("lt le gt ge lt_to le_to".split(), _compare),
+            **dict.fromkeys(("eq", "ne", "eq_to"), _equal),
+            "is_finite": _nowhere,
+            "stop_gradient": _stop,
+            "select_n": _select,
+            "convert_element_type": _convert,
+        },
+        default=_smooth,
+        choose=_choose,
+        opaque=_opaque,
+        constant=_constant,
+        into_unknown=True,
+        called=_called,
+    )
+
+
+_QUESTION, _OF_SLOPE = _question(kinks=True), _question(kinks=False)
