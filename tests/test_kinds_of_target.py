@@ -220,6 +220,38 @@ def test_weights_are_those_of_the_plain_target(kind):
     np.testing.assert_allclose(draws.log_p, jax.vmap(plain)(draws.z), rtol=1e-5)
 
 
+# --- draws that an objective or a rule reports
+
+REPORTED = {
+    "reparam(elbo)": lambda t: vj.gradients.reparam(vj.bounds.elbo)(KEY, t, Q, num_samples=50),
+    "natural_gradient": lambda t: step_of(t).draws,
+}
+
+
+def step_of(target):
+    rule = vj.updates.natural_gradient(target, num_samples=50)
+    return rule.step(KEY, rule.init(FULL.init(KEY, PAIR)))[1]
+
+
+@pytest.mark.parametrize("name", REPORTED)
+def test_no_diagnostic_takes_draws_of_an_estimate(name):
+    """Their log-weights are those of a minibatch: the table and the verdict would mean nothing."""
+    for kind, taken in (
+        ("plain", True),
+        ("keyed", True),
+        ("minibatch", False),
+        ("unbiased", False),
+    ):
+        run = lambda kind=kind: vj.diagnostics.summarize(
+            jax.eval_shape(lambda: REPORTED[name](KINDS[kind]))
+        )
+        if taken:
+            assert jax.eval_shape(lambda kind=kind: REPORTED[name](KINDS[kind])) is not None
+        else:
+            with pytest.raises(ValueError, match="no importance weights.*draws.weigh"):
+                run()
+
+
 # --- no public function that takes a target is left out
 
 NAMES = {"log_joint", "log_likelihood", "log_prior", "rest", "log_site", "logdensity_fn"}

@@ -14,6 +14,7 @@ import vijax as vj
 from tests.bare import Coin, Gauss
 from vijax.types import (
     Affine,
+    Caveat,
     Distribution,
     Divergence,
     Draws,
@@ -180,7 +181,16 @@ def test_properties_are_derived():
 def test_draws():
     draws = Draws(None, jnp.array([1.0, 2.0]), jnp.array([0.5, 3.0]))
     np.testing.assert_allclose(draws.log_w, [0.5, -1.0])
-    assert (draws.weights, draws.aux) == (None, None)
+    assert (draws.weights, draws.aux, draws.only_mean) == (None, None, None)
+
+
+def test_a_caveat_of_draws_is_static():
+    """It passes through jit, vmap, scan and a stopped gradient, and is no leaf."""
+    draws = Draws(jnp.zeros(2), jnp.zeros(2), jnp.ones(2), only_mean=Caveat("it is noisy"))
+    assert len(jax.tree.leaves(draws)) == 3
+    through = jax.jit(jax.vmap(jax.lax.stop_gradient))(draws)
+    last, _ = jax.lax.scan(lambda d, _: (jax.tree.map(jnp.sin, d), None), through, length=2)
+    assert through.only_mean == last.only_mean == "it is noisy"
 
 
 def test_a_wrapper_does_not_inherit_closed_forms(key):

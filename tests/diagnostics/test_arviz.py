@@ -55,7 +55,7 @@ def test_groups(draws):
 
 def test_one_run(draws):
     """One run is one chain; a bare array is z; predictive draws may lack the chain's axis as the draws do."""
-    z, log_p, log_q, _, _ = jax.tree.map(lambda a: a[0], draws)
+    z, log_p, log_q, *_ = jax.tree.map(lambda a: a[0], draws)
     tree = to_arviz(Draws(z["mu"], log_p, log_q), predictive=z["deep"]["log_tau"])
     assert tree["posterior"]["z"].shape == (1, K)
     assert tree["posterior_predictive"]["x"].shape == (1, K, 4)
@@ -67,7 +67,7 @@ def test_one_run(draws):
 
 def test_what_arviz_cannot_hold(draws):
     """Names of its own are refused; bfloat16 is widened; an Estimate is taken for its draws."""
-    z, log_p, log_q, _, _ = jax.tree.map(lambda a: a[0], draws)
+    z, log_p, log_q, *_ = jax.tree.map(lambda a: a[0], draws)
     with pytest.raises(ValueError, match="the name 'draw' for itself"):
         to_arviz(Draws({"draw": z["mu"]}, log_p, log_q))
     half = Estimate(log_p, Draws({"mu": z["mu"].astype(jnp.bfloat16)}, log_p, log_q))

@@ -149,5 +149,5 @@ def test_a_keyed_target_by_hand(key):
     """Called by hand it takes its key by name, and a target that is not keyed is never given one."""
     target = vj.targets.keyed(lambda key, z: z + jax.random.normal(key))
     np.testing.assert_allclose(target(1.0, key=key), 1.0 + jax.random.normal(key))
-    with pytest.raises(TypeError):
+    with pytest.raises(ValueError, match="takes a key"):
         target(1.0)

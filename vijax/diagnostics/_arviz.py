@@ -46,8 +46,8 @@ def to_arviz(
 
     Raises:
         ImportError: without arviz-base: pip install "vijax-toolkit[diagnostics]".
-        ValueError: for draws without z, or of a batch of posteriors (more runs than draws), leaves that are not of as
-            many draws, and latents that are named `chain` or `draw`.
+        ValueError: for draws without z, or of a batch of posteriors (more runs than draws), or of a minibatch, leaves
+            that are not of as many draws, and latents that are named `chain` or `draw`.
 
     Reference: Kumar, Carroll, Hartikainen, Martin, ArviZ a unified library for exploratory analysis of Bayesian models
         in Python, 2019.
@@ -88,6 +88,11 @@ def to_arviz(
 def as_runs(draws: Draws | Estimate) -> Draws:
     """Return draws with a leading axis of restarts, of one where there was none."""
     draws = draws.draws if isinstance(draws, Estimate) else draws
+    if draws.only_mean is not None:
+        raise ValueError(
+            f"these draws have no importance weights: {draws.only_mean}. Weigh draws of q by all of the data, "
+            "draws.weigh(key, log_joint, q, num_samples=...)."
+        )
     if draws.z is None:
         raise ValueError(
             "these draws keep no z, as those made with chunk_size: draw again with draws.weigh."

@@ -96,7 +96,8 @@ def summarize(
         Summary.
 
     Raises:
-        ValueError: for draws without z, and of a batch of posteriors.
+        ValueError: for draws without z, of a batch of posteriors, and those of a minibatch or another target that is
+            right in its mean alone.
 
     Reference: Vehtari, Simpson, Gelman, Yao, Gabry, Pareto smoothed importance sampling, 2024, arXiv:1507.02646; Yao,
         Vehtari, Simpson, Gelman, Yes, but did it work? Evaluating variational inference, 2018, arXiv:1802.02538.

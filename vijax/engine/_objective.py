@@ -152,7 +152,7 @@ def estimate(request: Request, strategy: Strategy) -> Estimate:
     if value.shape != log_q.shape[1:]:
         raise refusals.wrong_shape_of_bound(log_q, value)
     weights = request.weights if strategy.weights is None else strategy.weights(log_q)
-    draws = Draws(z, log_p, log_q, weights, aux)
+    draws = Draws(z, log_p, log_q, weights, aux, request.caveat)
     return Estimate(value, jax.lax.stop_gradient(draws))
 
 
@@ -177,6 +177,6 @@ def _in_one_pass(request: Request, form: OnePass) -> Estimate | None:
         power=float(n),
         path=(1.0 - n, float(n)) if form.gated else (1.0, 0.0),
     )
-    draws = jax.lax.stop_gradient(Draws(None, log_p, log_q, None, aux))
+    draws = jax.lax.stop_gradient(Draws(None, log_p, log_q, None, aux, request.caveat))
     value = with_score(request.bound(draws.log_w), jnp.broadcast_to(score, batch))
     return Estimate(value, draws)

@@ -17,6 +17,7 @@ from vijax.engine._members import Members, watch
 from vijax.engine._states import States, states
 from vijax.types import (
     Bound,
+    Caveat,
     ClosedForms,
     Distribution,
     Draw,
@@ -100,6 +101,11 @@ class Request:
     def plan(self, draw: Draw, rows: int) -> Plan:
         """Return all the randomness for draws of another kind or number; it consumes the key."""
         return plan(self.key, self.target.keyed, draw, rows)
+
+    @property
+    def caveat(self) -> Caveat | None:
+        """Why log p of the draws is right in its mean alone, if it is."""
+        return Caveat(self.target.only_mean) if self.target.only_mean else None
 
     @cached_property
     def paths(self) -> dict[str, jaxprs.Path]:

@@ -22,6 +22,7 @@ from vijax.types._records import (
 )
 from vijax.types._values import (
     Bound,
+    Caveat,
     Distribution,
     Draw,
     Draws,
@@ -38,6 +39,7 @@ from vijax.types._values import (
 __all__ = [
     "Affine",
     "Bound",
+    "Caveat",
     "ClosedForms",
     "Distribution",
     "Divergence",

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+import jax
 from jaxtyping import Array, Float, Key
 
 PyTree = Any
@@ -51,6 +52,13 @@ class Bound(Protocol):
         ...
 
 
+@jax.tree_util.register_static
+class Caveat(str):
+    """What is to be known of some draws, a clause: static, so that it passes through jit, vmap and scan."""
+
+    __slots__ = ()
+
+
 class Draws(NamedTuple):
     """What an objective saw: k draws and their log-densities, gradients stopped.
 
@@ -60,6 +68,8 @@ class Draws(NamedTuple):
         log_q: log q(z) in nats, [k, *batch].
         weights: the weight of each draw, summing to 1 over axis 0; None means 1/k.
         aux: what a `targets.keyed(..., has_aux=True)` model returned beside log p, stacked over k.
+        only_mean: why log_p is right in its mean alone, as of a minibatch; None where it is log p(x, z). Such draws
+            have no importance weights, and no diagnostic takes them.
     """
 
     z: PyTree
@@ -67,6 +77,7 @@ class Draws(NamedTuple):
     log_q: Array
     weights: Array | None = None
     aux: PyTree = None
+    only_mean: Caveat | None = None
 
     @property
     def log_w(self) -> Array:

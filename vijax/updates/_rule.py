@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Key
 from vijax import checks
 from vijax.gaussians.triangle import half_log_det
 from vijax.trees import where
-from vijax.types import LogJoint, PyTree, Rule, Step
+from vijax.types import LogJoint, PyTree, Rule, Step, properties
 from vijax.updates import _gaussian
 from vijax.updates._gaussian import GaussianState
 from vijax.updates._whitened import Whitened, report, whiten
@@ -81,7 +81,8 @@ def gaussian_rule(
         whitened = whiten(key, target, state, num_samples, paired=paired)
         proposal = propose(state, whitened)
         new = take(state, whitened, proposal.move, halvings)
-        return new._replace(memory=memory), report(state, whitened, proposal.log_p)
+        reported = report(state, whitened, proposal.log_p, properties(target).only_mean)
+        return new._replace(memory=memory), reported
 
     return Rule(init, step, _gaussian.params)
 

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Key
 from vijax import engine
 from vijax.gaussians.affine import standard_log_density
 from vijax.gaussians.triangle import half_log_det, times_root
-from vijax.types import Draws, LogJoint, PyTree, Step, properties
+from vijax.types import Caveat, Draws, LogJoint, PyTree, Step, properties
 from vijax.updates._gaussian import GaussianState
 
 
@@ -66,8 +66,11 @@ def log_density(state: GaussianState, e: Float[Array, "k d"]) -> Float[Array, " 
     return standard_log_density(e) - half_log_det(state.root)
 
 
-def report(state: GaussianState, target: Whitened, log_p: Float[Array, " k"]) -> Step:
+def report(
+    state: GaussianState, target: Whitened, log_p: Float[Array, " k"], only_mean: str
+) -> Step:
     """Return the ELBO of the state that came in, with the draws that a step was made from."""
     log_q = log_density(state, target.noise)
-    drawn = Draws(latents(state, target.noise), log_p, log_q)
+    caveat = Caveat(only_mean) if only_mean else None
+    drawn = Draws(latents(state, target.noise), log_p, log_q, only_mean=caveat)
     return Step(jnp.mean(log_p - log_q), drawn)
