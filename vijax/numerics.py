@@ -4,6 +4,7 @@ The functions are jitted so that a model's step, which traces them anew, finds t
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -173,7 +174,7 @@ def _scale_gradient_jvp(primals: Any, tangents: Any) -> Any:
 
 @jax.custom_jvp
 def with_score(value: Array, score: Array) -> Array:
-    """Return `value` with the derivative of `score`: the two look at one number from a safe and a differentiable side.
+    """Return `value` with the derivatives of `score`, of any order: one number from a safe and a differentiable side.
 
     It replaces `stop(value) + score - stop(score)`, which is nan where score is infinite.
     """
@@ -183,4 +184,34 @@ def with_score(value: Array, score: Array) -> Array:
 @with_score.defjvp
 def _with_score_jvp(primals: Any, tangents: Any) -> Any:
     value, score = primals
-    return value, jnp.broadcast_to(tangents[1], jnp.shape(value)).astype(value.dtype)
+    change = jnp.broadcast_to(tangents[1], jnp.shape(value)).astype(value.dtype)
+    # The primal result is made by with_score again: a stopped value here would be stopped in every second derivative.
+    return with_score(value, score), change
+
+
+def once_differentiable(value: Array, refusal: Callable[[], Exception]) -> Array:
+    """Return `value` with its first derivative, of which a second one is refused while it is traced.
+
+    Args:
+        value: an array, of any shape.
+        refusal: what is raised.
+    """
+
+    @jax.custom_jvp
+    def factor(_: Array) -> Array:
+        return jnp.ones((), value.dtype)
+
+    @factor.defjvp
+    def refuse(primals: Any, tangents: Any) -> Any:
+        raise refusal()
+
+    @jax.custom_jvp
+    def same(value: Array) -> Array:
+        return value
+
+    @same.defjvp
+    def once(primals: Any, tangents: Any) -> Any:
+        # The factor of 1 depends on the value in name, so that whoever differentiates the derivative meets `refuse`.
+        return same(*primals), tangents[0] * factor(*primals)
+
+    return same(value)

@@ -14,6 +14,7 @@ from vijax.engine._objective import (
     Strategy,
     estimate,
     make_objective,
+    once_differentiable,
 )
 from vijax.engine._one_pass import one_pass
 from vijax.engine._refusals import CURE, densities_disagree, not_one_value_per_draw, support_moves
@@ -46,6 +47,7 @@ __all__ = [
     "is_mean",
     "make_objective",
     "not_one_value_per_draw",
+    "once_differentiable",
     "one_pass",
     "parts",
     "plan",

@@ -2,19 +2,19 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Key
 
-from vijax import checks
+from vijax import checks, numerics
 from vijax.engine import _refusals as refusals
 from vijax.engine._chunks import Rows, chunked
 from vijax.engine._evaluate import Plan
 from vijax.engine._one_pass import Sample, Weigh, one_pass
 from vijax.engine._request import Needs, Request, admit, require
-from vijax.numerics import with_score
 from vijax.types import Bound, Draw, Draws, Estimate, LogJoint, Objective, PyTree
 
 
@@ -80,7 +80,8 @@ class Estimator(NamedTuple):
         needs: what its derivation needs.
         strategy: how it evaluates one admitted call.
         own_derivative: whether the derivative of its value is that value's own, so that it may pass
-            through what is not linear; of most it is right in its mean alone.
+            through what is not linear and be differentiated again; of most it is right in its mean
+            alone.
     """
 
     needs: Needs
@@ -122,12 +123,20 @@ def make_objective(
         chosen = estimator if isinstance(estimator, Estimator) else estimator(request)
         require(request, chosen.needs)
         found = estimate(request, chosen.strategy(request))
-        if chosen.own_derivative or not checks.needs_own_derivative():
+        if chosen.own_derivative:
             return found
-        refusal = refusals.right_in_its_mean(name)
-        return found._replace(value=checks.value_alone(found.value, refusal))
+        if checks.needs_own_derivative():
+            refusal = refusals.right_in_its_mean(name)
+            return found._replace(value=checks.value_alone(found.value, refusal))
+        return once_differentiable(found, name)
 
     return objective
+
+
+def once_differentiable(result: Estimate, estimator: str) -> Estimate:
+    """Return an estimate whose second derivatives are refused: an estimator's gradient is right in its mean alone."""
+    refusal = partial(refusals.differentiated_twice, estimator)
+    return result._replace(value=numerics.once_differentiable(result.value, refusal))
 
 
 def estimate(request: Request, strategy: Strategy) -> Estimate:
@@ -178,5 +187,5 @@ def _in_one_pass(request: Request, form: OnePass) -> Estimate | None:
         path=(1.0 - n, float(n)) if form.gated else (1.0, 0.0),
     )
     draws = jax.lax.stop_gradient(Draws(None, log_p, log_q, None, aux, request.caveat))
-    value = with_score(request.bound(draws.log_w), jnp.broadcast_to(score, batch))
+    value = numerics.with_score(request.bound(draws.log_w), jnp.broadcast_to(score, batch))
     return Estimate(value, draws)

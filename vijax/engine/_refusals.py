@@ -203,3 +203,12 @@ def not_independent_latents(estimator: str, leaf: str) -> ValueError:
     return ValueError(
         f"{estimator} needs independent latents, and leaf '{leaf}' is given the earlier ones; {CURE}."
     )
+
+
+def differentiated_twice(estimator: str) -> ValueError:
+    """A second derivative of an estimator whose first alone is right, and that in its mean."""
+    return ValueError(
+        f"the value of gradients.{estimator} is differentiated twice, and the derivative of its gradient is no "
+        "estimate of the Hessian: use gradients.reparam, whose derivatives of any order are right. Where the gradient "
+        "is only looked at, as inside another loss, take it at jax.lax.stop_gradient of the parameters."
+    )

@@ -25,7 +25,7 @@ def auto(bound: Bound) -> Objective:
 
     Returns:
         An Objective: (key, log_joint, q, *, num_samples, chunk_size=None) -> Estimate, value [*batch] in nats. Second
-        derivatives mean nothing unless all leaves are pathwise.
+        derivatives are refused unless all leaves are pathwise.
 
     Raises:
         TypeError: (when called) for a raw key or a q that is not a distribution.

@@ -42,7 +42,7 @@ def relax(bound: Bound, *, control: Control) -> Controlled:
     Returns:
         (key, log_joint, q, parameters, *, num_samples, chunk_size=None) -> (Estimate, slopes), the value [*batch] in
         nats, the slopes like `parameters` and stopped. q shows its logits as q.logits, of independent latents. Second
-        derivatives mean nothing here.
+        derivatives are refused.
 
     Raises:
         TypeError: (when called) for a raw key, a q that is not a distribution, or `relaxed` of integer categoricals.

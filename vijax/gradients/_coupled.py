@@ -53,7 +53,7 @@ def disarm(bound: Bound) -> Objective:
     Returns:
         An Objective: (key, log_joint, q, *, num_samples, chunk_size=None) -> Estimate, value [*batch] in nats.
         num_samples counts draws, so pairs are half as many. q shows its logits as q.logits, of independent latents.
-        Second derivatives mean nothing here.
+        Second derivatives are refused.
 
     Raises:
         TypeError: (when called) for a raw key or a q that is not a distribution.

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Key
 
-from vijax import checks
+from vijax import checks, engine, jaxprs
 from vijax.numerics import with_score
 from vijax.types import (
     Bound,
@@ -48,8 +48,8 @@ def each(
 
     Returns:
         An Objective: (key, log_joint, q, *, num_samples, chunk_size=None) -> Estimate, value [*batch] in nats. q is a
-        dict, tuple or `types.Joint` of independent distributions. num_samples is handed to every one. First
-        derivatives alone mean something.
+        dict, tuple or `types.Joint` of independent distributions. num_samples is handed to every one. Second
+        derivatives are refused.
 
     Raises:
         TypeError: (when called) for a q of one distribution, or an estimator that carries a state.
@@ -102,7 +102,8 @@ def each(
                     "a state cannot be one of several; bind its state, or use gradients.disarm or vimco."
                 )
         first, along = found[0], sum(estimate.value for estimate in found)
-        return Estimate(with_score(first.value, along), _together(q, first.draws))
+        result = Estimate(with_score(first.value, along), _together(q, first.draws))
+        return engine.once_differentiable(result, "each")
 
     return objective
 
@@ -180,10 +181,10 @@ def _by_draws_alone(
         return jnp.sum(value), (value, aux)
 
     moving = [leaves[i] for i in free]
-    slopes, (value, aux) = jax.grad(total, has_aux=True)(
-        [jax.lax.stop_gradient(leaf) for leaf in moving]
-    )
-    return _along(jax.lax.stop_gradient(value), jax.lax.stop_gradient(slopes), moving), aux
+    at = jax.lax.stop_gradient(moving)
+    # With what it closes over stopped, so that a derivative by that is not one of these slopes.
+    slopes, (value, aux) = jaxprs.stopped(jax.grad(total, has_aux=True), at)[0](at)
+    return _along(value, slopes, moving), aux
 
 
 @jax.custom_jvp

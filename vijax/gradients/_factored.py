@@ -36,7 +36,7 @@ def factored(bound: Bound) -> Objective:
     Returns:
         An Objective: (key, log_joint, q, *, num_samples, chunk_size=None) -> Estimate, value [*batch] in nats. q is a
         dict, tuple or `types.Joint` of leaves; one distribution alone gets what `auto` gives it. Second derivatives
-        mean nothing unless all leaves are pathwise.
+        are refused unless all leaves are pathwise.
 
     Raises:
         TypeError: (when called) for a raw key or a q that is not a distribution.

@@ -29,7 +29,7 @@ def gdreg(
 
     log_joint stays the whole of log p(x, z); what `prior` does not explain of it keeps its plain gradient, so a prior
     that is not a factor costs variance, not bias. Build the objective inside the step, as prior, push and pull close
-    over λ. The model is looked at twice, forward and backward. Second derivatives mean nothing here. log_joint must be
+    over λ. The model is looked at twice, forward and backward. Second derivatives are refused. log_joint must be
     continuous in z and must not stop gradients in z.
 
     Args:
@@ -83,16 +83,17 @@ def _carried(
             log_p, aux = request.evaluate(z, log_q, seeds)
             return jnp.sum(log_p - path_log_q(z)), (log_p, aux)
 
-        slope, (log_p, aux) = jax.grad(log_w, has_aux=True)(stopped)
+        # Stopped in all that it closes over, so that a derivative by that is not one of the slope.
+        slope, (log_p, aux) = jaxprs.stopped(jax.grad(log_w, has_aux=True), stopped)[0](stopped)
         carried = jax.vmap(carry)(stopped)
 
         def along(slope: Array, z: Array, carried: Array) -> Array:
-            change = jax.lax.stop_gradient(slope) * (z - carried)
+            change = slope * (z - carried)
             return jnp.sum(change.reshape(*log_q.shape, -1), -1)
 
         moved = sum(jax.tree.leaves(jax.tree.map(along, slope, z, carried)))
         rest = request.evaluate(carried, log_q, seeds)[0] - jax.vmap(prior.log_prob)(carried)
-        return engine.Evaluated(*jax.lax.stop_gradient((log_p, log_q)), z, aux, (moved, rest))
+        return engine.Evaluated(log_p, jax.lax.stop_gradient(log_q), z, aux, (moved, rest))
 
     def value(log_p: Array, log_q: Array, extra: Any) -> Array:
         moved, rest = extra

@@ -30,7 +30,7 @@ def measure_valued(bound: Bound) -> Objective:
 
     Returns:
         An Objective: (key, log_joint, q, *, num_samples, chunk_size=None) -> Estimate, value [*batch] in nats. q shows
-        its means and scales as q.loc and q.scale, of independent latents. Second derivatives mean nothing here.
+        its means and scales as q.loc and q.scale, of independent latents. Second derivatives are refused.
 
     Raises:
         TypeError: (when called) for a raw key or a q that is not a distribution.

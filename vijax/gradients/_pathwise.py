@@ -55,7 +55,7 @@ def dreg(bound: Bound, *, draw: Draw = draws.iid) -> Objective:
     The plain form looks at the model twice and works in forward and reverse mode; XLA merges the two looks, unless
     log_joint holds a scan or while loop. With `chunk_size=num_samples` the model is evaluated once forward and once
     backward whatever it holds, in reverse mode; a smaller chunk_size evaluates in pieces, memory flat in num_samples.
-    Second derivatives mean nothing here. log_joint must be continuous in z, and must not stop gradients in z.
+    Second derivatives are refused. log_joint must be continuous in z, and must not stop gradients in z.
 
     Args:
         bound: of `vijax.bounds`, or any smooth log_w [k, *batch] -> [*batch]; one without a closed-form gate

@@ -187,4 +187,5 @@ def _relaxed(name: str, bound: Bound, point: Point, *, stop_density: bool) -> Ob
 
         return engine.Strategy(evaluate, value)
 
-    return engine.make_objective(name, bound, draws.iid, engine.Estimator(engine.Needs(), strategy))
+    estimator = engine.Estimator(engine.Needs(), strategy, whole=not stop_density)
+    return engine.make_objective(name, bound, draws.iid, estimator)

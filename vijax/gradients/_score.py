@@ -29,7 +29,7 @@ def score(bound: Bound, *, baseline: ArrayLike | None = None) -> Objective:
 
     Returns:
         An Objective: (key, log_joint, q, *, num_samples, chunk_size=None) -> Estimate, value [*batch] in nats. Second
-        derivatives mean nothing here.
+        derivatives are refused.
 
     Raises:
         TypeError: (when called) for a raw key or a q that is not a distribution.
@@ -60,7 +60,7 @@ def vimco(bound: Bound) -> Objective:
 
     Returns:
         An Objective: (key, log_joint, q, *, num_samples, chunk_size=None) -> Estimate, value [*batch] in nats. Second
-        derivatives mean nothing here.
+        derivatives are refused.
 
     Raises:
         TypeError: (when called) for a raw key or a q that is not a distribution.

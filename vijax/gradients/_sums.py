@@ -29,7 +29,7 @@ def local_expectation(bound: Bound) -> Objective:
 
     Returns:
         An Objective: (key, log_joint, q, *, num_samples, chunk_size=None) -> Estimate, value [*batch] in nats. q shows
-        its logits as q.logits, of independent latents. Second derivatives mean nothing here.
+        its logits as q.logits, of independent latents. Second derivatives are refused.
 
     Raises:
         TypeError: (when called) for a raw key or a q that is not a distribution.
@@ -83,7 +83,7 @@ def top_states(bound: Bound, *, states: int) -> Objective:
     Returns:
         An Objective: (key, log_joint, q, *, num_samples, chunk_size=None) -> Estimate, value [*batch] in nats; the
         model is evaluated states + num_samples times. q shows its logits as q.logits: one categorical (or Bernoulli)
-        for each member of the batch. Second derivatives mean nothing here.
+        for each member of the batch. Second derivatives are refused.
 
     Raises:
         TypeError: (when called) for a raw key or a q that is not a distribution.

@@ -93,7 +93,11 @@ class Level(NamedTuple):
 
 
 class Estimate(NamedTuple):
-    """An objective's answer: `value` [*batch] in nats, the only differentiable part, and its stopped `draws`."""
+    """An objective's answer: `value` [*batch] in nats, the only differentiable part, and its stopped `draws`.
+
+    Second derivatives of the value are right for `reparam`, and for estimators where they choose what it does; of the
+    others they are refused.
+    """
 
     value: Array
     draws: Draws
