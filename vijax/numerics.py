@@ -12,11 +12,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 
-def _shifted(x: Array) -> tuple[Array, Array]:
-    """Return top = max x over axis 0, and x - top made total: -inf where top is, never nan for nan-free x."""
+def _shifted(x: Array, top: Array | None = None) -> tuple[Array, Array]:
+    """Return top, by default max x over axis 0, and x - top made total: never nan for nan-free x."""
     if x.ndim == 0 or x.shape[0] == 0:
         raise ValueError(f"log-weights must have shape [k, *batch] with k >= 1, got {x.shape}.")
-    top = jnp.max(jax.lax.stop_gradient(x), 0)
+    if top is None:
+        top = jnp.max(jax.lax.stop_gradient(x), 0)
     # A +inf row becomes the largest finite one, so that beside it finite rows count for nothing. Written in the fewest
     # operations, since every model's step lowers them anew.
     huge = jnp.asarray(jnp.finfo(x.dtype).max, x.dtype)
@@ -32,10 +33,17 @@ def _possible(total: Array) -> Array:
     return jnp.where(total == 0, jnp.ones_like(total), total)
 
 
-def _weighted(x: Array, weights: Array) -> tuple[Array, Array]:
-    """Return weights [k, *batch], and x with rows of no weight made impossible, so that they do not set the scale."""
+def _weighted(x: Array, weights: Array) -> tuple[Array, Array, Array]:
+    """Return weights [k, *batch], the largest row of any weight, and exp(x - top), finite in rows of none.
+
+    Those do not set the scale, but the slope at a weight of 0 is their exponential, so it stays.
+    """
     w = jnp.broadcast_to(expand(weights, x), x.shape)
-    return w, jnp.where(w > 0, x, -jnp.inf)
+    none = w == 0
+    top = _shifted(jnp.where(none, -jnp.inf, x))[0]
+    ceiling = math.log(float(jnp.finfo(x.dtype).max)) - 8  # room for a division
+    u = _shifted(jnp.where(none & jnp.isnan(x), -jnp.inf, x), top)[1]
+    return w, top, jnp.exp(jnp.where(none, jnp.minimum(u, ceiling), u))
 
 
 @jax.jit
@@ -47,7 +55,8 @@ def log_mean_exp(
         log Σₖ weightsₖ exp(xₖ)
 
     Unlike `jax.nn.logsumexp` it has a finite gradient everywhere: a -inf row gets 0, all rows -inf give -inf with
-    gradient 0, a +inf row gives +inf with gradient 0; nan stays nan.
+    gradient 0, a +inf row gives +inf with gradient 0; nan stays nan. A row of weight 0 adds nothing, and the slope
+    in its weight is exp(xₖ) / Σ weights exp(x).
 
     Args:
         x: log-weights in nats, [k, *batch].
@@ -64,9 +73,8 @@ def log_mean_exp(
         # The sum is 1 or more, which does not feel this; or 0, when it must not reach the logarithm.
         total = jax.lax.max(jnp.sum(jnp.exp(u), 0), jnp.asarray(0.5, x.dtype))
         return jnp.log(total) + (top - math.log(x.shape[0]))
-    w, x = _weighted(x, weights)
-    top, u = _shifted(x)
-    return jnp.log(_possible(jnp.sum(w * jnp.exp(u), 0))) + top
+    w, top, each = _weighted(x, weights)
+    return jnp.log(_possible(jnp.sum(w * each, 0))) + top
 
 
 @jax.jit
@@ -85,8 +93,8 @@ def normalized_weights(
     if weights is None:
         w = jnp.exp(_shifted(x)[1])
     else:
-        w, x = _weighted(x, weights)
-        w = w * jnp.exp(_shifted(x)[1])
+        w, _, each = _weighted(x, weights)
+        w = w * each
     return w / _possible(jnp.sum(w, 0))[None]
 
 

@@ -7,6 +7,7 @@ import pytest
 from jax.scipy.stats import norm
 
 import vijax as vj
+from tests import table
 from tests.bare import Gauss
 from tests.faults.judging import G, case, refusal
 
@@ -108,9 +109,6 @@ WEIGHTS = np.array([0.0, 0.5, 0.5])
 SLOPES = np.exp(LOG_W) / np.sum(WEIGHTS * np.exp(LOG_W))
 
 
-@pytest.mark.xfail(
-    strict=True, raises=AssertionError, reason="A8: removed with the -inf it was guarding"
-)
 def test_the_slope_at_a_weight_of_zero():
     slope = jax.grad(lambda w: vj.numerics.log_mean_exp(jnp.asarray(LOG_W), weights=w))(
         jnp.asarray(WEIGHTS)
@@ -126,16 +124,47 @@ def test_the_slope_at_other_weights():
     np.testing.assert_allclose(slope[1:], SLOPES[1:], rtol=1e-6)
 
 
-@pytest.mark.parametrize("bound", ["elbo", "iwae"])
-@pytest.mark.xfail(
-    strict=True, raises=AssertionError, reason="A8: removed with the -inf it was guarding"
-)
+def test_the_slope_at_a_weight_of_zero_to_second_order():
+    """- exp(x₀)² / (Σ w exp(x))², and in x₀ the same slope again; of an impossible row 0, and finite of a huge one."""
+    value = lambda w, x: vj.numerics.log_mean_exp(x, weights=w)
+    by_w, by_both = jax.jit(
+        lambda w, x: (jax.hessian(value)(w, x), jax.jacfwd(jax.grad(value), 1)(w, x))
+    )(jnp.asarray(WEIGHTS), jnp.asarray(LOG_W))
+    np.testing.assert_allclose(by_w, -np.outer(SLOPES, SLOPES), rtol=1e-6)
+    np.testing.assert_allclose(by_both[0, 0], SLOPES[0], rtol=1e-6)
+    slope = jax.jit(jax.grad(value))
+    impossible = slope(jnp.asarray(WEIGHTS), jnp.array([-np.inf, *LOG_W[1:]]))
+    np.testing.assert_allclose(impossible, [0.0, *SLOPES[1:]], rtol=1e-6)
+    huge = slope(jnp.asarray(WEIGHTS), jnp.array([1e4, *LOG_W[1:]]))
+    assert np.isfinite(huge).all()
+    assert huge[0] > 1e300
+    assert value(jnp.asarray(WEIGHTS), jnp.array([np.inf, 0.0, 0.0])) == 0.0
+
+
+def test_normalized_weights_at_a_weight_of_zero():
+    slope = jax.jacfwd(lambda w: vj.numerics.normalized_weights(jnp.asarray(LOG_W), weights=w))(
+        jnp.asarray(WEIGHTS)
+    )
+    expected = np.diag(SLOPES) - np.outer(WEIGHTS * SLOPES, SLOPES)
+    np.testing.assert_allclose(slope, expected, rtol=1e-6, atol=1e-12)
+
+
+WEIGHTED = {row.name: row.function for row in table.BOUNDS if row.weighted and row.name != "own"}
+ALONG = np.array([1.0, -0.4, -0.3, -0.3])
+
+
+@pytest.mark.parametrize("bound", WEIGHTED)
 def test_the_slope_of_a_bound_at_a_weight_of_zero(bound):
-    """The same through `weights=`, against differences on the side of positive weights."""
-    value = lambda w: getattr(vj.bounds, bound)(jnp.asarray(LOG_W), weights=w)
-    step = 1e-7 * np.array([1.0, 0.0, 0.0])
-    expected = (value(jnp.asarray(WEIGHTS + step)) - value(jnp.asarray(WEIGHTS))) / 1e-7
-    np.testing.assert_allclose(jax.grad(value)(jnp.asarray(WEIGHTS))[0], expected, rtol=1e-5)
+    """Through `weights=`, against differences on the side of positive weights; of a group of no weight too."""
+    log_w, step = jnp.array([-0.96, -1.16, -2.36, 0.4]), 1e-7
+    value = lambda w: WEIGHTED[bound](log_w, weights=w)
+    for weights, along in [
+        ([0.0, 0.5, 0.3, 0.2], ALONG),
+        ([0.0, 0.0, 0.6, 0.4], np.array([0.5, 0.5, -0.4, -0.6])),
+    ]:
+        w = jnp.asarray(weights)
+        expected = (value(w + step * along) - value(w)) / step
+        np.testing.assert_allclose(jax.grad(value)(w) @ along, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_log_of_a_weight_of_zero_is_the_users():

@@ -63,9 +63,8 @@ def elbo(
     if weights is None:
         return jnp.mean(log_w, 0)
     w = expand(weights, log_w)
-    return jnp.sum(
-        w * jnp.where(w == 0, 0.0, log_w), 0
-    )  # a draw of no weight counts for nothing, though it be -inf
+    # A draw of no weight counts for nothing, though it be -inf; a finite one is the slope in its weight.
+    return jnp.sum(w * jnp.where((w == 0) & ~jnp.isfinite(log_w), 0.0, log_w), 0)
 
 
 @with_closed_forms(
@@ -106,7 +105,9 @@ def _grouped(log_w: Array, groups: int, weights: Array | None) -> tuple[Array, A
         return jnp.moveaxis(a.reshape(groups, k // groups, *a.shape[1:]), 0, 1)
 
     total = jnp.sum(split(w), 0)
-    return split(log_w), split(w) / jnp.where(total > 0, total, 1.0)[None], total
+    # A group of no weight has equal ones, so that its bound is the slope in the weight of the group.
+    within = jnp.where(total == 0, groups / k, split(w) / jnp.where(total == 0, 1.0, total)[None])
+    return split(log_w), within, total
 
 
 def _ungroup(per_draw: Array, like: Array) -> Array:
@@ -164,7 +165,7 @@ def multi_iwae(
     Reference: Rainforth et al., Tighter variational bounds are not necessarily better, 2018, arXiv:1802.04537.
     """
     l, w, total = _grouped(log_w, groups, weights)
-    return jnp.sum(total * log_mean_exp(l, weights=w), 0)
+    return elbo(log_mean_exp(l, weights=w), weights=total)
 
 
 def _ciwae_gate(log_w: Array, *, beta: float | Array, weights: Array | None = None) -> Array:

@@ -18,11 +18,13 @@ def _tilted_mean(log_w: Array, beta: Array | float, weights: Array | None) -> Ar
     """Return Σ w̃ₖ log wₖ with w̃ ∝ weights wᵝ: the self-normalised mean of log w at inverse temperature β > 0."""
     if log_w.shape[0] == 0:
         raise ValueError(f"log_w must have shape [k, *batch] with k >= 1, got {log_w.shape}.")
+    counted = log_w
     if weights is not None:
-        log_w = jnp.where(
-            jnp.broadcast_to(expand(weights, log_w), log_w.shape) > 0, log_w, -jnp.inf
-        )
-    top = jax.lax.stop_gradient(jnp.max(log_w, 0))
+        # Rows of no weight set no scale, and are the slope in their weight where they are finite.
+        none = jnp.broadcast_to(expand(weights, log_w), log_w.shape) == 0
+        log_w = jnp.where(none & ~jnp.isfinite(log_w), -jnp.inf, log_w)
+        counted = jnp.where(none, -jnp.inf, log_w)
+    top = jax.lax.stop_gradient(jnp.max(counted, 0))
     rows = jnp.where(jnp.isinf(top)[None], 0.0, log_w)
     possible = rows != -jnp.inf
     # Below the largest, so that rounding is of the spread and not of the size.

@@ -116,7 +116,8 @@ def enumerate(  # the name that the field gives it; one writes targets.enumerate
     Returns:
         Enumerated(log_joint, posterior): the collapsed target z -> log p(x, z), [*batch]; and z -> p(c | x, z), with
         `log_probs` and the two methods of a distribution, to draw c afterwards. States of -inf get gradient 0; where
-        all are, the target is -inf with gradient 0.
+        all are, the target is -inf with gradient 0. At a weight w of exactly 0 the slope of log w in log_joint is
+        infinite, and that of the sum nan: sum such states by `numerics.log_mean_exp(..., weights=w)`.
 
     Raises:
         TypeError: where states, plate or batch are not whole numbers or arrays of values.
