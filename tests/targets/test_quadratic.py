@@ -242,6 +242,40 @@ def batched(z, b):
 
 
 @pytest.mark.slow
+def _coefficients(rows, scale, prior=0.0):
+    """Return the evidence of three coefficients on `rows` observations, with a prior of that precision or none."""
+    x = jnp.asarray(scale * X[:rows, :3])
+    like = jnp.zeros(3, x.dtype)
+    fit = lambda z, b: -0.5 * jnp.sum((x @ b - z) ** 2) - 0.5 * prior * jnp.sum(b**2)
+    return vj.targets.collapse_gaussian(fit, like)[0](jnp.asarray(0.3, x.dtype))
+
+
+@pytest.mark.parametrize("double", [False, True], ids=["float32", "float64"])
+def test_a_singular_precision_is_nan_at_any_scale(double):
+    """Two observations of three coefficients and no prior: the integral is infinite, whatever a pivot is rounded to."""
+    with jax.enable_x64(double):
+        # A weak prior is enough, so long as it is not lost in rounding.
+        for rows, prior, sound in [(2, 0.0, False), (3, 0.0, True), (2, 1e-3, True)]:
+            run = jax.jit(
+                lambda scale, rows=rows, p=prior: _coefficients(rows, scale, p * scale**2)
+            )
+            for scale in (1e-3, 0.3, 1.0, 7.0, 1e3):
+                assert np.isfinite(run(scale)) == sound
+
+
+def test_a_singular_chain_is_nan():
+    """Differences alone leave the level free; one weak observation of it does not."""
+
+    @jax.jit
+    def walk(weak):
+        log_joint = lambda z, b: -0.5 * jnp.sum(jnp.diff(b) ** 2) - 0.5 * weak * b[0] ** 2
+        structure = gaussians.tridiagonal
+        return vj.targets.collapse_gaussian(log_joint, jnp.zeros(12), precision=structure)[0](0.0)
+
+    assert np.isnan(walk(0.0))
+    np.testing.assert_allclose(walk(0.01), 6 * np.log(2 * np.pi) - 0.5 * np.log(0.01), rtol=1e-4)
+
+
 def test_batches_and_transformations():
     z = jnp.array([-0.5, 0.0, 0.4])
     whole, conditional = vj.targets.collapse_gaussian(batched, jnp.zeros((3, 4)))

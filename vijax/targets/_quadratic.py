@@ -31,8 +31,9 @@ def collapse_gaussian(
 
     Costs d products of the Hessian with a vector (dense), one (`gaussians.diagonal`) or three for each number of a
     block (`gaussians.tridiagonal`), and stays as stable as a Cholesky factor; use float64 where Λ's condition number is
-    above 1e5. A structure that Λ does not have, members of the batch that depend on each other's b, and a Λ that is not
-    positive definite, give nan.
+    above 1e5. The value is nan where Λ is not positive definite, so that the integral is infinite, or cannot be told
+    from a singular one in these floats; for a structure that Λ does not have; and where members of the batch depend on
+    each other's b.
 
     Args:
         log_joint: (z, b) -> log p(x, z, b), [*batch] in nats.
@@ -64,7 +65,7 @@ def collapse_gaussian(
         # Newton's step is exact from any fixed point, and so are its derivatives in z. From one near the mode, where
         # a first step arrives, nothing large cancels.
         near = jax.lax.stop_gradient(v + precision.solve(root, slope))
-        return f.integral(near, root, _holds(f, precision, matrix, v))
+        return f.integral(near, root, _holds(f, precision, matrix, root, v))
 
     return lambda z: found(z)[0], lambda z: found(z)[1]
 
@@ -134,8 +135,9 @@ def laplace(
         far, size = (jnp.max(jnp.abs(a), f.axes, initial=0.0) for a in (left, near))
         arrived = (jnp.sum(g * left, f.axes) <= eps**0.5) | (far <= 8 * eps * size)
         matrix = matrix_at(mode)
-        settled = jax.lax.stop_gradient(arrived) & _holds(f, precision, matrix, near)
-        return f.integral(near, precision.factor(matrix), settled, mode)
+        root = precision.factor(matrix)
+        settled = jax.lax.stop_gradient(arrived) & _holds(f, precision, matrix, root, near)
+        return f.integral(near, root, settled, mode)
 
     return lambda z: found(z)[0], lambda z: found(z)[1]
 
@@ -224,19 +226,31 @@ def require_floats(like: PyTree) -> None:
         )
 
 
-def _holds(f: _Function, precision: Precision, matrix: Any, v: Array) -> Array:
-    """Whether Λ has the zeros that `precision` says, and none between members, seen in a direction at random."""
-    if precision is dense and not f.batch:
-        return jnp.ones(f.batch, bool)
-    # Of D^-½ Λ D^-½, whose diagonal is 1: one large number would hide the rest.
+def _holds(f: _Function, precision: Precision, matrix: Any, root: Any, v: Array) -> Array:
+    """Whether Λ is positive definite beyond rounding, and has the zeros that `precision` says.
+
+    Both are seen of D^-½ Λ D^-½, whose diagonal is 1 (one large number would hide the rest), in a
+    direction at random: the zeros, those between members among them, by a product with it; the smallest
+    eigenvalue by two steps of inverse iteration. That of a singular matrix is rounded to a few eps.
+    """
+    matrix, root = jax.lax.stop_gradient((matrix, root))
     own = precision.own(matrix)
     scale = jax.lax.rsqrt(jnp.where(own > 0, own, jnp.nan)).reshape(v.shape)
-    e = scale * jnp.cos(1.0 + jnp.arange(v.size, dtype=v.dtype)).reshape(v.shape)
+    direction = jnp.cos(1.0 + jnp.arange(v.size, dtype=v.dtype)).reshape(v.shape)
+    eps = jnp.finfo(v.dtype).eps
+
+    def size(a: Array) -> Array:
+        return jnp.sqrt(jnp.sum(jnp.square(a), f.axes, keepdims=True))
+
+    once = precision.solve(root, direction / size(direction) / scale) / scale
+    twice = precision.solve(root, once / size(once) / scale) / scale
+    definite = jnp.all(16 * eps * size(twice) < 1, f.axes)
+    if precision is dense and not f.batch:
+        return jax.lax.stop_gradient(definite)
+    e = scale * direction
     seen, said = scale * f.product(v, e), scale * precision.times(matrix, e)
-    close = jnp.finfo(v.dtype).eps ** 0.5 * jnp.max(
-        jnp.abs(seen), f.axes, keepdims=True, initial=0.0
-    )
-    return jax.lax.stop_gradient(jnp.all(jnp.abs(seen - said) <= close, f.axes))
+    close = eps**0.5 * jnp.max(jnp.abs(seen), f.axes, keepdims=True, initial=0.0)
+    return jax.lax.stop_gradient(definite & jnp.all(jnp.abs(seen - said) <= close, f.axes))
 
 
 def _quadratic(f: _Function, v: Array) -> None:
