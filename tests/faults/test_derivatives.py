@@ -9,7 +9,7 @@ from jax.scipy.stats import norm
 import vijax as vj
 from tests import table
 from tests.bare import Gauss
-from tests.faults.judging import G, case, refusal
+from tests.faults.judging import G, assert_refused, case, refusal
 
 pytestmark = pytest.mark.usefixtures("loose_ranks", "unchecked", "x64")
 C = vj.targets.constraints
@@ -173,3 +173,38 @@ def test_log_of_a_weight_of_zero_is_the_users():
         jnp.asarray(WEIGHTS)
     )
     assert not np.isfinite(slope[0])
+
+
+# --- what a function's author declared of its derivative, taken for the value's own
+
+
+def _declared(value, slope):
+    function = jax.custom_jvp(value)
+    function.defjvps(lambda t, out, b: slope(b) * t)
+    return function
+
+
+NOT_QUADRATIC = {
+    "-b⁴, whose slope is said to be -2b": (lambda b: -(jnp.abs(b) ** 4.0), lambda b: -2 * b),
+    "-b⁴ by products": (lambda b: -b * b * b * b, lambda b: -2 * b),
+    "-|b|": (lambda b: -jnp.abs(b), lambda b: -jnp.ones_like(b)),
+    "-b², whose slope is said to be half of it": (lambda b: -(b**2), lambda b: -b),
+}
+
+
+@pytest.mark.parametrize("name", NOT_QUADRATIC)
+def test_a_declared_derivative_makes_nothing_quadratic(name):
+    function = _declared(*NOT_QUADRATIC[name])
+    collapsed = vj.targets.collapse_gaussian(
+        lambda z, b: -(z**2) + function(b) - b**2, jnp.zeros(())
+    )[0]
+    assert_refused(lambda: jax.eval_shape(collapsed, 0.3))
+
+
+def test_a_declared_derivative_that_is_the_values_own_passes():
+    """∫ exp(-2b²) db = √(π/2), through a custom_jvp, in a jit and under another function's declared derivative of z."""
+    function = _declared(lambda b: -(b**2), lambda b: -2 * b)
+    log_joint = lambda z, b: jax.jit(function)(b) - b**2 + jax.nn.softplus(z)
+    collapsed = vj.targets.collapse_gaussian(log_joint, jnp.zeros(()))[0]
+    expected = 0.5 * np.log(np.pi / 2) + np.log1p(np.exp(0.3))
+    np.testing.assert_allclose(jax.jit(collapsed)(0.3), expected, rtol=1e-6)

@@ -29,6 +29,21 @@ def fourth_power(b):
 
 fourth_power.defjvps(lambda t, out, b: 2 * t)  # which is wrong
 
+
+def declared(value, slope):
+    """Return a function of a value whose derivative is declared."""
+    function = jax.custom_jvp(value)
+    function.defjvps(lambda t, out, b: slope(b) * t)
+    return function
+
+
+@jax.custom_vjp
+def form(b):
+    return b @ A @ b
+
+
+form.defvjp(lambda b: (form(b), b), lambda b, t: (t * ((A + A.T) @ b),))
+
 DEGREES = {
     "constant": (lambda b: jnp.float32(1.0), 0),
     "matrix": (lambda b: A @ b, 1),
@@ -42,6 +57,11 @@ DEGREES = {
     "chosen by data": (lambda b: jnp.where(X > 0, b, -b), 1),
     "branch by data": (lambda b: jax.lax.cond(X[0] > 0, lambda b: b, lambda b: 2 * b, b), 1),
     "declared derivative": (lambda b: doubled(b), 1),
+    "a declared square": (lambda b: declared(jnp.square, lambda b: 2 * b)(b), 2),
+    "a declared square in a jit": (
+        jax.jit(lambda b: X * declared(jnp.square, lambda b: 2 * b)(b)),
+        2,
+    ),
     "a declared scale": (lambda b: jax.nn.softplus(X) * b, 1),
     "a maximum free of it": (lambda b: jnp.max(X) * b, 1),
     "square": (lambda b: jnp.square(b), 2),
@@ -66,6 +86,32 @@ HIGHER = {
     "product in a scan": (lambda b: jax.lax.scan(lambda s, x: (s * x, s), 1.0, b)[0], "mul"),
     "einsum": (lambda b: jnp.einsum("i,j,k->", b, b, b), "dot_general"),
     "a wrong derivative": (lambda b: fourth_power(b), "integer_pow"),
+    "fourth power by a float": (
+        lambda b: declared(lambda b: jnp.power(b, 4.0), lambda b: 2 * b)(b),
+        r"\w+",
+    ),
+    "a fourth power said to be linear": (
+        lambda b: declared(lambda b: jnp.exp(4 * jnp.log(jnp.abs(b))), jnp.ones_like)(b),
+        r"\w+",
+    ),
+    "half of the slope": (
+        lambda b: declared(jnp.square, lambda b: b)(b),
+        "a declared derivative",
+    ),
+    "a linear slope for a square": (
+        lambda b: declared(jnp.square, jnp.ones_like)(b),
+        "a declared derivative",
+    ),
+    "without forward mode": (lambda b: form(b), "a declared derivative"),
+    "relu": (lambda b: jax.nn.relu(b), r"\w+"),
+    "a declared power in a loop": (
+        lambda b: jax.lax.scan(
+            lambda s, x: (s + declared(lambda x: jnp.power(x, 4.0), lambda x: 2 * x)(x), None),
+            0.0,
+            b,
+        )[0],
+        r"\w+",
+    ),
     "exp": (lambda b: jnp.exp(b), "exp"),
     "quotient": (lambda b: X / b, "div"),
     "absolute": (lambda b: jnp.abs(b), "abs"),

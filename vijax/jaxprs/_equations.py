@@ -1,6 +1,6 @@
 """What jaxprs are made of: how to get one, its kinds of equations, what it keeps out of sight."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -24,6 +24,33 @@ INNER = ("jaxpr", "call_jaxpr", "fun_jaxpr")
 def trace(function: Callable[..., PyTree], *args: PyTree) -> tuple[core.ClosedJaxpr, PyTree]:
     """Trace a function; return its jaxpr, closed-over values as consts, and its output's shapes."""
     return jax.make_jaxpr(function, return_shape=True)(*args)
+
+
+def undeclared(closed: core.ClosedJaxpr) -> Callable[..., Any]:
+    """Return a jaxpr's first result as a function whose derivative is the value's own, and no other.
+
+    Functions with a declared derivative are put in their place; within loops they stay.
+    """
+    return lambda *args: _evaluate(closed.jaxpr, closed.consts, args)[0]
+
+
+def _evaluate(jaxpr: core.Jaxpr, consts: Sequence[Any], args: Sequence[Any]) -> list[Any]:
+    known: dict[Any, Any] = dict(zip(jaxpr.constvars, consts, strict=True))
+    known.update(zip(jaxpr.invars, args, strict=True))
+
+    def read(variable: Any) -> Any:
+        return variable.val if isinstance(variable, core.Literal) else known[variable]
+
+    for eqn in jaxpr.eqns:
+        ins, inner = [read(v) for v in eqn.invars], inner_jaxpr(eqn)
+        fits = inner is not None and len(opened(inner).invars) == len(ins)
+        if eqn.primitive.name in CALLS and inner is not None and fits:
+            outs = _evaluate(opened(inner), getattr(inner, "consts", ()), ins)
+        else:
+            outs = eqn.primitive.bind(*ins, **eqn.primitive.get_bind_params(eqn.params))
+            outs = outs if eqn.primitive.multiple_results else [outs]
+        known.update(zip(eqn.outvars, outs, strict=True))
+    return [read(v) for v in jaxpr.outvars]
 
 
 def hidden(closed: core.ClosedJaxpr) -> str | None:

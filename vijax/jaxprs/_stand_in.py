@@ -35,7 +35,7 @@ def misfit(
     allowed = min(0.05, (8 + 4 * count**0.5) * float(jnp.finfo(left.dtype).eps))
     largest = float(jnp.finfo(left.dtype).max) / 2  # beyond it nothing can be told
     with jax.ensure_compile_time_eval(), np.errstate(all="ignore"):
-        consts = [_stand_in(rng, c) for c in closed.consts]
+        consts = [stand_in(rng, c) for c in closed.consts]
 
         def error(spell: Spelling, untold: float) -> float:
             """Return the largest error over the points, `untold` for numbers too large to tell."""
@@ -57,7 +57,7 @@ def misfit(
         return max(errors, default=float("inf"))
 
 
-def _stand_in(rng: np.random.Generator, const: Any) -> tuple[Any, np.ndarray | None]:
+def stand_in(rng: np.random.Generator, const: Any) -> tuple[Any, np.ndarray | None]:
     """Return a constant that may stay, and None; or its shape and dtype, and probabilities."""
     dtype, shape = jnp.result_type(const), jnp.shape(const)
     if jnp.issubdtype(dtype, jnp.floating):
