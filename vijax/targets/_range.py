@@ -1,6 +1,7 @@
 """What constraints ask of shapes, and of the numbers that a dtype has next to a bound."""
 
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -74,3 +75,38 @@ def within_reach(y: Array, low: float, high: float) -> Array:
     return jax.lax.clamp(
         jnp.asarray(low * reach(y), y.dtype), y, jnp.asarray(high * reach(y), y.dtype)
     )
+
+
+Map = Callable[[Array], Array]
+Forward = Callable[[Array], tuple[Array, Array]]
+
+
+def in_any_precision(forward: Forward, inverse: Map, inside: Map) -> tuple[Forward, Map]:
+    """Return a map and its inverse that do their arithmetic in float32 where they are given half precision.
+
+    Args:
+        forward: y -> (z, log-Jacobian).
+        inverse: z -> y.
+        inside: z -> z off the boundary, onto which half precision may have rounded it.
+    """
+
+    def wide(x: Array) -> Array:
+        return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+    def run(y: Array) -> tuple[Array, Array]:
+        if wide(y).dtype == y.dtype:
+            return forward(y)
+        z, log_jacobian = forward(wide(y))
+        largest = float(jnp.finfo(y.dtype).max)
+        z = jnp.clip(z, -largest, largest).astype(y.dtype)
+        return with_score(inside(jax.lax.stop_gradient(z)), z), log_jacobian.astype(y.dtype)
+
+    def back(z: Array) -> Array:
+        return inverse(wide(z)).astype(z.dtype)
+
+    return run, back
+
+
+def smallest(z: Array, share: float) -> float:
+    """Return e to minus a share of z's reach; of float16, which has no room for squares, 1e-4."""
+    return 1e-4 if z.dtype == jnp.float16 else math.exp(-share * reach(z))

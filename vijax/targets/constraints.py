@@ -8,7 +8,8 @@ They are total: z never touches its boundary, in float32 either, so that log_joi
 next number inside or, where that would be absurdly small or large, in float32 at 5e-10 (a scale, whose inverse cube the
 slope of a normal's log-density holds), 2e-19 (a probability) and 5e18, in float64 at 1e-77, 1e-154 and 1e154; the
 density of y goes on to fall. The inverses give ±inf at the boundary, and nan outside; those of `simplex` and of
-`cholesky_correlation` first scale a vector or a row to one, so that .33, .33, .33 will do. Arithmetic is in y's dtype.
+`cholesky_correlation` first scale a vector or a row to one, so that .33, .33, .33 will do. Arithmetic is in y's dtype,
+of half precision in float32; float16, whose numbers end at 6e-5 and 65504, stops at 1e-4 and 65504.
 
 Reference: Stan reference manual, 2024, Constraint transforms; Kucukelbir, Tran, Ranganath, Gelman, Blei, Automatic
     differentiation variational inference, 2017, arXiv:1603.00788.
@@ -27,11 +28,12 @@ from jaxtyping import Array, ArrayLike
 from vijax.numerics import with_score
 from vijax.targets._range import (
     bound_like,
+    in_any_precision,
     last_axis,
     next_number,
     on_diagonal,
-    reach,
     side_of_triangle,
+    smallest,
     strictly_inside,
     within_reach,
 )
@@ -65,10 +67,17 @@ def _softplus(y: Array) -> tuple[Array, Array]:
 real = Constraint(lambda y: (y, jnp.zeros_like(y)), lambda z: z)
 """Any number, z = y; what None stands for."""
 
-positive = Constraint(_exp, jnp.log)
+
+def _above_zero(z: Array) -> Array:
+    return jnp.maximum(z, smallest(z, 0.5))
+
+
+positive = Constraint(*in_any_precision(_exp, jnp.log, _above_zero))
 """z > 0 by z = eʸ, log J = y: a Gaussian q over y is log-normal over z. For scales and rates, the first to try."""
 
-softplus = Constraint(_softplus, lambda z: z + jnp.log(-jnp.expm1(-z)))
+softplus = Constraint(
+    *in_any_precision(_softplus, lambda z: z + jnp.log(-jnp.expm1(-z)), _above_zero)
+)
 """z > 0 by z = log(1 + eʸ), log J = log σ(y): Gaussian itself where z is large, as a scale far from 0 is."""
 
 
@@ -133,7 +142,7 @@ def interval(low: ArrayLike | None = None, high: ArrayLike | None = None) -> Con
         below = jnp.log(z - bottom)
         return below if top is None else below - jnp.log(top - z)
 
-    return Constraint(forward, inverse)
+    return Constraint(*in_any_precision(forward, inverse, lambda z: strictly_inside(z, *ends(z))))
 
 
 def affine(loc: ArrayLike, scale: ArrayLike) -> Constraint:
@@ -158,9 +167,10 @@ def affine(loc: ArrayLike, scale: ArrayLike) -> Constraint:
         spread = bound_like(scale, y, "scale")
         return bound_like(loc, y, "loc") + spread * y, jnp.log(spread)
 
-    return Constraint(
-        forward, lambda z: (z - bound_like(loc, z, "loc")) / bound_like(scale, z, "scale")
-    )
+    def inverse(z: Array) -> Array:
+        return (z - bound_like(loc, z, "loc")) / bound_like(scale, z, "scale")
+
+    return Constraint(*in_any_precision(forward, inverse, lambda z: z))
 
 
 # --- vectors
@@ -170,20 +180,26 @@ def _ordered(y: Array) -> tuple[Array, Array]:
     last_axis(y, "ordered")
     gaps, log_jacobian = _exp(y[..., 1:])
     z = jnp.cumsum(jnp.concatenate([y[..., :1], gaps], -1), -1)
+    return with_score(_rising(z), z), jnp.sum(log_jacobian, -1)
 
-    # A gap may be below the spacing of numbers: they stay a step apart.
+
+def _rising(z: Array) -> Array:
+    """Keep numbers a step apart: a gap may be below their spacing."""
+
     def above(last: Array, number: Array) -> tuple[Array, Array]:
         number = jnp.maximum(number, next_number(last))
         return number, number
 
     steps = jnp.moveaxis(jax.lax.stop_gradient(z), -1, 0)
     strict = jnp.concatenate([steps[:1], jax.lax.scan(above, steps[0], steps[1:])[1]])
-    return with_score(jnp.moveaxis(strict, 0, -1), z), jnp.sum(log_jacobian, -1)
+    return jnp.moveaxis(strict, 0, -1)
 
 
-ordered = Constraint(
-    _ordered, lambda z: jnp.concatenate([z[..., :1], jnp.log(jnp.diff(z, axis=-1))], -1)
-)
+def _from_ordered(z: Array) -> Array:
+    return jnp.concatenate([z[..., :1], jnp.log(jnp.diff(z, axis=-1))], -1)
+
+
+ordered = Constraint(*in_any_precision(_ordered, _from_ordered, _rising))
 """z₁ < z₂ < …, [..., n] from [..., n]: z₁ = y₁, zₖ = zₖ₋₁ + e^yₖ, log J = Σ_{k>1} yₖ.
 
 For cut points, and for components that could change places.
@@ -200,8 +216,12 @@ def _simplex(y: Array) -> tuple[Array, Array]:
     )  # log of what is left of the stick
     log_z = before + jnp.concatenate([log_broken, none], -1)
     z = jnp.exp(log_z)
-    inside = jnp.clip(z, math.exp(-reach(y)), 1 - jnp.finfo(y.dtype).epsneg)
-    return with_score(jax.lax.stop_gradient(inside), z), jnp.sum(log_z[..., :-1] + log_left, -1)
+    inside = jax.lax.stop_gradient(_inside_simplex(z))
+    return with_score(inside, z), jnp.sum(log_z[..., :-1] + log_left, -1)
+
+
+def _inside_simplex(z: Array) -> Array:
+    return jnp.clip(z, smallest(z, 1.0), 1 - jnp.finfo(z.dtype).epsneg)
 
 
 def _from_simplex(z: Array) -> Array:
@@ -213,7 +233,7 @@ def _odds(n: int, like: Array) -> Array:
     return jnp.broadcast_to(jnp.log(jnp.arange(n, 0, -1, dtype=like.dtype)), like.shape)
 
 
-simplex = Constraint(_simplex, _from_simplex)
+simplex = Constraint(*in_any_precision(_simplex, _from_simplex, _inside_simplex))
 """zₖ > 0, Σ zₖ = 1, [..., K] from [..., K - 1]: a share σ(yₖ - log (K - k)) of what is left of a stick.
 
 The density is that of the first K - 1 numbers, as Dirichlet's is; y = 0 is the uniform one.
@@ -226,17 +246,20 @@ The density is that of the first K - 1 numbers, as Dirichlet's is; y = 0 is the 
 def _cholesky_correlation(y: Array) -> tuple[Array, Array]:
     d = side_of_triangle(y, 1, "cholesky_correlation")
     below = (..., *np.tril_indices(d, -1))
-    log_left = (
-        2 * math.log(2) + log_sigmoid(2 * y) + log_sigmoid(-2 * y)
-    )  # log (1 - tanh² y), for any y
+    # log (1 - tanh² y), for any y
+    log_left = 2 * math.log(2) + log_sigmoid(2 * y) + log_sigmoid(-2 * y)
     square = jnp.zeros((*y.shape[:-1], d, d), y.dtype)
     halves = jnp.cumsum(square.at[below].set(0.5 * log_left), -1)
     before = jnp.concatenate(
         [square[..., :1], halves[..., :-1]], -1
     )  # ½ log of what is left of a row's unit length
     root = jnp.tril(square.at[below].set(jnp.tanh(y)).at[on_diagonal(d)].set(1.0) * jnp.exp(before))
-    inside = root.at[on_diagonal(d)].max(math.exp(-0.5 * reach(y)))
-    return with_score(jax.lax.stop_gradient(inside), root), jnp.sum(before[below] + log_left, -1)
+    inside = jax.lax.stop_gradient(_positive_diagonal(root))
+    return with_score(inside, root), jnp.sum(before[below] + log_left, -1)
+
+
+def _positive_diagonal(root: Array) -> Array:
+    return root.at[on_diagonal(root.shape[-1])].max(smallest(root, 0.5))
 
 
 def _from_cholesky_correlation(z: Array) -> Array:
@@ -246,7 +269,9 @@ def _from_cholesky_correlation(z: Array) -> Array:
     return jnp.arcsinh(z[below] / jnp.sqrt(after[below]))
 
 
-cholesky_correlation = Constraint(_cholesky_correlation, _from_cholesky_correlation)
+cholesky_correlation = Constraint(
+    *in_any_precision(_cholesky_correlation, _from_cholesky_correlation, _positive_diagonal)
+)
 """Lower triangular L with L Lᵀ a correlation matrix, [..., d, d] from [..., d (d - 1) / 2], row by row; y = 0 is I.
 
 Partial correlations are tanh y: L_ij = tanh(y_ij) Π_{k<j} (1 - tanh² y_ik)^½. The density is that of the numbers below
@@ -266,7 +291,9 @@ def _from_cholesky_covariance(z: Array) -> Array:
     return z.at[on].set(jnp.log(z[on]))[(..., *np.tril_indices(z.shape[-1]))]
 
 
-cholesky_covariance = Constraint(_cholesky_covariance, _from_cholesky_covariance)
+cholesky_covariance = Constraint(
+    *in_any_precision(_cholesky_covariance, _from_cholesky_covariance, _positive_diagonal)
+)
 """Lower triangular L with a positive diagonal, [..., d, d] from [..., d (d + 1) / 2], row by row; y = 0 is I.
 
 L_ii = e^y_ii, log J = Σ y_ii. The density is that of the numbers of L, and not of those of L Lᵀ.
