@@ -1,12 +1,8 @@
 """Checks at trace time, each with a message that names the argument, what was found, and the cure."""
 
-import traceback
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import partial
-from os import path as paths_of
-from re import findall
 from typing import Any, TypeVar
 
 import jax
@@ -224,57 +220,3 @@ def named_leaves(z: Any) -> list[tuple[str, Any]]:
         (jax.tree_util.keystr(path, simple=True, separator=".") or "z", leaf)
         for path, leaf in paths
     ]
-
-
-@contextmanager
-def outer_broadcasts(what: str) -> Iterator[None]:
-    """Refuse, while tracing user code, (N,) against (N, 1): NumPy makes (N, N) of them without a word."""
-    if (
-        jax.config.values["jax_numpy_rank_promotion"] != "allow"
-    ):  # the caller's own setting already looks
-        yield
-        return
-    with warnings.catch_warnings(), jax.numpy_rank_promotion("warn"):
-        warnings.filterwarnings("always", "Following NumPy automatic rank promotion")
-        show_others = warnings.showwarning
-
-        def show(message: Any, *args: Any, **kwargs: Any) -> None:
-            if not str(message).startswith("Following NumPy automatic rank promotion"):
-                show_others(message, *args, **kwargs)
-            elif (found := _accident(str(message))) is not None:
-                # Raised inside the trace: one that ends in an error is not cached, so it is refused each time.
-                raise ValueError(
-                    f"{what} broadcasts {found[0]} against {found[1]} to an outer product at {_place()}; nearly always "
-                    "a column that should be a row. Give both the same rank: x[:, 0], or a[None, :] if it is meant."
-                )
-
-        warnings.showwarning = show
-        yield
-
-
-def _place() -> str:
-    """Return file:line of the frame that called into JAX last, or into another installed library that did."""
-    inside = paths_of.join(paths_of.dirname(jax.__file__ or ""), "")
-    installed = paths_of.join(paths_of.dirname(paths_of.dirname(inside)), "")  # site-packages
-    frames = traceback.extract_stack()
-    while frames and not frames[-1].filename.startswith(inside):  # our own, and those of warnings
-        frames.pop()
-    while frames and frames[-1].filename.startswith(installed):
-        frames.pop()
-    return (
-        f"{paths_of.basename(frames[-1].filename)}:{frames[-1].lineno}"
-        if frames
-        else "an unknown place"
-    )
-
-
-def _accident(message: str) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
-    shapes = [
-        tuple(int(n) for n in findall(r"\d+", s))
-        for s in findall(r"\(([\d, ]*)\)", message.split(". Set")[0])
-    ]
-    for short in shapes:
-        for long in shapes:
-            if len(short) < len(long) and short and long[-1] == 1 and long[-2] == short[-1] > 1:
-                return short, long
-    return None

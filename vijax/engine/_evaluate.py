@@ -9,6 +9,7 @@ from jaxtyping import Array
 
 from vijax import checks
 from vijax.engine._members import Members
+from vijax.engine._traced import Traces
 from vijax.types import Draw, LogJoint, Properties, PyTree, properties
 
 
@@ -60,6 +61,7 @@ def evaluate(
     known: Properties | None = None,
     beyond_mean: bool = False,
     members: Members | None = None,
+    traces: Traces | None = None,
 ) -> tuple[Array, PyTree]:
     """Evaluate log_joint on every draw by vmap, and refuse shapes that do not agree with log q's.
 
@@ -73,13 +75,15 @@ def evaluate(
         beyond_mean: whether more than the mean of log p counts, as under a bound that is not
             linear: targets that are unbiased in their mean alone refuse it, however deep inside.
         members: what sees to it that log p of each member of the batch reads that member alone.
+        traces: what this call has traced before; log_joint is traced once for each shape.
 
     Returns:
         log p(x, z) in nats, [k, *batch], and the model's auxiliary output with leading axis k, or
         None.
 
     Raises:
-        ValueError: where a draw's log p is not [*batch], or a (N,) is broadcast against a (N, 1).
+        ValueError: where a draw's log p is not [*batch], or a latent is broadcast to an outer product
+            by accident, (N,) against (N, 1).
     """
     known = properties(log_joint) if known is None else known
 
@@ -93,14 +97,16 @@ def evaluate(
         checks.log_densities(log_p, log_q, z)
         return jnp.asarray(log_p), aux
 
-    def log_p_of_draw(z: PyTree, log_q: Array, key: Any) -> tuple[Array, PyTree]:
-        if members is not None:
-            members.apart(log_joint, lambda *draw: one(*draw)[0], z, log_q, key)
-        return one(z, log_q, key)
+    traces = Traces() if traces is None else traces
 
-    context = checks.beyond_mean() if beyond_mean else nullcontext()
-    with checks.outer_broadcasts("log_joint"), context:
-        log_p, aux = jax.vmap(log_p_of_draw)(z, log_q, keys)
+    def of_draw(z: PyTree, log_q: Array, key: Any) -> tuple[Array, PyTree]:
+        traced = traces.of(log_joint, one, z, log_q, key)
+        if members is not None:
+            members.apart(traced, z, log_q, key)
+        return one(z, log_q, key) if traced is None else traced.run(z, log_q, key)
+
+    with checks.beyond_mean() if beyond_mean else nullcontext():
+        log_p, aux = jax.vmap(of_draw)(z, log_q, keys)
     return log_p, jax.lax.stop_gradient(aux)
 
 

@@ -4,15 +4,16 @@ An estimator that multiplies each member's derivative by a number of its own, a 
 has no other way to be unbiased. The jaxprs of log_joint and of q.log_prob must show it.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import jax
+from jax.extend import core
 from jaxtyping import Array
 
 from vijax import checks, jaxprs
 from vijax.engine import _refusals as refusals
+from vijax.engine._traced import Traced
 from vijax.types import Properties, PyTree
 
 
@@ -27,7 +28,7 @@ class Members:
         needed: whether the estimator asks for it.
         proven: whether q's members are known to be apart.
         cure: what to use instead, for messages.
-        seen: the functions, and the shapes, that were found to keep members apart.
+        seen: the jaxprs that were found to keep members apart.
     """
 
     estimator: str
@@ -38,68 +39,65 @@ class Members:
     cure: str = refusals.UNCOUPLED
     seen: dict[Any, Any] = field(default_factory=dict)
 
-    def apart(
-        self, log_joint: Any, one: Callable[..., PyTree], z: PyTree, log_q: Array, key: Any
-    ) -> None:
-        """Refuse a log_joint, or a q, that couples members: one(z, log_q, key) is log p of a draw."""
-        functions: dict[str, Callable[..., PyTree]] = {}
+    def apart(self, traced: Traced | None, z: PyTree, log_q: Array, key: Any) -> None:
+        """Refuse a log_joint of one draw, or a q, that couples members of the batch."""
+        if not self.needed:
+            return
+        batch, rest = tuple(log_q.shape), (log_q, key)
         if not self.proven:
-            functions["q.log_prob(z)"] = lambda z, *_: self.q.log_prob(z)
-        if not self.declared:
-            functions["log_joint(z)"] = one
-        if self.needed and functions:
-            self.refuse(functions, z, tuple(log_q.shape), log_q, key, of=log_joint)
+            density = jaxprs.trace(lambda z: self.q.log_prob(z), z)[0]
+            self.refuse("q.log_prob(z)", density, z, batch)
             self.proven = True
+        if not self.declared:
+            closed = None if traced is None else traced.closed
+            self.refuse("log_joint(z)", closed, z, batch, *rest)
 
     def refuse(
         self,
-        functions: dict[str, Callable[..., PyTree]],
+        what: str,
+        closed: core.ClosedJaxpr | None,
         z: PyTree,
         batch: tuple[int, ...],
         *rest: Any,
-        of: Any,
     ) -> None:
-        """Refuse functions of one draw z, and of the rest, whose values [*batch] couple members.
+        """Refuse a function of one draw z, and of the rest, whose first value [*batch] couples members.
 
         Args:
-            functions: by the names that messages use.
+            what: the function, in messages.
+            closed: its jaxpr; None where there is none, which is refused.
             z: one draw.
             batch: the shape of the batch.
             rest: further arguments; those of shape [*batch] have members too.
-            of: what the functions are made of, so that none is traced twice in the same shapes.
         """
         several = tuple(axis for axis, n in enumerate(batch) if n > 1)
-        leaves, tree = jax.tree.flatten((z, rest))
-        call = (id(of), tree, *map(jax.typeof, leaves))
-        if not several or call in self.seen:
+        if not several or id(closed) in self.seen:
             return
+        if closed is None:
+            raise refusals.members_unseen(self.estimator, what)
         named = checks.named_leaves(z)
         for name, leaf in named:
             if leaf.shape[: len(batch)] != batch:
                 raise refusals.leaf_without_batch(name, leaf.shape, batch)
-        try:
-            closed, _ = jaxprs.trace(lambda *z: [f(*z) for f in functions.values()], z, *rest)
-        except jax.errors.ConcretizationTypeError as error:
-            raise refusals.members_unseen(self.estimator, " or ".join(functions)) from error
-        others = [several if leaf.shape == batch else None for leaf in leaves[len(named) :]]
+        others = [several if leaf.shape == batch else None for leaf in jax.tree.leaves(rest)]
 
-        def places(follow: list[bool]) -> list[jaxprs.Axes]:
-            return jaxprs.axes(closed, [several if f else None for f in follow] + others)
+        def place(follow: list[bool]) -> jaxprs.Axes:
+            """Return where the members of the leaves that are followed are, in the value."""
+            return jaxprs.axes(closed, [several if f else None for f in follow] + others)[0]
 
-        def mixed(found: list[jaxprs.Axes]) -> list[tuple[str, Any]]:
-            pairs = zip(functions, found, strict=True)
-            return [(what, p) for what, p in pairs if p is not None and p != several]
+        def mixed(found: jaxprs.Axes) -> bool:
+            return found is not None and found != several
 
-        together = mixed(places([True] * len(named)))
-        # One leaf at a time, to name the one that is mixed.
-        for at, (leaf, _) in enumerate(named if together else ()):
-            alone = mixed(places([i == at for i in range(len(named))]))
-            what, place = alone[0] if alone else together[0]
-            if alone or at == len(named) - 1:
-                raise refusals.members_coupled(
-                    self.estimator, self.cure, what, leaf, several, place
-                )
-        self.seen[call] = of
+        together = place([True] * len(named))
+        if mixed(together):
+            # One leaf at a time, to name the one that is mixed.
+            alone = [place([i == at for i in range(len(named))]) for at in range(len(named))]
+            at = next((i for i, found in enumerate(alone) if mixed(found)), len(named) - 1)
+            found = alone[at] if mixed(alone[at]) else together
+            leaf = named[at][0]
+            raise refusals.members_coupled(
+                self.estimator, self.cure, what, leaf, several, found or ()
+            )
+        self.seen[id(closed)] = closed
 
 
 def watch(estimator: str, q: Any, target: Properties, weights: Array | None) -> Members:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from vijax import checks
+from vijax.jaxprs import Outer
 from vijax.types import Draw, keywords
 
 CURE = (
@@ -211,4 +212,12 @@ def differentiated_twice(estimator: str) -> ValueError:
         f"the value of gradients.{estimator} is differentiated twice, and the derivative of its gradient is no "
         "estimate of the Hessian: use gradients.reparam, whose derivatives of any order are right. Where the gradient "
         "is only looked at, as inside another loss, take it at jax.lax.stop_gradient of the parameters."
+    )
+
+
+def outer_product(what: str, outer: Outer) -> ValueError:
+    """A latent that is broadcast to an outer product, nearly always by accident."""
+    return ValueError(
+        f"{what} broadcasts {outer.short} against {outer.long} to an outer product at {outer.place}; nearly always a "
+        "column that should be a row. Give both the same rank: x[:, 0], or a[None, :] if it is meant."
     )

@@ -1,7 +1,7 @@
 """An admitted call of an objective: what an estimator needs is checked here, once, for every estimator."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -15,6 +15,7 @@ from vijax.engine._bound import callable_alone, is_mean, with_weights
 from vijax.engine._evaluate import Plan, evaluate, plan
 from vijax.engine._members import Members, watch
 from vijax.engine._states import States, states
+from vijax.engine._traced import Traces
 from vijax.types import (
     Bound,
     Caveat,
@@ -76,6 +77,7 @@ class Request:
         forms: closed forms of the bound.
         beyond_mean: whether more than the mean of log p counts.
         members: whether members of the batch must be apart, and the evidence that they are.
+        traces: of log_joint, made once for each shape of a draw.
     """
 
     estimator: str
@@ -92,6 +94,7 @@ class Request:
     forms: ClosedForms
     beyond_mean: bool
     members: Members
+    traces: Traces = field(default_factory=Traces)
 
     @cached_property
     def seeds(self) -> Plan:
@@ -163,6 +166,7 @@ class Request:
             known=self.target if target is None else None,
             beyond_mean=self.beyond_mean,
             members=self.members,
+            traces=self.traces,
         )
 
     def stopped_log_prob(self, z: PyTree) -> Callable[[PyTree], Array]:

@@ -225,8 +225,9 @@ def _guesses(
         return value
 
     def apart(z: list[Array], key: Any) -> Array:
-        function = {"control(parameters, z, relaxed)": guess}
-        request.members.refuse(function, z, batch, key, of=control)
+        if request.members.needed:
+            closed = jaxprs.trace(guess, z, key)[0]
+            request.members.refuse("control(parameters, z, relaxed)", closed, z, batch, key)
         return guess(z, key)
 
     return jax.vmap(apart)(z, seeds.model)

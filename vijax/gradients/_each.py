@@ -157,7 +157,9 @@ def _given_others(
                 checks.log_densities(factor, log_q, full, (what, "q.log_prob(z)"))
             return jnp.asarray(sum(found.values()) if isinstance(found, dict) else found), aux
 
-        members.apart(log_joint, lambda z, *_: log_p(z)[0], z, log_q, None)
+        if members.needed and not members.declared:
+            closed = jaxprs.trace(lambda z: log_p(z)[0], z)[0]
+            members.refuse("log_joint(z)", closed, z, tuple(log_q.shape))
         value, aux = log_p(z) if learns else _by_draws_alone(log_p, z)
         return value - log_q, (leaves if kept else None, log_q, aux)
 

@@ -187,5 +187,5 @@ def _relaxed(name: str, bound: Bound, point: Point, *, stop_density: bool) -> Ob
 
         return engine.Strategy(evaluate, value)
 
-    estimator = engine.Estimator(engine.Needs(), strategy, whole=not stop_density)
+    estimator = engine.Estimator(engine.Needs(), strategy, own_derivative=not stop_density)
     return engine.make_objective(name, bound, draws.iid, estimator)

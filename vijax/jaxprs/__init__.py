@@ -11,6 +11,7 @@ from vijax.jaxprs._equations import hidden, shape_of, trace
 from vijax.jaxprs._flow import Flow, merge
 from vijax.jaxprs._hoist import bare, hoist, stopped, totals
 from vijax.jaxprs._kinks import not_smooth
+from vijax.jaxprs._outer import Outer, accidental_outer
 from vijax.jaxprs._paths import NOISE, PARAMETER, Path, by_leaf, joint_paths, paths
 from vijax.jaxprs._reads import reads
 from vijax.jaxprs._stand_in import misfit
@@ -21,9 +22,11 @@ __all__ = [
     "Blame",
     "Flow",
     "NOISE",
+    "Outer",
     "PARAMETER",
     "Path",
     "Scored",
+    "accidental_outer",
     "axes",
     "bare",
     "by_leaf",
