@@ -1,5 +1,6 @@
 """A7 and A8: second derivatives, and a derivative removed with the -inf that it was guarding."""
 
+import distrax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -208,3 +209,51 @@ def test_a_declared_derivative_that_is_the_values_own_passes():
     collapsed = vj.targets.collapse_gaussian(log_joint, jnp.zeros(()))[0]
     expected = 0.5 * np.log(np.pi / 2) + np.log1p(np.exp(0.3))
     np.testing.assert_allclose(jax.jit(collapsed)(0.3), expected, rtol=1e-6)
+
+
+# --- a Bernoulli that is sure of itself
+
+SURE = {
+    "local_expectation": (G.local_expectation, {}),
+    "top_states": (G.top_states, {"states": 2}),
+    "vimco": (G.vimco, {}),
+    "score": (G.score, {}),
+    "arm": (G.arm, {}),
+    "disarm": (G.disarm, {}),
+    "auto": (G.auto, {}),
+}
+
+
+@pytest.mark.parametrize("name", [case(n, name=n, slow=n != "vimco") for n in SURE])
+def test_in_logits_the_gradient_of_a_sure_bernoulli_is_zero(name):
+    """Its limit at -inf and inf; in the probability the slope of log q is infinite there, and nan says so."""
+    estimator, keywords = SURE[name]
+
+    def value(by, p):
+        q = distrax.Bernoulli(**{by: p}, dtype=jnp.float64)
+        objective = estimator(vj.bounds.elbo, **keywords)
+        result = objective(
+            jax.random.key(0), lambda z: jnp.where(z > 0, 2.0, 0.5), q, num_samples=4
+        )
+        return result.value
+
+    both = jax.jit(jax.vmap(jax.value_and_grad(lambda p: value("logits", p))))
+    ends, slopes = both(jnp.array([-jnp.inf, -40.0, 40.0, jnp.inf]))
+    np.testing.assert_allclose(ends, [0.5, 0.5, 2.0, 2.0], atol=1e-12)
+    np.testing.assert_allclose(slopes, 0.0, atol=1e-12)
+    assert np.isnan(jax.jit(jax.grad(lambda p: value("probs", p)))(0.0))
+
+
+def test_an_expectation_over_states_in_their_probabilities():
+    """The cure: Σ p f by `weights=`, whose slope is f(1) - f(0) at 0 and 1 too, and the same of log Σ p exp f."""
+    f = jnp.array([0.5, 2.0])
+    for bound, expected in [
+        (vj.bounds.elbo, lambda p: 1.5 + 0 * p),
+        (
+            vj.bounds.iwae,
+            lambda p: (np.exp(2) - np.exp(0.5)) / ((1 - p) * np.exp(0.5) + p * np.exp(2)),
+        ),
+    ]:
+        slope = jax.jit(jax.vmap(jax.grad(lambda p, b=bound: b(f, weights=jnp.stack([1 - p, p])))))
+        p = np.array([0.0, 0.3, 1.0])
+        np.testing.assert_allclose(slope(jnp.asarray(p)), expected(p), rtol=1e-6)

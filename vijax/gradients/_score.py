@@ -54,6 +54,7 @@ def vimco(bound: Bound) -> Objective:
     B'ₖ brings with log q: the sum is 1 for elbo, iwae and all that follow a shift of log w, and at the posterior no
     noise is left. Where q is poor it costs a tenth in sd of two to five draws, and a twentieth of ten.
     O(k) where the bound knows its `leave_one_out` or its `terms`, O(k²) otherwise.
+    A state of probability 0 is never drawn, and its slope never seen: give q logits, in which it is 0.
 
     Args:
         bound: of `vijax.bounds`, or any log_w [k, *batch] -> [*batch] that also judges k - 1 draws.

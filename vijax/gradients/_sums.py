@@ -24,6 +24,10 @@ def local_expectation(bound: Bound) -> Objective:
     When latents are few, or the model is cheap: with d latents of s states a draw costs 1 + d (s - 1) evaluations of
     the model. For one latent the first sum is exact. Variance is never above `score`'s for the same draws.
 
+    Give q logits where a probability may be exactly 0 or 1: there the gradient is 0, and in the probability itself, as
+    log q's, infinite or nan. An expectation over a few states alone is exact in their probabilities, at 0 and 1 too, as
+    `bounds.elbo(f, weights=p)`.
+
     Args:
         bound: of `vijax.bounds`, or any log_w [k, *batch] -> [*batch].
 

@@ -106,7 +106,7 @@ def _constant(value: Any) -> Bend:
     return NOT_POSITIVE
 
 
-def _called(eqn: core.JaxprEqn, outs: list[Bend]) -> list[Bend]:
+def _called(eqn: core.JaxprEqn, _: list[Bend], outs: list[Bend]) -> list[Bend]:
     """Leave kinks within a function with a derivative of its own to that derivative."""
     if eqn.primitive.name not in DECLARED:
         return outs
