@@ -201,7 +201,7 @@ class Callback:
 class Shifted(Callback):
     """The same with noise that a callback has nothing to do with the parameters of: declared."""
 
-    reparameterized = True
+    reparameterized, fixed_support = True, True
 
     def sample_and_log_prob(self, *, seed, sample_shape=()):
         noise = jax.lax.stop_gradient(jax.random.normal(seed))

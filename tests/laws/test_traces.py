@@ -7,20 +7,21 @@ import pytest
 from tests import problems
 from tests.marks import some
 
-# Python calls of log_joint while a step is traced: one, of which everything else is evaluated from the jaxpr.
+# Python calls of log_joint while a step is traced: one to see what its jaxpr shows, one for its value, and under dreg of
+# a bound that is not linear, unless in chunks, another.
 CALLS = [
-    ("reparam(iwae)", None, 1),
-    ("reparam(iwae)", 3, 1),
-    ("dreg(elbo)", None, 1),
-    ("dreg(iwae)", None, 1),
-    ("dreg(iwae)", 3, 1),
-    ("dreg(iwae)", problems.K, 1),
-    ("dreg(own)", None, 1),
-    ("score(elbo)", None, 1),
-    ("vimco(iwae)", None, 1),
-    ("vimco(iwae)", 3, 1),
-    ("auto(iwae)", None, 1),
-    ("auto(iwae)", 3, 1),
+    ("reparam(iwae)", None, 2),
+    ("reparam(iwae)", 3, 2),
+    ("dreg(elbo)", None, 2),
+    ("dreg(iwae)", None, 3),
+    ("dreg(iwae)", 3, 2),
+    ("dreg(iwae)", problems.K, 2),
+    ("dreg(own)", None, 3),
+    ("score(elbo)", None, 2),
+    ("vimco(iwae)", None, 2),
+    ("vimco(iwae)", 3, 2),
+    ("auto(iwae)", None, 2),
+    ("auto(iwae)", 3, 2),
 ]
 
 

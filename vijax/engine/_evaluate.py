@@ -75,7 +75,7 @@ def evaluate(
         beyond_mean: whether more than the mean of log p counts, as under a bound that is not
             linear: targets that are unbiased in their mean alone refuse it, however deep inside.
         members: what sees to it that log p of each member of the batch reads that member alone.
-        traces: what this call has traced before; log_joint is traced once for each shape.
+        traces: of log_joint, made for what they show, once for each shape of a draw.
 
     Returns:
         log p(x, z) in nats, [k, *batch], and the model's auxiliary output with leading axis k, or
@@ -100,10 +100,10 @@ def evaluate(
     traces = Traces() if traces is None else traces
 
     def of_draw(z: PyTree, log_q: Array, key: Any) -> tuple[Array, PyTree]:
-        traced = traces.of(log_joint, one, z, log_q, key)
+        closed = traces.of(log_joint, one, z, log_q, key)
         if members is not None:
-            members.apart(traced, z, log_q, key)
-        return one(z, log_q, key) if traced is None else traced.run(z, log_q, key)
+            members.apart(closed, z, log_q, key)
+        return one(z, log_q, key)
 
     with checks.beyond_mean() if beyond_mean else nullcontext():
         log_p, aux = jax.vmap(of_draw)(z, log_q, keys)

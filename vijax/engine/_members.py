@@ -13,7 +13,6 @@ from jaxtyping import Array
 
 from vijax import checks, jaxprs
 from vijax.engine import _refusals as refusals
-from vijax.engine._traced import Traced
 from vijax.types import Properties, PyTree
 
 
@@ -39,8 +38,8 @@ class Members:
     cure: str = refusals.UNCOUPLED
     seen: dict[Any, Any] = field(default_factory=dict)
 
-    def apart(self, traced: Traced | None, z: PyTree, log_q: Array, key: Any) -> None:
-        """Refuse a log_joint of one draw, or a q, that couples members of the batch."""
+    def apart(self, closed: core.ClosedJaxpr | None, z: PyTree, log_q: Array, key: Any) -> None:
+        """Refuse a log_joint, of which this is the jaxpr for one draw, or a q that couples members."""
         if not self.needed:
             return
         batch, rest = tuple(log_q.shape), (log_q, key)
@@ -49,7 +48,6 @@ class Members:
             self.refuse("q.log_prob(z)", density, z, batch)
             self.proven = True
         if not self.declared:
-            closed = None if traced is None else traced.closed
             self.refuse("log_joint(z)", closed, z, batch, *rest)
 
     def refuse(

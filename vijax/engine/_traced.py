@@ -1,7 +1,7 @@
-"""log_joint of one draw: traced once, read by every question, and evaluated from its jaxpr."""
+"""The jaxpr of log_joint of one draw, made once for each shape and read by every question."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 from jax.extend import core
@@ -17,28 +17,19 @@ _READS_NUMBERS = (
 )
 
 
-class Traced(NamedTuple):
-    """A function of one draw.
-
-    Fields:
-        closed: its jaxpr.
-        run: the same function, evaluated from the jaxpr without calling it again.
-    """
-
-    closed: core.ClosedJaxpr
-    run: Callable[..., PyTree]
-
-
 class Traces:
     """What one call of an objective has traced, by function and by the types of a draw."""
 
     def __init__(self) -> None:
-        self._made: dict[Any, tuple[Any, Traced | None]] = {}
+        self._made: dict[Any, tuple[Any, core.ClosedJaxpr | None]] = {}
 
-    def of(self, log_joint: Any, one: Callable[..., PyTree], *draw: PyTree) -> Traced | None:
-        """Return one(*draw), which evaluates log_joint, as it was traced; refuse accidental outer products.
+    def of(
+        self, log_joint: Any, one: Callable[..., PyTree], *draw: PyTree
+    ) -> core.ClosedJaxpr | None:
+        """Return the jaxpr of one(*draw), which evaluates log_joint; refuse accidental outer products.
 
-        None where it reads the numbers that it closes over, as outside of jit it may.
+        None where it reads the numbers that it closes over, as outside of jit it may. The draws are
+        evaluated by calling log_joint again: JAX's caches make that cheaper than the jaxpr is.
         """
         leaves, tree = jax.tree.flatten(draw)
         call = (id(log_joint), tree, *map(jax.typeof, leaves))
@@ -47,17 +38,12 @@ class Traces:
         return self._made[call][1]
 
 
-def _trace(one: Callable[..., PyTree], *draw: PyTree) -> Traced | None:
+def _trace(one: Callable[..., PyTree], *draw: PyTree) -> core.ClosedJaxpr | None:
     try:
-        closed, shape = jaxprs.trace(one, *draw)
+        closed, _ = jaxprs.trace(one, *draw)
     except _READS_NUMBERS:
         return None
     outer = jaxprs.accidental_outer(closed)
     if outer is not None:
         raise refusals.outer_product("log_joint", outer)
-    flat, tree = core.jaxpr_as_fun(closed), jax.tree.structure(shape)
-
-    def run(*draw: PyTree) -> PyTree:
-        return jax.tree.unflatten(tree, flat(*jax.tree.leaves(draw)))
-
-    return Traced(closed, run)
+    return closed
