@@ -129,7 +129,7 @@ def _riemann(
 ) -> Array:
     betas = jnp.asarray(partition, log_w.dtype)
     _check_partition(partition, betas.shape)
-    total = jnp.zeros_like(log_w[0])
+    total = jnp.zeros(log_w.shape[1:], log_w.dtype)
     for t in range(begin, betas.shape[0] - 1):
         # At β = 0 all draws count, the impossible ones too: the ELBO.
         at = (
