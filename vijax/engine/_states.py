@@ -158,7 +158,7 @@ def _logits(q: Any) -> Any:
         found = found() if callable(found) else found
         if found is not None:
             return jnp.asarray(found)
-    for name in ("distribution", "base_dist", "_distribution"):
+    for name in ("distribution", "base_dist", "adapted"):
         inner = getattr(q, name, None)
         if inner is not None:
             return _logits(inner)

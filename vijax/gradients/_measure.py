@@ -145,5 +145,5 @@ def _location(q: Any, leaf: Any) -> Any:
     scale = getattr(q, "scale", None)
     if all(isinstance(a, (float, int, np.ndarray, np.generic, jax.Array)) for a in (loc, scale)):
         return tuple(jnp.broadcast_to(jnp.asarray(a, leaf.dtype), leaf.shape) for a in (loc, scale))
-    inner = [getattr(q, name, None) for name in ("distribution", "base_dist", "_distribution")]
+    inner = [getattr(q, name, None) for name in ("distribution", "base_dist", "adapted")]
     return next((_location(i, leaf) for i in inner if i is not None), None)
