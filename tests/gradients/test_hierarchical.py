@@ -196,3 +196,41 @@ def test_refusals(key, unchecked):
         )
     with pytest.raises(ValueError, match="gdreg needs draws that carry the derivative"):
         run(q={**q, "top": Coin(jnp.float32(0.3))})
+
+
+class Line:
+    """A normal prior of unit scale, of which only the density is stated."""
+
+    fixed_support = True
+
+    def __init__(self, loc):
+        self.loc = loc
+
+    def log_prob(self, z):
+        return -0.5 * (z - self.loc) ** 2
+
+
+@pytest.mark.parametrize(
+    ("q", "refused"),
+    [
+        (lambda: distrax.Beta(1.3, 1.0), True),  # density 1.3 at 1: found 1.57, truth .365
+        (lambda: distrax.Gamma(1.0, 1.0), True),
+        (lambda: distrax.Normal(0.3, 1.0), False),
+        (lambda: vj.families.mean_field().dist({"loc": jnp.zeros(()), "log_scale": 0.0}), False),
+    ],
+    ids=["Beta", "Gamma", "Normal", "a family"],
+)
+def test_a_prior_must_not_carry_an_end_of_q_along(q, refused, key, unchecked):
+    """Draws that follow the prior leave q's support where it ends, and the derivative misses that."""
+
+    def value(loc):
+        objective = vj.gradients.gdreg(
+            vj.bounds.elbo, prior=Line(loc), push=lambda e: loc + e, pull=lambda z: z - loc
+        )
+        return objective(key, lambda z: Line(loc).log_prob(z) - z**2, q(), num_samples=2).value
+
+    if refused:
+        with pytest.raises(ValueError, match="carries an end of q's support along.*use gradients"):
+            jax.eval_shape(jax.grad(value), 0.2)
+    else:
+        jax.eval_shape(jax.grad(value), 0.2)

@@ -34,7 +34,7 @@ def gdreg(
 
     Args:
         bound: of `vijax.bounds`, or any smooth log_w [k, *batch] -> [*batch], as for `dreg`.
-        prior: with log_prob(z) -> [*batch], one draw; of fixed support, on which q's draws lie.
+        prior: with log_prob(z) -> [*batch], one draw; its support is fixed, and is that of q.
         push: T, noise -> z with the law of the prior, smooth in its parameters; one draw of any pytree.
         pull: its inverse, z -> noise. A pair that is not this prior's is a biased gradient.
 
@@ -77,7 +77,7 @@ def _carried(
         _refuse_jumps(push, pull, jax.tree.map(lambda leaf: leaf[0], z))
         stopped = jax.lax.stop_gradient(z)
         path_log_q = request.stopped_log_prob(stopped)
-        _refuse_moving_support(request, prior)
+        _refuse_moving_support(request, prior, push, pull)
 
         def log_w(z: PyTree) -> tuple[Array, tuple[Array, PyTree]]:
             log_p, aux = request.evaluate(z, log_q, seeds)
@@ -105,12 +105,22 @@ def _carried(
     return engine.Strategy(evaluate, value)
 
 
-def _refuse_moving_support(request: engine.Request, prior: Any) -> None:
-    """Refuse a prior whose support moves: every leaf of its draws depends on its parameters."""
+def _refuse_moving_support(
+    request: engine.Request,
+    prior: Any,
+    push: Callable[[PyTree], PyTree],
+    pull: Callable[[PyTree], PyTree],
+) -> None:
+    """Refuse a prior whose support moves, or one that would move the support of q."""
     every_leaf = dict.fromkeys(request.paths, jaxprs.Path(None, parametric=True))
     moving = jaxprs.moving_support(prior, request.key, every_leaf)
     if moving is not None:
         raise engine.support_moves("gdreg of this prior", moving)
+    if jaxprs.carried_away(request.q, request.key, push, pull):
+        raise ValueError(
+            "gdreg lets q's draws follow the prior's parameters, and push carries an end of q's support along: give q "
+            "the support of the prior, or use gradients.dreg."
+        )
 
 
 def _slopes(bound: Bound, log_w: Array) -> tuple[Array, Array]:

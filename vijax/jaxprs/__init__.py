@@ -15,7 +15,7 @@ from vijax.jaxprs._outer import Outer, accidental_outer
 from vijax.jaxprs._paths import NOISE, PARAMETER, Path, by_leaf, joint_paths, paths
 from vijax.jaxprs._reads import reads
 from vijax.jaxprs._stand_in import misfit
-from vijax.jaxprs._support import Scored, moving_support, scored_leaves
+from vijax.jaxprs._support import Scored, carried_away, moving_support, scored_leaves
 
 __all__ = [
     "Axes",
@@ -29,6 +29,7 @@ __all__ = [
     "accidental_outer",
     "axes",
     "bare",
+    "carried_away",
     "by_leaf",
     "flows",
     "hidden",

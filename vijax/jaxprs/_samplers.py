@@ -10,7 +10,7 @@ from jax.extend import core
 
 from vijax.jaxprs._equations import function_name
 from vijax.jaxprs._interpreter import Rule
-from vijax.jaxprs._range import INF, MOVES, Range, is_real, not_known, point, sign_between
+from vijax.jaxprs._range import FIXED, INF, MOVES, Range, is_real, not_known, point, sign_between
 from vijax.jaxprs._range_unary import default, monotone
 
 
@@ -28,6 +28,16 @@ def onto_reals(z: Any, shape: Sequence[int] | None = None) -> jax.Array:
     """Return an array that stands for draws of a map of the real line onto itself, if z spans it."""
     like = jnp.zeros(jnp.shape(z) if shape is None else shape, jnp.result_type(z))
     return _onto_reals(z, like)
+
+
+def held(z: Any) -> jax.Array:
+    """Return an array that keeps its values while parameters change: where its ends are, they stay."""
+    return _held(z)
+
+
+@jax.jit
+def _held(z: jax.Array) -> jax.Array:
+    return z + 0
 
 
 @jax.jit
@@ -70,6 +80,11 @@ def _marked(eqn: core.JaxprEqn, ins: list[Range]) -> list[Range]:
     low, high = ins[0].low, ins[1].low
     real = (low, high) == (-INF, INF)
     return [Range(frozenset({id(eqn)}), low, high, sign_between(low, high), real=real)]
+
+
+def _holding(eqn: core.JaxprEqn, ins: list[Range]) -> list[Range]:
+    low, high = (FIXED if end == MOVES else end for end in (ins[0].low, ins[0].high))
+    return [ins[0]._replace(low=low, high=high)]
 
 
 def _spanning(eqn: core.JaxprEqn, ins: list[Range]) -> list[Range]:
@@ -118,7 +133,7 @@ def known_function(eqn: core.JaxprEqn) -> Rule[Range] | None:
     """Return the rule of a function that is known by its name and by the file that defines it."""
     name, place = function_name(eqn)
     if place == "vijax":
-        return {"_between": _marked, "_onto_reals": _spanning}.get(name)
+        return {"_between": _marked, "_held": _holding, "_onto_reals": _spanning}.get(name)
     if place != "jax":
         return None
     if name == "logaddexp":

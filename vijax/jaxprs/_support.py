@@ -1,5 +1,6 @@
 """Whether q's support moves with its parameters, and which leaves of a Joint need a score."""
 
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ from vijax.jaxprs._libraries import declared_support
 from vijax.jaxprs._paths import Path
 from vijax.jaxprs._range import GIVEN, MOVING, Range, constant, moves
 from vijax.jaxprs._range_rules import ranges
+from vijax.jaxprs._samplers import between, held
 from vijax.types import Joint, PyTree
 
 DECLARE = (
@@ -75,6 +77,38 @@ def scored_leaves(q: Joint, key: Key[Array, ""], found: Mapping[Any, Mapping[str
             if moving is not None:
                 return Scored(scored, moving)
     return Scored(scored, None)
+
+
+def carried_away(
+    q: Any, key: Key[Array, ""], push: Callable[[PyTree], PyTree], pull: Callable[[PyTree], PyTree]
+) -> bool:
+    """Return whether push(pull(z)) carries an end of q's support along with its parameters.
+
+    Only what is seen counts: an end that cannot be followed is taken to stay.
+    """
+
+    def carried(key: Key[Array, ""]) -> PyTree:
+        return push(jax.tree.map(held, pull(_image(q, key))))
+
+    closed, _ = trace(carried, key)
+    found = ranges(closed, [Range(key="key")], _consts(closed))
+    return any(moves(leaf) is not None and not leaf.unknown for leaf in found)
+
+
+def _image(q: Any, key: Key[Array, ""]) -> PyTree:
+    """Return draws that stand for all of q's support; of one that is declared, for the real line."""
+    if isinstance(q, Joint):
+        leaves: dict[Any, Any] = {}
+        for name in q.names():
+            leaves[name] = _image(q.conditional(name, leaves), key)
+        return q.collect(leaves)
+    image = declared_support(q)
+    if image is not None:
+        return image
+    if not getattr(q, "fixed_support", None):
+        return q.sample_and_log_prob(seed=key, sample_shape=())[0]
+    shapes = jax.eval_shape(lambda k: q.sample_and_log_prob(seed=k, sample_shape=())[0], key)
+    return jax.tree.map(lambda s: between(-math.inf, math.inf, s.shape, s.dtype), shapes)
 
 
 # --- one distribution, or one conditional
