@@ -76,7 +76,7 @@ def test_a_support_that_moves(build, why):
         return jaxprs.moving_support(q, KEY, jaxprs.paths(q, draws.iid, KEY))
 
     moving = asked(ask)
-    assert moving is why if why is None else why in moving
+    assert moving is why if why is None else why in moving.why
 
 
 def test_what_needs_a_score():
@@ -104,4 +104,4 @@ def test_a_scored_leaf_whose_support_moves():
 
     scored = asked(lambda p: jaxprs.scored_leaves(q(p), KEY, jaxprs.joint_paths(q(p), KEY)))
     assert scored.names == {"a", "b"}
-    assert "moves with q's parameters" in scored.moving
+    assert "moves with q's parameters" in scored.moving.why

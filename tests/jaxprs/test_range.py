@@ -122,12 +122,12 @@ def test_a_range_that_stays_is_proved(name):
 
 @pytest.mark.parametrize("name", list(MOVING))
 def test_a_range_that_moves_or_is_not_known_is_told(name):
-    assert "fixed_support = True" in moving(MOVING[name])
+    assert "fixed_support = True" in moving(MOVING[name]).why
     assert moving(MOVING[name], fixed_support=True) is None
 
 
 def test_a_declaration_that_it_moves_is_heeded():
-    assert "declares" in moving(FIXED["a sigmoid"], fixed_support=False)
+    assert "declares" in moving(FIXED["a sigmoid"], fixed_support=False).why
 
 
 def test_a_sampler_of_the_same_name_as_jax_has_is_not_taken_for_it():

@@ -3,8 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from vijax import checks
-from vijax.jaxprs import Outer
+from vijax import checks, jaxprs
 from vijax.types import Draw, keywords
 
 CURE = (
@@ -108,18 +107,19 @@ def two_bounds_and_weights(estimator: str) -> ValueError:
     )
 
 
-def no_path(estimator: str, leaf: str, why: str) -> ValueError:
+def no_path(estimator: str, leaf: str, path: jaxprs.Path) -> ValueError:
     """Draws that miss part of the derivative of q."""
+    cure = f"; {CURE}" if path.atoms is None else f", and {path.atoms}. {jaxprs.LOOK_UP[:-1]}"
     return ValueError(
-        f"{estimator} needs draws that carry the derivative of q, and leaf '{leaf}' {why}; {CURE}."
+        f"{estimator} needs draws that carry the derivative of q, and leaf '{leaf}' {path.broken}{cure}."
     )
 
 
-def support_moves(estimator: str, why: str) -> ValueError:
+def support_moves(estimator: str, moving: jaxprs.Moving) -> ValueError:
     """A q whose support moves with its parameters: its score does not have mean zero."""
     return ValueError(
-        f"{estimator} takes the mean of q's score for zero, which it is only while q's support is fixed; here {why}. "
-        "Use gradients.reparam or gradients.auto, or a q of fixed support."
+        f"{estimator} takes the mean of q's score for zero, which it is only while q's support is fixed; here "
+        f"{moving.why}. {moving.cure}"
     )
 
 
@@ -215,7 +215,7 @@ def differentiated_twice(estimator: str) -> ValueError:
     )
 
 
-def outer_product(what: str, outer: Outer) -> ValueError:
+def outer_product(what: str, outer: jaxprs.Outer) -> ValueError:
     """A latent that is broadcast to an outer product, nearly always by accident."""
     return ValueError(
         f"{what} broadcasts {outer.short} against {outer.long} to an outer product at {outer.place}; nearly always a "

@@ -261,7 +261,7 @@ def _refuse_without_path(request: Request) -> None:
     """Refuse a q whose draws do not carry the whole derivative of its parameters, naming the leaf."""
     for leaf, path in request.paths.items():
         if path.broken is not None:
-            raise refusals.no_path(request.estimator, leaf, path.broken)
+            raise refusals.no_path(request.estimator, leaf, path)
 
 
 def _refuse_moving_support(request: Request) -> None:

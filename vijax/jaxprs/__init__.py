@@ -12,15 +12,17 @@ from vijax.jaxprs._flow import Flow, merge
 from vijax.jaxprs._hoist import bare, hoist, stopped, totals
 from vijax.jaxprs._kinks import not_smooth
 from vijax.jaxprs._outer import Outer, accidental_outer
-from vijax.jaxprs._paths import NOISE, PARAMETER, Path, by_leaf, joint_paths, paths
+from vijax.jaxprs._paths import LOOK_UP, NOISE, PARAMETER, Path, by_leaf, joint_paths, paths
 from vijax.jaxprs._reads import reads
 from vijax.jaxprs._stand_in import misfit
-from vijax.jaxprs._support import Scored, carried_away, moving_support, scored_leaves
+from vijax.jaxprs._support import Moving, Scored, carried_away, moving_support, scored_leaves
 
 __all__ = [
     "Axes",
     "Blame",
     "Flow",
+    "LOOK_UP",
+    "Moving",
     "NOISE",
     "Outer",
     "PARAMETER",
@@ -29,8 +31,8 @@ __all__ = [
     "accidental_outer",
     "axes",
     "bare",
-    "carried_away",
     "by_leaf",
+    "carried_away",
     "flows",
     "hidden",
     "hoist",

@@ -18,6 +18,13 @@ NOISE = Flow(smooth=frozenset({"noise"}))
 PARAMETER = Flow(smooth=frozenset({"parameter"}))
 
 
+# The cure for values of a discrete draw that move.
+LOOK_UP = (
+    "Let q draw which value it is, and look the value up in log_joint, whose own derivative sees it "
+    "move; use gradients.vimco or gradients.auto then."
+)
+
+
 class Path(NamedTuple):
     """What a sampler's jaxpr says of one leaf.
 

@@ -12,7 +12,7 @@ from vijax.jaxprs._derivative import flows
 from vijax.jaxprs._equations import trace, varies
 from vijax.jaxprs._flow import Flow
 from vijax.jaxprs._libraries import declared_support
-from vijax.jaxprs._paths import Path
+from vijax.jaxprs._paths import LOOK_UP, Path
 from vijax.jaxprs._range import GIVEN, MOVING, Range, constant, moves
 from vijax.jaxprs._range_rules import ranges
 from vijax.jaxprs._samplers import between, held
@@ -22,6 +22,15 @@ DECLARE = (
     "declare q.fixed_support = True, or families.adapt(q, fixed_support=True), if its support does "
     "not depend on its parameters"
 )
+
+
+class Moving(NamedTuple):
+    """Why the mean of q's score may not be zero, a clause, and what to do about it, a sentence."""
+
+    why: str
+    cure: str = (
+        "Use gradients.reparam, where draws carry the derivative of q, or a q of fixed support."
+    )
 
 
 class Scored(NamedTuple):
@@ -35,10 +44,10 @@ class Scored(NamedTuple):
     """
 
     names: set[Any]
-    moving: str | None
+    moving: Moving | None
 
 
-def moving_support(q: Any, key: Key[Array, ""], leaves: Mapping[str, Path]) -> str | None:
+def moving_support(q: Any, key: Key[Array, ""], leaves: Mapping[str, Path]) -> Moving | None:
     """Return why q's support may move with its parameters, or None; where it does, E[score] ≠ 0.
 
     None takes evidence: q declares `fixed_support`, its library declares a support whose limits no
@@ -125,7 +134,7 @@ def _joint_moves(
     *,
     order: Sequence[Any],
     carrying: Collection[Any] = (),
-) -> str | None:
+) -> Moving | None:
     """Return why the support of a conditional of the Joint joint(*inputs) may move.
 
     Args:
@@ -162,7 +171,7 @@ def _part_moves(
     inputs: tuple[PyTree, ...],
     given: Sequence[Range],
     leaves: Mapping[str, Path],
-) -> str | None:
+) -> Moving | None:
     """Return why the support of the distribution part(*inputs) may move."""
     last: list[Any] = [None]
 
@@ -175,17 +184,17 @@ def _part_moves(
     q = last[0]
     declared = getattr(q, "fixed_support", None)
     if declared is not None:
-        return None if declared else "q declares fixed_support = False"
+        return None if declared else Moving("q declares fixed_support = False")
     if isinstance(q, Joint):
         z = jax.eval_shape(lambda *given: part(*given).sample_and_log_prob(seed=key)[0], *inputs)
         return _joint_moves(part, key, inputs, given, q.names(), z, leaves, order=q.names())
     for leaf, path in leaves.items():
         if path.atoms is not None:
-            return f"leaf '{leaf}' {path.atoms}"
+            return Moving(f"leaf '{leaf}' {path.atoms}", LOOK_UP)
     if not any(path.parametric for path in leaves.values()):
         return None
     if not closed.out_avals and not hasattr(q, "sample_and_log_prob"):
-        return f"it has no sampler that would show where its draws lie ({DECLARE})"
+        return Moving(f"it has no sampler that would show where its draws lie ({DECLARE})")
     if not closed.out_avals:
 
         def sample(key: Key[Array, ""], *inputs: PyTree) -> PyTree:
@@ -211,16 +220,16 @@ def _consts(closed: core.ClosedJaxpr) -> list[Range]:
     return [of(c) for c in closed.consts]
 
 
-def _why(outputs: Sequence[Range]) -> str | None:
+def _why(outputs: Sequence[Range]) -> Moving | None:
     """Return why the set of several leaves may move: that of each, or of what they share."""
     for found in outputs:
         why = moves(found)
         if why is not None:
-            return f"{why} ({DECLARE})"
+            return Moving(f"{why} ({DECLARE})")
     noise = [found.noise for found in outputs]
     shared = sum(map(len, noise)) > len(frozenset().union(*noise))
     if shared and not all(found.real for found in outputs if found.noise):
-        return f"several leaves are functions of the same draw ({DECLARE})"
+        return Moving(f"several leaves are functions of the same draw ({DECLARE})")
     return None
 
 
