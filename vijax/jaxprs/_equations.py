@@ -89,7 +89,7 @@ def varies(value: Any) -> bool:
     record, where this JAX keeps one; a tracer without record counts as a parameter.
     """
     seen: set[int] = set()
-    pending = [value]
+    pending: list[Any] = [value]
     while pending:
         tracer = pending.pop()
         if not isinstance(tracer, jax.core.Tracer) or id(tracer) in seen:

@@ -1,6 +1,7 @@
 """Supports as distrax, NumPyro and TFP declare them, as arrays that stand for every value in one."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -22,6 +23,13 @@ _DISTRAX = {
     "Beta": (0.0, 1.0),
     "Dirichlet": (0.0, 1.0),
     "VonMises": (-math.pi, math.pi),
+}
+_CLIPPED = (
+    "has both a density and values of positive probability, which draws reach by a jump of log q"
+)
+_JUMPS = {
+    **dict.fromkeys(("Clipped", "ClippedNormal", "ClippedLogistic"), _CLIPPED),
+    "CategoricalUniform": "has a density that jumps from bin to bin, which no path sees",
 }
 _UNKNOWN = object()
 
@@ -58,6 +66,18 @@ def _image(q: Any) -> Any:
     return of(q)
 
 
+def jumping_density(q: Any) -> str | None:
+    """Return why log q of a library's class jumps where its draws pass, or None."""
+    for name in ("adapted", "distribution", "base_dist"):
+        inner = getattr(q, name, None)
+        why = jumping_density(inner) if inner is not None and not isinstance(inner, str) else None
+        if why is not None:
+            return why
+    if library(q) == "distrax" and type(q).__name__ in _JUMPS:
+        return _JUMPS[type(q).__name__]
+    return None
+
+
 # --- distrax
 
 
@@ -65,15 +85,14 @@ def _distrax(q: Any) -> Any:
     name = type(q).__name__
     if name in _DISTRAX:
         return between(*_DISTRAX[name], (*q.batch_shape, *q.event_shape), q.dtype)
-    if name == "Uniform":
+    if name in ("Uniform", "CategoricalUniform"):
         return between(q.low, q.high, q.batch_shape, q.dtype)
     if name == "Independent":
         return _image(q.distribution)
     if name == "MixtureSameFamily":
         return _image(q.components_distribution)
     if name == "MixtureOfTwo":
-        parts = _image(q._component_a), _image(q._component_b)
-        return jnp.where(between(0.0, 1.0) > 0.5, *parts)
+        return _any_of([_image(q._component_a), _image(q._component_b)])
     if name == "Joint":
         return jax.tree.map(_image, q.distributions, is_leaf=lambda d: hasattr(d, "log_prob"))
     if name in ("Clipped", "ClippedNormal", "ClippedLogistic"):
@@ -83,23 +102,51 @@ def _distrax(q: Any) -> Any:
     raise _NotDeclared
 
 
+def _any_of(images: Sequence[Any]) -> Any:
+    """Return the support of a mixture, whose parts do not hide each other's ends."""
+    found = images[0]
+    for image in images[1:]:
+        found = jnp.where(between(0.0, 1.0) > 0.5, found, image)
+    return found
+
+
 def _through(bijector: Any, z: Any) -> Any:
     """Carry a support through a bijector of distrax, or of TFP."""
     name, module = type(bijector).__name__, type(bijector).__module__
+    if name == "LambertWTail" or _is_masked_line(bijector):
+        return onto_reals(z)
+    if name == "Chain":
+        for inner in reversed(bijector.bijectors):
+            z = _through(inner, z)
+        return z
     if module.startswith("distrax."):
-        if name == "Chain":
-            for inner in reversed(bijector.bijectors):
-                z = _through(inner, z)
-            return z
+        if name == "Sigmoid":
+            return jax.nn.sigmoid(z)
         if name == "Inverse":
-            return (
-                _onto(bijector.bijector, z) if _is_layer(bijector.bijector) else bijector.forward(z)
-            )
+            return _backward(bijector.bijector, z)
         if name == "Block":
             return _through(bijector.bijector, z)
         if _is_layer(bijector):
             return _onto(bijector, z)
     return bijector.forward(z)
+
+
+def _backward(bijector: Any, z: Any) -> Any:
+    """Carry a support through the inverse of a bijector of distrax."""
+    name = type(bijector).__name__
+    if name == "Chain":
+        for inner in bijector.bijectors:
+            z = _backward(inner, z)
+        return z
+    if name == "Sigmoid":  # in a form whose jaxpr shows that it is monotone
+        return -jnp.log(1 / z - 1)
+    return _onto(bijector, z) if _is_layer(bijector) else bijector.inverse(z)
+
+
+def _is_masked_line(bijector: Any) -> bool:
+    """Whether it is TFP's RealNVP or masked autoregressive flow of lines."""
+    given = getattr(bijector, "parameters", None)
+    return isinstance(given, dict) and given.get("shift_and_log_scale_fn") is not None
 
 
 def _is_layer(bijector: Any) -> bool:
@@ -138,6 +185,8 @@ def _numpyro(q: Any) -> Any:
     shape = (*q.batch_shape, *q.event_shape)
     if name in ("Independent", "ExpandedDistribution", "MaskedDistribution"):
         return jnp.broadcast_to(_image(q.base_dist), shape)
+    if name == "MixtureGeneral":
+        return _any_of([_image(part) for part in q.component_distributions])
     if hasattr(q, "transforms") and hasattr(q, "base_dist"):
         support, z = q.base_dist.support, _image(q.base_dist)
         for transform in q.transforms:
@@ -187,6 +236,13 @@ def _of_constraint(constraint: Any, shape: tuple[int, ...]) -> Any:
 def _tensorflow_probability(q: Any) -> Any:
     # A copy made here shows the constants that it was given as what they are.
     q = q.copy()
+    name = type(q).__name__.lstrip("_")
+    if name in ("TransformedDistribution", "LambertWDistribution"):
+        return _through(q.bijector, _image(q.distribution))
+    if name == "MixtureSameFamily":
+        return _image(q.components_distribution)
+    if name == "Mixture":
+        return _any_of([_image(part) for part in q.components])
     make = getattr(q, "experimental_default_event_space_bijector", None)
     bijector = make() if make is not None else None
     if bijector is None or isinstance(q.event_shape, (dict, list)):

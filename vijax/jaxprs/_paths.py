@@ -12,6 +12,7 @@ from vijax import checks
 from vijax.jaxprs._derivative import flows
 from vijax.jaxprs._equations import trace
 from vijax.jaxprs._flow import Flow
+from vijax.jaxprs._libraries import jumping_density
 from vijax.types import Draw, Joint, PyTree
 
 NOISE = Flow(smooth=frozenset({"noise"}))
@@ -135,6 +136,7 @@ def _leaf_paths(
 ) -> dict[str, Path]:
     """Return the paths of the leaves that a sampler's jaxpr returns."""
     declared = getattr(q, "reparameterized", None)
+    jump = jumping_density(q) if declared is None else None
     derivatives = flows(closed, inputs, PARAMETER)
     values = flows(closed, inputs, PARAMETER, values=True)
     found = {}
@@ -144,7 +146,8 @@ def _leaf_paths(
         real = jnp.issubdtype(leaf.dtype, jnp.inexact)
         parametric = real and continuous and "parameter" in value.sources()
         atoms = _atoms(value) if real and not continuous else None
-        found[name] = Path(_broken(leaf, flow, value, declared=declared), parametric, atoms)
+        broken = _broken(leaf, flow, value, declared=declared)
+        found[name] = Path(broken or (jump if parametric else None), parametric, atoms)
     return found
 
 

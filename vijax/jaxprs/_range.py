@@ -141,12 +141,11 @@ def join(values: Sequence[Range], name: str) -> Range:
     if any(v.unknown for v in values):
         return not_known(values, "")
     ends = [(v.low, v.high) for v in values]
-    # An atom that moves is not hidden by a range around it.
-    atoms = any(MOVES in end for v, end in zip(values, ends, strict=True) if not v.noise)
-    if any(map(is_real, values)) and not atoms:
-        return Range(noise, -INF, INF, real=all(v.real for v in values if v.noise))
+    # An atom that moves, or a jump of the density, is not hidden by a range around it.
     if any(MOVES in end for end in ends):
         return Range(noise, MOVES, MOVES)
+    if any(map(is_real, values)):
+        return Range(noise, -INF, INF, real=all(v.real for v in values if v.noise))
     lows, highs = {low for low, _ in ends}, {high for _, high in ends}
     low = lows.pop() if len(lows) == 1 else _extreme(lows, min)
     high = highs.pop() if len(highs) == 1 else _extreme(highs, max)

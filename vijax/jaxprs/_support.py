@@ -81,7 +81,7 @@ def scored_leaves(q: Joint, key: Key[Array, ""], found: Mapping[Any, Mapping[str
             # Earlier leaves that are not stopped carry the parameters here.
             carrying = [n for n in names if n not in scored]
             moving = _joint_moves(
-                lambda: q, key, (), (), [name], z, found[name], order=names, carrying=carrying
+                lambda: q, key, (), (), [name], z, found, order=names, carrying=carrying
             )
             if moving is not None:
                 return Scored(scored, moving)
@@ -130,7 +130,7 @@ def _joint_moves(
     given: Sequence[Range],
     names: Sequence[Any],
     z: PyTree,
-    leaves: Mapping[str, Path],
+    leaves: Mapping[Any, Mapping[str, Path]],
     *,
     order: Sequence[Any],
     carrying: Collection[Any] = (),
@@ -144,7 +144,7 @@ def _joint_moves(
         given: its ranges.
         names: of the conditionals that are asked for.
         z: the shapes of a draw.
-        leaves: the paths of their leaves.
+        leaves: the paths of the leaves of each.
         order: the names of all conditionals, in the order in which they are drawn.
         carrying: earlier leaves that carry the derivative of q's parameters; all others are given.
     """
@@ -159,7 +159,7 @@ def _joint_moves(
         def part(*inputs: PyTree, name: Any = name) -> Any:
             return joint(*inputs[:-1]).conditional(name, inputs[-1])
 
-        moving = _part_moves(part, key, (*inputs, earlier), [*given, *more], leaves)
+        moving = _part_moves(part, key, (*inputs, earlier), [*given, *more], leaves[name])
         if moving is not None:
             return moving
     return None
@@ -187,7 +187,9 @@ def _part_moves(
         return None if declared else Moving("q declares fixed_support = False")
     if isinstance(q, Joint):
         z = jax.eval_shape(lambda *given: part(*given).sample_and_log_prob(seed=key)[0], *inputs)
-        return _joint_moves(part, key, inputs, given, q.names(), z, leaves, order=q.names())
+        names = q.names()
+        within = {name: _within(leaves, name) for name in names}
+        return _joint_moves(part, key, inputs, given, names, z, within, order=names)
     for leaf, path in leaves.items():
         if path.atoms is not None:
             return Moving(f"leaf '{leaf}' {path.atoms}", LOOK_UP)
@@ -195,22 +197,44 @@ def _part_moves(
         return None
     if not closed.out_avals and not hasattr(q, "sample_and_log_prob"):
         return Moving(f"it has no sampler that would show where its draws lie ({DECLARE})")
-    if not closed.out_avals:
 
-        def sample(key: Key[Array, ""], *inputs: PyTree) -> PyTree:
-            return part(*inputs).sample_and_log_prob(seed=key, sample_shape=())[0]
+    def sample(key: Key[Array, ""], *inputs: PyTree) -> PyTree:
+        return part(*inputs).sample_and_log_prob(seed=key, sample_shape=())[0]
 
-        closed, _ = trace(sample, key, *inputs)
-        given = [Range(key="key"), *given]
     consts = _consts(closed)
+    if not closed.out_avals:
+        closed, _ = trace(sample, key, *inputs)
+        given, consts = [Range(key="key"), *given], _consts(closed)
+    elif _concrete(closed.consts):
+        # Whether these are constants beside parameters, the draws' own jaxpr tells.
+        drawn, _ = trace(sample, key, *inputs)
+        consts = _consts(closed, beside=drawn.consts)
     if MOVING not in (*given, *consts):
         return None  # no parameter reaches it
     return _why(ranges(closed, given, consts))
 
 
-def _consts(closed: core.ClosedJaxpr) -> list[Range]:
-    """Return the ranges of closed-over values: see `flows` for which of them are parameters."""
-    traced = any(isinstance(c, jax.core.Tracer) for c in closed.consts)
+def _within(leaves: Mapping[str, Path], name: Any) -> dict[str, Path]:
+    """Return the paths of one conditional's leaves, by the names that they have within it."""
+    start = f"{name}."
+    within = {leaf.removeprefix(start): p for leaf, p in leaves.items() if leaf.startswith(start)}
+    return {"z": leaves[str(name)], **within} if str(name) in leaves else within
+
+
+def _concrete(consts: Sequence[Any]) -> bool:
+    """Whether closed-over values are concrete arrays alone, with no tracer to tell what they are."""
+    arrays = [c for c in consts if isinstance(c, jax.Array)]
+    return bool(arrays) and not any(isinstance(c, jax.core.Tracer) for c in arrays)
+
+
+def _consts(closed: core.ClosedJaxpr, *, beside: Sequence[Any] = ()) -> list[Range]:
+    """Return the ranges of closed-over values: see `flows` for which of them are parameters.
+
+    Args:
+        closed: the jaxpr.
+        beside: values that q holds besides, any of which may be the traced parameter.
+    """
+    traced = any(isinstance(c, jax.core.Tracer) for c in (*closed.consts, *beside))
 
     def of(value: Any) -> Range:
         if varies(value) or (isinstance(value, jax.Array) and not traced):
