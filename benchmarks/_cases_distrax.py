@@ -39,7 +39,15 @@ def affine(q: Any, shift: Any, scale: Any) -> Any:
     return dx.Transformed(q, dx.ScalarAffine(shift, scale))
 
 
-def _case(cls: str, pieces: Places = (), *, atoms: Places = (), of: Any = None, jumps: bool = False, **parameters: Any) -> Case:
+def _case(
+    cls: str,
+    pieces: Places = (),
+    *,
+    atoms: Places = (),
+    of: Any = None,
+    jumps: bool = False,
+    **parameters: Any,
+) -> Case:
     make: Callable[[Parameters], Any] = of or (lambda p: getattr(dx, cls)(**p))
     return Case(f"distrax {cls}", make, parameters, pieces, atoms, jumps)
 
@@ -70,7 +78,12 @@ CASES = [
     _case("Bernoulli", atoms=(0, 1), logits=0.4),
     _case("Bernoulli, probs", atoms=(0, 1), of=lambda p: dx.Bernoulli(probs=p["probs"]), probs=0.4),
     _case("Categorical", atoms=(0, 1, 2), logits=LOGITS),
-    _case("Categorical, probs", atoms=(0, 1, 2), of=lambda p: dx.Categorical(probs=p["probs"]), probs=(0.2, 0.3, 0.5)),
+    _case(
+        "Categorical, probs",
+        atoms=(0, 1, 2),
+        of=lambda p: dx.Categorical(probs=p["probs"]),
+        probs=(0.2, 0.3, 0.5),
+    ),
     _case(
         "Softmax", atoms=(0, 1, 2), of=lambda p: dx.Softmax(p["preferences"]), preferences=LOGITS
     ),
@@ -172,7 +185,11 @@ CASES = [
             ("Sigmoid", UNIT, dx.Sigmoid()),
             ("Lambda exp", HALF, dx.Lambda(jnp.exp, jnp.log)),
             ("GumbelCDF", UNIT, dx.GumbelCDF()),
-            ("Inverse Sigmoid of Sigmoid", REAL, dx.Chain([dx.Inverse(dx.Sigmoid()), dx.Sigmoid()])),
+            (
+                "Inverse Sigmoid of Sigmoid",
+                REAL,
+                dx.Chain([dx.Inverse(dx.Sigmoid()), dx.Sigmoid()]),
+            ),
             ("Chain", (1.0, 4.0), dx.Chain([dx.ScalarAffine(1.0, 3.0), dx.Sigmoid()])),
         )
     ),

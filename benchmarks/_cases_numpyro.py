@@ -53,7 +53,15 @@ def affine(q: Any, shift: Any, scale: Any) -> Any:
     return vj.families.adapt(inner)
 
 
-def _case(cls: str, pieces: Places = (), *, atoms: Places = (), of: Any = None, jumps: bool = False, **parameters: Any) -> Case:
+def _case(
+    cls: str,
+    pieces: Places = (),
+    *,
+    atoms: Places = (),
+    of: Any = None,
+    jumps: bool = False,
+    **parameters: Any,
+) -> Case:
     make: Callable[[Parameters], Any] = of or (lambda p: getattr(nd, cls)(**p))
     return Case(
         f"numpyro {cls}", lambda p: vj.families.adapt(make(p)), parameters, pieces, atoms, jumps
@@ -66,6 +74,7 @@ def _normal(p: Parameters) -> Any:
 
 GAUSS = dict(loc=0.3, scale=0.8)
 COUNTS, FEW = range(80), range(6)
+LIMITS = dict(low=0.4, high=2.2)
 CASES = [
     *(_case(n, REAL, **GAUSS) for n in "Normal Logistic Gumbel Cauchy".split()),
     _case("Laplace", kinked("loc"), **GAUSS),
@@ -131,7 +140,6 @@ CASES = [
             rate=1.2,
             **({e: LIMITS[e] for e in names} if free else {}),
         )
-        for LIMITS in [dict(low=0.4, high=2.2)]
         for side, names, at in (
             ("Left", ("low",), ("low", INF)),
             ("Right", ("high",), (0.0, "high")),
@@ -139,18 +147,14 @@ CASES = [
         )
         for free in (True, False)
     ),
-    _case(
-        "FoldedDistribution", HALF, of=lambda p: nd.FoldedDistribution(_normal(p)), **GAUSS
-    ),
+    _case("FoldedDistribution", HALF, of=lambda p: nd.FoldedDistribution(_normal(p)), **GAUSS),
     _case("HurdleGamma", HALF, atoms=(0.0,), gate=0.3, concentration=1.4, rate=1.2),
     _case("HurdleLogNormal", HALF, atoms=(0.0,), gate=0.3, **GAUSS),
     _case("Delta", atoms=lambda p: [p["v"]], v=0.4),
     # --- discrete
     _case("BernoulliLogits", atoms=(0, 1), logits=0.4),
     _case("BernoulliProbs", atoms=(0, 1), probs=0.4),
-    _case(
-        "BinomialLogits", atoms=FEW, of=lambda p: nd.BinomialLogits(p["logits"], 5), logits=0.4
-    ),
+    _case("BinomialLogits", atoms=FEW, of=lambda p: nd.BinomialLogits(p["logits"], 5), logits=0.4),
     _case("BinomialProbs", atoms=FEW, of=lambda p: nd.BinomialProbs(p["probs"], 5), probs=0.4),
     _case("CategoricalLogits", atoms=(0, 1, 2), logits=LOGITS),
     _case("CategoricalProbs", atoms=(0, 1, 2), probs=(0.2, 0.3, 0.5)),
@@ -230,7 +234,11 @@ CASES = [
             ("exp", HALF, nt.ExpTransform()),
             ("a sigmoid", UNIT, nt.SigmoidTransform()),
             ("a softplus", HALF, nt.SoftplusTransform()),
-            ("a sigmoid, then a line", (-1.0, 3.0), [nt.SigmoidTransform(), nt.AffineTransform(-1.0, 4.0)]),
+            (
+                "a sigmoid, then a line",
+                (-1.0, 3.0),
+                [nt.SigmoidTransform(), nt.AffineTransform(-1.0, 4.0)],
+            ),
         )
     ),
     _case(

@@ -61,9 +61,19 @@ def affine(q: Any, shift: Any, scale: Any) -> Any:
     return vj.families.adapt(td.TransformedDistribution(q.adapted, line))
 
 
-def _case(cls: str, pieces: Places = (), *, atoms: Places = (), of: Any = None, jumps: bool = False, **parameters: Any) -> Case:
+def _case(
+    cls: str,
+    pieces: Places = (),
+    *,
+    atoms: Places = (),
+    of: Any = None,
+    jumps: bool = False,
+    **parameters: Any,
+) -> Case:
     make: Callable[[Parameters], Any] = of or (lambda p: getattr(td, cls)(**p))
-    return Case(f"tfp {cls}", lambda p: vj.families.adapt(make(p)), parameters, pieces, atoms, jumps)
+    return Case(
+        f"tfp {cls}", lambda p: vj.families.adapt(make(p)), parameters, pieces, atoms, jumps
+    )
 
 
 def _normal(p: Parameters) -> Any:
@@ -72,6 +82,7 @@ def _normal(p: Parameters) -> Any:
 
 GAUSS = dict(loc=0.3, scale=0.8)
 COUNTS, FEW = range(80), range(6)
+ONE = np.float64(1.0)  # TFP asks for one dtype throughout
 CASES = [
     *(_case(n, REAL, **GAUSS) for n in "Normal Logistic Gumbel Cauchy Moyal".split()),
     _case("Laplace", kinked("loc"), **GAUSS),
@@ -119,18 +130,34 @@ CASES = [
     _case("NoncentralChi2", HALF, df=2.6, noncentrality=0.8),
     _case("Weibull", HALF, scale=0.9, concentration=1.6),
     _case("InverseGaussian", HALF, loc=0.9, concentration=1.6),
-    _case("BetaQuotient", HALF, **{
-        "concentration1_numerator": 2.4, "concentration0_numerator": 1.8,
-        "concentration1_denominator": 2.7, "concentration0_denominator": 1.6,
-    }),
+    _case(
+        "BetaQuotient",
+        HALF,
+        **{
+            "concentration1_numerator": 2.4,
+            "concentration0_numerator": 1.8,
+            "concentration1_denominator": 2.7,
+            "concentration0_denominator": 1.6,
+        },
+    ),
     _case("Beta", UNIT, concentration1=1.4, concentration0=1.8),
     _case("Kumaraswamy", UNIT, concentration1=1.4, concentration0=1.8),
     _case("LogitNormal", UNIT, **GAUSS),
-    _case("ContinuousBernoulli", UNIT, logits=0.7),
+    _case(
+        "ContinuousBernoulli",
+        UNIT,
+        of=lambda p: td.ContinuousBernoulli(p["logits"], dtype=jnp.float64),
+        logits=0.7,
+    ),
     _case("RelaxedBernoulli", UNIT, temperature=0.8, logits=0.4),
     _case("VonMises", CIRCLE, loc=0.3, concentration=1.2),
     _case("Pareto", between("scale", INF), scale=0.8, concentration=2.4),
-    _case("Pareto, scale fixed", (0.8, INF), of=lambda p: td.Pareto(p["concentration"], 0.8), concentration=2.4),
+    _case(
+        "Pareto, scale fixed",
+        (0.8, INF),
+        of=lambda p: td.Pareto(p["concentration"], 0.8),
+        concentration=2.4,
+    ),
     _case("GeneralizedPareto", between("loc", INF), **GAUSS, concentration=0.3),
     _case(
         "GeneralizedPareto, loc fixed",
@@ -152,9 +179,7 @@ CASES = [
         of=lambda p: td.Triangular(0.0, 1.0, p["peak"]),
         peak=0.4,
     ),
-    _case(
-        "PERT", between("low", "high"), low=-0.2, peak=0.4, high=1.2, temperature=3.2
-    ),
+    _case("PERT", between("low", "high"), low=-0.2, peak=0.4, high=1.2, temperature=3.2),
     _case(
         "PERT, limits fixed",
         UNIT,
@@ -196,9 +221,15 @@ CASES = [
     _case("Categorical", atoms=(0, 1, 2), logits=LOGITS),
     _case("Geometric", atoms=COUNTS, logits=0.4),
     _case("Poisson", atoms=COUNTS, rate=1.4),
-    _case("NegativeBinomial", atoms=range(200), of=lambda p: td.NegativeBinomial(
-        p["total_count"], logits=p["logits"], require_integer_total_count=False
-    ), total_count=2.4, logits=-0.4),
+    _case(
+        "NegativeBinomial",
+        atoms=range(200),
+        of=lambda p: td.NegativeBinomial(
+            p["total_count"], logits=p["logits"], require_integer_total_count=False
+        ),
+        total_count=2.4,
+        logits=-0.4,
+    ),
     _case(
         "BetaBinomial",
         atoms=FEW,
@@ -291,7 +322,7 @@ CASES = [
         "Mixture",
         REAL,
         of=lambda p: td.Mixture(
-            td.Categorical(logits=p["logits"]), [td.Normal(p["loc"], 0.7), td.Logistic(1.0, 0.4)]
+            td.Categorical(logits=p["logits"]), [td.Normal(p["loc"], 0.7), td.Logistic(ONE, 0.4)]
         ),
         logits=(0.3, -0.2),
         loc=-0.5,
@@ -301,7 +332,8 @@ CASES = [
         lambda p: (-INF, 0.0, p["high"], INF),
         jumps=True,
         of=lambda p: td.Mixture(
-            td.Categorical(logits=p["logits"]), [td.Normal(0.2, 0.7), td.Uniform(0.0, p["high"])]
+            td.Categorical(logits=p["logits"]),
+            [td.Normal(0.2 * ONE, 0.7), td.Uniform(0.0, p["high"])],
         ),
         logits=(0.3, -0.2),
         high=0.9,

@@ -99,9 +99,7 @@ def admitted(case: Case, estimators: dict[str, Any]) -> tuple[dict[str, Any], di
         except (ValueError, TypeError) as error:
             message = str(error)
             ours = "gradients." in message
-            refused[name] = Verdict(
-                refusal(message) if ours else "error", note=message[:300]
-            )
+            refused[name] = Verdict(refusal(message) if ours else "error", note=message[:300])
         except Exception as error:  # of the library's own making
             refused[name] = Verdict("error", note=f"{type(error).__name__}: {error}"[:300])
     return functions, refused
@@ -110,7 +108,9 @@ def admitted(case: Case, estimators: dict[str, Any]) -> tuple[dict[str, Any], di
 def measured(case: Case, functions: dict[str, Any], keys: int, seed: int = 0) -> dict[str, Any]:
     """Return the mean and standard error of the value and the gradient of each estimator."""
     theta = case.theta
-    different = {n: f for i, (n, f) in enumerate(functions.items()) if f not in [*functions.values()][:i]}
+    different = {
+        n: f for i, (n, f) in enumerate(functions.items()) if f not in [*functions.values()][:i]
+    }
 
     @jax.jit
     def sums(seeds: Any) -> Any:
@@ -232,6 +232,8 @@ def _row(case: Case, keys: int) -> Row:
     except Exception as error:
         note = f"{type(error).__name__}: {str(error)[:200]}"
         return row(case.name, "cannot be built", None, "", note=note)
+    if all(v.word == "error" for v in verdicts.values()):
+        return row(case.name, "cannot be built", None, "", note=next(iter(verdicts.values())).note)
     bad = unmet(case, verdicts)
     told = [n for n, v in verdicts.items() if n in bad or v.word in (LIBRARY, "error")]
     zs = [v.z for v in verdicts.values() if v.z is not None]

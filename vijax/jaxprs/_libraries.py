@@ -31,6 +31,7 @@ _JUMPS = {
     **dict.fromkeys(("Clipped", "ClippedNormal", "ClippedLogistic"), _CLIPPED),
     "CategoricalUniform": "has a density that jumps from bin to bin, which no path sees",
 }
+_WRAPPERS = ("Independent", "ExpandedDistribution", "MaskedDistribution")  # of NumPyro
 _UNKNOWN = object()
 
 
@@ -183,20 +184,29 @@ def _declares_itself(q: Any) -> bool:
 def _numpyro(q: Any) -> Any:
     name = type(q).__name__
     shape = (*q.batch_shape, *q.event_shape)
-    if name in ("Independent", "ExpandedDistribution", "MaskedDistribution"):
+    if name in _WRAPPERS:
         return jnp.broadcast_to(_image(q.base_dist), shape)
     if name == "MixtureGeneral":
         return _any_of([_image(part) for part in q.component_distributions])
     if hasattr(q, "transforms") and hasattr(q, "base_dist"):
-        support, z = q.base_dist.support, _image(q.base_dist)
+        # A mixture's declared support does not tell where its parts end.
+        whole = type(_scalar_part(q.base_dist)).__name__ != "MixtureGeneral"
+        support, z = q.base_dist.support if whole else _UNKNOWN, _image(q.base_dist)
         for transform in q.transforms:
-            if _same_set(support, transform.domain):
+            if support is not _UNKNOWN and _same_set(support, transform.domain):
                 support = transform.codomain
                 z = _of_constraint(support, jnp.shape(transform(z)))
             else:
                 support, z = _UNKNOWN, transform(z)
         return z
     return _of_constraint(q.support, shape)
+
+
+def _scalar_part(q: Any) -> Any:
+    """Return what NumPyro's wrappers of shape hold."""
+    while type(q).__name__ in _WRAPPERS:
+        q = q.base_dist
+    return q
 
 
 def _same_set(a: Any, b: Any) -> bool:
