@@ -157,7 +157,12 @@ CASES = [
     _case("BinomialLogits", atoms=FEW, of=lambda p: nd.BinomialLogits(p["logits"], 5), logits=0.4),
     _case("BinomialProbs", atoms=FEW, of=lambda p: nd.BinomialProbs(p["probs"], 5), probs=0.4),
     _case("CategoricalLogits", atoms=(0, 1, 2), logits=LOGITS),
-    _case("CategoricalProbs", atoms=(0, 1, 2), probs=(0.2, 0.3, 0.5)),
+    _case(
+        "CategoricalProbs",  # it does not normalize what it is given
+        atoms=(0, 1, 2),
+        of=lambda p: nd.CategoricalProbs(p["probs"] / p["probs"].sum()),
+        probs=(0.2, 0.3, 0.5),
+    ),
     _case("GeometricLogits", atoms=COUNTS, logits=0.4),
     _case("GeometricProbs", atoms=COUNTS, probs=0.4),
     _case("Poisson", atoms=COUNTS, rate=1.4),

@@ -68,6 +68,8 @@ ADMITTED = [
     "numpyro TwoSidedTruncatedDistribution of Cauchy, limits fixed",
     "tfp Mixture of a Normal and a Uniform",
     "tfp Pareto",
+    "tfp Inflated Gamma",
+    "tfp GeneralizedPareto, loc fixed",
 ]
 
 

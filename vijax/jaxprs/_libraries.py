@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from vijax.jaxprs._samplers import between, onto_reals
 from vijax.types import PyTree
@@ -251,8 +252,12 @@ def _tensorflow_probability(q: Any) -> Any:
         return _through(q.bijector, _image(q.distribution))
     if name == "MixtureSameFamily":
         return _image(q.components_distribution)
-    if name == "Mixture":
+    if name in ("Mixture", "Inflated"):
         return _any_of([_image(part) for part in q.components])
+    if name == "Deterministic":
+        return jnp.asarray(q.mean())
+    if name == "GeneralizedPareto" and _is_positive(q.parameters["concentration"]):
+        return between(q.loc, INF, q.batch_shape, q.dtype)
     make = getattr(q, "experimental_default_event_space_bijector", None)
     bijector = make() if make is not None else None
     if bijector is None or isinstance(q.event_shape, (dict, list)):
@@ -264,3 +269,8 @@ def _tensorflow_probability(q: Any) -> Any:
         except TypeError:
             continue
     raise _NotDeclared
+
+
+def _is_positive(value: Any) -> bool:
+    """Whether a number that is known while tracing is not negative."""
+    return not isinstance(value, jax.core.Tracer) and bool(np.all(np.asarray(value) >= 0))
