@@ -194,8 +194,8 @@ CASES = [
         )
     ),
     _case(
-        "Transformed Beta by LeakyReLU",
-        (-1.0, 0.0, 1.0),
+        "Transformed Beta by an Inverse line",
+        (-1.0, 1.0),
         of=lambda p: dx.Transformed(
             dx.Beta(p["alpha"], 1.6),
             dx.Chain([dx.Inverse(dx.ScalarAffine(0.5, 0.5))]),

@@ -146,10 +146,10 @@ def judged(case: Case, exact: Truth, found: dict[str, Any]) -> dict[str, Verdict
         note = f"mean {np.round(slope[0], 4)}, truth {np.round(exact.gradient, 4)}"
         if z <= Z:
             verdicts[name] = Verdict(RIGHT, z)
-        elif z_value > Z:
-            verdicts[name] = Verdict(LIBRARY, z, f"its draws are not of its density; {note}")
         elif abs(exact.mass - 1) > 1e-6:
             verdicts[name] = Verdict(LIBRARY, z, f"its density has mass {exact.mass}; {note}")
+        elif z_value > Z:
+            verdicts[name] = Verdict(LIBRARY, z, f"its draws are not of its density; {note}")
         elif not right_derivative(case):
             verdicts[name] = Verdict(LIBRARY, z, f"its log_prob has a wrong derivative; {note}")
         else:
