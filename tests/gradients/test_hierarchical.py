@@ -27,8 +27,6 @@ POINTS = {"top": POINTS[0], "low": POINTS[1]}
 class Prior:
     """Two Gaussians in a chain: top ~ N(loc, scale²), low | top ~ N(slope top, noise²)."""
 
-    fixed_support = True
-
     def __init__(self, p):
         self.p = p
 
@@ -200,8 +198,6 @@ def test_refusals(key, unchecked):
 
 class Line:
     """A normal prior of unit scale, of which only the density is stated."""
-
-    fixed_support = True
 
     def __init__(self, loc):
         self.loc = loc

@@ -44,7 +44,9 @@ class Members:
             return
         batch, rest = tuple(log_q.shape), (log_q, key)
         if not self.proven:
-            density = jaxprs.trace(lambda z: self.q.log_prob(z), z)[0]
+            density, of_draw = jaxprs.trace(lambda z: self.q.log_prob(z), z)
+            if of_draw.shape != batch:
+                raise refusals.densities_disagree(of_draw, log_q)
             self.refuse("q.log_prob(z)", density, z, batch)
             self.proven = True
         if not self.declared:

@@ -126,8 +126,8 @@ def support_moves(estimator: str, moving: jaxprs.Moving) -> ValueError:
 def densities_disagree(path_log_q: Any, log_q: Any) -> ValueError:
     """A q whose two methods give log q of different shapes."""
     return ValueError(
-        f"q.log_prob(z) of the draws has shape {path_log_q.shape}, and q.sample_and_log_prob gave log_q {log_q.shape} "
-        "([k, *batch]); the two methods of q must agree."
+        f"q.log_prob(z) of the draws has shape {path_log_q.shape}, and q.sample_and_log_prob gave log_q {log_q.shape}; "
+        "the two methods of q must agree ([*batch] for one draw)."
     )
 
 

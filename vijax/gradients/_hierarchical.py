@@ -112,15 +112,18 @@ def _refuse_moving_support(
     pull: Callable[[PyTree], PyTree],
 ) -> None:
     """Refuse a prior whose support moves, or one that would move the support of q."""
-    every_leaf = dict.fromkeys(request.paths, jaxprs.Path(None, parametric=True))
-    moving = jaxprs.moving_support(prior, request.key, every_leaf)
-    if moving is not None:
-        raise engine.support_moves("gdreg of this prior", moving)
-    if jaxprs.carried_away(request.q, request.key, push, pull):
+    carried = jaxprs.carried_away(request.q, request.key, push, pull)
+    if carried:
         raise ValueError(
             "gdreg lets q's draws follow the prior's parameters, and push carries an end of q's support along: give q "
             "the support of the prior, or use gradients.dreg."
         )
+    # Of a prior that states its density alone, its draws on all of q's support are evidence enough.
+    if carried is None or hasattr(prior, "sample_and_log_prob"):
+        every_leaf = dict.fromkeys(request.paths, jaxprs.Path(None, parametric=True))
+        moving = jaxprs.moving_support(prior, request.key, every_leaf)
+        if moving is not None:
+            raise engine.support_moves("gdreg of this prior", moving)
 
 
 def _slopes(bound: Bound, log_w: Array) -> tuple[Array, Array]:

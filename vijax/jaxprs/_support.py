@@ -90,32 +90,40 @@ def scored_leaves(q: Joint, key: Key[Array, ""], found: Mapping[Any, Mapping[str
 
 def carried_away(
     q: Any, key: Key[Array, ""], push: Callable[[PyTree], PyTree], pull: Callable[[PyTree], PyTree]
-) -> bool:
+) -> bool | None:
     """Return whether push(pull(z)) carries an end of q's support along with its parameters.
 
-    Only what is seen counts: an end that cannot be followed is taken to stay.
+    None where an end cannot be followed.
     """
+    trusted: list[bool] = []
 
     def carried(key: Key[Array, ""]) -> PyTree:
-        return push(jax.tree.map(held, pull(_image(q, key))))
+        return push(jax.tree.map(held, pull(_image(q, key, trusted))))
 
     closed, _ = trace(carried, key)
     found = ranges(closed, [Range(key="key")], _consts(closed))
-    return any(moves(leaf) is not None and not leaf.unknown for leaf in found)
+    if any(moves(leaf) is not None and not leaf.unknown for leaf in found):
+        return True
+    proved = all(trusted) and all(moves(leaf) is None for leaf in found)
+    return False if proved else None
 
 
-def _image(q: Any, key: Key[Array, ""]) -> PyTree:
-    """Return draws that stand for all of q's support; of one that is declared, for the real line."""
+def _image(q: Any, key: Key[Array, ""], trusted: list[bool]) -> PyTree:
+    """Return draws that stand for all of q's support; of one that is declared, for the real line.
+
+    Which is so of vijax's own families: `trusted` notes it.
+    """
     if isinstance(q, Joint):
         leaves: dict[Any, Any] = {}
         for name in q.names():
-            leaves[name] = _image(q.conditional(name, leaves), key)
+            leaves[name] = _image(q.conditional(name, leaves), key, trusted)
         return q.collect(leaves)
     image = declared_support(q)
     if image is not None:
         return image
     if not getattr(q, "fixed_support", None):
         return q.sample_and_log_prob(seed=key, sample_shape=())[0]
+    trusted.append(type(q).__module__.startswith("vijax."))
     shapes = jax.eval_shape(lambda k: q.sample_and_log_prob(seed=k, sample_shape=())[0], key)
     return jax.tree.map(lambda s: between(-math.inf, math.inf, s.shape, s.dtype), shapes)
 
