@@ -108,7 +108,8 @@ def _made_of(tracer: Any) -> list[Any] | None:
         return None
     try:
         if tracer.parent is not None:
-            return list(tracer.parent.in_tracers)
+            # What a mutable reference holds may come from anywhere.
+            return None if tracer.parent.effects else list(tracer.parent.in_tracers)
         if isinstance(tracer.val, core.Literal):
             return []
         held = tracer._trace.frame.constvar_to_val[tracer.val]

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vijax.jaxprs._noise import share
+
 INF = math.inf
 
 End = float | str
@@ -25,6 +27,8 @@ class Range(NamedTuple):
         high: the upper end. Ends that a factor of unknown sign has changed are in either order.
         sign: 1 or -1 where all values have that sign for any parameters, else 0.
         real: whether each draw that reaches it, alone, already spans the real line.
+        seams: whether its density may jump, or have atoms, between the ends: parts that end at
+            different places were put together.
         unknown: why nothing is known of the ends, or "".
         key: what tells a random key from others, or None.
     """
@@ -34,6 +38,7 @@ class Range(NamedTuple):
     high: End = FIXED
     sign: int = 0
     real: bool = False
+    seams: bool = False
     unknown: str = ""
     key: Any = None
 
@@ -42,6 +47,7 @@ GIVEN = Range()
 """A constant, whose value is not known while tracing."""
 MOVING = Range(low=MOVES, high=MOVES)
 """A parameter, or what depends on parameters alone."""
+SEAMS = "its parts end at different places, which a parameter moves"
 
 
 def constant(value: Any) -> Range:
@@ -54,7 +60,8 @@ def constant(value: Any) -> Range:
     low, high = float(array.min()), float(array.max())
     if low == high:
         return Range(low=low, high=low, sign=int(np.sign(low)))
-    return Range(sign=1 if low > 0 else -1 if high < 0 else 0)
+    sign = 1 if low > 0 else -1 if high < 0 else 0
+    return Range(sign=sign, seams=bool(np.any(array == 0)))
 
 
 def moves(value: Range) -> str | None:
@@ -95,7 +102,8 @@ def _multiply_ends(a: End, b: End, sign: int) -> End:
 
 
 def is_real(value: Range) -> bool:
-    return bool(value.noise) and not value.unknown and (value.low, value.high) == (-INF, INF)
+    spans = (value.low, value.high) == (-INF, INF)
+    return bool(value.noise) and spans and not value.unknown and not value.seams
 
 
 def sign_of(end: End) -> int:
@@ -125,11 +133,6 @@ def point(values: Sequence[Range]) -> Range:
     return MOVING if any(MOVES in (v.low, v.high) for v in values) else GIVEN
 
 
-def shared(values: Sequence[Range]) -> bool:
-    """Whether two of several values depend on the same noise."""
-    return sum(len(v.noise) for v in values) > len(frozenset().union(*(v.noise for v in values)))
-
-
 def join(values: Sequence[Range], name: str) -> Range:
     """Return the range of what may be any of several values."""
     first = values[0]
@@ -144,13 +147,18 @@ def join(values: Sequence[Range], name: str) -> Range:
     # An atom that moves, or a jump of the density, is not hidden by a range around it.
     if any(MOVES in end for end in ends):
         return Range(noise, MOVES, MOVES)
-    if any(map(is_real, values)):
-        return Range(noise, -INF, INF, real=all(v.real for v in values if v.noise))
+    seams = bool(noise) and (len(set(ends)) > 1 or any(v.seams or not v.noise for v in values))
     lows, highs = {low for low, _ in ends}, {high for _, high in ends}
     low = lows.pop() if len(lows) == 1 else _extreme(lows, min)
     high = highs.pop() if len(highs) == 1 else _extreme(highs, max)
+    if name in ("scan", "while"):  # turn after turn a known end would grow for ever
+        low, high = (
+            e if len({x[i] for x in ends}) == 1 else FIXED for i, e in enumerate((low, high))
+        )
     signs = {v.sign for v in values}
-    return Range(noise, low, high, sign=signs.pop() if len(signs) == 1 else 0)
+    sign = signs.pop() if len(signs) == 1 else 0
+    real = not seams and all(v.real for v in values if v.noise) and bool(noise)
+    return Range(noise, low, high, sign, real=real, seams=seams)
 
 
 def _extreme(ends: set[End], which: Callable[..., Any]) -> End:
@@ -162,14 +170,15 @@ def _extreme(ends: set[End], which: Callable[..., Any]) -> End:
 
 
 def choose(which: Range, cases: Sequence[Range], name: str) -> Range:
-    noise = frozenset().union(*(c.noise for c in cases))
-    if which.noise & noise or which.unknown:
+    if which.unknown or any(share(which.noise, c.noise) for c in cases):
         return not_known([which, *cases], "its draws are chosen by a comparison with themselves")
     joined = join(cases, name)
     if joined.key is not None or not which.noise:
         return joined
     # The draw tells which case it is, so that the whole spans what the cases do together.
-    return joined._replace(noise=joined.noise | which.noise, real=False)
+    # Where it chooses among constants, the values are atoms.
+    seams = joined.seams or not joined.noise
+    return joined._replace(noise=joined.noise | which.noise, real=False, seams=seams)
 
 
 # --- arithmetic
@@ -191,14 +200,19 @@ def add(a: Range, b: Range) -> Range:
         return not_known([a, b], "")._replace(sign=sign)
     noise = a.noise | b.noise
     if a.noise and b.noise:
-        if a.noise & b.noise and not (a.real and b.real):
+        if share(a.noise, b.noise):
             return not_known([a, b], "it is a sum of several functions of the same draw")
         if is_real(a) or is_real(b):
             return Range(noise, -INF, INF, real=a.real and b.real)
         if MOVES in (a.low, a.high, b.low, b.high):
             return Range(noise, MOVES, MOVES, sign=sign)
+    drawn, given = (a, b) if a.noise else (b, a)
+    if drawn.noise and drawn.seams and given.low == MOVES:
+        return not_known([a, b], SEAMS)
     low, high = _add_ends(a.low, b.low), _add_ends(a.high, b.high)
-    return Range(noise, low, high, sign or sign_between(low, high), real=a.real or b.real)
+    seams = any(v.seams and v.noise for v in (a, b))
+    real = drawn.real and not seams
+    return Range(noise, low, high, sign or sign_between(low, high), real=real, seams=seams)
 
 
 def multiply(a: Range, b: Range) -> Range:
@@ -209,29 +223,31 @@ def multiply(a: Range, b: Range) -> Range:
     if not noise:
         known = isinstance(a.low, float) and isinstance(b.low, float)
         low: End = float(a.low) * float(b.low) if known else FIXED
-        return Range(low=low, high=low, sign=sign) if known else point([a, b])._replace(sign=sign)
+        found = Range(low=low, high=low) if known else point([a, b])
+        return found._replace(sign=sign, seams=a.seams or b.seams)
     if a.noise and b.noise:
         return _multiply_draws(a, b, sign)
     if b.noise:
         a, b = b, a
+    if a.seams and b.low == MOVES:
+        return Range(noise, MOVES, MOVES, sign)
     if is_real(a):
-        return a
+        return a._replace(real=a.real and not b.seams, seams=b.seams)
     low, high = _multiply_ends(a.low, b.low, b.sign), _multiply_ends(a.high, b.low, b.sign)
     if b.sign < 0:
         low, high = high, low
-    return Range(noise, low, high, sign)
+    return Range(noise, low, high, sign, seams=a.seams or b.seams)
 
 
 def _multiply_draws(a: Range, b: Range, sign: int) -> Range:
-    if a.noise & b.noise:
+    if share(a.noise, b.noise):
         return not_known([a, b], "it is a product of several functions of the same draw")
-    noise = a.noise | b.noise
+    noise, seams = a.noise | b.noise, a.seams or b.seams
     if is_real(a) or is_real(b):
-        return Range(noise, -INF, INF)
+        return Range(noise, -INF, INF, seams=seams)
     if a.sign > 0 and b.sign > 0:
-        return Range(
-            noise, _multiply_ends(a.low, b.low, 1), _multiply_ends(a.high, b.high, 1), sign
-        )
+        low, high = _multiply_ends(a.low, b.low, 1), _multiply_ends(a.high, b.high, 1)
+        return Range(noise, low, high, sign, seams=seams)
     return not_known([a, b], "it is a product of draws whose signs are not known")
 
 
@@ -268,11 +284,15 @@ def _bounded(which: Callable[..., Any]) -> Callable[[Range, Range], Range]:
     def bounded(a: Range, b: Range) -> Range:
         if a.unknown or b.unknown:
             return not_known([a, b], "")
-        if a.noise & b.noise or INFINITE in (a.low, a.high, b.low, b.high):
+        if share(a.noise, b.noise) or INFINITE in (a.low, a.high, b.low, b.high):
             return not_known([a, b], "its draws are compared with themselves")
+        if a.noise and b.noise and MOVES in (a.low, a.high, b.low, b.high):
+            return not_known([a, b], SEAMS)
         signs = [v.sign for v in (a, b)]
         sign = signs[0] if signs[0] == signs[1] else 1 if which is max and 1 in signs else 0
-        return Range(a.noise | b.noise, end(a.low, b.low), end(a.high, b.high), sign)
+        noise = a.noise | b.noise
+        seams = bool(noise) and (a.seams or b.seams or (a.low, a.high) != (b.low, b.high))
+        return Range(noise, end(a.low, b.low), end(a.high, b.high), sign, seams=seams)
 
     return bounded
 

@@ -7,7 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 
-from vijax.jaxprs._interpreter import Question, interpret
+from vijax.jaxprs._equations import shape_of
+from vijax.jaxprs._interpreter import Loops, Question, interpret
+from vijax.jaxprs._noise import own_draws
 from vijax.jaxprs._range import (
     FIXED,
     GIVEN,
@@ -26,7 +28,6 @@ from vijax.jaxprs._range import (
     not_known,
     point,
     reciprocal,
-    shared,
 )
 from vijax.jaxprs._range_unary import (
     default,
@@ -67,7 +68,7 @@ def _opaque(name: str, values: Sequence[Range]) -> Range:
 
 def _unstack(eqn: core.JaxprEqn, ins: list[Range]) -> list[Range]:
     if ins[0].key is None:
-        return [ins[0]] * len(eqn.outvars)
+        return [_part(ins[0], (i,), (i + 1,)) for i in range(len(eqn.outvars))]
     return [Range(key=(ins[0].key, i)) for i in range(len(eqn.outvars))]
 
 
@@ -75,6 +76,29 @@ def _same(eqn: core.JaxprEqn, ins: list[Range]) -> Range:
     if ins[0].key is not None or any(v.noise for v in ins[1:]):
         return default(eqn, ins)
     return ins[0]
+
+
+def _part(x: Range, starts: tuple[int, ...], stops: tuple[int, ...]) -> Range:
+    return x._replace(noise=frozenset(("part", draw, starts, stops) for draw in x.noise))
+
+
+def _slice(eqn: core.JaxprEqn, ins: list[Range]) -> Range:
+    """Parts of a draw that do not overlap are independent."""
+    if ins[0].key is not None:
+        return default(eqn, ins)
+    starts, stops = eqn.params["start_indices"], eqn.params["limit_indices"]
+    return _part(ins[0], tuple(map(int, starts)), tuple(map(int, stops)))
+
+
+def _broadcast(eqn: core.JaxprEqn, ins: list[Range]) -> Range:
+    """Elements that repeat a draw do not have one of their own."""
+    x = ins[0]
+    if x.key is not None:
+        return default(eqn, ins)
+    size, before = (math.prod(shape_of(v)) for v in (eqn.outvars[0], eqn.invars[0]))
+    if size <= before or not x.noise:
+        return x
+    return x._replace(noise=frozenset(("repeated", draw) for draw in x.noise))
 
 
 def _take(eqn: core.JaxprEqn, ins: list[Range]) -> Range:
@@ -101,22 +125,27 @@ def _clamp(eqn: core.JaxprEqn, ins: list[Range]) -> Range:
 
 def _linear(eqn: core.JaxprEqn, ins: list[Range]) -> Range:
     """Mix elements linearly: draws that span the line still do, for a matrix of full rank."""
-    noisy = [v for v in ins if v.noise]
-    if len(noisy) == 1 and noisy[0].real:
-        return noisy[0]
+    noisy = [i for i, v in enumerate(ins) if v.noise]
+    if len(noisy) == 1 and ins[noisy[0]].real:
+        made, of = (math.prod(shape_of(v)) for v in (eqn.outvars[0], eqn.invars[noisy[0]]))
+        if made <= of:
+            return ins[noisy[0]]
+        return not_known(ins, "it has more elements than the draws it is made of")
     return default(eqn, ins)
 
 
 def _reduce_sum(eqn: core.JaxprEqn, ins: list[Range]) -> Range:
     x = ins[0]
-    if not x.noise or x.unknown or x.real:
-        return x if x.sign or x.noise else point(ins)
+    if x.noise and (x.unknown or x.real):
+        return x
+    if not x.noise:
+        return point(ins)._replace(sign=x.sign)
     low, high = (e if e in (0.0, -INF, INF, MOVES, INFINITE) else FIXED for e in (x.low, x.high))
-    return Range(x.noise, low, high, x.sign)
+    return Range(x.noise, low, high, x.sign, seams=x.seams)
 
 
 def _concatenate(eqn: core.JaxprEqn, ins: list[Range]) -> Range:
-    if shared(ins) and not all(v.real for v in ins if v.noise):
+    if not own_draws(ins):
         return not_known(ins, "its elements are functions of the same draw")
     return join(ins, eqn.primitive.name)
 
@@ -127,13 +156,24 @@ def _cast(eqn: core.JaxprEqn, ins: list[Range]) -> Range:
 
 def _compare(eqn: core.JaxprEqn, ins: list[Range]) -> Range:
     noise = frozenset().union(*(v.noise for v in ins))
-    found = point(ins) if not noise else Range(noise, 0.0, 1.0)
+    found = point(ins) if not noise else Range(noise, 0.0, 1.0, seams=True)
     unknown = next((v.unknown for v in ins if v.unknown), "")
     return found._replace(unknown=unknown)
 
 
+def _before(x: Range) -> Range:
+    """Of what a turn of a loop hands to the next, whose draws are others."""
+    noise = (d if isinstance(d, tuple) and d[:1] == ("before",) else ("before", d) for d in x.noise)
+    return x._replace(noise=frozenset(noise))
+
+
+def _kept(x: Range) -> Range:
+    return x
+
+
+_LOOPS: Loops[Range] = Loops(enter=_kept, slice=_kept, carry=_before, leave=_kept, stack=_kept)
 _KEEP = (
-    "broadcast_in_dim reshape squeeze transpose copy copy_p rev slice expand_dims reduce_precision "
+    "reshape squeeze transpose copy copy_p rev expand_dims reduce_precision "
     "optimization_barrier sharding_constraint real device_put stop_gradient reduce_max reduce_min"
 )
 _QUESTION: Question[Range] = Question(
@@ -141,6 +181,8 @@ _QUESTION: Question[Range] = Question(
     join=join,
     rules={
         **dict.fromkeys(_KEEP.split(), each(_same)),
+        "slice": each(_slice),
+        "broadcast_in_dim": each(_broadcast),
         **dict.fromkeys(("dynamic_slice", "gather"), each(_take)),
         **dict.fromkeys("dot_general conv_general_dilated cumsum".split(), each(_linear)),
         **dict.fromkeys("eq ne lt le gt ge is_finite and or not".split(), each(_compare)),
@@ -188,4 +230,5 @@ _QUESTION: Question[Range] = Question(
     opaque=_opaque,
     constant=constant,
     functions=known_function,
+    loops=_LOOPS,
 )

@@ -57,7 +57,10 @@ def monotone(function: Callable[[float], float], sign: int = 0) -> Rule[Range]:
     def end(at: End) -> End:
         if isinstance(at, float):
             with np.errstate(all="ignore"):
-                return float(function(at))
+                try:
+                    return float(function(at))
+                except OverflowError:
+                    return math.copysign(INF, at)
         return FIXED if at == INFINITE else at
 
     def rule(eqn: core.JaxprEqn, ins: list[Range]) -> Range:
@@ -69,8 +72,10 @@ def monotone(function: Callable[[float], float], sign: int = 0) -> Rule[Range]:
             return Range(low=low, high=high, sign=sign or sign_of(low))
         if any(isinstance(e, float) and math.isnan(e) for e in (low, high)):
             return not_known(ins, f"'{eqn.primitive.name}' of its draws is not defined")
-        real = (low, high) == (-INF, INF) and (x.real or len(x.noise) == 1)
-        return Range(x.noise, low, high, sign=sign or sign_between(low, high), real=real)
+        spans = (low, high) == (-INF, INF) and not x.seams
+        real = spans and (x.real or len(x.noise) == 1)
+        sign_of_all = sign or sign_between(low, high)
+        return Range(x.noise, low, high, sign_of_all, real=real, seams=x.seams)
 
     return each(rule)
 

@@ -67,8 +67,8 @@ def _uniform(eqn: core.JaxprEqn, ins: list[Range]) -> list[Range]:
     if ins[1].noise or ins[2].noise:
         return [not_known([*ins, Range(drawn(eqn, ins))], "its limits are draws")]
     if isinstance(low, float) and isinstance(high, float):
-        # From the smallest number above -1 or 0 stands for -1 or 0.
-        low, high = round(low, 6), round(high, 6)
+        # The smallest number above -1 or 0 stands for -1 or 0.
+        low = -1.0 if 0 < low + 1 < 1e-6 else 0.0 if 0 < low < 1e-30 else low
     return [
         Range(
             drawn(eqn, ins), low, high, ins[1].sign if ins[1].sign > 0 else sign_between(low, high)
@@ -87,11 +87,12 @@ def _holding(eqn: core.JaxprEqn, ins: list[Range]) -> list[Range]:
     return [ins[0]._replace(low=low, high=high)]
 
 
+NOT_ONTO = "a layer of a flow is not followed where its draws do not span the line"
+
+
 def _spanning(eqn: core.JaxprEqn, ins: list[Range]) -> list[Range]:
     if not is_real(ins[0]):
-        return [
-            not_known(ins, "a layer of a flow is not followed where its draws do not span the line")
-        ]
+        return [not_known(ins, NOT_ONTO)]
     return [Range(frozenset({id(eqn)}), -INF, INF, real=True)]
 
 
@@ -138,4 +139,4 @@ def known_function(eqn: core.JaxprEqn) -> Rule[Range] | None:
         return None
     if name == "logaddexp":
         return _softplus
-    return _SAMPLERS.get(name)
+    return _SAMPLERS.get(name) if len(eqn.outvars) == 1 else None

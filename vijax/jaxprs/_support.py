@@ -12,10 +12,11 @@ from vijax.jaxprs._derivative import flows
 from vijax.jaxprs._equations import trace, varies
 from vijax.jaxprs._flow import Flow
 from vijax.jaxprs._libraries import declared_support
+from vijax.jaxprs._noise import own_draws
 from vijax.jaxprs._paths import LOOK_UP, Path
 from vijax.jaxprs._range import GIVEN, MOVING, Range, constant, moves
 from vijax.jaxprs._range_rules import ranges
-from vijax.jaxprs._samplers import between, held
+from vijax.jaxprs._samplers import NOT_ONTO, between, held
 from vijax.types import Joint, PyTree
 
 DECLARE = (
@@ -217,9 +218,10 @@ def _part_moves(
         # Whether these are constants beside parameters, the draws' own jaxpr tells.
         drawn, _ = trace(sample, key, *inputs)
         consts = _consts(closed, beside=drawn.consts)
-    if MOVING not in (*given, *consts):
+    found = ranges(closed, given, consts)
+    if MOVING not in (*given, *consts) and all(f.unknown != NOT_ONTO for f in found):
         return None  # no parameter reaches it
-    return _why(ranges(closed, given, consts))
+    return _why(found, list(closed.out_avals))
 
 
 def _within(leaves: Mapping[str, Path], name: Any) -> dict[str, Path]:
@@ -252,15 +254,16 @@ def _consts(closed: core.ClosedJaxpr, *, beside: Sequence[Any] = ()) -> list[Ran
     return [of(c) for c in closed.consts]
 
 
-def _why(outputs: Sequence[Range]) -> Moving | None:
+def _why(outputs: Sequence[Range], shapes: Sequence[Any]) -> Moving | None:
     """Return why the set of several leaves may move: that of each, or of what they share."""
-    for found in outputs:
+    for found, of in zip(outputs, shapes, strict=True):
         why = moves(found)
         if why is not None:
             return Moving(f"{why} ({DECLARE})")
-    noise = [found.noise for found in outputs]
-    shared = sum(map(len, noise)) > len(frozenset().union(*noise))
-    if shared and not all(found.real for found in outputs if found.noise):
+        if found.noise and all(d[:1] == ("repeated",) for d in found.noise if isinstance(d, tuple)):
+            if math.prod(of.shape) > 1 and all(isinstance(d, tuple) for d in found.noise):
+                return Moving(f"its elements repeat one draw ({DECLARE})")
+    if not own_draws(outputs):
         return Moving(f"several leaves are functions of the same draw ({DECLARE})")
     return None
 
