@@ -114,8 +114,8 @@ def perturbative(
 def _pairs(log_w: Array, *, weights: Array | None = None) -> tuple[Array, float]:
     """Return the pairs of each draw, of the mean over pairs of half their squared difference."""
     k = log_w.shape[0]
-    from_mean = log_w - jnp.mean(log_w, 0)
-    with_others = k * jnp.square(from_mean) + jnp.sum(jnp.square(from_mean), 0)
+    from_mean = log_w - jnp.mean(log_w, 0, keepdims=True)
+    with_others = k * jnp.square(from_mean) + jnp.sum(jnp.square(from_mean), 0, keepdims=True)
     return 0.5 * with_others / (k * (k - 1)), 2 / k
 
 
