@@ -5,6 +5,7 @@ has no other way to be unbiased. The jaxprs of log_joint and of q.log_prob must 
 """
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import jax
@@ -70,6 +71,9 @@ class Members:
             rest: further arguments; those of shape [*batch] have members too.
         """
         several = tuple(axis for axis, n in enumerate(batch) if n > 1)
+        how = None if closed is None else jaxprs.collective(closed, len(jax.tree.leaves(z)))
+        if how is not None:
+            raise refusals.members_of_others(self.estimator, self.cure, what, how)
         if not several or id(closed) in self.seen:
             return
         if closed is None:
@@ -98,6 +102,19 @@ class Members:
                 self.estimator, self.cure, what, leaf, several, found or ()
             )
         self.seen[id(closed)] = closed
+
+    def bound_apart(self, bound: Any, log_w: Array) -> None:
+        """Refuse a bound of one's own whose value for one member reads the log-weights of others."""
+        several = tuple(axis for axis, n in enumerate(log_w.shape[1:]) if n > 1)
+        of = bound
+        while isinstance(of, partial):
+            of = of.func
+        own = not str(getattr(of, "__module__", "")).startswith("vijax.")
+        if self.needed and several and own:
+            closed = jaxprs.trace(bound, jax.ShapeDtypeStruct(log_w.shape, log_w.dtype))[0]
+            inputs = [tuple(axis + 1 for axis in several)]
+            if jaxprs.axes(closed, inputs)[0] not in (several, None):
+                raise refusals.bound_couples(self.estimator, bound)
 
 
 def watch(estimator: str, q: Any, target: Properties, weights: Array | None) -> Members:

@@ -157,6 +157,8 @@ def estimate(request: Request, strategy: Strategy) -> Estimate:
 
         z = None  # draws that were stored would cost the memory that chunks save
         (log_p, log_q, extra), aux = chunked(rows, seeds, chunk_size, reply=strategy.reply)
+    for bound in {id(b): b for b in (request.bound, request.path_bound)}.values():
+        request.members.bound_apart(bound, log_q)
     value = strategy.value(log_p, log_q, extra)
     if value.shape != log_q.shape[1:]:
         raise refusals.wrong_shape_of_bound(log_q, value)

@@ -182,6 +182,23 @@ def members_coupled(
     )
 
 
+def members_of_others(estimator: str, cure: str, what: str, how: str) -> ValueError:
+    """A log_joint, or a q, that reads members under another name: those of jax.vmap or of other devices."""
+    return ValueError(
+        f"{estimator} takes each member of the batch by itself, and {what} reads the latents of other members, or "
+        f"devices, through '{how}' over a named axis, as batch normalization with axis_name does: its gradient would "
+        f"be biased. {cure}; or, if all hold the same latents, declare it: targets.independent_members(log_joint)."
+    )
+
+
+def bound_couples(estimator: str, bound: Any) -> ValueError:
+    """A bound of one's own that mixes members of the batch."""
+    return ValueError(
+        f"{estimator} takes each member of the batch by itself, and the bound {checks.describe(bound)} mixes members: "
+        "let it reduce the axis of the draws alone, [k, *batch] -> [*batch], or use gradients.reparam."
+    )
+
+
 def members_unseen(estimator: str, what: str) -> ValueError:
     """A function whose trace fails, because Python asks for the value of an array."""
     return ValueError(

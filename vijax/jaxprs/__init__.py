@@ -5,6 +5,7 @@ host callback returns is unknown to each of them.
 """
 
 from vijax.jaxprs._axes import Axes, axes
+from vijax.jaxprs._collective import collective
 from vijax.jaxprs._degree import Blame, not_linear, not_quadratic
 from vijax.jaxprs._derivative import flows
 from vijax.jaxprs._equations import hidden, shape_of, trace
@@ -33,6 +34,7 @@ __all__ = [
     "bare",
     "by_leaf",
     "carried_away",
+    "collective",
     "flows",
     "hidden",
     "hoist",

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 
-from vijax.jaxprs._equations import DECLARED, varies
-from vijax.jaxprs._flow import NOTHING, Flow, alike, anew, broken, combine, merge, stopped
+from vijax.jaxprs._equations import DECLARED, inner_jaxpr, opened, shape_of, varies
+from vijax.jaxprs._flow import NOTHING, Flow, Shift, alike, anew, broken, combine, merge, stopped
 from vijax.jaxprs._interpreter import Question, interpret
 
 
@@ -103,11 +103,40 @@ def _jump(eqn: core.JaxprEqn, ins: list[Flow]) -> list[Flow]:
 
 
 def _stop(eqn: core.JaxprEqn, ins: list[Flow]) -> list[Flow]:
-    return [stopped(ins[0], id(eqn))]
+    flow = stopped(ins[0], id(eqn))
+    shape = shape_of(eqn.outvars[0])
+    return [flow._replace(shifts=frozenset(_placed(s, shape) for s in flow.shifts))]
 
 
 def _same(eqn: core.JaxprEqn, ins: list[Flow]) -> list[Flow]:
     return [ins[0]]
+
+
+def _moved(eqn: core.JaxprEqn, ins: list[Flow]) -> list[Flow]:
+    """Follow the axes of stopped parts through broadcasts and axes of length 1; lose them elsewhere."""
+    flow = ins[0]
+    if not flow.shifts:
+        return [flow]
+    shape, out = shape_of(eqn.invars[0]), shape_of(eqn.outvars[0])
+    if eqn.primitive.name == "broadcast_in_dim":
+        to = dict(enumerate(map(int, eqn.params["broadcast_dimensions"])))
+    elif [n for n in shape if n > 1] == [n for n in out if n > 1]:
+        longer = (a for a, n in enumerate(out) if n > 1)
+        to = {a: next(longer) for a, n in enumerate(shape) if n > 1}
+    else:
+        return [anew(flow, id(eqn))]
+    moved = (
+        s._replace(axes=None if s.axes is None else tuple(to[a] for a in s.axes))
+        for s in (_placed(s, shape) for s in flow.shifts)
+    )
+    return [flow._replace(shifts=frozenset(moved))]
+
+
+def _placed(shift: Shift, shape: tuple[int, ...]) -> Shift:
+    """State the axes along which a stopped part differs: at first all of its own."""
+    if shift.axes is not None:
+        return shift
+    return shift._replace(axes=tuple(a for a, n in enumerate(shape) if n > 1))
 
 
 def _select(eqn: core.JaxprEqn, ins: list[Flow]) -> list[Flow]:
@@ -167,9 +196,18 @@ def _product(eqn: core.JaxprEqn, ins: list[Flow]) -> list[Flow]:
 
 
 def _total(eqn: core.JaxprEqn, ins: list[Flow]) -> list[Flow]:
-    """Sums of one operand, and |x|, keep a common factor, which is positive."""
+    """Sums of one operand, and |x|, keep a positive factor that is common to what is summed."""
     flow = ins[0]
-    return [flow if all(s.factor for s in flow.shifts) else anew(flow, id(eqn))]
+    over = tuple(map(int, eqn.params.get("axes", ())))
+
+    def common(shift: Shift) -> bool:
+        return shift.factor and shift.axes is not None and not set(over) & set(shift.axes)
+
+    if not all(map(common, flow.shifts)):
+        return [anew(flow, id(eqn))]
+    left = [a for a in range(len(shape_of(eqn.invars[0]))) if a not in over]
+    moved = (s._replace(axes=tuple(left.index(a) for a in s.axes or ())) for s in flow.shifts)
+    return [flow._replace(shifts=frozenset(moved))]
 
 
 def _maximum(eqn: core.JaxprEqn, ins: list[Flow]) -> list[Flow]:
@@ -199,18 +237,38 @@ _SCATTERS = "scatter scatter-add scatter-sub scatter-mul scatter-min scatter-max
 # Derivatives of these are zero or undefined, so whatever passes through them arrives without its
 # derivative.
 _JUMPS = (
-    "eq ne lt le gt ge eq_to le_to lt_to argmax argmin floor ceil round sign is_finite rem "
+    "eq ne lt le gt ge eq_to le_to lt_to argmax argmin floor ceil round sign is_finite rem atan2 "
     "reduce_and reduce_or"
 )
+
+
+def _declared(eqn: core.JaxprEqn, ins: list[Flow]) -> list[Flow]:
+    """Take a declared derivative for that of the value where the value is not made of jumps alone."""
+    flow, inner = anew(merge(ins), id(eqn)), inner_jaxpr(eqn)
+    body = None if inner is None else opened(inner)
+    if body is None or not flow.smooth or len(body.invars) != len(ins) or body.constvars:
+        return [flow] * len(eqn.outvars)
+    values = interpret(core.ClosedJaxpr(body, ()), ins, _VALUES, ())
+    fits = len(values) == len(eqn.outvars)
+    return [_less(flow, value) for value in values] if fits else [flow] * len(eqn.outvars)
+
+
+def _less(flow: Flow, value: Flow) -> Flow:
+    jumps = {(s, how) for s, how in value.broken if s in flow.smooth - value.smooth}
+    lost = {s for s, _ in jumps}
+    return flow._replace(smooth=flow.smooth - lost, broken=flow.broken | jumps) if lost else flow
+
+
 _RULES = {
     "custom_linear_solve": _smooth,
     **dict.fromkeys(_JUMPS.split(), _jump),
     **dict.fromkeys((*_INDICES, *_SCATTERS.split()), _indexed),
-    **dict.fromkeys("broadcast_in_dim reshape squeeze copy transpose slice".split(), _same),
+    **dict.fromkeys("broadcast_in_dim reshape squeeze".split(), _moved),
+    "copy": _same,
     **dict.fromkeys(("add", "sub", "add_any"), _sum),
     **dict.fromkeys(("mul", "div"), _product),
     **dict.fromkeys(("exp", "log"), _exponential),
-    **dict.fromkeys(("max", "reduce_max"), _maximum),
+    "max": _maximum,
     **dict.fromkeys(("reduce_sum", "abs"), _total),
     "select_n": _select,
     "sort": _sort,
@@ -221,7 +279,7 @@ _DERIVATIVES: Question[Flow] = Question(
     nothing=NOTHING,
     join=lambda flows, _: merge(flows),
     # As their authors declared, or implicit, so that bodies are not looked into.
-    rules={**_RULES, **dict.fromkeys(DECLARED, _smooth), "stop_gradient": _stop},
+    rules={**_RULES, **dict.fromkeys(DECLARED, _declared), "stop_gradient": _stop},
     default=_default,
     choose=_choose,
     opaque=_opaque,

@@ -138,14 +138,19 @@ def touches_reference(eqn: core.JaxprEqn) -> bool:
     return bool(eqn.effects) and any(map(is_reference, (*eqn.invars, *eqn.outvars)))
 
 
+def hidden_jaxprs(eqn: core.JaxprEqn) -> list[core.Jaxpr]:
+    """Return the jaxprs that an equation carries, open, under whatever names."""
+    values = [v if isinstance(v, (tuple, list)) else (v,) for v in eqn.params.values()]
+    inner = [i for v in values for i in v if isinstance(i, (core.Jaxpr, core.ClosedJaxpr))]
+    return [opened(i) for i in inner]
+
+
 def _hidden(jaxpr: core.Jaxpr) -> str | None:
     for eqn in jaxpr.eqns:
         if eqn.primitive.name == "io_callback" or touches_reference(eqn):
             return str(eqn.primitive.name)
-        for value in eqn.params.values():
-            for inner in value if isinstance(value, (tuple, list)) else (value,):
-                if isinstance(inner, (core.Jaxpr, core.ClosedJaxpr)):
-                    how = _hidden(opened(inner))
-                    if how is not None:
-                        return how
+        for inner in hidden_jaxprs(eqn):
+            how = _hidden(inner)
+            if how is not None:
+                return how
     return None

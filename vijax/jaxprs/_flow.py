@@ -15,12 +15,14 @@ class Shift(NamedTuple):
         source: what it depends on.
         factor: whether it stands there as a factor exp(coefficient * part), not as a term.
         coefficient: of the part.
+        axes: of the variable, along which the part differs; None where they are not known.
     """
 
     part: Hashable
     source: str
     factor: bool = False
     coefficient: int = 1
+    axes: tuple[int, ...] | None = None
 
 
 class Flow(NamedTuple):
@@ -107,12 +109,12 @@ def combine(
         return flow
     if any(shift.factor != factor for shift in flow.shifts):
         return anew(flow, part)
-    total: dict[tuple[Hashable, str], int] = {}
+    total: dict[Shift, int] = {}
     for operand, sign in operands:
         for shift in operand.shifts:
-            at = (shift.part, shift.source)
+            at = shift._replace(coefficient=1)
             total[at] = total.get(at, 0) + sign * shift.coefficient
-    left = (Shift(*at, factor, n) for at, n in total.items() if n)
+    left = (at._replace(coefficient=n) for at, n in total.items() if n)
     return flow._replace(shifts=frozenset(left))
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import jax.numpy as jnp
 from jax.extend import core
 
 from vijax.jaxprs._equations import shape_of
@@ -66,6 +67,8 @@ def ramp_of(eqn: core.JaxprEqn, ramps: Sequence[Ramp]) -> Ramp:
     if not isinstance(first, tuple) or len(first) != 1 or first[0] is None:
         return None
     axis, shape = first[0], shape_of(eqn.invars[0])
+    if name == "convert_element_type" and not _holds(eqn.params["new_dtype"], shape[axis]):
+        return None  # where numbers wrap around, two members have one index
     if name in ("convert_element_type", "copy", "stop_gradient"):
         return first
     if name == "lt":
@@ -208,3 +211,10 @@ def _own_rows(
         for a, r in zip(coordinates, columns, strict=False)
         if r is not None and indices[r] == shape[a]
     }
+
+
+def _holds(dtype: Any, count: int) -> bool:
+    """Whether a dtype tells as many indices apart."""
+    if jnp.issubdtype(dtype, jnp.integer):
+        return bool(jnp.iinfo(dtype).max >= count - 1)
+    return bool(jnp.issubdtype(dtype, jnp.floating) and 2 / jnp.finfo(dtype).eps >= count)
