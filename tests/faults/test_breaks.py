@@ -89,6 +89,26 @@ def rounded_scale(p, key):
     return p[0] + rounded(p[1]) * jax.random.normal(key)
 
 
+def through_beside(p, key):
+    """A straight-through Bernoulli beside a smooth location."""
+    one, two = jax.random.split(key)
+    return p[0] + 0.5 * jax.random.normal(one) + 2 * step(p[1] + jax.random.logistic(two))
+
+
+def wrapped(p, key):
+    """A normal wrapped around the circle, by a branch cut."""
+    y = p[0] + p[1] * jax.random.normal(key)
+    return jnp.arctan2(jnp.sin(y), jnp.cos(y))
+
+
+def across(p, key):
+    """A softmax whose shift is the maximum along the wrong axis, and does not cancel."""
+    w = jnp.stack([p, 2 * p[::-1]])
+    odds = jnp.exp(w - jax.lax.stop_gradient(w.max(0)))
+    odds = odds / odds.sum(1, keepdims=True)
+    return (odds @ jnp.array([1.0, -2.0])).sum() + jax.random.normal(key)
+
+
 def reduced(p, key):
     return jax.lax.reduce_precision(p[0] + p[1] * jax.random.normal(key), 5, 1)
 
@@ -161,6 +181,17 @@ def test_a_stopped_shift_that_cancels_is_accepted(name):
         return G.reparam(vj.bounds.elbo)(jax.random.key(0), parabola, q, num_samples=2).value
 
     assert_accepted(lambda: jax.eval_shape(jax.grad(value), jnp.asarray(TWO)))
+
+
+@pytest.mark.parametrize("draw", [through_beside, wrapped, across])
+@pytest.mark.parametrize("name", ["reparam", "dreg"])
+def test_a_part_of_the_derivative_that_is_missing_is_refused(name, draw):
+    def value(p):
+        objective = getattr(G, name)(vj.bounds.elbo)
+        return objective(jax.random.key(0), parabola, Own(p, draw, gaussian), num_samples=2).value
+
+    with pytest.raises(ValueError, match="depends on a parameter through"):
+        jax.eval_shape(jax.grad(value), jnp.asarray(TWO))
 
 
 def test_what_is_left_of_a_stopped_shift_is_refused():

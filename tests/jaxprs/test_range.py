@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import vijax as vj
@@ -111,6 +112,37 @@ MOVING = {
         lambda e: jnp.stack([e[0], e[0] + p[0] + jnp.exp(e[1])])
     )(normal(k, (2,))),
     "a cone": lambda p, k: jnp.outer(p, p) @ exponential(k, (2,)),
+    "two halves that meet at a parameter": lambda p, k: (
+        p[0] + jnp.where(jax.random.bernoulli(two(k)[0]), 2.0, -0.5) * jnp.abs(normal(two(k)[1]))
+    ),
+    "halves chosen by a coin": lambda p, k: (
+        lambda e: p[0] + jnp.where(jax.random.bernoulli(two(k)[1]), 2 * jnp.abs(e), -jnp.abs(e))
+    )(normal(two(k)[0])),
+    "the larger of two": lambda p, k: jnp.maximum(
+        p[0] * uniform(two(k)[0]), exponential(two(k)[1])
+    ),
+    "a normal or its location": lambda p, k: (
+        p[0] + normal(two(k)[0]) * jax.random.bernoulli(two(k)[1])
+    ),
+    "a latent that is pinned": lambda p, k: p + np.array([1.0, 0.0]) * normal(k, (2,)),
+    "a latent that is padded": lambda p, k: p + jnp.concatenate([normal(k, (1,)), jnp.zeros(1)]),
+    "a line in the plane": lambda p, k: p + jnp.array([[1.0], [1.0]]) @ normal(k, (1,)),
+    "one draw for two": lambda p, k: p + jnp.broadcast_to(normal(k), (2,)),
+    "a sum of zero": lambda p, k: (lambda e: p + e - e.mean())(normal(k, (2,))),
+    "a bounded difference": lambda p, k: (lambda e: jnp.arcsinh(p[0] * e) - jnp.arcsinh(e))(
+        jax.random.t(k, 2.0)
+    ),
+    "a logarithm from a sum": lambda p, k: (
+        jnp.exp(p[0]) * jnp.log(jnp.sum(jnp.ones(3)) - uniform(k))
+    ),
+    "a small limit": lambda p, k: p[0] * 1e7 * uniform(k, maxval=4e-7),
+    "draws of a loop with a counter": lambda p, k: (
+        p[0]
+        + jax.lax.fori_loop(
+            0, 5, lambda i, c: c + jnp.exp(normal(jax.random.fold_in(k, i))), jnp.zeros(())
+        )
+    ),
+    "a power beyond floats": lambda p, k: p[0] + jnp.clip(jnp.exp(normal(k)), 1e-30, 3e38) ** 9,
     "bits of its own": lambda p, k: p[0] * (jax.random.bits(k) / 2.0**32),
 }
 

@@ -222,3 +222,59 @@ def test_a_path_through_a_jump_of_the_density_is_refused(q):
 def test_a_path_that_is_declared_is_taken():
     declared = lambda p: adapt(distrax.ClippedNormal(p, 1.0, -1.0, 1.0), reparameterized=True)
     assert asked(declared, "reparam") is None
+
+
+# --- mixtures whose parts end at different places: the density jumps where the draws of others pass
+
+
+def two(m, b):
+    return distrax.MixtureOfTwo(0.5, distrax.Normal(m, 1.0), distrax.Uniform(0.0, b))
+
+
+JUMPING = {
+    "a normal and a uniform": lambda p: two(p, 1.0),
+    "an end that moves": lambda p: two(0.0, 1.0 + p),
+    "uniforms": lambda p: distrax.MixtureSameFamily(
+        distrax.Categorical(jnp.zeros(2)), distrax.Uniform(jnp.zeros(2), jnp.stack([1 + p, 2.0]))
+    ),
+    "of NumPyro": lambda p: vj.families.adapt(
+        nd.MixtureGeneral(
+            nd.Categorical(jnp.array([0.5, 0.5])),
+            [nd.Normal(p, 1.0), nd.Uniform(0.0, 1.0)],
+            support=nd.constraints.real,
+        )
+    ),
+}
+SMOOTH = {
+    "normals": lambda p: distrax.MixtureOfTwo(
+        0.5, distrax.Normal(p, 1.0), distrax.Normal(2.0, jnp.exp(p))
+    ),
+    "gammas": lambda p: distrax.MixtureSameFamily(
+        distrax.Categorical(jnp.zeros(2)), distrax.Gamma(jnp.stack([1 + p, 2.0]), jnp.ones(2))
+    ),
+    "of NumPyro": lambda p: vj.families.adapt(
+        nd.MixtureSameFamily(
+            nd.Categorical(jnp.array([0.5, 0.5])), nd.Normal(jnp.stack([p, 2.0]), 1.0)
+        )
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ["reparam", "dreg"])
+@pytest.mark.parametrize("kind", list(JUMPING))
+def test_a_path_through_parts_that_end_is_refused(kind, name, key):
+    def value(p):
+        objective = getattr(vj.gradients, name)(vj.bounds.elbo)
+        return objective(key, lambda z: -(z**2), JUMPING[kind](p), num_samples=2).value
+
+    with pytest.raises(ValueError, match="mixture whose parts may end at different places"):
+        jax.eval_shape(jax.grad(value), 0.3)
+
+
+@pytest.mark.parametrize("kind", list(SMOOTH))
+def test_a_path_through_parts_that_span_the_same_is_taken(kind, key):
+    def value(p):
+        objective = vj.gradients.reparam(vj.bounds.elbo)
+        return objective(key, lambda z: -(z**2), SMOOTH[kind](p), num_samples=2).value
+
+    jax.eval_shape(jax.grad(value), 0.3)

@@ -25,13 +25,6 @@ _DISTRAX = {
     "Dirichlet": (0.0, 1.0),
     "VonMises": (-math.pi, math.pi),
 }
-_CLIPPED = (
-    "has both a density and values of positive probability, which draws reach by a jump of log q"
-)
-_JUMPS = {
-    **dict.fromkeys(("Clipped", "ClippedNormal", "ClippedLogistic"), _CLIPPED),
-    "CategoricalUniform": "has a density that jumps from bin to bin, which no path sees",
-}
 _WRAPPERS = ("Independent", "ExpandedDistribution", "MaskedDistribution")  # of NumPyro
 _UNKNOWN = object()
 
@@ -66,18 +59,6 @@ def _image(q: Any) -> Any:
     if of is None:
         raise _NotDeclared
     return of(q)
-
-
-def jumping_density(q: Any) -> str | None:
-    """Return why log q of a library's class jumps where its draws pass, or None."""
-    for name in ("adapted", "distribution", "base_dist"):
-        inner = getattr(q, name, None)
-        why = jumping_density(inner) if inner is not None and not isinstance(inner, str) else None
-        if why is not None:
-            return why
-    if library(q) == "distrax" and type(q).__name__ in _JUMPS:
-        return _JUMPS[type(q).__name__]
-    return None
 
 
 # --- distrax

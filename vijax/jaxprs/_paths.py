@@ -12,7 +12,7 @@ from vijax import checks
 from vijax.jaxprs._derivative import flows
 from vijax.jaxprs._equations import trace
 from vijax.jaxprs._flow import Flow
-from vijax.jaxprs._libraries import jumping_density
+from vijax.jaxprs._jumps import jumping_density
 from vijax.types import Draw, Joint, PyTree
 
 NOISE = Flow(smooth=frozenset({"noise"}))
