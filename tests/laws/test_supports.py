@@ -278,3 +278,54 @@ def test_a_path_through_parts_that_span_the_same_is_taken(kind, key):
         return objective(key, lambda z: -(z**2), SMOOTH[kind](p), num_samples=2).value
 
     jax.eval_shape(jax.grad(value), 0.3)
+
+
+def affine_coupling(base):
+    """Return RealNVP, which shifts two latents by a multiple of the first."""
+    return lambda p: vj.families.adapt(
+        td.TransformedDistribution(
+            td.Sample(base, 3),
+            tb.RealNVP(
+                num_masked=1,
+                shift_and_log_scale_fn=lambda x, n, **_: (x * jnp.stack([p, 0.4]), None),
+            ),
+        )
+    )
+
+
+def spline(base):
+    return lambda p: distrax.Transformed(
+        base,
+        distrax.RationalQuadraticSpline(
+            p * jnp.array([0.3, -0.2, 0.1, 0.4, 0.2, -0.3, 0.5]), range_min=0.0, range_max=1.0
+        ),
+    )
+
+
+@pytest.mark.parametrize(
+    ("build", "fixed"),
+    [
+        (affine_coupling(td.Normal(np.float64(0.0), 1.0)), True),
+        (affine_coupling(td.Uniform(np.float64(0.0), 1.0)), False),
+        (affine_coupling(td.Exponential(np.float64(1.0))), False),
+        (spline(distrax.Normal(0.0, 1.0)), True),
+        (spline(distrax.Uniform(0.0, 0.5)), False),
+    ],
+    ids=[
+        "coupled normals",
+        "coupled uniforms",
+        "coupled exponentials",
+        "a spline",
+        "a bent uniform",
+    ],
+)
+def test_layers_of_a_flow_keep_the_real_line_alone(build, fixed, key):
+    """What they carry of a bounded base ends elsewhere, by parameters that its library hides."""
+
+    def value(p):
+        objective = vj.gradients.vimco(vj.bounds.elbo)
+        target = lambda z: -jnp.sum(z**2)
+        return objective(key, target, build(p), num_samples=2).value
+
+    message = refusal(lambda: jax.eval_shape(jax.grad(value), 0.3))
+    assert (message is None) is fixed, message

@@ -92,7 +92,7 @@ NOT_ONTO = "a layer of a flow is not followed where its draws do not span the li
 
 def _spanning(eqn: core.JaxprEqn, ins: list[Range]) -> list[Range]:
     if not is_real(ins[0]):
-        return [not_known(ins, NOT_ONTO)]
+        return [Range(frozenset({id(eqn)}), MOVES, MOVES, unknown=NOT_ONTO)]
     return [Range(frozenset({id(eqn)}), -INF, INF, real=True)]
 
 
