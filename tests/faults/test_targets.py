@@ -3,8 +3,11 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro.distributions as dists
 import pytest
+from jax.scipy import special, stats
 from jax.scipy.stats import norm
+from tensorflow_probability.substrates.jax import distributions as tfd
 
 import vijax as vj
 from tests.bare import Gauss
@@ -107,6 +110,25 @@ ACCIDENTS = {
     "in a loop": lambda z, x: jax.lax.scan(lambda s, e: (s + (z * e - x).sum(), None), 0.0, x)[0],
     "under a custom derivative": difference,
     "in remat": jax.checkpoint(lambda z, x: jnp.exp(z) * x),
+    "poisson.logpmf": lambda z, x: stats.poisson.logpmf(x, jnp.exp(z)),
+    "gamma.logpdf": lambda z, x: stats.gamma.logpdf(x + 1, jnp.exp(z)),
+    "beta.logpdf": lambda z, x: stats.beta.logpdf(x / 9, jnp.exp(z), 2.0),
+    "nbinom.logpmf": lambda z, x: stats.nbinom.logpmf(x, 3.0, jax.nn.sigmoid(z)),
+    "bernoulli.logpmf": lambda z, x: stats.bernoulli.logpmf(x, jax.nn.sigmoid(z)),
+    "expon.logpdf": lambda z, x: stats.expon.logpdf(x, 0.0, jnp.exp(z)),
+    "logaddexp": jnp.logaddexp,
+    "hypot": jnp.hypot,
+    "copysign": jnp.copysign,
+    "xlogy": lambda z, x: special.xlogy(x, jnp.exp(z)),
+    "broadcast_arrays": lambda z, x: jnp.subtract(*jnp.broadcast_arrays(z, x)),
+    "with more axes": lambda z, x: (z[..., None] * jnp.ones(3)) - (x[:, None] * jnp.ones(3)),
+    "under vmap": lambda z, x: jax.vmap(lambda a: a * z - x)(jnp.arange(3.0)),
+    "vmap of both": lambda z, x: jax.vmap(jnp.subtract)(jnp.stack([z, z]), jnp.stack([x, x])),
+    "a product of matrices": lambda z, x: jnp.ones((4, 4)) @ z + x,
+    "gamma of NumPyro": lambda z, x: dists.Gamma(2.0, jnp.exp(z)).log_prob(x + 1),
+    "beta of NumPyro": lambda z, x: dists.Beta(2.0, jnp.exp(z)).log_prob(x / 9),
+    "gamma of TFP": lambda z, x: tfd.Gamma(2.0, jnp.exp(z)).log_prob(x + 1),
+    "beta of TFP": lambda z, x: tfd.Beta(2.0, jnp.exp(z)).log_prob(x / 9),
 }
 
 
@@ -139,6 +161,20 @@ MEANT = {
     )[0],
     "a covariance": lambda z, x: jnp.cov(z * jnp.ones((4, 5))),
     "a softmax": lambda z, x: jax.nn.softmax(z * x[None]),
+    "vmap of diag": lambda z, x: jax.vmap(jnp.diag)(z * jnp.ones((1, 4))),
+    "a batch of diagonals": lambda z, x: (z * jnp.ones((1, 4)))[..., None] * jnp.eye(4),
+    "pairs of latents": lambda z, x: z[:, 0][:, None] - z[:, 0],
+    "pairs by reshape": lambda z, x: z[:, 0].reshape(-1, 1) - z[:, 0],
+    "pairs by expand_dims": lambda z, x: jnp.expand_dims(z[:, 0], 1) - z[:, 0],
+    "a kernel of latents": lambda z, x: jnp.exp(-((z[:, 0][:, None] - z[:, 0]) ** 2)),
+    "keepdims": lambda z, x: jnp.sum(z**2, 1, keepdims=True) + jnp.sum(z**2, 1),
+    "keepdims of a row": lambda z, x: z - jnp.sum(z * x[None], 0, keepdims=True),
+    "a mixture of as many": lambda z, x: special.logsumexp(
+        dists.Normal(z[:, 0], 1.0).log_prob(x[:, None]), -1
+    ),
+    "a mixture of gammas": lambda z, x: stats.gamma.logpdf(x[:, None] + 1, jnp.exp(z[:, 0])),
+    "pairs under vmap": lambda z, x: jax.vmap(lambda a: (a * x)[:, None] - a * x)(z[:, 0]),
+    "broadcast_to": lambda z, x: jnp.broadcast_to(z, (4, 4)) - x,
 }
 
 

@@ -1,0 +1,34 @@
+"""Which call an equation of a jaxpr is part of, read from JAX's record of frames."""
+
+from os import path as paths_of
+from typing import NamedTuple
+
+import jax
+from jax.extend import core
+
+JAX = paths_of.join(paths_of.dirname(jax.__file__ or ""), "")
+INSTALLED = paths_of.join(paths_of.dirname(paths_of.dirname(JAX)), "")  # site-packages
+
+
+class Call(NamedTuple):
+    """The call that an equation is part of: where, and JAX's functions on the way, inmost first."""
+
+    file: str
+    line: int
+    functions: tuple[str, ...]
+    place: str
+
+
+def call_of(eqn: core.JaxprEqn) -> Call:
+    """Return the call that an equation is part of; its place is "" where no frame outside JAX is known."""
+    frames = getattr(eqn.source_info.traceback, "frames", ())
+    outside = next((i for i, f in enumerate(frames) if not f.file_name.startswith(JAX)), None)
+    functions = tuple(f.function_name for f in frames[:outside])
+    if outside is None:
+        return Call("", 0, functions, "")
+    frame = frames[outside]
+    # A library that was installed is not where a user looks.
+    own = (f for f in frames[outside:] if not f.file_name.startswith(INSTALLED))
+    shown = next(own, frame)
+    place = f"{paths_of.basename(shown.file_name)}:{shown.line_num}"
+    return Call(frame.file_name, frame.line_num, functions, place)
