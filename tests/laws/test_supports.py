@@ -293,7 +293,7 @@ def affine_coupling(base):
     )
 
 
-def spline(base):
+def bent(base):
     return lambda p: distrax.Transformed(
         base,
         distrax.RationalQuadraticSpline(
@@ -308,8 +308,8 @@ def spline(base):
         (affine_coupling(td.Normal(np.float64(0.0), 1.0)), True),
         (affine_coupling(td.Uniform(np.float64(0.0), 1.0)), False),
         (affine_coupling(td.Exponential(np.float64(1.0))), False),
-        (spline(distrax.Normal(0.0, 1.0)), True),
-        (spline(distrax.Uniform(0.0, 0.5)), False),
+        (bent(distrax.Normal(0.0, 1.0)), True),
+        (bent(distrax.Uniform(0.0, 0.5)), False),
     ],
     ids=[
         "coupled normals",
