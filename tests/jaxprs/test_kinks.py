@@ -73,6 +73,14 @@ SMOOTH = {
     "data alone": lambda x: x * jnp.abs(DATA) + jnp.maximum(DATA, 0.5),
     "guarded, with its derivative": guarded_softplus,
     "jit within": jax.jit(lambda x: jnp.tanh(x)),
+    "sqrt of 1 + x²": lambda x: jnp.sqrt(1 + x**2),
+    "a power of what is positive": lambda x: (jnp.exp(x) + DATA**2) ** 0.5,
+    "rsqrt of softplus": lambda x: jax.lax.rsqrt(jax.nn.softplus(x)),
+    "norm beside a constant": lambda x: jnp.linalg.norm(jnp.stack([x, 0 * x + 1]) ** 2 + 1, axis=0),
+    "atan2 on the right": lambda x: jnp.arctan2(x, jnp.exp(x)),
+    "arctan": jnp.arctan,
+    "a whole power": lambda x: jax.lax.pow(x, 3.0) + 2.0**x,
+    "roots of data": lambda x: x * jnp.sqrt(DATA) * jnp.cbrt(DATA),
 }
 BENT = {
     "Laplace": (lambda x: stats.laplace.logpdf(DATA, x, 0.05), "abs"),
@@ -99,6 +107,15 @@ BENT = {
         "gt|cond|select_n",
     ),
     "scan of bent": (scanned(jnp.abs), "abs"),
+    "atan2": (lambda x: jnp.arctan2(x, -1.0), "atan2"),
+    "angle": (lambda x: jnp.angle(x + 1j), "atan2"),
+    "a complex log": (lambda x: jnp.log(x + 0j).imag, "log"),
+    "arccos": (jnp.arccos, "acos"),
+    "arcsin": (lambda x: jnp.arcsin(jnp.sin(x)), "asin"),
+    "sqrt of x²": (lambda x: jnp.sqrt(x**2), "sqrt"),
+    "a power of x²": (lambda x: (x * x) ** 0.5, "pow|sqrt"),
+    "norm": (lambda x: -jnp.linalg.norm(jnp.stack([x, 2 * x]), axis=0), "sqrt"),
+    "cbrt": (jnp.cbrt, "cbrt"),
 }
 
 

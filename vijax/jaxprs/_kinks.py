@@ -22,7 +22,9 @@ class Bend(NamedTuple):
         blame: the first primitive on its way that has a kink or a jump.
         jumps: whether that is a jump for certain, where a choice may join two equal ends.
         opaque: whether it is a mutable reference or a host callback.
-        positive: whether the value is seen to be positive, or a constant to be 0 or less.
+        positive: whether the value is seen to be positive almost everywhere, or a constant to be 0
+            or less.
+        nonzero: whether it is seen to be positive everywhere.
         declared: a primitive with a kink on the way, inside a function with a derivative of its own.
     """
 
@@ -31,10 +33,15 @@ class Bend(NamedTuple):
     jumps: bool = False
     opaque: bool = False
     positive: bool | None = None
+    nonzero: bool = False
     declared: str | None = None
 
 
 FREE, ARGUMENT, NOT_POSITIVE = Bend(), Bend(depends=True), Bend(positive=False)
+POSITIVE, UNSIGNED = (
+    Bend(positive=True, nonzero=True),
+    Bend(),
+)  # constants; the walk asks no rule of FREE
 
 
 def not_smooth(function: Callable[[Array], Array], at: Array) -> Blame | None:
@@ -42,7 +49,7 @@ def not_smooth(function: Callable[[Array], Array], at: Array) -> Blame | None:
 
     A function with a derivative of its own (`jnp.logaddexp`, `jax.nn.relu`) is judged by that
     derivative: kinks in how it is computed may cancel. What is smooth in form and too sharp for the
-    use, such as sqrt(x²), is not seen.
+    use, such as sqrt(x² + 1e-9), is not seen.
     """
     found = _of(function, at, _QUESTION)
     if found.blame is None and found.declared is not None:
@@ -71,11 +78,11 @@ def _slope(function: Callable[[Array], Array]) -> Callable[[Array], Array]:
 def _join(several: Sequence[Bend], name: str) -> Bend:
     some = [bend for bend in several if bend.depends]
     if len(some) <= 1:
-        return some[0]._replace(positive=None) if some else FREE
+        return some[0]._replace(positive=None, nonzero=False) if some else FREE
     blamed = sorted((b for b in some if b.blame), key=lambda b: (not b.opaque, not b.jumps))
     first = blamed[0] if blamed else some[0]
     declared = next((b.declared for b in some if b.declared is not None), None)
-    return first._replace(positive=None, declared=declared)
+    return first._replace(positive=None, nonzero=False, declared=declared)
 
 
 def _blamed(several: Sequence[Bend], name: str, *, jumps: bool) -> Bend:
@@ -89,8 +96,7 @@ def _choose(which: Bend, cases: Sequence[Bend], name: str) -> Bend:
     """Blame a choice for what chooses; between constants it is a jump."""
     joined = _join([which, *cases], name)
     if not which.blame or any(case.depends for case in cases):
-        positive = True if all(case.positive for case in cases) else None
-        return joined._replace(positive=positive) if joined.depends else FREE
+        return _with_sign(joined, cases) if joined.depends else FREE
     return _blamed([joined], name, jumps=True)
 
 
@@ -101,13 +107,16 @@ def _opaque(name: str, several: Sequence[Bend]) -> Bend:
 
 def _constant(value: Any) -> Bend:
     known = isinstance(value, (np.ndarray, np.generic, float, int)) and np.size(value)
-    if not known or np.asarray(value).dtype.kind not in "fi" or np.any(np.asarray(value) > 0):
-        return FREE
-    return NOT_POSITIVE
+    if not known or np.asarray(value).dtype.kind not in "fi":
+        return UNSIGNED
+    above = np.asarray(value) > 0
+    return POSITIVE if np.all(above) else UNSIGNED if np.any(above) else NOT_POSITIVE
 
 
 def _called(eqn: core.JaxprEqn, _: list[Bend], outs: list[Bend]) -> list[Bend]:
     """Leave kinks within a function with a derivative of its own to that derivative."""
+    if eqn.params.get("name") == "softplus":
+        return [bend._replace(positive=True, nonzero=True) for bend in outs]
     if eqn.primitive.name not in DECLARED:
         return outs
 
@@ -124,16 +133,59 @@ def _called(eqn: core.JaxprEqn, _: list[Bend], outs: list[Bend]) -> list[Bend]:
 
 def _smooth(eqn: core.JaxprEqn, ins: list[Bend]) -> list[Bend]:
     joined, name = _join(ins, eqn.primitive.name), eqn.primitive.name
-    if not joined.depends:
-        return [FREE] * len(eqn.outvars)
     if name in _KEEPS_SIGN:
-        joined = joined._replace(positive=True if all(b.positive for b in ins) else None)
-    elif name in _POSITIVE or (name == "integer_pow" and eqn.params["y"] % 2 == 0):
-        joined = joined._replace(positive=True)
+        joined = _with_sign(joined, ins, every=name not in _SUMS)
+    if name in _POSITIVE:
+        joined = joined._replace(positive=True, nonzero=True)
+    elif _is_square(eqn):
+        joined = joined._replace(positive=True, nonzero=all(b.nonzero for b in ins))
+    if not joined.depends:
+        known = FREE if joined == FREE else joined
+        return [known] * len(eqn.outvars)
     # Whole numbers made of real ones: indices of top_k, bits.
     jump = _blamed([joined], name, jumps=True)
     real = any(_inexact(v) for v in eqn.invars)
     return [joined if _inexact(v) or _boolean(v) or not real else jump for v in eqn.outvars]
+
+
+def _with_sign(joined: Bend, several: Sequence[Bend], *, every: bool = True) -> Bend:
+    """Return what several make together: positive where all are, and not 0 where all or any are not."""
+    positive = all(b.positive for b in several)
+    nonzero = positive and (all if every else any)(b.nonzero for b in several)
+    return joined._replace(positive=True if positive else None, nonzero=nonzero)
+
+
+def _is_square(eqn: core.JaxprEqn) -> bool:
+    even = eqn.primitive.name == "integer_pow" and eqn.params["y"] % 2 == 0
+    itself = eqn.primitive.name == "mul" and eqn.invars[0] is eqn.invars[1]
+    return (even or itself or eqn.primitive.name == "square") and _is_real(eqn)
+
+
+def _is_real(eqn: core.JaxprEqn) -> bool:
+    return not any(jnp.issubdtype(v.aval.dtype, jnp.complexfloating) for v in eqn.invars)
+
+
+def _root(eqn: core.JaxprEqn, ins: list[Bend]) -> list[Bend]:
+    """Blame a root of what may be 0, and an inverse at the end of its range."""
+    return _smooth(eqn, ins) if ins[0].nonzero else [_blamed(ins, eqn.primitive.name, jumps=False)]
+
+
+def _power(eqn: core.JaxprEqn, ins: list[Bend]) -> list[Bend]:
+    exponent = eqn.invars[1]
+    whole = isinstance(exponent, core.Literal) and np.all(np.mod(exponent.val, 1) == 0)
+    whole = whole or jnp.issubdtype(exponent.aval.dtype, jnp.integer)
+    return _smooth(eqn, ins) if whole or not ins[0].depends else _root(eqn, ins)
+
+
+def _end(eqn: core.JaxprEqn, ins: list[Bend]) -> list[Bend]:
+    return [_blamed(ins, eqn.primitive.name, jumps=False)]
+
+
+def _angle(eqn: core.JaxprEqn, ins: list[Bend]) -> list[Bend]:
+    """Blame an angle, which jumps by 2π, unless it stays on the right of the plane."""
+    right = eqn.primitive.name == "atan2" and ins[1].nonzero
+    real = eqn.primitive.name == "log" and _is_real(eqn)
+    return _smooth(eqn, ins) if right or real else [_blamed(ins, eqn.primitive.name, jumps=True)]
 
 
 def _inexact(variable: Any) -> bool:
@@ -200,10 +252,11 @@ _KINKS = (
     "reduce_window_min select_and_gather_add"
 )
 _JUMPS = "sign floor ceil round rem argmax argmin"
-_POSITIVE = frozenset("exp exp2 logistic erfc square cosh".split())
+_POSITIVE = frozenset("exp exp2 logistic erfc cosh".split())
+_SUMS = frozenset("add add_any reduce_sum cumsum".split())
 _KEEPS_SIGN = frozenset(
     "add add_any mul div reduce_sum reduce_prod cumsum broadcast_in_dim reshape squeeze transpose "
-    "copy slice concatenate stack sqrt rsqrt".split()
+    "copy slice concatenate stack sqrt rsqrt cbrt pow convert_element_type log1p".split()
 )
 
 
@@ -213,6 +266,10 @@ def _question(*, kinks: bool) -> Question[Bend]:
         join=_join,
         rules={
             **(dict.fromkeys(_KINKS.split(), _kink) if kinks else {}),
+            **(dict.fromkeys(("sqrt", "rsqrt", "cbrt"), _root) if kinks else {}),
+            **(dict.fromkeys(("asin", "acos", "acosh"), _end) if kinks else {}),
+            **({"pow": _power} if kinks else {}),
+            **dict.fromkeys(("atan2", "log"), _angle),
             **dict.fromkeys(_JUMPS.split(), _jump),
             **dict.fromkeys("lt le gt ge lt_to le_to".split(), _compare),
             **dict.fromkeys(("eq", "ne", "eq_to"), _equal),
