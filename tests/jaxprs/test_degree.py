@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.scipy.stats import multivariate_normal, norm
+from numpyro.distributions import Normal
 
 from vijax.jaxprs import not_linear, not_quadratic
 
@@ -57,6 +58,9 @@ DEGREES = {
     "chosen by data": (lambda b: jnp.where(X > 0, b, -b), 1),
     "branch by data": (lambda b: jax.lax.cond(X[0] > 0, lambda b: b, lambda b: 2 * b, b), 1),
     "declared derivative": (lambda b: doubled(b), 1),
+    "a guard of nan": (lambda b: jnp.where(jnp.isnan(b), 0.0, b), 1),
+    "nan_to_num": (jnp.nan_to_num, 1),
+    "NumPyro's validation": (lambda b: Normal(b, 1.0, validate_args=True).log_prob(X), 2),
     "a declared square": (lambda b: declared(jnp.square, lambda b: 2 * b)(b), 2),
     "a declared square in a jit": (
         jax.jit(lambda b: X * declared(jnp.square, lambda b: 2 * b)(b)),

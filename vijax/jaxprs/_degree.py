@@ -47,7 +47,6 @@ class Degree(NamedTuple):
 
 FREE, ARGUMENT = Degree(), Degree(1)
 
-
 Function = Callable[[Array], Array]
 
 
@@ -238,6 +237,12 @@ def _indexed(eqn: core.JaxprEqn, ins: list[Degree]) -> list[Degree]:
     return [_choose(_join(ins[start:stop], ""), [*ins[:start], *ins[stop:]], eqn.primitive.name)]
 
 
+def _equal(eqn: core.JaxprEqn, ins: list[Degree]) -> list[Degree]:
+    """Let tests for nan and for infinity through: finite numbers all give them one answer."""
+    infinite = any(isinstance(v, core.Literal) and np.isinf(v.val).all() for v in eqn.invars)
+    return [FREE] if infinite or eqn.invars[0] is eqn.invars[1] else _other(eqn, ins)
+
+
 def _power(limit: int) -> Callable[[core.JaxprEqn, list[Degree]], list[Degree]]:
     """Return the rule of products, whose degrees add up to the limit at most."""
 
@@ -281,6 +286,8 @@ def _question(limit: int) -> Question[Degree]:
             "custom_linear_solve": _linear_solve,
             "select_n": _select,
             "convert_element_type": _convert,
+            **dict.fromkeys(("eq", "ne"), _equal),
+            "is_finite": lambda eqn, ins: [FREE],
         },
         default=_other,
         choose=_choose,
