@@ -295,3 +295,9 @@ def test_rebars_slopes_are_the_derivative_of_the_squared_gradient(key):
     )(keys)
     found = [slopes["scale"].mean(), slopes["log_temperature"].mean()]
     np.testing.assert_allclose(found, differences, rtol=0.03)
+
+
+@pytest.mark.parametrize("objective", [REBARED, RELAXED])
+def test_parameters_that_are_forgotten_are_named(objective, key, unchecked):
+    with pytest.raises(TypeError, match=r"needs `parameters`.* after q: "):
+        objective(key, jnp.sum, vj.families.mean_field(), num_samples=2)

@@ -100,6 +100,17 @@ def test_zero_is_the_middle():
     np.testing.assert_allclose(z["root"], np.eye(4))
 
 
+@pytest.mark.parametrize("constraint", [c.positive, c.softplus, c.interval(0, 1), c.interval(-1)])
+def test_numbers_of_python_are_mapped(constraint):
+    for number in (0.5, 1, np.float32(0.5), np.int32(1)):
+        z, log_jacobian = constraint.forward(number)
+        assert jnp.issubdtype(z.dtype, jnp.floating)
+        expected = constraint.forward(jnp.asarray(number, float))
+        np.testing.assert_array_equal((z, log_jacobian), expected)
+        np.testing.assert_allclose(constraint.inverse(float(z)), number, rtol=1e-5)
+    assert constraint.inverse(2 if z > 1 else z).dtype == z.dtype
+
+
 def test_extremes_stay_inside():
     """In float32, at |y| = 100 and more: inside its constraint, with finite derivatives, and a density that falls."""
     sizes = (10.0, 20.0, 100.0, -100.0, 1e4, -1e4)

@@ -258,6 +258,11 @@ def test_what_is_refused(unchecked, key):
             "beta2 must be at least 0 and below 1",
         ),
         ({"num_data": 5, "weight_decay": 1.0, "clip_radius": -1.0}, "clip_radius must be positive"),
+        (
+            {"num_data": 5, "weight_decay": jnp.array([0.0, 1.0])},
+            r"weight_decay must be one number, .* got shape \(2,\)",
+        ),
+        ({"num_data": np.ones(1), "weight_decay": 1.0}, "num_data must be one number"),
     ):
         with pytest.raises(ValueError, match=message):
             ivon(0.1, **wrong)

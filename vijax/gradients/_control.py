@@ -45,13 +45,13 @@ def relax(bound: Bound, *, control: Control) -> Controlled:
         derivatives are refused.
 
     Raises:
-        TypeError: (when called) for a raw key, a q that is not a distribution, or `relaxed` of integer categoricals.
+        TypeError: (when called) without parameters, for a raw key, a q that is not a distribution, or `relaxed` of integer categoricals.
         ValueError: (when called) for a bound that is not linear, a q of other kinds or whose latents depend on each
             other, members of the batch that log_joint couples, or shapes that do not agree.
 
     Reference: Grathwohl, Choi, Wu, Roeder, Duvenaud, Backpropagation through the void, 2018, arXiv:1711.00123.
     """
-    return _controlled(bound, control, "relax")
+    return _controlled(bound, control, "relax", "what `control` takes first, such as its weights")
 
 
 def rebar(bound: Bound) -> Controlled:
@@ -69,7 +69,7 @@ def rebar(bound: Bound) -> Controlled:
         (key, log_joint, q, parameters, *, num_samples, chunk_size=None) -> (Estimate, slopes), as `relax` does.
 
     Raises:
-        TypeError: (when called) for a raw key, a q that is not a distribution, or a categorical of integer draws.
+        TypeError: (when called) without parameters, for a raw key, a q that is not a distribution, or a categorical of integer draws.
         ValueError: (when called) for a bound that is not linear, a q of other kinds or whose latents depend on each
             other, members of the batch that log_joint couples, or shapes that do not agree.
 
@@ -80,10 +80,11 @@ def rebar(bound: Bound) -> Controlled:
     def control(parameters: PyTree, z: PyTree, relaxed: Relaxed) -> Array:
         return parameters["scale"] * relaxed(jnp.exp(parameters["log_temperature"]))
 
-    return _controlled(bound, control, "rebar")
+    example = '{"scale": jnp.ones(()), "log_temperature": jnp.log(0.5)}'
+    return _controlled(bound, control, "rebar", example)
 
 
-def _controlled(bound: Bound, control: Control, name: str) -> Controlled:
+def _controlled(bound: Bound, control: Control, name: str, example: str) -> Controlled:
     needs = engine.Needs(mean="corrects each draw by itself", members=True)
 
     def with_parameters(parameters: PyTree, term: int) -> Objective:
@@ -110,11 +111,17 @@ def _controlled(bound: Bound, control: Control, name: str) -> Controlled:
         key: Key[Array, ""],
         log_joint: LogJoint,
         q: Any,
-        parameters: PyTree,
+        parameters: PyTree = ...,
         *,
         num_samples: int,
         chunk_size: int | None = None,
     ) -> tuple[Estimate, PyTree]:
+        if parameters is ...:
+            raise TypeError(
+                f"gradients.{name} needs `parameters`, of the control variate it learns, after q: {example}. Make them "
+                "once and train them beside q's, by the slopes that come second: "
+                f"(value, draws), slopes = gradients.{name}(...)(key, log_joint, q, parameters, num_samples=...)."
+            )
         call: dict[str, Any] = {"key": key, "log_joint": log_joint, "q": q}
         call |= {"num_samples": num_samples, "chunk_size": chunk_size}
 

@@ -93,7 +93,8 @@ def in_any_precision(forward: Forward, inverse: Map, inside: Map) -> tuple[Forwa
     def wide(x: Array) -> Array:
         return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
-    def run(y: Array) -> tuple[Array, Array]:
+    def run(y: ArrayLike) -> tuple[Array, Array]:
+        y = _real(y)
         if wide(y).dtype == y.dtype:
             return forward(y)
         z, log_jacobian = forward(wide(y))
@@ -101,10 +102,17 @@ def in_any_precision(forward: Forward, inverse: Map, inside: Map) -> tuple[Forwa
         z = jnp.clip(z, -largest, largest).astype(y.dtype)
         return with_score(inside(jax.lax.stop_gradient(z)), z), log_jacobian.astype(y.dtype)
 
-    def back(z: Array) -> Array:
+    def back(z: ArrayLike) -> Array:
+        z = _real(z)
         return inverse(wide(z)).astype(z.dtype)
 
     return run, back
+
+
+def _real(x: ArrayLike) -> Array:
+    """Return numbers as a floating-point array, of JAX's own precision where they are whole."""
+    array = jnp.asarray(x)
+    return array if jnp.issubdtype(array.dtype, jnp.inexact) else array.astype(float)
 
 
 def smallest(z: Array, share: float) -> float:

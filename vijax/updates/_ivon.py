@@ -86,7 +86,7 @@ def ivon(
     Raises:
         ValueError: for num_data < 1, weight_decay <= 0 (an improper prior: σ² would have no bound),
             an initial_hessian below 0, beta1 or beta2 outside [0, 1), a clip_radius that is not
-            positive; (update) without params or weights.
+            positive, or an array for any of them; (update) without params or weights.
 
     Reference: Shen et al., Variational learning is effective for large deep networks, 2024,
         arXiv:2402.17641; Lin, Schmidt, Khan, Handling the positive-definite constraint in the
@@ -102,6 +102,10 @@ def ivon(
         ("beta2", beta2, lambda b: 0 <= b < 1, "at least 0 and below 1"),
         ("clip_radius", clip_radius, lambda r: r > 0, "positive"),
     ):
+        if jnp.ndim(value):
+            raise ValueError(
+                f"{name} must be one number, shared by all params, got shape {jnp.shape(value)}."
+            )
         # Traced where optax.inject_hyperparams makes the optimizer anew in a jitted step.
         if not (isinstance(value, jax.core.Tracer) or fine(value)):
             raise ValueError(f"{name} must be {allowed}, got {value}.")
