@@ -357,6 +357,15 @@ def stateful():
     numpyro.sample("y", dist.Normal(x, 1.0), obs=0.3)
 
 
+def masked(latent, real, read=None):
+    """A latent masked by itself, with its data: where nothing reads it, only the Jacobian has a slope."""
+    with numpyro.plate("groups", 3):
+        w = numpyro.sample("w", latent.mask(real))
+        numpyro.sample(
+            "y", dist.Normal(w, 1.0).mask(real if read is None else read), obs=jnp.ones(3)
+        )
+
+
 IMPROPER = dist.ImproperUniform(dist.constraints.real, (), ())
 WITHOUT = {
     "padding": (lambda: padded(read_all=False), "'effect' has 1 elements without a density"),
@@ -369,6 +378,18 @@ WITHOUT = {
         lambda: unread(dist.Normal(0.0, 1.0).mask(False)),
         "'free' has 1 elements",
     ),
+    "masked half normal": (
+        lambda: masked(dist.HalfNormal(1.0), jnp.array([True, True, False])),
+        "'w' has 1 elements without a density",
+    ),
+    "improper, positive, unread": (
+        lambda: unread(dist.ImproperUniform(dist.constraints.positive, (), ())),
+        "'free' has 1 elements",
+    ),
+    "improper, below a bound, unread": (
+        lambda: unread(dist.ImproperUniform(dist.constraints.less_than(2.0), (), ())),
+        "'free' has 1 elements",
+    ),
     "prng_key": (noisy, "draws noise of its own.*targets.keyed"),
     "Delta": (lambda: constant(dist.Delta(1.0)), "'at' is a Delta.*numpyro.deterministic"),
     "Deltas": (
@@ -379,7 +400,10 @@ WITHOUT = {
 }
 
 
-@pytest.mark.parametrize("name", but(WITHOUT, "positive padding", "masked, unread", "Deltas"))
+@pytest.mark.parametrize(
+    "name",
+    but(WITHOUT, "positive padding", "masked, unread", "Deltas", "improper, below a bound, unread"),
+)
 def test_sites_without_a_density_are_refused(name):
     model, match = WITHOUT[name]
     with pytest.raises(ValueError, match=match):
@@ -393,10 +417,19 @@ PROPER = {
     ),
     "scaled": lambda: numpyro.handlers.scale(unread, 2.0)(dist.Normal(0, 1)),
     "a fixed basis": noise_at_hand,
+    "a masked half normal that is read": lambda: masked(
+        dist.HalfNormal(1.0), jnp.array([True, True, False]), read=True
+    ),
+    "a masked Beta, uniform there": lambda: masked(
+        dist.Beta(2.0, 1.0), jnp.array([True, True, False])
+    ),
+    "a uniform simplex": lambda: unread(
+        dist.ImproperUniform(dist.constraints.simplex, (), event_shape=(3,))
+    ),
 }
 
 
-@pytest.mark.parametrize("name", but(PROPER, "an improper prior", "scaled"))
+@pytest.mark.parametrize("name", but(PROPER, "an improper prior", "scaled", "a uniform simplex"))
 def test_what_the_data_inform_and_noise_that_is_none_pass(name):
     target, start = adapters.from_numpyro(PROPER[name])
     assert np.isfinite(target.log_joint(start))

@@ -45,20 +45,36 @@ def without_masks(model: Callable[..., Any], names: Collection[str]) -> Callable
 
 
 def require_slopes(
-    log_joint: Callable[[PyTree], Array], start: Mapping[str, Array], names: Sequence[str]
+    log_joint: Callable[[PyTree], Array],
+    log_density: Callable[[PyTree], Array],
+    start: Mapping[str, Array],
+    names: Sequence[str],
 ) -> None:
-    """Refuse sites of which an element has slope 0 wherever it is looked at: q would grow without end there."""
+    """Refuse sites of which an element has no density: q would grow without end there.
+
+    Its slope is 0 wherever it is looked at, but for that of the log-Jacobian; which is a density by
+    itself only where it falls at both ends, as of an interval or a simplex, whose uniform is proper.
+
+    Args:
+        log_joint: y -> log p(x, z(y)) + log |det ∂z/∂y|.
+        log_density: y -> log p(x, z(y)).
+        start: where y is of the right shapes.
+        names: of the sites.
+    """
     if not names:
         return
-    keys = jax.random.split(jax.random.key(0), 2)
-    slopes = [
-        jax.grad(log_joint)(
-            jax.tree.map(lambda y, k=k: jax.random.normal(k, y.shape, y.dtype), start)
-        )
-        for k in keys
+    some = [
+        jax.tree.map(lambda y, k=k: jax.random.normal(k, y.shape, y.dtype), start)
+        for k in jax.random.split(jax.random.key(0), 2)
     ]
+    slopes = [jax.grad(log_density)(y) for y in some]
+    low, high = (
+        jax.grad(log_joint)(jax.tree.map(lambda y, end=end: jnp.full_like(y, end), start))
+        for end in (-5.0, 5.0)
+    )
     for name in names:
         flat = (slopes[0][name] == 0) & (slopes[1][name] == 0)
+        flat &= ~((low[name] > 0) & (high[name] < 0))
         traced = isinstance(flat, jax.core.Tracer)
         if traced or bool(jnp.any(flat)):
             what = "may have elements" if traced else f"has {int(jnp.sum(flat))} elements"

@@ -127,7 +127,11 @@ def from_numpyro(
             "or use targets.keyed with log p = -potential_energy(numpyro.handlers.seed(model, key), args, kwargs, y)."
         )
     improper = [name for name in latents if name not in imputed and is_improper(sites[name])]
-    require_slopes(target.log_joint, start, improper)
+
+    def log_density(y: PyTree) -> Array:
+        return jnp.asarray(util.log_density(seeded, args, kwargs, target.constrain(y))[0])
+
+    require_slopes(target.log_joint, log_density, start, improper)
     return target, start
 
 
