@@ -80,7 +80,8 @@ CONDITIONAL = (
 # What is asked of the function that is being evaluated, beside its value. JAX's caches heed it: what
 # was traced under a linear bound is traced, and checked, anew.
 _asked = jax.make_user_context()
-_DERIVATIVE, _BEYOND_MEAN = "its own derivative", "more than its mean"
+_BEYOND_MEAN = "more than its mean"
+_NOT_LINEAR = "what is not linear in it"
 
 
 def beyond_mean() -> AbstractContextManager[None]:
@@ -88,9 +89,13 @@ def beyond_mean() -> AbstractContextManager[None]:
     return _asked(_BEYOND_MEAN)
 
 
-def own_derivative() -> AbstractContextManager[None]:
-    """Enter a trace whose derivative must be that of its value, and not one that is right in its mean."""
-    return _asked(_asked.value or _DERIVATIVE)
+def own_derivative(through: str = _NOT_LINEAR) -> AbstractContextManager[None]:
+    """Enter a trace whose derivative must be that of its value, and not one that is right in its mean.
+
+    Args:
+        through: what the derivative passes through, for the refusal.
+    """
+    return _asked(_asked.value or through)
 
 
 def mean_alone(why: str) -> None:
@@ -102,9 +107,9 @@ def mean_alone(why: str) -> None:
         )
 
 
-def needs_own_derivative() -> bool:
-    """Whether a derivative that is right in its mean alone is wrong in this trace."""
-    return bool(_asked.value)
+def needs_own_derivative() -> str | None:
+    """Return what makes a derivative that is right in its mean alone wrong in this trace, or None."""
+    return _NOT_LINEAR if _asked.value == _BEYOND_MEAN else _asked.value
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))

@@ -100,10 +100,11 @@ def evaluate(
     traces = Traces() if traces is None else traces
 
     def of_draw(z: PyTree, log_q: Array, key: Any) -> tuple[Array, PyTree]:
-        closed = traces.of(log_joint, one, z, log_q, key)
+        closed, through = traces.of(log_joint, one, z, log_q, key)
         if members is not None:
             members.apart(closed, z, log_q, key)
-        return one(z, log_q, key)
+        with nullcontext() if through is None else checks.own_derivative(through):
+            return one(z, log_q, key)
 
     with checks.beyond_mean() if beyond_mean else nullcontext():
         log_p, aux = jax.vmap(of_draw)(z, log_q, keys)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Key
 
-from vijax import checks, numerics
+from vijax import checks, jaxprs, numerics
 from vijax.engine import _refusals as refusals
 from vijax.engine._chunks import Rows, chunked
 from vijax.engine._evaluate import Plan
@@ -125,8 +125,9 @@ def make_objective(
         found = estimate(request, chosen.strategy(request))
         if chosen.own_derivative:
             return found
-        if checks.needs_own_derivative():
-            refusal = refusals.right_in_its_mean(name)
+        through = checks.needs_own_derivative()
+        if through is not None:
+            refusal = refusals.right_in_its_mean(name, through)
             return found._replace(value=checks.value_alone(found.value, refusal))
         return once_differentiable(found, name)
 
@@ -136,7 +137,8 @@ def make_objective(
 def once_differentiable(result: Estimate, estimator: str) -> Estimate:
     """Return an estimate whose second derivatives are refused: an estimator's gradient is right in its mean alone."""
     refusal = partial(refusals.differentiated_twice, estimator)
-    return result._replace(value=numerics.once_differentiable(result.value, refusal))
+    value = numerics.once_differentiable(result.value, refusal)
+    return result._replace(value=jaxprs.mean_slope_alone(value))
 
 
 def estimate(request: Request, strategy: Strategy) -> Estimate:

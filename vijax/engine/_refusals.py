@@ -41,12 +41,21 @@ def only_mean_unbiased(why: str, bound: Any) -> ValueError:
     )
 
 
-def right_in_its_mean(estimator: str) -> str:
+def right_in_its_mean(estimator: str, through: str) -> str:
     """A derivative that is right in its mean alone, of an objective inside what is not linear."""
     return (
         f"the derivative of gradients.{estimator} is right in its mean alone, and here, inside another function, it "
-        "would pass through what is not linear in it: use gradients.reparam inside, or an outer bound that is linear "
-        "in log_w (bounds.elbo). The value alone may stand here."
+        f"would pass through {through}: use gradients.reparam inside, or pass it through sums alone, under an outer "
+        "bound that is linear in log_w (bounds.elbo). The value alone may stand here."
+    )
+
+
+def mean_passed_through(primitive: str) -> ValueError:
+    """A target that is unbiased in its mean alone, inside a log_joint that is not linear in it."""
+    return ValueError(
+        f"log_joint passes the value of a targets.minibatch, unbiased or gauss_hermite through '{primitive}', which "
+        "is not linear in it, and of such a value the mean alone is right: pass it through sums and factors that are "
+        "free of it, or use the exact log joint, of all the data, inside."
     )
 
 

@@ -12,6 +12,12 @@ from vijax.jaxprs._equations import hidden, shape_of, trace
 from vijax.jaxprs._flow import Flow, merge
 from vijax.jaxprs._hoist import bare, hoist, stopped, totals
 from vijax.jaxprs._kinks import not_smooth
+from vijax.jaxprs._mean_alone import (
+    beyond_mean,
+    beyond_mean_slope,
+    mean_alone,
+    mean_slope_alone,
+)
 from vijax.jaxprs._outer import Outer, accidental_outer
 from vijax.jaxprs._paths import LOOK_UP, NOISE, PARAMETER, Path, by_leaf, joint_paths, paths
 from vijax.jaxprs._reads import reads
@@ -32,6 +38,8 @@ __all__ = [
     "accidental_outer",
     "axes",
     "bare",
+    "beyond_mean",
+    "beyond_mean_slope",
     "by_leaf",
     "carried_away",
     "collective",
@@ -39,6 +47,8 @@ __all__ = [
     "hidden",
     "hoist",
     "joint_paths",
+    "mean_alone",
+    "mean_slope_alone",
     "merge",
     "misfit",
     "moving_support",

@@ -4,7 +4,7 @@ from typing import Any
 
 from jax.extend import core
 
-from vijax.jaxprs._equations import hidden_jaxprs
+from vijax.jaxprs._equations import equations
 from vijax.jaxprs._interpreter import Question, interpret
 
 COLLECTIVES = frozenset(
@@ -19,8 +19,8 @@ def collective(closed: core.ClosedJaxpr, count: int) -> str | None:
     Where JAX tells the axes along which a value differs, as in shard_map, inputs that do not differ
     along an axis are the same for all, and may meet. What shard_map binds within does not count.
     """
-    if not _any(closed.jaxpr):
-        return None
+    if all(eqn.primitive.name not in COLLECTIVES for eqn in equations(closed.jaxpr)):
+        return None  # as nearly always
     found: list[str] = []
     differing: list[Any] = [
         getattr(v.aval, "vma", frozenset()) for v in closed.jaxpr.invars[:count]
@@ -47,14 +47,6 @@ def collective(closed: core.ClosedJaxpr, count: int) -> str | None:
     inputs = [i < count for i in range(len(closed.jaxpr.invars))]
     interpret(closed, inputs, question, [False] * len(closed.consts))
     return found[0] if found else None
-
-
-def _any(jaxpr: core.Jaxpr) -> bool:
-    """Whether a jaxpr has a collective anywhere; nearly none has."""
-    return any(
-        eqn.primitive.name in COLLECTIVES or any(map(_any, hidden_jaxprs(eqn)))
-        for eqn in jaxpr.eqns
-    )
 
 
 def _names(eqn: core.JaxprEqn) -> tuple[Any, ...]:

@@ -273,7 +273,8 @@ _INDICES: dict[str, tuple[int, int | None]] = {
 }
 
 
-def _question(limit: int) -> Question[Degree]:
+def question(limit: int) -> Question[Degree]:
+    """Return the question of the degree, with blame for what is above the limit."""
     return Question(
         nothing=FREE,
         join=_join,
@@ -297,4 +298,4 @@ def _question(limit: int) -> Question[Degree]:
     )
 
 
-_QUESTIONS = {limit: _question(limit) for limit in (1, 2)}
+_QUESTIONS = {limit: question(limit) for limit in (1, 2)}

@@ -1,6 +1,6 @@
 """What jaxprs are made of: how to get one, its kinds of equations, what it keeps out of sight."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -55,7 +55,20 @@ def _evaluate(jaxpr: core.Jaxpr, consts: Sequence[Any], args: Sequence[Any]) -> 
 
 def hidden(closed: core.ClosedJaxpr) -> str | None:
     """Return the first primitive that keeps values out of sight: in a reference, or on the host."""
-    return _hidden(closed.jaxpr)
+    for eqn in equations(closed.jaxpr):
+        if eqn.primitive.name == "io_callback" or touches_reference(eqn):
+            return str(eqn.primitive.name)
+    return None
+
+
+def equations(jaxpr: core.Jaxpr) -> Iterator[core.JaxprEqn]:
+    """Yield every equation of a jaxpr and of those within it, each before what is in it."""
+    for eqn in jaxpr.eqns:
+        yield eqn
+        for value in eqn.params.values():
+            for inner in value if isinstance(value, (tuple, list)) else (value,):
+                if isinstance(inner, (core.Jaxpr, core.ClosedJaxpr)):
+                    yield from equations(opened(inner))
 
 
 def inner_jaxpr(eqn: core.JaxprEqn) -> core.Jaxpr | core.ClosedJaxpr | None:
@@ -136,21 +149,3 @@ def is_reference(variable: Any) -> bool:
 def touches_reference(eqn: core.JaxprEqn) -> bool:
     """Whether an equation makes, reads or writes a mutable reference. All that do have effects."""
     return bool(eqn.effects) and any(map(is_reference, (*eqn.invars, *eqn.outvars)))
-
-
-def hidden_jaxprs(eqn: core.JaxprEqn) -> list[core.Jaxpr]:
-    """Return the jaxprs that an equation carries, open, under whatever names."""
-    values = [v if isinstance(v, (tuple, list)) else (v,) for v in eqn.params.values()]
-    inner = [i for v in values for i in v if isinstance(i, (core.Jaxpr, core.ClosedJaxpr))]
-    return [opened(i) for i in inner]
-
-
-def _hidden(jaxpr: core.Jaxpr) -> str | None:
-    for eqn in jaxpr.eqns:
-        if eqn.primitive.name == "io_callback" or touches_reference(eqn):
-            return str(eqn.primitive.name)
-        for inner in hidden_jaxprs(eqn):
-            how = _hidden(inner)
-            if how is not None:
-                return how
-    return None

@@ -63,6 +63,7 @@ class Question(Generic[V]):
             calls.
         loops: what a scan changes, if anything.
         functions: the rule of a call whose function is known by name, or None to look into it.
+        sources: whether those calls are what is followed, whatever their operands are.
     """
 
     nothing: V
@@ -76,6 +77,7 @@ class Question(Generic[V]):
     called: Callable[[core.JaxprEqn, list[V], list[V]], list[V]] | None = None
     loops: Loops[V] | None = None
     functions: Callable[[core.JaxprEqn], Rule[V] | None] | None = None
+    sources: bool = False
 
 
 def interpret(
@@ -123,6 +125,8 @@ class _Walk(Generic[V]):
         rule = question.rules.get(name)
         if rule is None and name in CALLS and question.functions is not None:
             rule = question.functions(eqn)
+            if rule is not None and question.sources:
+                return rule(eqn, ins)
         if rule is None and name in _STRUCTURES:
             return _STRUCTURES[name](self, eqn, ins)
         if not count:  # a printed value, a check, a write
@@ -134,7 +138,8 @@ class _Walk(Generic[V]):
         if touches_reference(eqn):
             return [question.opaque("a mutable reference", self.reach)] * count
         nothing = question.nothing
-        if all(value is nothing for value in ins) and (ins or rule is None):
+        within = question.sources and inner_jaxpr(eqn) is not None
+        if all(value is nothing for value in ins) and (ins or rule is None) and not within:
             return [nothing] * count
         if rule is not None:
             return rule(eqn, ins)

@@ -67,7 +67,7 @@ def gauss_hermite(
     def target(z: PyTree) -> Array:
         checks.mean_alone(WHY.format("expected likelihood"))
         dtype = jax.eval_shape(q.log_prob, z).dtype
-        return jnp.sum(_expected(log_site, predictor, q, (nodes,), dtype)[0])
+        return jaxprs.mean_alone(jnp.sum(_expected(log_site, predictor, q, (nodes,), dtype)[0]))
 
     return derive(target, target, only_mean=WHY.format("expected likelihood"))
 

@@ -3,7 +3,9 @@
 from collections.abc import Callable
 from typing import Any
 
-from vijax import checks
+import jax
+
+from vijax import checks, jaxprs
 from vijax.types import LogJoint, PyTree, derive
 
 WHY = "an unbiased estimate of log p(x, z) has an exponential whose mean is larger than p(x, z)"
@@ -73,7 +75,10 @@ def unbiased(function: Callable[[Any, PyTree], Any], *, has_aux: bool = False) -
 
     def log_joint(*z: PyTree, key: Any = None) -> Any:
         checks.mean_alone(WHY)
-        return function(_given(key), *z)
+        found = function(_given(key), *z)
+        if has_aux and isinstance(found, tuple):
+            return jax.tree.map(jaxprs.mean_alone, found[0]), *found[1:]
+        return jax.tree.map(jaxprs.mean_alone, found)
 
     return derive(function, log_joint, keyed=True, has_aux=has_aux, only_mean=WHY)
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from vijax import checks
+from vijax import checks, jaxprs
 from vijax.types import LogJoint, PyTree, derive, properties
 
 # Whether inside a minibatch's own functions. JAX's caches heed it: a jitted minibatch is traced, and refused, anew.
@@ -78,6 +78,6 @@ def minibatch(
         size = jnp.shape(terms)[0]
         if not 0 < size <= num_data:
             raise ValueError(f"a minibatch of {size} data cannot stand for num_data = {num_data}.")
-        return prior + (num_data / size) * jnp.sum(terms, 0)
+        return jaxprs.mean_alone(prior + (num_data / size) * jnp.sum(terms, 0))
 
     return derive(log_joint, log_joint, scales_data=True, only_mean=WHY)

@@ -1,0 +1,122 @@
+"""Values that are right in their mean alone: marked where they are made, and followed to log p."""
+
+from dataclasses import replace
+from typing import Any
+
+import jax
+from jax.extend import core
+
+from vijax.jaxprs._degree import FREE, Blame, Degree, question
+from vijax.jaxprs._equations import CALLS, DECLARED, equations, function_name
+from vijax.jaxprs._interpreter import Question, Rule, interpret
+
+
+def mean_alone(value: Any) -> Any:
+    """Return a value, marked in the jaxpr as one whose mean alone is right."""
+    return _mean_alone(value) if isinstance(value, jax.Array) else value
+
+
+def mean_slope_alone(value: Any) -> Any:
+    """Return a value, marked in the jaxpr as one whose derivative is right in its mean alone."""
+    return _mean_slope_alone(value) if isinstance(value, jax.Array) else value
+
+
+# A call that returned its operand itself would not stay in a jaxpr.
+
+
+@jax.jit
+def _mean_alone(value: jax.Array) -> jax.Array:
+    return value + 0
+
+
+@jax.jit
+def _mean_slope_alone(value: jax.Array) -> jax.Array:
+    return value + 0
+
+
+def beyond_mean(closed: core.ClosedJaxpr) -> Blame | None:
+    """Return what keeps the first output from being linear in values whose mean alone is right."""
+    return _above(closed, _VALUE)
+
+
+def beyond_mean_slope(closed: core.ClosedJaxpr) -> Blame | None:
+    """Return the same for values whose derivative is right in its mean alone; stopped, they are free."""
+    return _above(closed, _SLOPE)
+
+
+def _above(closed: core.ClosedJaxpr, mark: str) -> Blame | None:
+    if not any(_marks(eqn, mark) for eqn in equations(closed.jaxpr)):
+        return None
+    inputs, consts = [FREE] * len(closed.jaxpr.invars), [FREE] * len(closed.consts)
+    return interpret(closed, inputs, _QUESTIONS[mark], consts)[0].blame
+
+
+_VALUE, _SLOPE = "_mean_alone", "_mean_slope_alone"
+
+
+def _marks(eqn: core.JaxprEqn, *marks: str) -> bool:
+    """Whether an equation is a call of one of the functions above."""
+    if eqn.primitive.name not in CALLS:
+        return False
+    name, place = function_name(eqn)
+    return place == "vijax" and name in marks
+
+
+# --- the question: the degree in what is marked
+
+
+def _free(eqn: core.JaxprEqn, ins: list[Degree]) -> list[Degree]:
+    return [FREE] * len(eqn.outvars)
+
+
+def _nan_or(rule: Rule[Degree]) -> Rule[Degree]:
+    """Let x != x pass, which asks for nan: what is finite or not is no matter of the noise."""
+    return lambda eqn, ins: [FREE] if eqn.invars[0] is eqn.invars[1] else rule(eqn, ins)
+
+
+def _marked(eqn: core.JaxprEqn, ins: list[Degree]) -> list[Degree]:
+    blame = next((d.blame for d in ins if d.blame is not None), None)
+    return [Degree(1, blame)] * len(eqn.outvars)
+
+
+def _called(eqn: core.JaxprEqn, ins: list[Degree], outs: list[Degree]) -> list[Degree]:
+    """Blame a function with a declared derivative, such as logaddexp, by its own name."""
+    name = function_name(eqn)[0]
+    if eqn.primitive.name not in DECLARED or not name or any(d.blame for d in ins):
+        return outs
+    return [d if d.blame is None else d._replace(blame=Blame(name)) for d in outs]
+
+
+# Sums over devices, and what only moves values between them; `question` knows the others.
+_BETWEEN_DEVICES = (
+    "all_gather all_gather_invariant all_to_all pbroadcast ppermute psum psum2 psum_invariant "
+    "psum_scatter pvary reduce_scatter"
+)
+
+
+def _question(*marks: str, stopped: Rule[Degree]) -> Question[Degree]:
+    linear = question(1)
+    rules = {
+        **linear.rules,
+        **dict.fromkeys(_BETWEEN_DEVICES.split(), linear.rules["add"]),
+        "is_finite": _free,
+        "ne": _nan_or(linear.default),
+        # The inner jaxpr of these is not applied to the operands as they are.
+        **dict.fromkeys(("reduce", "reduce_window"), linear.default),
+        "stop_gradient": stopped,
+    }
+    return replace(
+        linear,
+        rules=rules,
+        functions=lambda eqn: _marked if _marks(eqn, *marks) else None,
+        sources=True,
+        into_unknown=True,
+        called=_called,
+    )
+
+
+_QUESTIONS = {
+    _VALUE: _question(_VALUE, stopped=question(1).rules["add"]),
+    # The product of both kinds may be of one key.
+    _SLOPE: _question(_VALUE, _SLOPE, stopped=_free),
+}
