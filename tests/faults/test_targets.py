@@ -128,6 +128,7 @@ ACCIDENTS = {
     "gamma of NumPyro": lambda z, x: dists.Gamma(2.0, jnp.exp(z)).log_prob(x + 1),
     "beta of NumPyro": lambda z, x: dists.Beta(2.0, jnp.exp(z)).log_prob(x / 9),
     "gamma of TFP": lambda z, x: tfd.Gamma(2.0, jnp.exp(z)).log_prob(x + 1),
+    "a scale, in NumPyro": lambda z, x: dists.Normal(0.0, jnp.exp(z)).log_prob(x),
     "beta of TFP": lambda z, x: tfd.Beta(2.0, jnp.exp(z)).log_prob(x / 9),
 }
 
@@ -138,6 +139,41 @@ ACCIDENTS = {
 )
 def test_a_column_against_a_row_is_refused(name):
     assert_refused(lambda: jax.eval_shape(lambda: accident(ACCIDENTS[name])))
+
+
+@pytest.mark.parametrize(
+    "log_prob",
+    [
+        lambda z, x: norm.logpdf(x, z, 1.0),
+        lambda z, x: tfd.MultivariateNormalDiag(z, jnp.ones(3)).log_prob(x),
+        lambda z, x: dists.Dirichlet(jnp.exp(z)).log_prob(x),
+    ],
+)
+def test_earlier_axes_are_followed(log_prob):
+    """Latents (N, 1, D) against data (N, D); those that were given the axis by hand pass."""
+    x, q = jnp.ones((4, 3)) / 3, Gauss(jnp.zeros((4, 1, 3)), 0.0, event=3)
+    assert_refused(
+        lambda: jax.eval_shape(
+            lambda: vj.draws.weigh(KEY, lambda z: log_prob(z, x).sum(), q, num_samples=2)
+        )
+    )
+    q = Gauss(jnp.zeros((4, 3)), 0.0, event=2)
+    assert_accepted(
+        lambda: jax.eval_shape(
+            lambda: vj.draws.weigh(KEY, lambda z: log_prob(z[:, None], x).sum(), q, num_samples=2)
+        )
+    )
+
+
+def test_the_line_is_named_wherever_jax_traced_its_functions():
+    jnp.hypot(COLUMN["z"], COLUMN["x"])  # JAX keeps the trace of this line
+    with pytest.raises(ValueError, match=r"at test_targets\.py:") as first:
+        accident(lambda z, x: jnp.hypot(z, x))
+    with pytest.raises(ValueError, match=r"at test_targets\.py:") as second:
+        accident(
+            lambda z, x: jnp.hypot(z, x),
+        )
+    assert str(first.value) != str(second.value)
 
 
 def test_an_outer_difference_of_data_is_accepted():
@@ -174,6 +210,11 @@ MEANT = {
     ),
     "a mixture of gammas": lambda z, x: stats.gamma.logpdf(x[:, None] + 1, jnp.exp(z[:, 0])),
     "pairs under vmap": lambda z, x: jax.vmap(lambda a: (a * x)[:, None] - a * x)(z[:, 0]),
+    "stack": lambda z, x: jnp.stack([z[:, 0]], -1) - x,
+    "swapaxes": lambda z, x: jnp.swapaxes(z[:, 0][None], 0, 1) - x,
+    "a loop of pairs": lambda z, x: jax.lax.scan(
+        lambda s, e: (special.logsumexp(s[:, None] + e * s, 0), None), z[:, 0], x
+    )[0],
     "broadcast_to": lambda z, x: jnp.broadcast_to(z, (4, 4)) - x,
 }
 

@@ -11,7 +11,10 @@ INSTALLED = paths_of.join(paths_of.dirname(paths_of.dirname(JAX)), "")  # site-p
 
 
 class Call(NamedTuple):
-    """The call that an equation is part of: where, and JAX's functions on the way, inmost first."""
+    """The call that an equation is part of, and JAX's functions on the way, inmost first.
+
+    Its place is the user's file:line, "" where none is known.
+    """
 
     file: str
     line: int
@@ -20,15 +23,13 @@ class Call(NamedTuple):
 
 
 def call_of(eqn: core.JaxprEqn) -> Call:
-    """Return the call that an equation is part of; its place is "" where no frame outside JAX is known."""
+    """Return the call that an equation is part of; its file is "" where no frame outside JAX is known."""
     frames = getattr(eqn.source_info.traceback, "frames", ())
     outside = next((i for i, f in enumerate(frames) if not f.file_name.startswith(JAX)), None)
     functions = tuple(f.function_name for f in frames[:outside])
     if outside is None:
         return Call("", 0, functions, "")
-    frame = frames[outside]
     # A library that was installed is not where a user looks.
     own = (f for f in frames[outside:] if not f.file_name.startswith(INSTALLED))
-    shown = next(own, frame)
-    place = f"{paths_of.basename(shown.file_name)}:{shown.line_num}"
-    return Call(frame.file_name, frame.line_num, functions, place)
+    shown = next((f"{paths_of.basename(f.file_name)}:{f.line_num}" for f in own), "")
+    return Call(frames[outside].file_name, frames[outside].line_num, functions, shown)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from enum import IntEnum
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,7 +33,7 @@ class Outer(NamedTuple):
 class _Axis(IntEnum):
     """Where an axis comes from; where several operands share one, the largest holds."""
 
-    FILLED = 0  # a scalar, repeated
+    FILLED = 0  # a scalar, repeated, or in more axes
     PROMOTED = 1  # added by NumPy's rules, since another operand has more axes
     CAME = 2  # an input or data had it, with length 1
     MAPPED = 3  # added by vmap, or by NumPy's rules under it
@@ -58,7 +59,7 @@ def accidental_outer(closed: core.ClosedJaxpr) -> Outer | None:
     followed into functions and out of them. What a jaxpr closes over may broadcast against itself:
     in the kernel of a Gaussian process it should.
     """
-    places = dict(_squares(closed.jaxpr, None))
+    places = dict(_squares(closed.jaxpr, "a line of a library"))
     if not places:
         return None
     reached: list[Outer] = []
@@ -111,6 +112,8 @@ def _accident(operands: Sequence[Sequence[tuple[int, _Axis]]]) -> tuple[Shape, S
 
 
 def _of_shape(shape: Shape) -> tuple[_Axis, ...]:
+    if all(n == 1 for n in shape):
+        return (_Axis.FILLED,) * len(shape)
     return tuple(_Axis.CAME if n == 1 else _Axis.OWN for n in shape)
 
 
@@ -203,6 +206,13 @@ def _transpose(eqn: core.JaxprEqn, ins: list[_Axes]) -> list[_Axes]:
     return [_Axes(ins[0].depends, tuple(before[i] for i in eqn.params["permutation"]))]
 
 
+def _stack(eqn: core.JaxprEqn, ins: list[_Axes]) -> list[_Axes]:
+    joined = _join([_Axes(v.depends, _of(u, v)) for u, v in zip(eqn.invars, ins, strict=True)])
+    new = _Axis.OWN if len(ins) > 1 else _Axis.BY_HAND
+    axes, at = joined.axes or (), eqn.params["axis"]
+    return [joined._replace(axes=(*axes[:at], new, *axes[at:]))]
+
+
 def _without(eqn: core.JaxprEqn, ins: list[_Axes]) -> list[_Axes]:
     dropped = eqn.params["dimensions" if eqn.primitive.name == "squeeze" else "axes"]
     kept = enumerate(_of(eqn.invars[0], ins[0]))
@@ -238,6 +248,7 @@ _REDUCTIONS = (
 _RULES = {
     "reshape": _reshape,
     "transpose": _transpose,
+    "stack": _stack,
     **dict.fromkeys(f"squeeze {_REDUCTIONS}".split(), _without),
     "dot_general": _dot,
     **dict.fromkeys(
@@ -263,16 +274,20 @@ _LOOPS: Loops[_Axes] = Loops(
 # --- equations
 
 
-def _squares(jaxpr: core.Jaxpr, around: str | None) -> Iterator[tuple[int, str]]:
+def _squares(jaxpr: core.Jaxpr, around: str, *, of_jax: bool = False) -> Iterator[tuple[int, str]]:
     """Return the equations that may make an outer product, and their place."""
     for eqn in jaxpr.eqns:
         shape = shape_of(eqn.outvars[0]) if eqn.outvars else ()
-        if len(eqn.invars) > 1 and any(n == m > 1 for n, m in zip(shape, shape[1:], strict=False)):
-            # A function of JAX keeps the trace of its first call.
-            yield id(eqn), around or call_of(eqn).place
-        for inner in _inner(eqn):
-            of_jax = around is not None or function_name(eqn)[1] == "jax"
-            yield from _squares(inner, around or call_of(eqn).place if of_jax else None)
+        square = len(eqn.invars) > 1 and any(n == m > 1 for n, m in pairwise(shape))
+        inside = _inner(eqn)
+        if not (square or inside):
+            continue
+        # A function of JAX keeps the trace of its first call, from wherever that was.
+        place = around if of_jax else call_of(eqn).place or around
+        if square:
+            yield id(eqn), place
+        for inner in inside:
+            yield from _squares(inner, place, of_jax=of_jax or function_name(eqn)[1] == "jax")
 
 
 def _reductions(jaxpr: core.Jaxpr) -> Iterator[tuple[int, core.JaxprEqn]]:
