@@ -45,7 +45,8 @@ def relax(bound: Bound, *, control: Control) -> Controlled:
         derivatives are refused.
 
     Raises:
-        TypeError: (when called) without parameters, for a raw key, a q that is not a distribution, or `relaxed` of integer categoricals.
+        TypeError: (when called) without parameters, for a raw key, a q that is not a distribution, or `relaxed` of
+            integer categoricals.
         ValueError: (when called) for a bound that is not linear, a q of other kinds or whose latents depend on each
             other, members of the batch that log_joint couples, or shapes that do not agree.
 
@@ -69,7 +70,8 @@ def rebar(bound: Bound) -> Controlled:
         (key, log_joint, q, parameters, *, num_samples, chunk_size=None) -> (Estimate, slopes), as `relax` does.
 
     Raises:
-        TypeError: (when called) without parameters, for a raw key, a q that is not a distribution, or a categorical of integer draws.
+        TypeError: (when called) without parameters, for a raw key, a q that is not a distribution, or a categorical of
+            integer draws.
         ValueError: (when called) for a bound that is not linear, a q of other kinds or whose latents depend on each
             other, members of the batch that log_joint couples, or shapes that do not agree.
 

@@ -252,7 +252,6 @@ def _power(limit: int) -> Callable[[core.JaxprEqn, list[Degree]], list[Degree]]:
         degree, joined = power * sum(d.degree for d in ins), _join(ins, name)
         if joined.blame is not None or power < 0:
             return [_blamed(ins, name)]
-        # Beyond the limit the degree itself is known, and no derivative need be asked.
         return [joined._replace(degree=degree, blame=Blame(name) if degree > limit else None)]
 
     return rule

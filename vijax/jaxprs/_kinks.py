@@ -161,8 +161,12 @@ def _is_square(eqn: core.JaxprEqn) -> bool:
     return (even or itself or eqn.primitive.name == "square") and _is_real(eqn)
 
 
+def _dtype(variable: Any) -> Any:
+    return getattr(variable.aval, "dtype", np.dtype(bool))
+
+
 def _is_real(eqn: core.JaxprEqn) -> bool:
-    return not any(jnp.issubdtype(v.aval.dtype, jnp.complexfloating) for v in eqn.invars)
+    return not any(jnp.issubdtype(_dtype(v), jnp.complexfloating) for v in eqn.invars)
 
 
 def _root(eqn: core.JaxprEqn, ins: list[Bend]) -> list[Bend]:
@@ -172,8 +176,8 @@ def _root(eqn: core.JaxprEqn, ins: list[Bend]) -> list[Bend]:
 
 def _power(eqn: core.JaxprEqn, ins: list[Bend]) -> list[Bend]:
     exponent = eqn.invars[1]
-    whole = isinstance(exponent, core.Literal) and np.all(np.mod(exponent.val, 1) == 0)
-    whole = whole or jnp.issubdtype(exponent.aval.dtype, jnp.integer)
+    whole = isinstance(exponent, core.Literal) and bool(np.all(np.mod(exponent.val, 1) == 0))
+    whole = whole or bool(jnp.issubdtype(_dtype(exponent), jnp.integer))
     return _smooth(eqn, ins) if whole or not ins[0].depends else _root(eqn, ins)
 
 
