@@ -65,10 +65,15 @@ def equations(jaxpr: core.Jaxpr) -> Iterator[core.JaxprEqn]:
     """Yield every equation of a jaxpr and of those within it, each before what is in it."""
     for eqn in jaxpr.eqns:
         yield eqn
-        for value in eqn.params.values():
-            for inner in value if isinstance(value, (tuple, list)) else (value,):
-                if isinstance(inner, (core.Jaxpr, core.ClosedJaxpr)):
-                    yield from equations(opened(inner))
+        for inner in inner_jaxprs(eqn):
+            yield from equations(inner)
+
+
+def inner_jaxprs(eqn: core.JaxprEqn) -> list[core.Jaxpr]:
+    """Return the jaxprs that an equation carries, open, under whatever names."""
+    values = (v if isinstance(v, (tuple, list)) else (v,) for v in eqn.params.values())
+    inner = (i for value in values for i in value)
+    return [opened(i) for i in inner if isinstance(i, (core.Jaxpr, core.ClosedJaxpr))]
 
 
 def inner_jaxpr(eqn: core.JaxprEqn) -> core.Jaxpr | core.ClosedJaxpr | None:

@@ -9,7 +9,7 @@ import numpy as np
 from jax.extend import core
 
 from vijax.jaxprs._calls import INSTALLED, call_of
-from vijax.jaxprs._equations import function_name, opened, shape_of
+from vijax.jaxprs._equations import equations, function_name, inner_jaxprs, shape_of
 from vijax.jaxprs._interpreter import Loops, Question, interpret
 
 Shape = tuple[int, ...]
@@ -279,7 +279,7 @@ def _squares(jaxpr: core.Jaxpr, around: str, *, of_jax: bool = False) -> Iterato
     for eqn in jaxpr.eqns:
         shape = shape_of(eqn.outvars[0]) if eqn.outvars else ()
         square = len(eqn.invars) > 1 and any(n == m > 1 for n, m in pairwise(shape))
-        inside = _inner(eqn)
+        inside = inner_jaxprs(eqn)
         if not (square or inside):
             continue
         # A function of JAX keeps the trace of its first call, from wherever that was.
@@ -291,16 +291,6 @@ def _squares(jaxpr: core.Jaxpr, around: str, *, of_jax: bool = False) -> Iterato
 
 
 def _reductions(jaxpr: core.Jaxpr) -> Iterator[tuple[int, core.JaxprEqn]]:
-    for eqn in jaxpr.eqns:
+    for eqn in equations(jaxpr):
         if eqn.primitive.name in _REDUCTIONS:
             yield id(eqn.outvars[0]), eqn
-        for inner in _inner(eqn):
-            yield from _reductions(inner)
-
-
-def _inner(eqn: core.JaxprEqn) -> list[core.Jaxpr]:
-    values = eqn.params.values()
-    each = [
-        i for value in values for i in (value if isinstance(value, (tuple, list)) else (value,))
-    ]
-    return [opened(i) for i in each if isinstance(i, (core.Jaxpr, core.ClosedJaxpr))]
