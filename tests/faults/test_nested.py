@@ -322,6 +322,7 @@ STRAIGHT = {
     "finite or not": lambda value, z: (lambda v: jnp.where(jnp.isfinite(v), v, -jnp.inf))(
         value(KEY)
     ),
+    "nan to a number": lambda value, z: jnp.nan_to_num(value(KEY)),
     "mean of vmap": lambda value, z: jnp.mean(jax.vmap(value)(jax.random.split(KEY, 3))),
     "checkpoint": lambda value, z: jax.checkpoint(value)(KEY),
     "decay in scan": in_a_scan(lambda carry, v: 0.5 * carry + v, 0.0),

@@ -4,6 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 import jax
+import numpy as np
 from jax.extend import core
 
 from vijax.jaxprs._degree import FREE, Blame, Degree, question
@@ -69,9 +70,15 @@ def _free(eqn: core.JaxprEqn, ins: list[Degree]) -> list[Degree]:
     return [FREE] * len(eqn.outvars)
 
 
-def _nan_or(rule: Rule[Degree]) -> Rule[Degree]:
-    """Let x != x pass, which asks for nan: what is finite or not is no matter of the noise."""
-    return lambda eqn, ins: [FREE] if eqn.invars[0] is eqn.invars[1] else rule(eqn, ins)
+def _finite_or(rule: Rule[Degree]) -> Rule[Degree]:
+    """Let x != x and x == inf pass: what is finite or not is no matter of the noise."""
+
+    def compare(eqn: core.JaxprEqn, ins: list[Degree]) -> list[Degree]:
+        one, other = eqn.invars
+        infinite = isinstance(other, core.Literal) and np.all(np.isinf(other.val))
+        return [FREE] if one is other or infinite else rule(eqn, ins)
+
+    return compare
 
 
 def _marked(eqn: core.JaxprEqn, ins: list[Degree]) -> list[Degree]:
@@ -100,7 +107,7 @@ def _question(*marks: str, stopped: Rule[Degree]) -> Question[Degree]:
         **linear.rules,
         **dict.fromkeys(_BETWEEN_DEVICES.split(), linear.rules["add"]),
         "is_finite": _free,
-        "ne": _nan_or(linear.default),
+        **dict.fromkeys(("eq", "ne"), _finite_or(linear.default)),
         # The inner jaxpr of these is not applied to the operands as they are.
         **dict.fromkeys(("reduce", "reduce_window"), linear.default),
         "stop_gradient": stopped,
