@@ -66,8 +66,8 @@ def unbiased(function: Callable[[Any, PyTree], Any], *, has_aux: bool = False) -
         A target for objectives of `bounds.elbo`; called by hand it takes `log_joint(z, key=key)`.
 
     Raises:
-        ValueError: by any objective of a bound that is not linear, and by whatever needs log p itself; (when called)
-            without a key.
+        ValueError: by any objective of a bound that is not linear, or of a log_joint that is not linear in this one's
+            value, and by whatever needs log p itself; (when called) without a key.
 
     Reference: Hoffman, Blei, Wang, Paisley, Stochastic variational inference, 2013, arXiv:1206.7051; Kingma, Salimans,
         Poole, Ho, Variational diffusion models, 2021, arXiv:2107.00630 (the random time).

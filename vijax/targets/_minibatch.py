@@ -52,7 +52,8 @@ def minibatch(
     Raises:
         TypeError: where num_data is not a whole number.
         ValueError: for a prior or likelihood that is a minibatch already, also (when called) inside a function; (when
-            called) where the likelihood's terms are not [B, *batch], or B exceeds N.
+            called) where the likelihood's terms are not [B, *batch], or B exceeds N; by an objective of a log_joint
+            that is not linear in this one's value.
 
     Reference: Hoffman, Blei, Wang, Paisley, Stochastic variational inference, 2013, arXiv:1206.7051.
     """
