@@ -111,7 +111,10 @@ def _through(bijector: Any, z: Any) -> Any:
             return _through(bijector.bijector, z)
         if _is_layer(bijector):
             return _onto(bijector, z)
-    return bijector.forward(z)
+    try:
+        return bijector.forward(z)
+    except TypeError:  # TFP's own may have another dtype, and says so
+        return bijector.forward(z.astype(jnp.float64 if z.dtype == jnp.float32 else jnp.float32))
 
 
 def _backward(bijector: Any, z: Any) -> Any:
