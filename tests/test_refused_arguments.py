@@ -138,7 +138,7 @@ def test_the_draw_is_described():
 
 
 def outer(z):
-    column = jnp.linspace(-1.0, 1.0, len(z))[:, None]
+    column = np.linspace(-1.0, 1.0, len(z), dtype=np.float32)[:, None]
     return -0.5 * jnp.mean((z - column) ** 2, 0)  # averaged back to (N,): no shape betrays it
 
 

@@ -40,6 +40,11 @@ def share(a: frozenset[Any], b: frozenset[Any]) -> bool:
     return any(_touch(i, j) for i in a for j in b)
 
 
+def within(a: frozenset[Any], b: frozenset[Any]) -> bool:
+    """Whether each of two sets has no draw that the other does not have."""
+    return all(share(frozenset({i}), b) for i in a) and all(share(frozenset({i}), a) for i in b)
+
+
 def own_draws(values: Sequence[Drawn]) -> bool:
     """Whether each of several values has a draw of its own, or all span the line by themselves."""
     noisy = sorted((v for v in values if v.noise), key=lambda v: len(v.noise))

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vijax.jaxprs._noise import share
+from vijax.jaxprs._noise import share, within
 
 INF = math.inf
 
@@ -155,8 +155,7 @@ def join(values: Sequence[Range], name: str) -> Range:
         low, high = (
             e if len({x[i] for x in ends}) == 1 else FIXED for i, e in enumerate((low, high))
         )
-    signs = {v.sign for v in values}
-    sign = signs.pop() if len(signs) == 1 else 0
+    sign = first.sign if len({v.sign for v in values}) == 1 else 0
     real = not seams and all(v.real for v in values if v.noise) and bool(noise)
     return Range(noise, low, high, sign, real=real, seams=seams)
 
@@ -201,6 +200,8 @@ def add(a: Range, b: Range) -> Range:
     noise = a.noise | b.noise
     if a.noise and b.noise:
         if share(a.noise, b.noise):
+            if a.real and b.real and not within(a.noise, b.noise):
+                return Range(noise, -INF, INF, real=True)  # by a draw that one alone has
             return not_known([a, b], "it is a sum of several functions of the same draw")
         if is_real(a) or is_real(b):
             return Range(noise, -INF, INF, real=a.real and b.real)
@@ -288,8 +289,7 @@ def _bounded(which: Callable[..., Any]) -> Callable[[Range, Range], Range]:
             return not_known([a, b], "its draws are compared with themselves")
         if a.noise and b.noise and MOVES in (a.low, a.high, b.low, b.high):
             return not_known([a, b], SEAMS)
-        signs = [v.sign for v in (a, b)]
-        sign = signs[0] if signs[0] == signs[1] else 1 if which is max and 1 in signs else 0
+        sign = a.sign if a.sign == b.sign else int(which is max and 1 in (a.sign, b.sign))
         noise = a.noise | b.noise
         seams = bool(noise) and (a.seams or b.seams or (a.low, a.high) != (b.low, b.high))
         return Range(noise, end(a.low, b.low), end(a.high, b.high), sign, seams=seams)

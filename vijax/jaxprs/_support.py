@@ -116,8 +116,8 @@ def _image(q: Any, key: Key[Array, ""], trusted: list[bool]) -> PyTree:
     """
     if isinstance(q, Joint):
         leaves: dict[Any, Any] = {}
-        for name in q.names():
-            leaves[name] = _image(q.conditional(name, leaves), key, trusted)
+        for name, own in zip(q.names(), q.keys(key), strict=True):
+            leaves[name] = _image(q.conditional(name, leaves), own, trusted)
         return q.collect(leaves)
     image = declared_support(q)
     if image is not None:
