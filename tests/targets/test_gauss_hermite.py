@@ -251,6 +251,7 @@ def test_the_error_of_a_site(name, x64):
     assert abs(true_error) / 20 <= abs(found) + 1e-10
 
 
+@pytest.mark.slow
 def test_the_error_is_of_each_site(x64):
     """Of x's own shape, batched by vmap, with a derivative: what the slope of the bound would change by."""
     q = FAMILIES["full_rank"].dist(start(FAMILIES["full_rank"]))
