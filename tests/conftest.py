@@ -12,6 +12,11 @@ import jax  # noqa: E402
 import jaxtyping  # noqa: E402
 import pytest  # noqa: E402
 
+try:  # whole, before any test: an import that a warning ends, and something forgives, leaves half of it
+    import numpyro.infer  # noqa: F401
+except ImportError:
+    pass
+
 # Shapes in annotations are checked in tests only. VIJAX_TYPECHECK=0 shows whether a failure comes from an annotation.
 if os.environ.get("VIJAX_TYPECHECK", "1") == "1":
     jaxtyping.install_import_hook("vijax", "beartype.beartype")
