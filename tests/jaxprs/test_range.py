@@ -128,6 +128,7 @@ MOVING = {
     "a latent that is padded": lambda p, k: p + jnp.concatenate([normal(k, (1,)), jnp.zeros(1)]),
     "a line in the plane": lambda p, k: p + jnp.array([[1.0], [1.0]]) @ normal(k, (1,)),
     "one draw for two": lambda p, k: p + jnp.broadcast_to(normal(k), (2,)),
+    "one draw read twice": lambda p, k: p + normal(k, (2,))[jnp.array([0, 0])],
     "a sum of zero": lambda p, k: (lambda e: p + e - e.mean())(normal(k, (2,))),
     "a bounded difference": lambda p, k: (lambda e: jnp.arcsinh(p[0] * e) - jnp.arcsinh(e))(
         jax.random.t(k, 2.0)

@@ -96,9 +96,7 @@ def _broadcast(eqn: core.JaxprEqn, ins: list[Range]) -> Range:
     if x.key is not None:
         return default(eqn, ins)
     size, before = (math.prod(shape_of(v)) for v in (eqn.outvars[0], eqn.invars[0]))
-    if size <= before or not x.noise:
-        return x
-    return x._replace(noise=frozenset(("repeated", draw) for draw in x.noise))
+    return x if size <= before else _repeated(x)
 
 
 def _take(eqn: core.JaxprEqn, ins: list[Range]) -> Range:
@@ -107,7 +105,12 @@ def _take(eqn: core.JaxprEqn, ins: list[Range]) -> Range:
         return default(eqn, ins)
     if any(v.noise for v in ins[1:]):
         return not_known(ins, "its draws say where to read")
-    return ins[0]
+    return _repeated(ins[0]) if eqn.primitive.name == "gather" else ins[0]
+
+
+def _repeated(x: Range) -> Range:
+    """Of elements that may repeat a draw."""
+    return x._replace(noise=frozenset(("repeated", draw) for draw in x.noise))
 
 
 def _negative(eqn: core.JaxprEqn, ins: list[Range]) -> Range:
