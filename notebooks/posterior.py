@@ -152,7 +152,8 @@ print(summary_centred)
 # %% [markdown]
 # The last lines are the verdict. The log-weights $\log p(y, z) - \log q(z)$ say it: where $q$ is right they are all
 # alike, and where it is not their upper tail is heavy. Pareto $\hat k$ measures that tail, and above .7 not even the
-# corrected moments are to be trusted. Nothing in it knows the truth. We do:
+# moments corrected by the weights, smoothed by the Pareto tail fitted to them, are to be trusted. Nothing in it knows
+# the truth. We do:
 
 # %%
 PARTS = ("mu", "tau", "theta")
@@ -161,7 +162,7 @@ PARTS = ("mu", "tau", "theta")
 def errors(draws, target, weighted=False):
     """Return the errors of mean and sd in units of the true sd, of all ten latents in one row each."""
     z = jax.vmap(target.constrain)(draws.z)
-    found = D.moments(z, draws.log_w if weighted else jnp.zeros_like(draws.log_w))
+    found = D.moments(z, D.psis(draws.log_w) if weighted else jnp.zeros_like(draws.log_w))
     flat = lambda tree: np.concatenate([np.ravel(tree[name]) for name in PARTS])  # noqa: E731
     unit = flat(truth_sd)
     return np.stack([(flat(found.mean) - flat(truth)) / unit, (flat(found.sd) - unit) / unit])

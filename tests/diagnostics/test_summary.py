@@ -12,6 +12,7 @@ from vijax.diagnostics import (
     khat,
     marginal_khat,
     moments,
+    psis,
     rhat,
     summarize,
     verdict,
@@ -83,7 +84,7 @@ def test_the_numbers_are_those_of_the_parts(key):
     c = jnp.exp(draws.z["b"])
     assert s.names == ("c[0]", "c[1]")
     assert s.rhat is None
-    corrected = moments(c, log_w)
+    corrected = moments(c, psis(log_w))
     np.testing.assert_allclose(s.mean, c.mean(0), rtol=1e-5)
     np.testing.assert_allclose(s.sd, c.std(0, ddof=1), rtol=1e-5)
     for found, expected in [
@@ -96,6 +97,22 @@ def test_the_numbers_are_those_of_the_parts(key):
         (s.khat, khat(log_w)),
     ]:
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_corrections_are_smoothed(key):
+    """q = N(0, 1) for a posterior N(0, 1.5²), where k-hat is near .5: now and then one draw outweighs all others.
+
+    Over 1,000 runs of 1,000 draws the root mean square error of log sd is .81 of the raw weights' (.72 to .86 in eight
+    keys); without smoothing the ratio is 1.
+    """
+    z = jax.random.normal(key, (1000, 1000))
+    log_w = normal(z, 0.0, 1.5) - normal(z)
+    raw = jax.vmap(lambda z, log_w: moments(z, log_w).sd)(z, log_w)
+    smoothed = jax.vmap(lambda z, log_w: summarize(Draws(z, log_w, 0 * log_w)).corrected_sd[0])(
+        z, log_w
+    )
+    errors = [jnp.sqrt(jnp.mean(jnp.log(sd / 1.5) ** 2)) for sd in (smoothed, raw)]
+    assert errors[0] < 0.95 * errors[1]
 
 
 def test_a_wrong_fit_is_named(key):

@@ -41,7 +41,8 @@ def moments(z: PyTree, log_w: Float[Array, "k *batch"]) -> Corrected:
 
     Args:
         z: draws, a pytree of [k, *batch, *event]; integers and booleans count as numbers.
-        log_w: log-weights in nats, [k, *batch]; for strata (`Draws.weights`) log_w + log(k weights).
+        log_w: log-weights in nats, [k, *batch], better smoothed: `psis(log_w)`, as `summarize` does; for strata
+            (`Draws.weights`) log_w + log(k weights).
 
     Returns:
         Corrected, four pytrees like one draw.

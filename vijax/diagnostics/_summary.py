@@ -16,7 +16,7 @@ from vijax.diagnostics._evidence import Measured, evidence, mean_of
 from vijax.diagnostics._latents import marginal_khat
 from vijax.diagnostics._moments import moments
 from vijax.diagnostics._verdict import RESTARTS_AGREE, khat_threshold, verdict
-from vijax.diagnostics._weights import ess, khat
+from vijax.diagnostics._weights import ess, khat, psis
 from vijax.types import Draws, Estimate, PyTree
 
 ROWS = 30
@@ -29,7 +29,7 @@ class Summary(NamedTuple):
     Fields:
         names: of the d latent scalars, as in "theta[3]".
         mean, sd: of q, [d].
-        corrected_mean, corrected_sd: of the posterior, by importance weights, [d].
+        corrected_mean, corrected_sd: of the posterior, by Pareto-smoothed weights (`psis`), [d].
         error: Monte Carlo standard error of corrected_mean, [d].
         marginal_khat: of each latent, [d].
         rhat: of each latent over restarts, [d], or None.
@@ -116,9 +116,9 @@ def _numbers(z: PyTree, log_w: Array) -> Summary:
     flat = jnp.concatenate([jnp.reshape(leaf, (runs, k, -1)) for leaf in jax.tree.leaves(z)], 2)
     best = _best_run(log_w)
     x, weights = flat[best], log_w[best]
-    # What q says, and what its weights correct.
+    # What q says, and what its weights correct: smoothed, for it is of those that k-hat speaks.
     plain = moments(x, jnp.zeros(k, log_w.dtype))
-    corrected = moments(x, weights)
+    corrected = moments(x, psis(weights))
     # Whether to believe it.
     joint_khat, marginal_khats, count = khat(weights), marginal_khat(x, weights), ess(weights)
     agreement = rhat(flat) if runs > 1 else None
