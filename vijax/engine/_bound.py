@@ -1,8 +1,7 @@
-"""What a call asks of its bound: one argument, weights where draws do not count alike, and whether it is a mean."""
+"""What a call asks of its bound: weights where draws do not count alike, and whether it is a mean."""
 
 import inspect
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,18 +22,6 @@ def is_mean(bound: Bound, forms: ClosedForms) -> bool:
             return bool(np.allclose(bound(three), 2.0, rtol=1e-5))
     except (TypeError, ValueError):  # it holds weights, of another number of draws or traced ones
         return False
-
-
-def callable_alone(bound: Any) -> None:
-    """Refuse a bound that cannot be called with log_w alone."""
-    try:
-        inspect.signature(bound).bind(None)
-    except TypeError as error:
-        raise refusals.not_a_bound(bound, error) from None
-    except ValueError as error:
-        if isinstance(bound, partial):
-            raise refusals.not_a_bound(bound, error) from None
-        # a builtin that tells no signature
 
 
 def with_weights(bound: Bound, weights: Array) -> Bound:

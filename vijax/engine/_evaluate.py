@@ -1,16 +1,38 @@
 """The randomness of one estimate, and log p of every draw, with the shapes checked here and only here."""
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.extend import core
 from jaxtyping import Array
 
-from vijax import checks
+from vijax import checks, jaxprs
+from vijax.engine import _refusals as refusals
 from vijax.engine._members import Members
-from vijax.engine._traced import Traces
 from vijax.types import Draw, LogJoint, Properties, PyTree, properties
+
+_READS_NUMBERS = (
+    jax.errors.ConcretizationTypeError,
+    jax.errors.TracerArrayConversionError,
+    jax.errors.TracerIntegerConversionError,
+)
+
+
+class Traced(NamedTuple):
+    """One trace of log_joint, and what it shows.
+
+    Fields:
+        closed: the jaxpr; None where log_joint reads the numbers that it closes over, as outside of
+            jit it may.
+        through: what the derivative of an objective inside passes through, where that is not linear
+            in it, for refusals; or None.
+    """
+
+    closed: core.ClosedJaxpr | None
+    through: str | None = None
 
 
 class Plan(NamedTuple):
@@ -61,7 +83,7 @@ def evaluate(
     known: Properties | None = None,
     beyond_mean: bool = False,
     members: Members | None = None,
-    traces: Traces | None = None,
+    traces: dict[Any, Any] | None = None,
 ) -> tuple[Array, PyTree]:
     """Evaluate log_joint on every draw by vmap, and refuse shapes that do not agree with log q's.
 
@@ -75,7 +97,7 @@ def evaluate(
         beyond_mean: whether more than the mean of log p counts, as under a bound that is not
             linear: targets that are unbiased in their mean alone refuse it, however deep inside.
         members: what sees to it that log p of each member of the batch reads that member alone.
-        traces: of log_joint, made for what they show, once for each shape of a draw.
+        traces: of log_joint, made for what they show; filled here, once for each shape of a draw.
 
     Returns:
         log p(x, z) in nats, [k, *batch], and the model's auxiliary output with leading axis k, or
@@ -97,10 +119,14 @@ def evaluate(
         checks.log_densities(log_p, log_q, z)
         return jnp.asarray(log_p), aux
 
-    traces = Traces() if traces is None else traces
+    made = {} if traces is None else traces
 
     def of_draw(z: PyTree, log_q: Array, key: Any) -> tuple[Array, PyTree]:
-        closed, through = traces.of(log_joint, one, z, log_q, key)
+        leaves, tree = jax.tree.flatten((z, log_q, key))
+        call = (id(log_joint), tree, *map(jax.typeof, leaves))
+        if call not in made:
+            made[call] = log_joint, _trace(one, z, log_q, key)  # held, so that its id is its own
+        closed, through = made[call][1]
         if members is not None:
             members.apart(closed, z, log_q, key)
         with nullcontext() if through is None else checks.own_derivative(through):
@@ -109,6 +135,26 @@ def evaluate(
     with checks.beyond_mean() if beyond_mean else nullcontext():
         log_p, aux = jax.vmap(of_draw)(z, log_q, keys)
     return log_p, jax.lax.stop_gradient(aux)
+
+
+def _trace(one: Callable[..., PyTree], *draw: PyTree) -> Traced:
+    """Return the trace of one(*draw), which evaluates log_joint, its first result log p.
+
+    Refuses accidental outer products, and what is not linear in values whose mean alone is right. The
+    draws are evaluated by calling log_joint again: JAX's caches make that cheaper than the jaxpr is.
+    """
+    try:
+        closed, _ = jaxprs.trace(one, *draw)
+    except _READS_NUMBERS:
+        return Traced(None)
+    outer = jaxprs.accidental_outer(closed)
+    if outer is not None:
+        raise refusals.outer_product("log_joint", outer)
+    passed = jaxprs.beyond_mean(closed)
+    if passed is not None:
+        raise refusals.mean_passed_through(passed.primitive)
+    slope = jaxprs.beyond_mean_slope(closed)
+    return Traced(closed, slope and f"'{slope.primitive}' in log_joint, which is not linear in it")
 
 
 def _apart(out: Any, known: Properties) -> tuple[Any, PyTree]:

@@ -14,35 +14,37 @@ from jaxtyping import Array
 
 from vijax import checks, jaxprs
 from vijax.engine import _refusals as refusals
-from vijax.types import Properties, PyTree
+from vijax.types import PyTree
 
 
 @dataclass(eq=False)
 class Members:
-    """Whether one call of an objective needs members apart, and for which functions it was seen.
+    """What a call that needs members apart knows of them, and for which functions it was seen.
 
     Fields:
-        estimator: its name and that of the bound, for messages.
+        estimator: its name, and `bound`, for messages.
         q: a distribution.
         declared: whether the target declares itself.
-        needed: whether the estimator asks for it.
         proven: whether q's members are known to be apart.
         cure: what to use instead, for messages.
         seen: the jaxprs that were found to keep members apart.
     """
 
     estimator: str
+    bound: Any
     q: Any
     declared: bool
-    needed: bool = False
     proven: bool = False
     cure: str = refusals.UNCOUPLED
     seen: dict[Any, Any] = field(default_factory=dict)
 
+    @property
+    def who(self) -> str:
+        """The estimator and its bound, for messages."""
+        return f"{self.estimator}({checks.describe(self.bound)})"
+
     def apart(self, closed: core.ClosedJaxpr | None, z: PyTree, log_q: Array, key: Any) -> None:
         """Refuse a log_joint, of which this is the jaxpr for one draw, or a q that couples members."""
-        if not self.needed:
-            return
         batch, rest = tuple(log_q.shape), (log_q, key)
         if not self.proven:
             density, of_draw = jaxprs.trace(lambda z: self.q.log_prob(z), z)
@@ -73,11 +75,11 @@ class Members:
         several = tuple(axis for axis, n in enumerate(batch) if n > 1)
         how = None if closed is None else jaxprs.collective(closed, len(jax.tree.leaves(z)))
         if how is not None:
-            raise refusals.members_of_others(self.estimator, self.cure, what, how)
+            raise refusals.members_of_others(self.who, self.cure, what, how)
         if not several or id(closed) in self.seen:
             return
         if closed is None:
-            raise refusals.members_unseen(self.estimator, what)
+            raise refusals.members_unseen(self.who, what)
         named = checks.named_leaves(z)
         for name, leaf in named:
             if leaf.shape[: len(batch)] != batch:
@@ -98,9 +100,7 @@ class Members:
             at = next((i for i, found in enumerate(alone) if mixed(found)), len(named) - 1)
             found = alone[at] if mixed(alone[at]) else together
             leaf = named[at][0]
-            raise refusals.members_coupled(
-                self.estimator, self.cure, what, leaf, several, found or ()
-            )
+            raise refusals.members_coupled(self.who, self.cure, what, leaf, several, found or ())
         self.seen[id(closed)] = closed
 
     def bound_apart(self, bound: Any, log_w: Array) -> None:
@@ -110,20 +110,8 @@ class Members:
         while isinstance(of, partial):
             of = of.func
         own = not str(getattr(of, "__module__", "")).startswith("vijax.")
-        if self.needed and several and own:
+        if several and own:
             closed = jaxprs.trace(bound, jax.ShapeDtypeStruct(log_w.shape, log_w.dtype))[0]
             inputs = [tuple(axis + 1 for axis in several)]
             if jaxprs.axes(closed, inputs)[0] not in (several, None):
-                raise refusals.bound_couples(self.estimator, bound)
-
-
-def watch(estimator: str, q: Any, target: Properties, weights: Array | None) -> Members:
-    """Return what sees to it that members are apart, which draws weighed by member need always.
-
-    Such draws are of one stratum for all members at a time.
-    """
-    members = Members(estimator, q, target.independent_members)
-    members.proven = bool(getattr(q, "independent_members", False))
-    if weights is not None and weights.ndim > 1:
-        members.needed, members.cure = True, "Use draws.iid"
-    return members
+                raise refusals.bound_couples(self.who, bound)

@@ -1,5 +1,6 @@
 """From an estimator to an objective: admit the call, evaluate its draws, whole or in chunks, and report."""
 
+import inspect
 import math
 from collections.abc import Callable
 from functools import partial
@@ -15,7 +16,7 @@ from vijax.engine._chunks import Rows, chunked
 from vijax.engine._evaluate import Plan
 from vijax.engine._one_pass import Sample, Weigh, one_pass
 from vijax.engine._request import Needs, Request, admit, require
-from vijax.types import Bound, Draw, Draws, Estimate, LogJoint, Objective, PyTree
+from vijax.types import Bound, Caveat, Draw, Draws, Estimate, LogJoint, Objective, PyTree
 
 
 class Evaluated(NamedTuple):
@@ -106,6 +107,7 @@ def make_objective(
         estimator: an Estimator; or a function of the admitted call, where q decides which one.
         path_bound: the bound whose derivatives q's path gets, where that is another one.
     """
+    _refuse_more_arguments(bound)
     for_path = bound if path_bound is None else path_bound
     needs = estimator.needs if isinstance(estimator, Estimator) else Needs()
 
@@ -134,6 +136,16 @@ def make_objective(
     return objective
 
 
+def _refuse_more_arguments(bound: Any) -> None:
+    """Refuse a bound that cannot be called with log_w alone."""
+    try:
+        inspect.signature(bound).bind(None)
+    except (TypeError, ValueError) as error:
+        if isinstance(error, ValueError) and not isinstance(bound, partial):
+            return  # a builtin that tells no signature
+        raise refusals.not_a_bound(bound, error) from None
+
+
 def once_differentiable(result: Estimate, estimator: str) -> Estimate:
     """Return an estimate whose second derivatives are refused: an estimator's gradient is right in its mean alone."""
     refusal = partial(refusals.differentiated_twice, estimator)
@@ -159,14 +171,20 @@ def estimate(request: Request, strategy: Strategy) -> Estimate:
 
         z = None  # draws that were stored would cost the memory that chunks save
         (log_p, log_q, extra), aux = chunked(rows, seeds, chunk_size, reply=strategy.reply)
-    for bound in {id(b): b for b in (request.bound, request.path_bound)}.values():
-        request.members.bound_apart(bound, log_q)
+    if request.members is not None:
+        for bound in {id(b): b for b in (request.bound, request.path_bound)}.values():
+            request.members.bound_apart(bound, log_q)
     value = strategy.value(log_p, log_q, extra)
     if value.shape != log_q.shape[1:]:
         raise refusals.wrong_shape_of_bound(log_q, value)
     weights = request.weights if strategy.weights is None else strategy.weights(log_q)
-    draws = Draws(z, log_p, log_q, weights, aux, request.caveat)
+    draws = Draws(z, log_p, log_q, weights, aux, _caveat(request))
     return Estimate(value, jax.lax.stop_gradient(draws))
+
+
+def _caveat(request: Request) -> Caveat | None:
+    """Return why log p of the draws is right in its mean alone, if it is."""
+    return Caveat(request.target.only_mean) if request.target.only_mean else None
 
 
 def _in_one_pass(request: Request, form: OnePass) -> Estimate | None:
@@ -190,6 +208,6 @@ def _in_one_pass(request: Request, form: OnePass) -> Estimate | None:
         power=float(n),
         path=(1.0 - n, float(n)) if form.gated else (1.0, 0.0),
     )
-    draws = jax.lax.stop_gradient(Draws(None, log_p, log_q, None, aux, request.caveat))
+    draws = jax.lax.stop_gradient(Draws(None, log_p, log_q, None, aux, _caveat(request)))
     value = numerics.with_score(request.bound(draws.log_w), jnp.broadcast_to(score, batch))
     return Estimate(value, draws)

@@ -11,14 +11,12 @@ from jaxtyping import Array
 
 from vijax import checks, jaxprs
 from vijax.engine import _refusals as refusals
-from vijax.engine._bound import callable_alone, is_mean, with_weights
+from vijax.engine._bound import is_mean, with_weights
 from vijax.engine._evaluate import Plan, evaluate, plan
-from vijax.engine._members import Members, watch
+from vijax.engine._members import Members
 from vijax.engine._states import States, states
-from vijax.engine._traced import Traces
 from vijax.types import (
     Bound,
-    Caveat,
     ClosedForms,
     Distribution,
     Draw,
@@ -59,7 +57,7 @@ class Needs(NamedTuple):
     gated_members: bool = False
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Request:
     """One admitted call of an objective: what it was given, and what is found out of it once.
 
@@ -76,7 +74,7 @@ class Request:
         weights: of the draws, [k] or [k, *batch]; None where they count alike.
         forms: closed forms of the bound.
         beyond_mean: whether more than the mean of log p counts.
-        members: whether members of the batch must be apart, and the evidence that they are.
+        members: the evidence that members of the batch are apart; None until `require` asks for it.
         traces: of log_joint, made once for each shape of a draw.
     """
 
@@ -93,8 +91,8 @@ class Request:
     weights: Array | None
     forms: ClosedForms
     beyond_mean: bool
-    members: Members
-    traces: Traces = field(default_factory=Traces)
+    members: Members | None = None
+    traces: dict[Any, Any] = field(default_factory=dict)
 
     @cached_property
     def seeds(self) -> Plan:
@@ -104,11 +102,6 @@ class Request:
     def plan(self, draw: Draw, rows: int) -> Plan:
         """Return all the randomness for draws of another kind or number; it consumes the key."""
         return plan(self.key, self.target.keyed, draw, rows)
-
-    @property
-    def caveat(self) -> Caveat | None:
-        """Why log p of the draws is right in its mean alone, if it is."""
-        return Caveat(self.target.only_mean) if self.target.only_mean else None
 
     @cached_property
     def paths(self) -> dict[str, jaxprs.Path]:
@@ -134,7 +127,8 @@ class Request:
     def states(self) -> States:
         """The states of a discrete q; refuses any other."""
         found = states(self.q, self.key, self.estimator)
-        self.members.proven = True  # its density is that of the logits, each member's its own
+        if self.members is not None:
+            self.members.proven = True  # its density is that of the logits, each member's its own
         return found
 
     @cached_property
@@ -192,7 +186,6 @@ def admit(
 ) -> Request:
     """Check what all objectives ask of the bound, the target, q and the draws; return the request."""
     checks.key_and_counts(key, num_samples, chunk_size)
-    callable_alone(bound)
     forms, target = closed_forms(bound), properties(log_joint)
     one_bound = path_bound is bound
     linear_path = forms.linear if one_bound else closed_forms(path_bound).linear
@@ -221,7 +214,6 @@ def admit(
         weights=weights,
         forms=forms if weights is None else closed_forms(weighted_bound),
         beyond_mean=beyond_mean,
-        members=watch(f"{estimator}({checks.describe(path_bound)})", q, target, weights),
     )
 
 
@@ -241,8 +233,17 @@ def require(request: Request, needs: Needs) -> None:
         raise refusals.has_a_kink(name, path_bound)
     if request.weights is not None and path_bound is not bound:
         raise refusals.two_bounds_and_weights(name)
-    if needs.members or (needs.gated_members and not forms.linear):
-        request.members.needed = True  # which is seen when log_joint is traced
+    # Draws that are weighed by member are of one stratum for all members at a time.
+    by_member = request.weights is not None and request.weights.ndim > 1
+    if by_member or needs.members or (needs.gated_members and not forms.linear):
+        request.members = Members(
+            name,
+            path_bound,
+            request.q,
+            declared=request.target.independent_members,
+            proven=bool(getattr(request.q, "independent_members", False)),
+            cure="Use draws.iid" if by_member else refusals.UNCOUPLED,
+        )
     if needs.path:
         _refuse_without_path(request)
     if needs.fixed_support:

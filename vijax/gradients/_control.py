@@ -234,7 +234,7 @@ def _guesses(
         return value
 
     def apart(z: list[Array], key: Any) -> Array:
-        if request.members.needed:
+        if request.members is not None:
             closed = jaxprs.trace(guess, z, key)[0]
             request.members.refuse("control(parameters, z, relaxed)", closed, z, batch, key)
         return guess(z, key)

@@ -77,15 +77,13 @@ def each(
         found = []
         for name, own in zip(names, q.keys(key), strict=True):
             # The derivative of a target that does not learn is that of the sum over members.
-            members = engine.Members(
-                f"each({checks.describe(bound)})",
-                q,
-                properties(log_joint).independent_members,
-                proven=True,
-                needed=name != names[0] and not closed_forms(bound).linear,
+            learns = name == names[0]
+            apart = (
+                learns or closed_forms(bound).linear or properties(log_joint).independent_members
             )
+            members = None if apart else engine.Members("each", bound, q, declared=False)
             target = _given_others(
-                log_joint, q, name, members, learns=name == names[0], kept=chunk_size is None
+                log_joint, q, name, members, learns=learns, kept=chunk_size is None
             )
             found.append(
                 estimators[name](bound)(
@@ -133,7 +131,7 @@ def _given_others(
     log_joint: LogJoint,
     q: Joint,
     name: Any,
-    members: engine.Members,
+    members: engine.Members | None,
     *,
     learns: bool,
     kept: bool,
@@ -157,7 +155,7 @@ def _given_others(
                 checks.log_densities(factor, log_q, full, (what, "q.log_prob(z)"))
             return jnp.asarray(sum(found.values()) if isinstance(found, dict) else found), aux
 
-        if members.needed and not members.declared:
+        if members is not None:
             closed = jaxprs.trace(lambda z: log_p(z)[0], z)[0]
             members.refuse("log_joint(z)", closed, z, tuple(log_q.shape))
         value, aux = log_p(z) if learns else _by_draws_alone(log_p, z)

@@ -202,7 +202,14 @@ def _in_closed_form(forms: ClosedForms) -> bool:
 
 
 def left_out(bound: Bound, forms: ClosedForms, log_w: Array) -> Array:
-    """Return B - B₋ₖ for each draw, [k, *batch], stopped."""
+    """Return B - B₋ₖ for each draw, [k, *batch], stopped; refuse a bound that holds weights of k draws."""
+    weights = keywords(bound).get("weights")
+    if weights is not None:
+        raise ValueError(
+            f"{checks.describe(bound)} is bound to weights of {jnp.shape(weights)[0]} draws, and here is judged "
+            "without each draw in turn, which they do not fit: leave `weights` out, or use gradients.score or "
+            "gradients.reparam."
+        )
     log_w = jax.lax.stop_gradient(log_w)
     others = without_each(bound, forms, log_w)
     if jnp.shape(others) != log_w.shape:
@@ -214,13 +221,6 @@ def left_out(bound: Bound, forms: ClosedForms, log_w: Array) -> Array:
 
 def without_each(bound: Bound, forms: ClosedForms, log_w: Array) -> Array:
     """Return the bound without each draw in turn: in O(k) by its closed form, if it has one, else O(k²)."""
-    weights = keywords(bound).get("weights")
-    if weights is not None:
-        raise ValueError(
-            f"{checks.describe(bound)} is bound to weights of {jnp.shape(weights)[0]} draws, and here is judged "
-            "without each draw in turn, which they do not fit: leave `weights` out, or use gradients.score or "
-            "gradients.reparam."
-        )
     if forms.leave_one_out is not None:
         return forms.leave_one_out(log_w)
     if forms.terms is not None:
