@@ -27,11 +27,12 @@ class Loops(Generic[V]):
     """How values change on their way in and out of the body of a scan, which lacks one axis.
 
     Fields:
-        enter: what is constant in the loop, or its first carry.
+        enter: what is constant in the loop.
         slice: what is scanned over.
         carry: what one turn hands to the next.
         leave: the last carry.
         stack: what is collected along the loop.
+        begin: the first carry; by default as what is constant.
     """
 
     enter: Callable[[V], V]
@@ -39,6 +40,7 @@ class Loops(Generic[V]):
     carry: Callable[[V], V]
     leave: Callable[[V], V]
     stack: Callable[[V], V]
+    begin: Callable[[V], V] | None = None
 
 
 @dataclass(frozen=True)
@@ -212,7 +214,10 @@ def _scan(walk: _Walk[V], eqn: core.JaxprEqn, ins: list[V]) -> list[V]:
         ins[constant + carried :],
     )
     if loops is not None:
-        consts, carry = [loops.enter(v) for v in consts], [loops.enter(v) for v in carry]
+        consts, carry = (
+            [loops.enter(v) for v in consts],
+            [(loops.begin or loops.enter)(v) for v in carry],
+        )
         xs = [loops.slice(v) for v in xs]
 
     def turn(carry: list[V]) -> list[V]:

@@ -1,7 +1,42 @@
-"""Which draws values depend on, and whether they are the same: what a range is independent of."""
+"""Which draws values depend on, and whether they may be the same: what a range is independent of.
 
-from collections.abc import Sequence
-from typing import Any, Protocol, runtime_checkable
+Two draws are told apart by their keys, by the parts of one array that they are, or by the turns of a
+loop. Whatever is not told apart so counts as the same.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+ALWAYS = 1_000
+"""As many loops as there may be around a draw that is the same in every turn of all of them."""
+SOME = "some number"
+"""In the root of a key: a number that is not known while tracing."""
+JOINED = "joined"
+"""The root of a key that is one of several."""
+
+
+class Noise(NamedTuple):
+    """A draw, or a key that draws are made from; or a part of an array of them.
+
+    Fields:
+        root: what made it: (operation, what it says, the keys and numbers that it was made of).
+        part: where it lies, (start, stop) for each axis of the root's array; None for all of it.
+        axes: for each axis of the array at hand the root's, or None where slices along it do not
+            tell elements of the root apart.
+        repeated: whether elements of the array at hand may be the same draw.
+        loops: how many of the loops around it have the same draw in every turn, counted from within.
+        before: whether it is of an earlier turn of the loop.
+    """
+
+    root: Any
+    part: tuple[tuple[int, int], ...] | None = None
+    axes: tuple[int | None, ...] = ()
+    repeated: bool = False
+    loops: int = 0
+    before: bool = False
+
+
+Noises = frozenset[Noise]
 
 
 @runtime_checkable
@@ -9,7 +44,7 @@ class Drawn(Protocol):
     """A value that depends on draws: see `Range`."""
 
     @property
-    def noise(self) -> frozenset[Any]:
+    def noise(self) -> Noises:
         """Return the draws."""
         ...
 
@@ -19,28 +54,72 @@ class Drawn(Protocol):
         ...
 
 
-def _touch(a: Any, b: Any) -> bool:
-    """Whether two draws, or two parts ("part", whole, starts, stops) of draws, have elements in common."""
-    part_a, part_b = _is_part(a), _is_part(b)
-    if part_a and part_b and a[1] == b[1]:
-        return all(i < m and j < n for i, n, j, m in zip(a[2], a[3], b[2], b[3], strict=True))
-    if a == b:
+# --- whether two may be the same
+
+
+def same(a: Noise, b: Noise) -> bool:
+    """Whether two draws may have elements in common."""
+    if a.before != b.before:
+        return False
+    if a.root == b.root:
+        return _overlap(a, b)
+    return _roots_meet(a.root, b.root)
+
+
+def _overlap(a: Noise, b: Noise) -> bool:
+    if a.part is None or b.part is None or len(a.part) != len(b.part):
         return True
-    if part_a:
-        return _touch(a[1], b)
-    return part_b and _touch(a, b[1])
+    return all(i < n and j < m for (i, m), (j, n) in zip(a.part, b.part, strict=True))
 
 
-def _is_part(draw: Any) -> bool:
-    return isinstance(draw, tuple) and draw[:1] == ("part",)
+def _roots_meet(a: Any, b: Any) -> bool:
+    """Whether the draws of two roots may be made of the same key, or two keys be the same."""
+    if _is_draw(a) or _is_draw(b):
+        # Samplers of other names or shapes read the same bits.
+        return _may_equal(a[1] if _is_draw(a) else a, b[1] if _is_draw(b) else b)
+    return _may_equal(a, b)
 
 
-def share(a: frozenset[Any], b: frozenset[Any]) -> bool:
+def _is_draw(root: Any) -> bool:
+    return isinstance(root, tuple) and root[:1] == ("draw",)
+
+
+def _may_equal(a: Any, b: Any) -> bool:
+    """Whether two keys, or what keys are made of, may be the same."""
+    if SOME in (a, b) and not (isinstance(a, Noise) or isinstance(b, Noise)):
+        return True
+    if isinstance(a, Noise) and isinstance(b, Noise):
+        alike = _overlap(a, b) if a.root == b.root else _may_equal(a.root, b.root)
+        return alike or _may_become(a, b) or _may_become(b, a)
+    if isinstance(a, tuple) and isinstance(b, tuple) and len(a) == len(b):
+        return all(map(_may_equal, a, b))
+    return bool(a == b)
+
+
+def _may_become(joined: Noise, key: Noise) -> bool:
+    """Whether a key that is one of several, or made of those in turns of a loop, may be another one."""
+    if not _is_joined(joined) or any(map(_is_joined, _lineage(key))):
+        return False
+    several = [k for k in joined.root if isinstance(k, Noise)]
+    return any(_may_equal(k, of) for k in several for of in _lineage(key))
+
+
+def _is_joined(key: Noise) -> bool:
+    return isinstance(key.root, tuple) and key.root[:1] == (JOINED,)
+
+
+def _lineage(key: Noise) -> list[Noise]:
+    """Return a key and all that it was made of."""
+    parts = key.root if isinstance(key.root, tuple) else ()
+    return [key, *(k for part in parts if isinstance(part, Noise) for k in _lineage(part))]
+
+
+def share(a: Noises, b: Noises) -> bool:
     """Whether two sets of draws have any in common."""
-    return any(_touch(i, j) for i in a for j in b)
+    return any(same(i, j) for i in a for j in b)
 
 
-def within(a: frozenset[Any], b: frozenset[Any]) -> bool:
+def within(a: Noises, b: Noises) -> bool:
     """Whether each of two sets has no draw that the other does not have."""
     return all(share(frozenset({i}), b) for i in a) and all(share(frozenset({i}), a) for i in b)
 
@@ -48,12 +127,124 @@ def within(a: frozenset[Any], b: frozenset[Any]) -> bool:
 def own_draws(values: Sequence[Drawn]) -> bool:
     """Whether each of several values has a draw of its own, or all span the line by themselves."""
     noisy = sorted((v for v in values if v.noise), key=lambda v: len(v.noise))
-    seen: set[Any] = set()
+    seen: set[Noise] = set()
     alone = True
     for value in noisy:
-        fresh = [i for i in value.noise if not any(_touch(i, j) for j in seen)]
+        fresh = [i for i in value.noise if not any(same(i, j) for j in seen)]
         if not fresh:
             return False
         alone = alone and len(fresh) == len(value.noise)
         seen |= value.noise
     return alone or all(v.real for v in noisy)
+
+
+# --- the same draws at other places of an array
+
+
+def repeat_all(noise: Noises) -> bool:
+    """Whether there are draws, and all of them are repeated by the elements of the array."""
+    return bool(noise) and all(n.repeated for n in noise)
+
+
+def mapped(noise: Noises, change: Callable[[Noise], Noise]) -> Noises:
+    return frozenset(map(change, noise))
+
+
+def anywhere(noise: Noises, *, repeated: bool = False) -> Noises:
+    """Return draws whose places in the array at hand are no longer known."""
+    return mapped(noise, lambda n: n._replace(axes=(), repeated=n.repeated or repeated))
+
+
+def part_of(noise: Noises, starts: Sequence[int], stops: Sequence[int]) -> Noises:
+    """Return the draws of a slice."""
+
+    def cut(n: Noise) -> Noise:
+        if n.part is None or len(n.axes) != len(starts):
+            return n
+        part = list(n.part)
+        for axis, start, stop in zip(n.axes, starts, stops, strict=True):
+            if axis is not None:
+                first = part[axis][0]
+                part[axis] = (first + start, first + stop)
+        return n._replace(part=tuple(part))
+
+    return mapped(noise, cut)
+
+
+def moved(noise: Noises, come_from: Sequence[int | None], *, repeated: bool = False) -> Noises:
+    """Return draws of an array each of whose axes comes from one of another array, or from none."""
+
+    def move(n: Noise) -> Noise:
+        known = bool(n.axes) or not come_from
+        axes = tuple(None if i is None else n.axes[i] for i in come_from) if known else ()
+        return n._replace(axes=axes, repeated=n.repeated or repeated)
+
+    return mapped(noise, move)
+
+
+def reshaped(noise: Noises, before: Sequence[int], after: Sequence[int]) -> Noises:
+    """Return draws of an array of another shape: places stay known where only axes of 1 differ."""
+    if [n for n in before if n != 1] != [n for n in after if n != 1]:
+        return anywhere(noise)
+    wide = iter([i for i, n in enumerate(before) if n != 1])
+    return moved(noise, [None if n == 1 else next(wide) for n in after])
+
+
+# --- turns of loops
+
+
+def entered(n: Noise) -> Noise:
+    """Return a draw that comes into a loop, whose turns all have the same."""
+    return n._replace(loops=n.loops + 1)
+
+
+def of_each_turn(n: Noise) -> Noise:
+    """Return a draw of which each turn of a loop has another element, along the first axis."""
+    apart = not n.repeated and n.loops == 0 and bool(n.axes) and n.axes[0] is not None
+    return n._replace(axes=n.axes[1:], loops=n.loops if apart else n.loops + 1)
+
+
+def handed_on(n: Noise) -> Noise:
+    """Return a draw as the next turn of a loop has it."""
+    return n if n.loops else n._replace(before=True)
+
+
+def left(n: Noise) -> Noise:
+    """Return a draw as what follows a loop has it: of any turn."""
+    return n._replace(loops=max(n.loops - 1, 0), before=False, axes=())
+
+
+def stacked(n: Noise) -> Noise:
+    """Return a draw of each turn of a loop, collected along a new first axis."""
+    if n.loops or n.before or n.part is None:
+        return left(n)
+    axes = (0, *(None if i is None else i + 1 for i in n.axes))
+    return n._replace(part=((0, _MANY), *n.part), axes=axes)
+
+
+_MANY = 2**62  # turns, at most
+
+
+# --- what keys make
+
+
+def made(root: Any, of: Noise, shape: Sequence[int], *, dependent: int = 0) -> Noise:
+    """Return the keys, or the draws, that an operation makes of each of some keys.
+
+    Args:
+        root: of what is made.
+        of: the keys, whose axes come first in `shape`.
+        shape: of what is made.
+        dependent: of how many of the last axes the elements depend on each other.
+    """
+    more = len(shape) - len(of.axes) - dependent
+    if more < 0:  # places among the keys are not known
+        return Noise(root, repeated=of.repeated, loops=of.loops)
+    apart = [i is not None for i in of.axes] + [True] * more + [False] * dependent
+    axes = tuple(at if known else None for at, known in enumerate(apart))
+    return Noise(root, tuple((0, n) for n in shape), axes, of.repeated, of.loops)
+
+
+def bare(key: Noise) -> Noise:
+    """Return a key as it stands in the root of what is made of it."""
+    return Noise(key.root, key.part)

@@ -8,7 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vijax.jaxprs._noise import share, within
+from vijax.jaxprs._noise import (
+    ALWAYS,
+    Noise,
+    Noises,
+    repeat_all,
+    share,
+    within,
+)
 
 INF = math.inf
 
@@ -30,17 +37,21 @@ class Range(NamedTuple):
         seams: whether its density may jump, or have atoms, between the ends: parts that end at
             different places were put together.
         unknown: why nothing is known of the ends, or "".
-        key: what tells a random key from others, or None.
+        key: what a random key, or an array of keys, is made of; None of what is none.
+        loops: of what is given: how many of the loops around it have the same in every turn.
+        distinct: of what is given: whether no two elements are the same.
     """
 
-    noise: frozenset[Any] = frozenset()
+    noise: Noises = frozenset()
     low: End = FIXED
     high: End = FIXED
     sign: int = 0
     real: bool = False
     seams: bool = False
     unknown: str = ""
-    key: Any = None
+    key: Noise | None = None
+    loops: int = 0
+    distinct: bool = False
 
 
 GIVEN = Range()
@@ -52,16 +63,15 @@ SEAMS = "its parts end at different places, which a parameter moves"
 
 def constant(value: Any) -> Range:
     """Return the range of a constant."""
-    if isinstance(value, jax.core.Tracer) or not np.size(value):
-        return GIVEN
-    if not jnp.issubdtype(jnp.result_type(value), jnp.number):
-        return GIVEN
+    number = jnp.issubdtype(jnp.result_type(value), jnp.number)
+    if isinstance(value, jax.core.Tracer) or not np.size(value) or not number:
+        return GIVEN._replace(loops=ALWAYS)
     array = np.asarray(value, np.float64)
     low, high = float(array.min()), float(array.max())
     if low == high:
         return Range(low=low, high=low, sign=int(np.sign(low)))
     sign = 1 if low > 0 else -1 if high < 0 else 0
-    return Range(sign=sign, seams=bool(np.any(array == 0)))
+    return Range(sign=sign, seams=bool(np.any(array == 0)), loops=ALWAYS)
 
 
 def moves(value: Range) -> str | None:
@@ -133,53 +143,6 @@ def point(values: Sequence[Range]) -> Range:
     return MOVING if any(MOVES in (v.low, v.high) for v in values) else GIVEN
 
 
-def join(values: Sequence[Range], name: str) -> Range:
-    """Return the range of what may be any of several values."""
-    first = values[0]
-    if all(v == first for v in values):
-        return first
-    if any(v.key is not None for v in values):
-        return Range(key=("joined", name))
-    noise = frozenset().union(*(v.noise for v in values))
-    if any(v.unknown for v in values):
-        return not_known(values, "")
-    ends = [(v.low, v.high) for v in values]
-    # An atom that moves, or a jump of the density, is not hidden by a range around it.
-    if any(MOVES in end for end in ends):
-        return Range(noise, MOVES, MOVES)
-    seams = bool(noise) and (len(set(ends)) > 1 or any(v.seams or not v.noise for v in values))
-    lows, highs = {low for low, _ in ends}, {high for _, high in ends}
-    low = lows.pop() if len(lows) == 1 else _extreme(lows, min)
-    high = highs.pop() if len(highs) == 1 else _extreme(highs, max)
-    if name in ("scan", "while"):  # turn after turn a known end would grow for ever
-        low, high = (
-            e if len({x[i] for x in ends}) == 1 else FIXED for i, e in enumerate((low, high))
-        )
-    sign = first.sign if len({v.sign for v in values}) == 1 else 0
-    real = not seams and all(v.real for v in values if v.noise) and bool(noise)
-    return Range(noise, low, high, sign, real=real, seams=seams)
-
-
-def _extreme(ends: set[End], which: Callable[..., Any]) -> End:
-    """Return the outermost of several ends where all are known."""
-    if all(isinstance(end, float) for end in ends):
-        return float(which(ends))
-    infinite = which(-INF, INF)
-    return infinite if infinite in ends else FIXED
-
-
-def choose(which: Range, cases: Sequence[Range], name: str) -> Range:
-    if which.unknown or any(share(which.noise, c.noise) for c in cases):
-        return not_known([which, *cases], "its draws are chosen by a comparison with themselves")
-    joined = join(cases, name)
-    if joined.key is not None or not which.noise:
-        return joined
-    # The draw tells which case it is, so that the whole spans what the cases do together.
-    # Where it chooses among constants, the values are atoms.
-    seams = joined.seams or not joined.noise
-    return joined._replace(noise=joined.noise | which.noise, real=False, seams=seams)
-
-
 # --- arithmetic
 
 
@@ -193,12 +156,29 @@ def negated(x: Range) -> Range:
     return x._replace(low=end(x.high), high=end(x.low), sign=-x.sign)
 
 
+def _as_given(a: Range, b: Range, combine: Callable[[Range, Range], Range]) -> Range | None:
+    """Combine two values of which one repeats its draws more: by one draw, vectors do not span the line.
+
+    For given values of that draw, the whole is what the other makes of it.
+    """
+    if a.unknown or b.unknown or share(a.noise, b.noise):
+        return None
+    for one, other in ((a, b), (b, a)):
+        if repeat_all(one.noise) and other.noise and not repeat_all(other.noise):
+            found = combine(Range(sign=one.sign), other)
+            return found._replace(noise=a.noise | b.noise)
+    return None
+
+
 def add(a: Range, b: Range) -> Range:
     sign = a.sign if a.sign == b.sign else 0
     if a.unknown or b.unknown:
         return not_known([a, b], "")._replace(sign=sign)
     noise = a.noise | b.noise
     if a.noise and b.noise:
+        given = _as_given(a, b, add)
+        if given is not None:
+            return given
         if share(a.noise, b.noise):
             if a.real and b.real and not within(a.noise, b.noise):
                 return Range(noise, -INF, INF, real=True)  # by a draw that one alone has
@@ -227,7 +207,8 @@ def multiply(a: Range, b: Range) -> Range:
         found = Range(low=low, high=low) if known else point([a, b])
         return found._replace(sign=sign, seams=a.seams or b.seams)
     if a.noise and b.noise:
-        return _multiply_draws(a, b, sign)
+        given = _as_given(a, b, multiply)
+        return _multiply_draws(a, b, sign) if given is None else given
     if b.noise:
         a, b = b, a
     if a.seams and b.low == MOVES:

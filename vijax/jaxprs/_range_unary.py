@@ -4,15 +4,20 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 
+from vijax.jaxprs._equations import shape_of
 from vijax.jaxprs._interpreter import Rule
+from vijax.jaxprs._noise import ALWAYS, JOINED, SOME, Noise, bare, made
 from vijax.jaxprs._range import (
     FIXED,
     INF,
     INFINITE,
     MOVES,
+    SEAMS,
     End,
     Range,
     is_real,
@@ -23,6 +28,7 @@ from vijax.jaxprs._range import (
     sign_between,
     sign_of,
 )
+from vijax.jaxprs._range_join import same_turns
 
 
 def each(rule: Callable[[core.JaxprEqn, list[Range]], Range]) -> Rule[Range]:
@@ -32,23 +38,42 @@ def each(rule: Callable[[core.JaxprEqn, list[Range]], Range]) -> Rule[Range]:
 
 def default(eqn: core.JaxprEqn, ins: list[Range]) -> Range:
     """Of a primitive without a rule: a key is told apart by what it is made of, a draw is not followed."""
-    name = eqn.primitive.name
-    if any(v.key is not None for v in ins):
-        said = tuple(
-            f"{k}={v}"
-            for k, v in eqn.params.items()
-            if isinstance(v, (int, tuple)) and k != "jaxpr"
-        )
-        which = tuple(v.key if v.key is not None else _told(v, eqn) for v in ins)
-        return Range(key=(name, said, which))
+    keys = [v.key for v in ins if v.key is not None]
+    if keys or any(is_key(v) for v in eqn.outvars):
+        return Range(key=_key(eqn, ins))
     if not any(v.noise for v in ins):
         return point(ins)
-    return not_known(ins, f"'{name}' of its draws is not followed")
+    return not_known(ins, f"'{eqn.primitive.name}' of its draws is not followed")
 
 
-def _told(value: Range, eqn: core.JaxprEqn) -> Any:
-    """Return what tells apart the keys made of different numbers."""
-    return value.low if isinstance(value.low, float) else id(eqn)
+def is_key(variable: Any) -> bool:
+    """Whether a variable of a jaxpr is a random key, or an array of them."""
+    return jnp.issubdtype(getattr(variable.aval, "dtype", np.float32), jax.dtypes.prng_key)
+
+
+def _key(eqn: core.JaxprEqn, ins: list[Range]) -> Noise:
+    """Return the key that an operation makes of keys and numbers."""
+    name, shape = eqn.primitive.name, shape_of(eqn.outvars[0])
+    keys = [v.key for v in ins if v.key is not None]
+    numbers = [v for v in ins if v.key is None]
+    loops = min(same_turns(numbers), *(k.loops for k in keys), ALWAYS)
+    if name in ("random_wrap", "random_unwrap") and keys:  # a key and its words are the same
+        rank, axes = len(shape), keys[0].axes
+        axes = axes[:rank] if name == "random_wrap" else (*axes, *[None] * (rank - len(axes)))
+        return keys[0]._replace(axes=axes)
+    if name not in ("random_split", "random_fold_in", "random_seed", "random_wrap"):
+        # It may be any of those, at any place.
+        root = keys[0].root if len(keys) == 1 else (JOINED, name, *map(bare, keys))
+        part = keys[0].part if len(keys) == 1 else None
+        return Noise(root, part, (None,) * len(shape), True, loops)  # noqa: FBT003
+    told = [v.low if isinstance(v.low, float) else SOME for v in numbers]
+    root = (name, *map(bare, keys), *told)
+    if any(v.distinct for v in numbers) and len(shape) == 1:
+        return made(root, Noise(root, loops=loops), shape)
+    of = keys[0] if keys else Noise(root)
+    several = len(shape) > len(of.axes) and name != "random_split"
+    found = made(root, of, shape, dependent=len(shape) - len(of.axes) if several else 0)
+    return found._replace(loops=loops, repeated=of.repeated or several)
 
 
 def monotone(function: Callable[[float], float], sign: int = 0) -> Rule[Range]:
@@ -122,6 +147,8 @@ def real_power(eqn: core.JaxprEqn, ins: list[Range]) -> Range:
     if exponent.noise or x.sign <= 0 or x.unknown:
         found = default(eqn, ins)
         return found._replace(sign=1) if x.sign > 0 else found
+    if x.noise and x.seams and exponent.low == MOVES:
+        return not_known(ins, SEAMS)._replace(sign=1)
 
     def end(at: End) -> End:
         if isinstance(at, float) and at in (0.0, 1.0, INF):
@@ -130,8 +157,8 @@ def real_power(eqn: core.JaxprEqn, ins: list[Range]) -> Range:
 
     if not exponent.sign:
         return Range(x.noise, FIXED, FIXED, 1) if _open(x) else not_known(ins, "its power moves")
-    low, high = end(x.low), end(x.high)
-    return Range(x.noise, low, high, 1) if exponent.sign > 0 else Range(x.noise, high, low, 1)
+    low, high = (end(x.low), end(x.high))[:: exponent.sign]
+    return Range(x.noise, low, high, 1, seams=x.seams)
 
 
 def _open(x: Range) -> bool:

@@ -1,6 +1,7 @@
 """Draws whose range is known by name: of JAX's own samplers, and of what stands for a support."""
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -8,10 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 
-from vijax.jaxprs._equations import function_name
+from vijax.jaxprs._equations import equations, function_name, inner_jaxprs, shape_of
 from vijax.jaxprs._interpreter import Rule
+from vijax.jaxprs._noise import ALWAYS, Noise, Noises, bare, made
 from vijax.jaxprs._range import FIXED, INF, MOVES, Range, is_real, not_known, point, sign_between
-from vijax.jaxprs._range_unary import default, monotone
+from vijax.jaxprs._range_unary import default, is_key, monotone
 
 
 def between(low: Any, high: Any, shape: Sequence[int] = (), dtype: Any = float) -> jax.Array:
@@ -48,18 +50,41 @@ def _onto_reals(z: jax.Array, like: jax.Array) -> jax.Array:
 # --- JAX's own samplers, whose laws are known by name
 
 
-def _span(low: float, high: float) -> Callable[[core.JaxprEqn, list[Range]], list[Range]]:
+def _span(low: float, high: float, *, dependent: int = 0) -> Rule[Range]:
     real = (low, high) == (-INF, INF)
 
     def rule(eqn: core.JaxprEqn, ins: list[Range]) -> list[Range]:
-        return [Range(drawn(eqn, ins), low, high, sign_between(low, high), real=real)]
+        noise = drawn(eqn, ins, dependent=dependent)
+        return [Range(noise, low, high, sign_between(low, high), real=real)]
 
     return rule
 
 
-def drawn(eqn: core.JaxprEqn, ins: list[Range]) -> frozenset[Any]:
-    key = ins[0].key
-    return frozenset({key if key is not None else id(eqn)})
+def drawn(eqn: core.JaxprEqn, ins: list[Range], *, dependent: int = 0) -> Noises:
+    """Return the draws that an equation makes of its key."""
+    key, shape = ins[0].key, shape_of(eqn.outvars[0])
+    if key is None:
+        return frozenset({Noise(id(eqn), loops=ALWAYS)})
+    root = ("draw", bare(key), function_name(eqn)[0] or eqn.primitive.name, shape)
+    if _fewer_bits(eqn):
+        return frozenset({Noise(root, None, (None,) * len(shape), True, key.loops)})  # noqa: FBT003
+    return frozenset({made(root, key, shape, dependent=dependent)})
+
+
+def _fewer_bits(eqn: core.JaxprEqn) -> bool:
+    """Whether a sampler makes less noise than draws: jax.vmap with one key for all members."""
+    inner = [e for i in inner_jaxprs(eqn) for e in equations(i)]
+    if any(e.primitive.name == "broadcast_in_dim" and is_key(e.outvars[0]) for e in inner):
+        return True
+    makes = [e for e in inner if e.primitive.name in ("random_bits", "random_gamma")]
+    bits = max((math.prod(shape_of(e.outvars[0])) for e in makes), default=None)
+    return bits is not None and bits < math.prod(shape_of(eqn.outvars[0]))
+
+
+def _own(eqn: core.JaxprEqn) -> Noises:
+    """Return a draw that an equation stands for."""
+    shape = shape_of(eqn.outvars[0])
+    return frozenset({made(id(eqn), Noise(id(eqn)), shape)})
 
 
 def _uniform(eqn: core.JaxprEqn, ins: list[Range]) -> list[Range]:
@@ -79,7 +104,7 @@ def _uniform(eqn: core.JaxprEqn, ins: list[Range]) -> list[Range]:
 def _marked(eqn: core.JaxprEqn, ins: list[Range]) -> list[Range]:
     low, high = ins[0].low, ins[1].low
     real = (low, high) == (-INF, INF)
-    return [Range(frozenset({id(eqn)}), low, high, sign_between(low, high), real=real)]
+    return [Range(_own(eqn), low, high, sign_between(low, high), real=real)]
 
 
 def _holding(eqn: core.JaxprEqn, ins: list[Range]) -> list[Range]:
@@ -92,8 +117,8 @@ NOT_ONTO = "a layer of a flow is not followed where its draws do not span the li
 
 def _spanning(eqn: core.JaxprEqn, ins: list[Range]) -> list[Range]:
     if not is_real(ins[0]):
-        return [Range(frozenset({id(eqn)}), MOVES, MOVES, unknown=NOT_ONTO)]
-    return [Range(frozenset({id(eqn)}), -INF, INF, real=True)]
+        return [Range(_own(eqn), MOVES, MOVES, unknown=NOT_ONTO)]
+    return [Range(_own(eqn), -INF, INF, real=True)]
 
 
 def gamma(eqn: core.JaxprEqn, ins: list[Range]) -> list[Range]:
@@ -123,7 +148,8 @@ _SAMPLERS: dict[str, Rule[Range]] = {
     **dict.fromkeys(
         "_exponential _chisquare _f _rayleigh _wald _weibull_min _maxwell".split(), _span(0.0, INF)
     ),
-    **dict.fromkeys(("_beta", "_dirichlet"), _span(0.0, 1.0)),
+    "_beta": _span(0.0, 1.0),
+    "_dirichlet": _span(0.0, 1.0, dependent=1),
     "_pareto": _span(1.0, INF),
     "_uniform": _uniform,
     "_truncated_normal": _uniform,

@@ -12,7 +12,7 @@ from vijax.jaxprs._derivative import flows
 from vijax.jaxprs._equations import trace, varies
 from vijax.jaxprs._flow import Flow
 from vijax.jaxprs._libraries import declared_support
-from vijax.jaxprs._noise import own_draws
+from vijax.jaxprs._noise import Noise, own_draws, repeat_all
 from vijax.jaxprs._paths import LOOK_UP, Path
 from vijax.jaxprs._range import GIVEN, MOVING, Range, constant, moves
 from vijax.jaxprs._range_rules import ranges
@@ -102,7 +102,7 @@ def carried_away(
         return push(jax.tree.map(held, pull(_image(q, key, trusted))))
 
     closed, _ = trace(carried, key)
-    found = ranges(closed, [Range(key="key")], _consts(closed))
+    found = ranges(closed, [Range(key=Noise("key"))], _consts(closed))
     if any(moves(leaf) is not None and not leaf.unknown for leaf in found):
         return True
     proved = all(trusted) and all(moves(leaf) is None for leaf in found)
@@ -213,7 +213,7 @@ def _part_moves(
     consts = _consts(closed)
     if not closed.out_avals:
         closed, _ = trace(sample, key, *inputs)
-        given, consts = [Range(key="key"), *given], _consts(closed)
+        given, consts = [Range(key=Noise("key")), *given], _consts(closed)
     elif _concrete(closed.consts):
         # Whether these are constants beside parameters, the draws' own jaxpr tells.
         drawn, _ = trace(sample, key, *inputs)
@@ -260,9 +260,8 @@ def _why(outputs: Sequence[Range], shapes: Sequence[Any]) -> Moving | None:
         why = moves(found)
         if why is not None:
             return Moving(f"{why} ({DECLARE})")
-        if found.noise and all(d[:1] == ("repeated",) for d in found.noise if isinstance(d, tuple)):
-            if math.prod(of.shape) > 1 and all(isinstance(d, tuple) for d in found.noise):
-                return Moving(f"its elements repeat one draw ({DECLARE})")
+        if repeat_all(found.noise) and math.prod(of.shape) > 1:
+            return Moving(f"its elements repeat one draw ({DECLARE})")
     if not own_draws(outputs):
         return Moving(f"several leaves are functions of the same draw ({DECLARE})")
     return None

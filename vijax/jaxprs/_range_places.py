@@ -1,0 +1,120 @@
+"""Ranges of the same draws at other places of an array, and in other turns of a loop."""
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+from jax.extend import core
+
+from vijax.jaxprs import _noise as places
+from vijax.jaxprs._equations import shape_of
+from vijax.jaxprs._interpreter import Loops
+from vijax.jaxprs._noise import Noise, Noises
+from vijax.jaxprs._range import Range, not_known
+from vijax.jaxprs._range_join import first_of_a_loop
+
+
+def with_draws(x: Range, change: Callable[[Noises], Noises]) -> Range:
+    """Return a range, or a key, with its draws at other places."""
+    key = None if x.key is None else next(iter(change(frozenset({x.key}))))
+    return x._replace(noise=change(x.noise), key=key, distinct=False)
+
+
+def anywhere(eqn: core.JaxprEqn, ins: list[Range]) -> Range:
+    return with_draws(ins[0], places.anywhere)
+
+
+def reshape(eqn: core.JaxprEqn, ins: list[Range]) -> Range:
+    before, after = shape_of(eqn.invars[0]), shape_of(eqn.outvars[0])
+    return with_draws(ins[0], lambda n: places.reshaped(n, before, after))
+
+
+def transpose(eqn: core.JaxprEqn, ins: list[Range]) -> Range:
+    return with_draws(ins[0], lambda n: places.moved(n, eqn.params["permutation"]))
+
+
+def slice_of(eqn: core.JaxprEqn, ins: list[Range]) -> Range:
+    """Parts of a draw that do not overlap are independent."""
+    starts, stops = eqn.params["start_indices"], eqn.params["limit_indices"]
+    found = with_draws(ins[0], lambda n: places.part_of(n, starts, stops))
+    return with_draws(found, places.anywhere) if eqn.params["strides"] else found
+
+
+def _pieces(axis: int, sizes: Sequence[Any], shape: Sequence[int], x: Range) -> list[Range]:
+    """Return what lies behind each other along an axis."""
+    found, start = [], 0
+    for n in map(int, sizes):
+        starts = [start if i == axis else 0 for i in range(len(shape))]
+        stops = [start + n if i == axis else m for i, m in enumerate(shape)]
+        found.append(with_draws(x, partial(places.part_of, starts=starts, stops=stops)))
+        start += n
+    return found
+
+
+def split(eqn: core.JaxprEqn, ins: list[Range]) -> list[Range]:
+    return _pieces(eqn.params["axis"], eqn.params["sizes"], shape_of(eqn.invars[0]), ins[0])
+
+
+def unstack(eqn: core.JaxprEqn, ins: list[Range]) -> list[Range]:
+    axis, shape = eqn.params["axis"], shape_of(eqn.invars[0])
+    rest = [i for i in range(len(shape)) if i != axis]
+    pieces = _pieces(axis, [1] * len(eqn.outvars), shape, ins[0])
+    return [with_draws(piece, lambda n: places.moved(n, rest)) for piece in pieces]
+
+
+def broadcast(eqn: core.JaxprEqn, ins: list[Range]) -> Range:
+    """Elements that repeat a draw do not have one of their own."""
+    before, after = shape_of(eqn.invars[0]), shape_of(eqn.outvars[0])
+    come_from: list[int | None] = [None] * len(after)
+    for axis, to in enumerate(eqn.params["broadcast_dimensions"]):
+        come_from[to] = axis if before[axis] == after[to] else None
+    repeated = math.prod(after) > math.prod(before)
+    return with_draws(ins[0], lambda n: places.moved(n, come_from, repeated=repeated))
+
+
+def take(eqn: core.JaxprEqn, ins: list[Range]) -> Range:
+    """Of what is read at some place: any element, so a known value is no longer known."""
+    if any(v.noise for v in ins[1:]):
+        return not_known(ins, "its draws say where to read")
+    several = eqn.primitive.name == "gather" and math.prod(shape_of(eqn.outvars[0])) > 1
+    return with_draws(ins[0], lambda n: places.anywhere(n, repeated=several))
+
+
+def spread(x: Range, variable: Any, eqn: core.JaxprEqn) -> Range:
+    """Return a scalar operand as the array of the result's shape that it stands for."""
+    before, after = shape_of(variable), shape_of(eqn.outvars[0])
+    if before == after or not x.noise:
+        return x
+    return with_draws(x, lambda n: places.moved(n, [None] * len(after), repeated=True))
+
+
+def alone(x: Range, variable: core.Var) -> Range:
+    if math.prod(shape_of(variable)) > 1 or not any(n.repeated for n in x.noise):
+        return x
+    return with_draws(x, lambda n: places.mapped(n, lambda one: one._replace(repeated=False)))
+
+
+def _in_turns(
+    change: Callable[[Noise], Noise], loops: Callable[[Range], int]
+) -> Callable[[Range], Range]:
+    """Return how a range changes on its way into a loop, or out of it."""
+    return lambda x: with_draws(x, lambda n: places.mapped(n, change))._replace(loops=loops(x))
+
+
+def _handed_on(x: Range) -> Range:
+    """Of what a turn of a loop hands to the next, whose draws are others; a key may be the same."""
+    key = x.key
+    if key is not None and isinstance(key.root, tuple) and key.root[0] == places.JOINED:
+        key = key._replace(loops=1)
+    return x._replace(noise=places.mapped(x.noise, places.handed_on), key=key, loops=0)
+
+
+LOOPS: Loops[Range] = Loops(
+    enter=_in_turns(places.entered, lambda x: x.loops + 1),
+    slice=_in_turns(places.of_each_turn, lambda x: 0 if x.distinct else x.loops + 1),
+    carry=_handed_on,
+    leave=_in_turns(places.left, lambda x: max(x.loops - 1, 0)),
+    stack=_in_turns(places.stacked, lambda x: 0),
+    begin=first_of_a_loop,
+)
