@@ -122,9 +122,7 @@ def scaled_share(key, t):
 
 def power_of_a_mixture(key, t):
     which, low, high = jax.random.split(key, 3)
-    x = jnp.where(
-        jax.random.uniform(which) < 0.5, 0.5 * jax.random.uniform(low), exponential(high)
-    )
+    x = jnp.where(jax.random.uniform(which) < 0.5, 0.5 * jax.random.uniform(low), exponential(high))
     return x ** jnp.exp(t)
 
 

@@ -147,6 +147,10 @@ def _trace(one: Callable[..., PyTree], *draw: PyTree) -> Traced:
         closed, _ = jaxprs.trace(one, *draw)
     except _READS_NUMBERS:
         return Traced(None)
+    except Exception as error:
+        if type(error).__name__ == "TraceContextError":  # Flax's
+            raise refusals.changes_a_variable(error) from error
+        raise
     outer = jaxprs.accidental_outer(closed)
     if outer is not None:
         raise refusals.outer_product("log_joint", outer)

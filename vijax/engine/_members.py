@@ -4,6 +4,7 @@ An estimator that multiplies each member's derivative by a number of its own, a 
 has no other way to be unbiased. The jaxprs of log_joint and of q.log_prob must show it.
 """
 
+import sys
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -109,9 +110,14 @@ class Members:
         of = bound
         while isinstance(of, partial):
             of = of.func
-        own = not str(getattr(of, "__module__", "")).startswith("vijax.")
-        if several and own:
+        if several and not _is_ours(of):
             closed = jaxprs.trace(bound, jax.ShapeDtypeStruct(log_w.shape, log_w.dtype))[0]
             inputs = [tuple(axis + 1 for axis in several)]
             if jaxprs.axes(closed, inputs)[0] not in (several, None):
                 raise refusals.bound_couples(self.who, bound)
+
+
+def _is_ours(bound: Any) -> bool:
+    """Whether a bound is vijax's own: what functools.wraps made of one only says so."""
+    name, place = getattr(bound, "__name__", ""), str(getattr(bound, "__module__", ""))
+    return place.startswith("vijax.") and getattr(sys.modules.get(place), name, None) is bound

@@ -247,3 +247,12 @@ def outer_product(what: str, outer: jaxprs.Outer) -> ValueError:
         f"{what} broadcasts {outer.short} against {outer.long} to an outer product at {outer.place}; nearly always a "
         "column that should be a row. Give both the same rank: x[:, 0], or a[None, :] if it is meant."
     )
+
+
+def changes_a_variable(error: Exception) -> ValueError:
+    return ValueError(
+        f"log_joint changes a variable of a Flax module that was made outside of it ({error}). It is traced for one "
+        "draw at a time: make the module anew within it, nnx.merge(graphdef, state, copy=True). Dropout takes its key "
+        "from targets.keyed, rngs=nnx.Rngs(dropout=key); batch statistics are constants of a step, module.eval(), or "
+        "go out as auxiliary output of targets.keyed(has_aux=True)."
+    )

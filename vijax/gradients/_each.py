@@ -17,7 +17,6 @@ from vijax.types import (
     LogJoint,
     Objective,
     PyTree,
-    closed_forms,
     derive,
     is_conditional,
     lift,
@@ -78,9 +77,7 @@ def each(
         for name, own in zip(names, q.keys(key), strict=True):
             # The derivative of a target that does not learn is that of the sum over members.
             learns = name == names[0]
-            apart = (
-                learns or closed_forms(bound).linear or properties(log_joint).independent_members
-            )
+            apart = learns or properties(log_joint).independent_members
             members = None if apart else engine.Members("each", bound, q, declared=False)
             target = _given_others(
                 log_joint, q, name, members, learns=learns, kept=chunk_size is None

@@ -9,7 +9,19 @@ import numpy as np
 from jax.extend import core
 
 from vijax.jaxprs._equations import DECLARED, inner_jaxpr, opened, shape_of, varies
-from vijax.jaxprs._flow import NOTHING, Flow, Shift, alike, anew, broken, combine, merge, stopped
+from vijax.jaxprs._flow import (
+    NOTHING,
+    Flow,
+    Shift,
+    alike,
+    anew,
+    broken,
+    combine,
+    merge,
+    never_cancels,
+    placed,
+    stopped,
+)
 from vijax.jaxprs._interpreter import Question, interpret
 
 
@@ -105,7 +117,7 @@ def _jump(eqn: core.JaxprEqn, ins: list[Flow]) -> list[Flow]:
 def _stop(eqn: core.JaxprEqn, ins: list[Flow]) -> list[Flow]:
     flow = stopped(ins[0], id(eqn))
     shape = shape_of(eqn.outvars[0])
-    return [flow._replace(shifts=frozenset(_placed(s, shape) for s in flow.shifts))]
+    return [flow._replace(shifts=frozenset(placed(s, shape) for s in flow.shifts))]
 
 
 def _same(eqn: core.JaxprEqn, ins: list[Flow]) -> list[Flow]:
@@ -127,16 +139,9 @@ def _moved(eqn: core.JaxprEqn, ins: list[Flow]) -> list[Flow]:
         return [anew(flow, id(eqn))]
     moved = (
         s._replace(axes=None if s.axes is None else tuple(to[a] for a in s.axes))
-        for s in (_placed(s, shape) for s in flow.shifts)
+        for s in (placed(s, shape) for s in flow.shifts)
     )
     return [flow._replace(shifts=frozenset(moved))]
-
-
-def _placed(shift: Shift, shape: tuple[int, ...]) -> Shift:
-    """State the axes along which a stopped part differs: at first all of its own."""
-    if shift.axes is not None:
-        return shift
-    return shift._replace(axes=tuple(a for a, n in enumerate(shape) if n > 1))
 
 
 def _select(eqn: core.JaxprEqn, ins: list[Flow]) -> list[Flow]:
@@ -224,18 +229,12 @@ def _exponential(eqn: core.JaxprEqn, ins: list[Flow]) -> list[Flow]:
     return [flow._replace(shifts=frozenset(s._replace(factor=not factor) for s in flow.shifts))]
 
 
-# Operands from this position on only say where to read or write; of a scatter it is the second
-# alone.
-_INDICES = {
-    **{"gather": 1, "dynamic_slice": 1, "dynamic_update_slice": 2},
-    **{
-        "select_and_scatter_add": 1,
-        "select_and_gather_add": 1,
-    },  # derivatives of a pool: its operand says where
-}
+# Operands from here on only say where to read or write; of a scatter it is the second alone.
+_INDICES = {"gather": 1, "dynamic_slice": 1, "dynamic_update_slice": 2}
+# Derivatives of a pool: its operand says where.
+_INDICES |= {"select_and_scatter_add": 1, "select_and_gather_add": 1}
 _SCATTERS = "scatter scatter-add scatter-sub scatter-mul scatter-min scatter-max"
-# Derivatives of these are zero or undefined, so whatever passes through them arrives without its
-# derivative.
+# Their derivatives are zero or undefined: what passes through them arrives without its derivative.
 _JUMPS = (
     "eq ne lt le gt ge eq_to le_to lt_to argmax argmin floor ceil round sign is_finite rem atan2 "
     "reduce_and reduce_or"
@@ -286,6 +285,7 @@ _DERIVATIVES: Question[Flow] = Question(
     constant=_constant,
     into_unknown=True,
     called=_called,
+    between_turns=never_cancels,
 )
 _VALUES: Question[Flow] = Question(
     nothing=NOTHING,

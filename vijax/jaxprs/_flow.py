@@ -87,6 +87,19 @@ def stopped(flow: Flow, part: Hashable) -> Flow:
     return Flow(flow.smooth & {"noise"}, noise, flow.opaque, shifts)
 
 
+def placed(shift: Shift, shape: tuple[int, ...]) -> Shift:
+    """State the axes along which a stopped part differs: at first all of its own."""
+    if shift.axes is not None:
+        return shift
+    return shift._replace(axes=tuple(a for a, n in enumerate(shape) if n > 1))
+
+
+def never_cancels(flow: Flow) -> Flow:
+    """Return a flow whose stopped parts are lost for good: of another turn of a loop, they are others."""
+    lost = {(shift.source, "stop_gradient") for shift in flow.shifts}
+    return flow._replace(broken=flow.broken | lost, shifts=frozenset()) if lost else flow
+
+
 def anew(flow: Flow, part: Hashable) -> Flow:
     """Return a flow whose stopped parts do not cancel with those of its operands."""
     if not flow.shifts:

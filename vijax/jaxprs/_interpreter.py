@@ -64,6 +64,8 @@ class Question(Generic[V]):
         called: (equation, operands, what its body says of its results) -> what to make of it, for
             calls.
         loops: what a scan changes, if anything.
+        between_turns: how values change that a turn of a scan or while loop hands to the next, and,
+            without `loops`, that a scan slices or collects.
         functions: the rule of a call whose function is known by name, or None to look into it.
         sources: whether those calls are what is followed, whatever their operands are.
     """
@@ -78,6 +80,7 @@ class Question(Generic[V]):
     into_unknown: bool = False
     called: Callable[[core.JaxprEqn, list[V], list[V]], list[V]] | None = None
     loops: Loops[V] | None = None
+    between_turns: Callable[[V], V] | None = None
     functions: Callable[[core.JaxprEqn], Rule[V] | None] | None = None
     sources: bool = False
 
@@ -159,11 +162,17 @@ class _Walk(Generic[V]):
             return self.jaxpr(inner.jaxpr, [self.question.constant(c) for c in inner.consts], ins)
         return self.jaxpr(inner, [self.question.nothing] * len(inner.constvars), ins)
 
+    def between_turns(self, values: Sequence[V]) -> list[V]:
+        """Return values as another turn of a loop has them, or what surrounds it."""
+        change = self.question.between_turns
+        return list(values) if change is None else [change(v) for v in values]
+
     def fixpoint(self, step: Callable[[list[V]], list[V]], carry: list[V], name: str) -> list[V]:
         """Join what a loop carries with what a turn makes of it, until no turn adds anything."""
+        join = self.question.join
         while True:
-            join = self.question.join
-            new = [join([a, b], name) for a, b in zip(carry, step(carry), strict=True)]
+            outs = self.between_turns(step(carry))
+            new = [join([a, b], name) for a, b in zip(carry, outs, strict=True)]
             if new == carry:
                 return carry
             carry = new
@@ -219,6 +228,8 @@ def _scan(walk: _Walk[V], eqn: core.JaxprEqn, ins: list[V]) -> list[V]:
             [(loops.begin or loops.enter)(v) for v in carry],
         )
         xs = [loops.slice(v) for v in xs]
+    else:
+        xs = walk.between_turns(xs)
 
     def turn(carry: list[V]) -> list[V]:
         outs = walk.call(body, [*consts, *carry, *xs])[:carried]
@@ -228,7 +239,8 @@ def _scan(walk: _Walk[V], eqn: core.JaxprEqn, ins: list[V]) -> list[V]:
     outs = walk.call(body, [*consts, *carry, *xs])
     if loops is not None:
         return [loops.leave(v) for v in carry] + [loops.stack(v) for v in outs[carried:]]
-    return outs if eqn.params["length"] else [*carry, *outs[carried:]]
+    last = outs[:carried] if eqn.params["length"] else carry
+    return [*last, *walk.between_turns(outs[carried:])]
 
 
 def _linear_solve(walk: _Walk[V], eqn: core.JaxprEqn, ins: list[V]) -> list[V]:

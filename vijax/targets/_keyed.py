@@ -24,6 +24,8 @@ def keyed(function: Callable[[Any, PyTree], Any], *, has_aux: bool = False) -> L
 
         targets.keyed(lambda key, z: log_prior(z) + log_likelihood(z, rngs=nnx.Rngs(dropout=key)))
 
+    A Flax module whose variables change is made anew within f, `nnx.merge(graphdef, params, rest, copy=True)`.
+
     Args:
         function: (key, z) -> log p(x, z), [*batch] in nats; with `has_aux`, (log p, aux).
         has_aux: whether f returns a pair; `Estimate.draws.aux` then holds aux of every draw, gradients stopped.
