@@ -30,7 +30,7 @@ def test_blames_the_latent_that_is_wrong(fault, key):
         np.testing.assert_allclose(found["b"][2], 1 - 1 / 2.5**2, atol=0.1)
 
 
-@pytest.mark.parametrize("correlation", [0.6, 0.9])
+@pytest.mark.parametrize("correlation", [pytest.param(0.6, marks=pytest.mark.slow), 0.9])
 def test_a_mean_field_of_correlated_gaussians(correlation, key):
     """q's sd is √(1 - ρ²) of the right one in two latents, so their index is ρ²; a third is independent."""
     variance = 1 - correlation**2

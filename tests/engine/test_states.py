@@ -16,7 +16,9 @@ ELBO = vj.bounds.elbo
 pytestmark = pytest.mark.usefixtures("unchecked", "loose_ranks")
 
 
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
+@pytest.mark.parametrize(
+    "dtype", [jnp.bfloat16, pytest.param(jnp.float16, marks=pytest.mark.slow), jnp.float32]
+)
 @pytest.mark.parametrize("n", [4, pytest.param(20_000, marks=pytest.mark.slow)])
 def test_states_are_read_as_what_they_are(dtype, n, key):
     """One-hot draws are not taken for Bernoullis in half precision, nor where there are so many that their sum hides it."""

@@ -103,6 +103,7 @@ def test_impossible_draws(key):
     )
 
 
+@pytest.mark.slow
 def test_batches_of_distrax(key, loose_ranks):
     """Batch (2,) of three components of two-dimensional events: log_weights [2, 3], a component's draw [2, 2]."""
     parts = distrax.Independent(

@@ -81,7 +81,7 @@ def check(case, objective, *, whole=False):
 
 
 @pytest.mark.parametrize("case", [coins, pytest.param(mixed, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize("whole", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_its_mean_is_the_gradient(case, whole, x64):
     check(case, vj.gradients.factored(elbo), whole=whole)
 

@@ -164,6 +164,7 @@ def test_the_rest_is_dreg(key):
         jax.tree.map(close, found["gdreg"][part], found["dreg"][part])
 
 
+@pytest.mark.slow
 def test_transforms(key):
     """chunks = whole."""
     make = {"gdreg": lambda prior: gdreg(vj.bounds.iwae, prior)}

@@ -128,7 +128,9 @@ def judged(dtype, rounded=None):
     return {name: pick(*both) for name, both in found.items()}
 
 
-@pytest.mark.parametrize("row", but(TOTAL, "elbo", "iwae", name=lambda row: row.name))
+@pytest.mark.parametrize(
+    "row", but(TOTAL, "elbo", "iwae", "multi_iwae(2)", name=lambda row: row.name)
+)
 def test_no_nan_but_of_nan(row):
     """No nan in any value, and every slope finite, whatever is impossible, infinite or enormous; and nan stays nan. (The elbo
     of -inf and +inf is not among the columns: their mean is nan.)
@@ -156,7 +158,9 @@ def test_impossible_draws(row):
     np.testing.assert_allclose(found["none possible"][0], row.at_zero, rtol=1e-6)
 
 
-@pytest.mark.parametrize("row", but(TOTAL, "elbo", "iwae", name=lambda row: row.name))
+@pytest.mark.parametrize(
+    "row", but(TOTAL, "elbo", "iwae", "multi_iwae(2)", name=lambda row: row.name)
+)
 def test_bounds_at_a_spread_of_ten_thousand_nats(row):
     """Values to float32's rounding of 1e4; slopes finite, summing to what the bound moves by, where that is a constant."""
     single, double = judged(jnp.float32)[row.name], judged(jnp.float64, jnp.float32)[row.name]

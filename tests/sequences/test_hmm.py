@@ -13,7 +13,7 @@ from vijax.sequences import hmm
 
 
 @folds
-@pytest.mark.parametrize("moving", [False, True])
+@pytest.mark.parametrize("moving", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_the_evidence_is_brute_force(fold, moving, key):
     """Value and gradient, 243 paths."""
     arrays = factors(key, moving=moving)

@@ -94,7 +94,7 @@ def by_sigma_points(minorizer, predictor, like, steps, v):
 
 
 # test_minorizers.py holds the slow ones to account in every run.
-@pytest.mark.parametrize("name", some(PROBLEMS, "student_t", "mixture"))
+@pytest.mark.parametrize("name", some(PROBLEMS, "student_t"))
 def test_it_climbs_and_stays_below_the_evidence(name, x64):
     minorizer, predictor, log_f, like = PROBLEMS[name]
     like = jnp.asarray(like)

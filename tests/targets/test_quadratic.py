@@ -276,6 +276,7 @@ def test_a_singular_chain_is_nan():
     np.testing.assert_allclose(walk(0.01), 6 * np.log(2 * np.pi) - 0.5 * np.log(0.01), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_batches_and_transformations():
     z = jnp.array([-0.5, 0.0, 0.4])
     whole, conditional = vj.targets.collapse_gaussian(batched, jnp.zeros((3, 4)))

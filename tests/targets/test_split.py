@@ -127,7 +127,9 @@ def test_every_estimator_is_unbiased_for_it(pair, x64):
         check(case, name, split)
 
 
-@pytest.mark.parametrize(("case", "name"), [(line, "dreg"), (both, "auto")])
+@pytest.mark.parametrize(
+    ("case", "name"), [(line, "dreg"), pytest.param(both, "auto", marks=pytest.mark.slow)]
+)
 def test_with_the_entropy_too(case, name, x64):
     whole = lambda likelihood, prior, q: exact_entropy(
         lambda z: likelihood(z) + vj.types.lift(prior).log_prob(z), q

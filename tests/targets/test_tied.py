@@ -59,6 +59,7 @@ def test_at_alpha_zero_it_is_the_elbo_of_all_data(key):
         )
 
 
+@pytest.mark.slow
 def test_of_one_datum_it_is_renyis(key):
     q = Gauss(PARAMS["q"]["loc"], PARAMS["q"]["log_scale"])
     whole = lambda z: log_prior(PARAMS["theta"], z) + log_lik(jnp.float32(X[0]), z)
@@ -86,7 +87,7 @@ def test_in_the_limit_it_is_the_energy(alpha, key):
     np.testing.assert_allclose(found, closed_form(params, alpha), atol=0.01)
 
 
-@pytest.mark.parametrize("name", some(["reparam", "dreg", "score", "vimco"], "score", "vimco"))
+@pytest.mark.parametrize("name", some(["reparam", "dreg", "score", "vimco"], "vimco"))
 def test_every_estimator_is_unbiased_for_it(name, x64):
     """The mean over all noise of two draws, at Gauss-Hermite nodes, is the derivative of the same sum written plainly."""
     make, bound = getattr(vj.gradients, name), of(0.5)

@@ -24,6 +24,7 @@ def ours(objective, case):
     return lambda key: jax.grad(value)(case.params, key)
 
 
+@pytest.mark.slow
 def test_tfp_squares_the_weights_of_the_model(key):
     """DOUBLY_REPARAMETERIZED: right in q, wrong in the model's parameter by a third of its slope."""
     import tensorflow_probability.substrates.jax as tfp
@@ -51,6 +52,7 @@ def test_tfp_squares_the_weights_of_the_model(key):
     check_unbiased(key, ours(vj.gradients.dreg(vj.bounds.iwae), case), truth, detects=0.1)
 
 
+@pytest.mark.slow
 def test_numpyro_drops_the_score_of_a_coin(key):
     """Trace_ELBO on a Bernoulli latent: no warning from the loss, and no gradient of q."""
     numpyro = pytest.importorskip("numpyro")

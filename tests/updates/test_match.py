@@ -100,7 +100,7 @@ def test_the_rate_is_how_far_it_goes(x64, key):
     )  # the default is the paper's B d / (t + 1)
 
 
-@pytest.mark.parametrize("halvings", [0, 10])
+@pytest.mark.parametrize("halvings", [pytest.param(0, marks=pytest.mark.slow), 10])
 def test_nothing_turns_nan_five_standard_deviations_away(halvings, key):
     """In float32; scores of e^10 and more. Looking before it steps, it arrives besides."""
     update = updates.batch_and_match(scale_unknown, num_samples=16, halvings=halvings)
@@ -113,6 +113,7 @@ def test_nothing_turns_nan_five_standard_deviations_away(halvings, key):
         assert abs(state.loc["log_sigma"] - np.log(DATA.std())) < 0.5
 
 
+@pytest.mark.slow
 def test_seeds_by_vmap_are_seeds_one_by_one(key):
     update = updates.batch_and_match(logistic, num_samples=8)
     keys = jax.random.split(key, 3)
