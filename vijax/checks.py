@@ -219,9 +219,31 @@ def log_densities(
 
 
 def named_leaves(z: Any) -> list[tuple[str, Any]]:
-    """Return the leaves of a pytree with names a person would use; a bare array is called z."""
+    """Return the leaves of a pytree with names a person would use, each its own; a bare array is called z.
+
+    Where two would be called alike, as those of {"a": {"b": ...}, "a.b": ...}, all names are in JAX's full form,
+    ['a']['b'].
+    """
     paths = jax.tree_util.tree_leaves_with_path(z)
-    return [
-        (jax.tree_util.keystr(path, simple=True, separator=".") or "z", leaf)
-        for path, leaf in paths
-    ]
+    names = [jax.tree_util.keystr(path, simple=True, separator=".") or "z" for path, _ in paths]
+    if len(set(names)) < len(names):
+        names = [jax.tree_util.keystr(path) for path, _ in paths]
+    return list(zip(names, [leaf for _, leaf in paths], strict=True))
+
+
+def named_scalars(z: Any) -> list[str]:
+    """Return a name for every scalar of a pytree, each its own, in the order of its leaves: theta[3]."""
+
+    def of_elements(leaves: list[tuple[str, Any]]) -> list[str]:
+        return [
+            f"{name}[{','.join(map(str, place))}]" if place else name
+            for name, leaf in leaves
+            for place in np.ndindex(*jnp.shape(leaf))
+        ]
+
+    names = of_elements(named_leaves(z))
+    if len(set(names)) == len(names):
+        return names
+    # A leaf may be called as another's element is, {"a": [2], "a[0]": []}.
+    paths = jax.tree_util.tree_leaves_with_path(z)
+    return of_elements([(jax.tree_util.keystr(path), leaf) for path, leaf in paths])

@@ -71,12 +71,12 @@ def transform(log_joint: LogJoint, constraints: PyTree) -> Transformed:
     _refuse_others(constraints, ())
     has_aux = properties(log_joint).has_aux
 
-    def forward(y: PyTree) -> tuple[PyTree, dict[str, Array]]:
-        found: dict[str, Array] = {}
+    def forward(y: PyTree) -> tuple[PyTree, list[tuple[str, Array]]]:
+        found: list[tuple[str, Array]] = []  # two leaves may have one name, and each its Jacobian
 
         def visit(constraint: Constraint, leaf: Any, name: str) -> tuple[Array, Array]:
             z, log_jacobian = constraint.forward(leaf)
-            found[name] = log_jacobian
+            found.append((name, log_jacobian))
             return z, z
 
         return _walk(visit, constraints, y, ())[1], found
@@ -100,14 +100,14 @@ def transform(log_joint: LogJoint, constraints: PyTree) -> Transformed:
         ):
             return out  # which every objective refuses, and says why
         batch = jnp.shape(factors[0])
-        sums = {name: _over_events(value, batch, name) for name, value in log_jacobians.items()}
+        sums = [(name, _over_events(value, batch, name)) for name, value in log_jacobians]
         if isinstance(log_p, dict):  # apart, so that each leaf's score hears only its own
             log_p = dict(log_p)
-            for name, value in sums.items():
+            for name, value in sums:
                 name = f"log-Jacobian of {name}"
                 log_p[name] = log_p[name] + value if name in log_p else value
         else:
-            log_p = sum(sums.values(), jnp.asarray(log_p))
+            log_p = sum((value for _, value in sums), jnp.asarray(log_p))
         return (log_p, aux) if has_aux else log_p
 
     # A constraint may read other members' leaves.
