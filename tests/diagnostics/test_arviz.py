@@ -74,6 +74,33 @@ def test_what_arviz_cannot_hold(draws):
     assert to_arviz(half)["posterior"]["mu"].dtype == np.float32
 
 
+def test_no_latent_is_lost(draws):
+    """Two that would be called alike keep their values, each by a name of its own; a dimension's name is refused."""
+    z, log_p, log_q, *_ = jax.tree.map(lambda a: a[0], draws)
+    twice = {"a": {"b": z["mu"]}, "a.b": -z["mu"]}
+    group = to_arviz(Draws(twice, log_p, log_q))["posterior"]
+    assert len(group.data_vars) == 2
+    np.testing.assert_array_equal(group["['a']['b']"][0], z["mu"])
+    np.testing.assert_array_equal(group["['a.b']"][0], -z["mu"])
+    tau = z["deep"]["log_tau"]
+    with pytest.raises(ValueError, match="leaf 'tau_dim_0' of posterior"):
+        to_arviz(Draws({"tau": tau, "tau_dim_0": z["mu"]}, log_p, log_q))
+    with pytest.raises(ValueError, match="leaf 'school' of posterior"):
+        to_arviz(Draws({"tau": tau, "school": z["mu"]}, log_p, log_q), dims={"tau": ["school"]})
+
+
+def test_strata_are_resampled(draws):
+    """ArviZ takes every draw alike, so those of weight zero are left out, with their predictions."""
+    first = jnp.where(jnp.arange(K) < 10, 0.1, 0.0)
+    weighted = draws._replace(weights=jnp.broadcast_to(first, (RUNS, K)))
+    tree = to_arviz(weighted, predictive=draws.z["mu"])
+    for group, name in (("posterior", "mu"), ("posterior_predictive", "x")):
+        values, counts = np.unique(np.asarray(tree[group][name][0]), return_counts=True)
+        np.testing.assert_array_equal(values, np.sort(draws.z["mu"][0, :10]))
+        assert counts.min() >= K / 10 - 1
+    np.testing.assert_array_equal(tree["posterior"]["mu"], tree["posterior_predictive"]["x"])
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")
 def test_tables_of_arviz(draws):

@@ -45,8 +45,9 @@ def test_corrected_and_honest(key):
         detects=0.02,
     )
     assert_mean(jnp.exp(log_p.value - LOG_C), np.float64(1.0), detects=0.02)
+    # In the middle, for a log evidence has no error where k-hat is above .5.
     for estimate, error in ((found.mean, found.mean_error), (found.sd, found.sd_error), log_p):
-        assert 0.85 < np.std(estimate) / np.sqrt(np.mean(error**2)) < 1.15
+        assert 0.85 < np.std(estimate) / np.median(error) < 1.15
     with pytest.raises(AssertionError, match="biased"):
         assert_mean(
             {"mean": plain.mean, "sd": plain.sd},
@@ -80,12 +81,38 @@ def test_sandwich(key):
     ]
     assert means == sorted(means)
     assert means[0] < means[1] < LOG_C + 1e-3 < means[3]
-    for part in found[:4]:
-        assert 0.85 < np.std(part.value) / np.sqrt(np.mean(part.error**2)) < 1.25
+    truths = [np.mean(found.elbo.value), LOG_C, LOG_C, np.mean(found.eubo.value)]
+    for part, center in zip(found[:4], truths, strict=True):
+        assert 0.02 < np.mean(np.abs(part.value - center) > 1.96 * part.error) < 0.1
     wrong = sandwich(
         *[log_weight(jax.random.normal(key, (500,)))] * 2
     )  # the control: draws of q for the posterior's
     assert wrong.eubo.value < LOG_C - 0.1
+
+
+def test_errors_that_cannot_be_told(key):
+    """q = N(0, 1) for N(0, .15): 1/w has a tail index of .85, no variance, and no standard error to be believed.
+
+    Of 1,000 runs of 1,000 draws 7% state an error that is too small (5.5 to 7.7 in eight keys); were all stated, 47%.
+    """
+    sd = 0.15**0.5
+
+    def one(key):
+        of_q, of_p = jax.random.split(key)
+        z, exact = jax.random.normal(of_q, (1000,)), sd * jax.random.normal(of_p, (1000,))
+        log_w = lambda z: normal(z, 0.0, sd) - normal(z)
+        inverse = jnp.exp(-log_w(exact))
+        plain = jnp.std(inverse) / jnp.mean(inverse) / 1000**0.5
+        return sandwich(log_w(z), log_w(exact)), plain
+
+    found, plain = jax.jit(jax.vmap(one))(jax.random.split(key, 1000))
+    off = np.abs(found.harmonic.value)
+    assert np.mean(off > 1.96 * found.harmonic.error) < 0.12
+    assert np.mean(off > 1.96 * plain) > 0.3  # the control
+    assert np.median(found.khat_p) > 0.5
+    # The other side has bounded weights, and is told.
+    assert np.mean(np.isfinite(found.iwae.error)) > 0.9
+    assert 0.02 < np.mean(np.abs(found.iwae.value) > 1.96 * found.iwae.error) < 0.1
 
 
 def test_at_equal_weights_plain(x64):
@@ -123,7 +150,8 @@ def test_impossible_draws():
     )
     log_p = evidence(log_w)
     np.testing.assert_allclose(log_p.value, jnp.log(jnp.sum(jnp.exp(log_w)) / 5), rtol=1e-6)
-    assert np.isfinite(log_p.error)
+    assert log_p.error == jnp.inf  # five draws have no k-hat
+    assert np.isfinite(evidence(jnp.tile(log_w, 6)).error)
     alone = moments(z, jnp.array([0.0, -500.0, -jnp.inf, -jnp.inf, -jnp.inf]))
     np.testing.assert_array_equal(jnp.stack(alone), [1.0, jnp.inf, jnp.inf, jnp.inf])
     none = jnp.full(5, -jnp.inf)
@@ -135,7 +163,8 @@ def test_impossible_draws():
     np.testing.assert_array_equal(
         jnp.stack([jnp.stack(part) for part in one[:4]])[:, 0], [-jnp.inf, -jnp.inf, 2.0, 2.0]
     )
-    assert np.all(np.isinf(jnp.stack([part.error for part in one])))
+    assert np.all(np.isinf(jnp.stack([part.error for part in one[:5]])))
+    assert one.khat_q == one.khat_p == jnp.inf
 
 
 def test_refusals(unchecked):

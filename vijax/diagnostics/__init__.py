@@ -5,16 +5,19 @@ from vijax.diagnostics._calibration import Calibration, vsbc
 from vijax.diagnostics._chains import rhat
 from vijax.diagnostics._evidence import Measured, Sandwich, evidence, sandwich
 from vijax.diagnostics._latents import marginal_khat
+from vijax.diagnostics._members import Members, summarize_members
 from vijax.diagnostics._moments import Corrected, moments
 from vijax.diagnostics._predictive import predictive
-from vijax.diagnostics._summary import Summary, summarize
+from vijax.diagnostics._summarize import summarize
+from vijax.diagnostics._summary import Summary
 from vijax.diagnostics._verdict import verdict
-from vijax.diagnostics._weights import ess, khat, psis
+from vijax.diagnostics._weights import ess, khat, psis, resolution
 
 __all__ = [
     "Calibration",
     "Corrected",
     "Measured",
+    "Members",
     "Sandwich",
     "Summary",
     "ess",
@@ -24,9 +27,11 @@ __all__ = [
     "moments",
     "predictive",
     "psis",
+    "resolution",
     "rhat",
     "sandwich",
     "summarize",
+    "summarize_members",
     "to_arviz",
     "verdict",
     "vsbc",

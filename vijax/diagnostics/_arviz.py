@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array
 
 from vijax.checks import named_leaves
-from vijax.diagnostics._moments import agree
+from vijax.diagnostics._runs import as_runs, taken_alike
 from vijax.types import Draws, Estimate, PyTree
 
 
@@ -29,7 +29,7 @@ def to_arviz(
 
     Then `arviz_stats.summary(tree)`, `arviz_plots.plot_forest(tree)` and the rest work as they do after MCMC, and
     `arviz_stats.loo_approximate_posterior(tree, log_p, log_q)` given log_likelihood. They take every draw alike: the
-    posterior group is q's, not corrected by the weights.
+    posterior group is q's, not corrected by the weights, and strata are resampled by theirs.
 
     Args:
         draws: or the Estimate of an objective, with log_w [k], or [runs, k] of restarts as jax.vmap makes them.
@@ -47,7 +47,8 @@ def to_arviz(
     Raises:
         ImportError: without arviz-base: pip install "vijax-toolkit[diagnostics]".
         ValueError: for draws without z, or of a batch of posteriors (more runs than draws), or of a minibatch, leaves
-            that are not of as many draws, and latents that are named `chain` or `draw`.
+            that are not of as many draws, and latents that are named as a dimension is: `chain`, `draw`, one of
+            dims, or theta_dim_0 beside theta.
 
     Reference: Kumar, Carroll, Hartikainen, Martin, ArviZ a unified library for exploratory analysis of Bayesian models
         in Python, 2019.
@@ -59,66 +60,43 @@ def to_arviz(
             'to_arviz needs arviz-base: pip install "vijax-toolkit[diagnostics]".'
         ) from error
 
-    draws = as_runs(draws)
-    groups: dict[str, PyTree] = {"posterior": draws.z}
+    runs = as_runs(draws)
+    alike = taken_alike(runs)
+
+    def take(leaf: Array) -> Array:
+        return leaf if alike is None else jax.vmap(lambda a, chosen: a[chosen])(leaf, alike)
+
+    runs = jax.tree.map(take, runs._replace(weights=None))
+    groups: dict[str, PyTree] = {"posterior": runs.z}
     if constrain is not None:
         groups = {
-            "posterior": jax.vmap(jax.vmap(constrain))(draws.z),
-            "unconstrained_posterior": draws.z,
+            "posterior": jax.vmap(jax.vmap(constrain))(runs.z),
+            "unconstrained_posterior": runs.z,
         }
     groups["sample_stats"] = {
-        "log_p": draws.log_p,
-        "log_q": draws.log_q,
-        "log_w": log_weights(draws),
+        "log_p": runs.log_p,
+        "log_q": runs.log_q,
+        "log_w": runs.log_w,
     }
     for name, tree in (("posterior_predictive", predictive), ("log_likelihood", log_likelihood)):
         if tree is not None:
-            groups[name] = _like(tree, draws.log_w, name)
+            groups[name] = jax.tree.map(take, _like(tree, runs.log_w, name))
     if observed is not None:
         groups["observed_data"] = observed
     of_data = ("posterior_predictive", "log_likelihood", "observed_data")
     data = {
         group: _arrays(tree, "x" if group in of_data else "z") for group, tree in groups.items()
     }
-    return arviz_base.from_dict(
+    made = arviz_base.from_dict(
         data, coords=coords, dims=dims, attrs={"/": {"inference_library": "vijax"}}
     )
-
-
-def as_runs(draws: Draws | Estimate) -> Draws:
-    """Return draws with a leading axis of restarts, of one where there was none."""
-    draws = draws.draws if isinstance(draws, Estimate) else draws
-    if draws.only_mean is not None:
-        raise ValueError(
-            f"these draws have no importance weights: {draws.only_mean}. Weigh draws of q by all of the data, "
-            "draws.weigh(key, log_joint, q, num_samples=...)."
-        )
-    if draws.z is None:
-        raise ValueError(
-            "these draws keep no z, as those made with chunk_size: draw again with draws.weigh."
-        )
-    if jnp.ndim(draws.log_q) not in (1, 2):
-        raise ValueError(
-            f"log_w must be [k] of one posterior, or [runs, k] of restarts, got {jnp.shape(draws.log_q)}; for a "
-            "batch of posteriors take them one at a time: jax.tree.map(lambda a: a[:, i], draws)."
-        )
-    shape = jnp.shape(draws.log_q)
-    if len(shape) == 2 and shape[0] > shape[1]:
-        raise ValueError(
-            f"log_w {shape} would be {shape[0]} restarts of {shape[1]} draws, for restarts come first: [runs, k]. If "
-            "these are of a batch of posteriors, [k, batch], take one of it: jax.tree.map(lambda a: a[:, i], draws)."
-        )
-    agree(draws.z, draws.log_q)
-    draws = draws._replace(aux=None)
-    return jax.tree.map(lambda a: a[None], draws) if jnp.ndim(draws.log_q) == 1 else draws
-
-
-def log_weights(draws: Draws) -> Array:
-    """Return log-weights that count alike: those of strata with their weights within."""
-    if draws.weights is None:
-        return draws.log_w
-    k = draws.log_w.shape[-1]
-    return draws.log_w + jnp.log(k * jnp.broadcast_to(draws.weights, draws.log_w.shape))
+    for group, arrays in data.items():
+        if lost := sorted(set(arrays) - set(made[group].data_vars)):
+            raise ValueError(
+                f"leaf '{lost[0]}' of {group} has the name of a dimension, and ArviZ would drop it: give the leaf "
+                "another name, as constrain may, or the dimension, by dims=."
+            )
+    return made
 
 
 def _like(tree: PyTree, log_w: Array, what: str) -> PyTree:

@@ -1,8 +1,9 @@
 """Whether several runs tell one story: rank-normalised R-hat, of restarts or of chains."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
-from jax.scipy.special import ndtri
 from jaxtyping import Array
 
 from vijax.checks import named_leaves
@@ -40,39 +41,51 @@ def rhat(draws: PyTree) -> PyTree:
                 f"draws must be [runs, n, *event] with n >= 4, leaf '{name}' is {shape}; the draws of one run are "
                 "leaf[None]."
             )
-    return jax.tree.map(_rhat, draws)
+    return jax.tree.map(lambda leaf: rhat_among(leaf, jnp.ones(jnp.shape(leaf)[0], bool)), draws)
 
 
 @jax.jit
-def _rhat(x: Array) -> Array:
+def rhat_among(x: Array, compared: Array) -> Array:
+    """Return R-hat, [*event], of those runs of x [runs, n, *event] that are `compared`, bool [runs]."""
     x = jnp.asarray(x, jnp.promote_types(jnp.result_type(x), jnp.float32))
     half = x.shape[1] // 2
     halves = jnp.concatenate([x[:, :half], x[:, -half:]])
     columns = jnp.moveaxis(halves.reshape(2 * x.shape[0], half, -1), -1, 0)
-    return jax.vmap(_of_column)(columns).reshape(x.shape[2:])
+    of_column = partial(_of_column, compared=jnp.tile(compared, 2)[:, None])
+    return jax.vmap(of_column)(columns).reshape(x.shape[2:])
 
 
-def _of_column(x: Array) -> Array:
-    """Return R-hat of [chains, n], already split."""
-    folded = jnp.abs(x - jnp.median(x))
-    found = jnp.maximum(_ratio(normal_scores(x)), _ratio(normal_scores(folded)))
-    return jnp.where(jnp.any(jnp.isnan(x)), jnp.nan, found)
+def _of_column(x: Array, compared: Array) -> Array:
+    """Return R-hat of [chains, n], already split, among those `compared`, [chains, 1]."""
+    # Beyond every other, so that neither ranks nor the median hear of them.
+    x = jnp.where(compared, x, jnp.inf)
+    count = jnp.sum(compared) * x.shape[1]
+    ordered = jnp.sort(x.ravel())
+    median = 0.5 * (ordered[(count - 1) // 2] + ordered[count // 2])
+    folded = jnp.where(compared, jnp.abs(x - median), jnp.inf)
+    both = jax.vmap(lambda x: _ratio(normal_scores(x, count), compared))(jnp.stack([x, folded]))
+    return jnp.where(jnp.any(jnp.isnan(x)), jnp.nan, jnp.max(both))
 
 
-def normal_scores(x: Array) -> Array:
-    """Return normal scores of the ranks of all numbers together, of any shape; ties share their mean rank."""
+def normal_scores(x: Array, count: Array | int) -> Array:
+    """Return normal scores of the ranks of the `count` smallest numbers, of any shape; ties share their mean rank."""
     flat = x.ravel()
     ordered = jnp.sort(flat)
-    ranks = 0.5 * (
-        jnp.searchsorted(ordered, flat) + jnp.searchsorted(ordered, flat, side="right") + 1
-    )
-    return ndtri((ranks.astype(x.dtype) - 0.375) / (flat.size + 0.25)).reshape(x.shape)
+    twice = jnp.searchsorted(ordered, flat) + jnp.searchsorted(ordered, flat, side="right") + 1
+    # Φ⁻¹((r - ⅜) / (n + ¼)), by an inverse that compiles in a fifth of the time.
+    centered = (twice - count - 1).astype(x.dtype) / (count + 0.25)
+    return 2**0.5 * jax.lax.erf_inv(centered).reshape(x.shape)
 
 
-def _ratio(x: Array) -> Array:
+def _ratio(x: Array, compared: Array) -> Array:
     n = x.shape[1]
-    between = jnp.var(jnp.mean(x, 1), ddof=1)  # B / n
-    within = jnp.mean(jnp.var(x, 1, ddof=1))
+    means, variances = jnp.mean(x, 1), jnp.var(x, 1, ddof=1)
+    compared = compared[:, 0]
+    chains = jnp.sum(compared)
+    within = jnp.sum(jnp.where(compared, variances, 0.0)) / chains
+    center = jnp.sum(jnp.where(compared, means, 0.0)) / chains
+    off = jnp.where(compared, means - center, 0.0)
+    between = jnp.sum(jnp.square(off)) / (chains - 1)  # B / n
     # Equal numbers leave the rounding of their mean behind.
     flat = within <= 1e-10
     constant = jnp.where(between <= 1e-10, 1.0, jnp.inf)

@@ -5,7 +5,10 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from vijax.diagnostics._weights import khat, unresolved
 from vijax.numerics import log_mean_exp, normalized_weights
+
+HAS_VARIANCE = 0.5  # k-hat up to which a mean of weights has a variance, and so a standard error
 
 
 class Measured(NamedTuple):
@@ -25,6 +28,8 @@ class Sandwich(NamedTuple):
         eubo: mean log w of the posterior's draws; in expectation above log p(x).
         cubo: ½ log mean w² of q's draws; above log p(x) in the limit of many draws, and at any number of them a bound
             of nothing, so no part of the order.
+        khat_q: k-hat of w at q's draws, which says whether iwae's error can be told.
+        khat_p: k-hat of 1/w at the posterior's draws, which says whether harmonic's can.
     """
 
     elbo: Measured
@@ -32,23 +37,28 @@ class Sandwich(NamedTuple):
     harmonic: Measured
     eubo: Measured
     cubo: Measured
+    khat_q: Float[Array, "*batch"]
+    khat_p: Float[Array, "*batch"]
 
 
-def evidence(log_w: Float[Array, "k *batch"]) -> Measured:
+def evidence(
+    log_w: Float[Array, "k *batch"], *, resolution: Float[Array, "*batch"] | None = None
+) -> Measured:
     """Log evidence from the draws of q, a lower bound in expectation, with its standard error.
 
-        log p̂(x) = log 1/K Σₖ wₖ,     se² = (K / ESS - 1) / (K - 1)
+        log p̂(x) = log 1/K Σₖ wₖ,     se² = (K / ESS - 1) / (K - 1) + r²,   r the resolution of the floats
 
-    The delta method: the relative standard error of the mean weight. It is honest where `khat` is below .5, optimistic
-    up to .7, and above that the largest weight is still to come: value and error are then both too small. The value
-    lies below log p(x) by about se²/2 in expectation.
+    The delta method: the relative standard error of the mean weight. A mean whose weights have no variance has none:
+    where `khat` is above .5 the largest weight may be still to come, the value is likely too low, and the error, +inf,
+    says that it cannot be told. The value lies below log p(x) by about se²/2 in expectation.
 
     Args:
         log_w: log-weights in nats, [k, *batch], of independent draws.
+        resolution: as for `khat`.
 
     Returns:
-        Measured, [*batch] in nats. One draw has an error of +inf; where all are impossible the value is -inf and the
-        error +inf.
+        Measured, [*batch] in nats. The error is +inf where k-hat is above .5, as it is where there are fewer than 25
+        draws, none is possible (the value is then -inf) or floats do not resolve the weights' spread.
 
     Raises:
         ValueError: for k = 0.
@@ -56,7 +66,7 @@ def evidence(log_w: Float[Array, "k *batch"]) -> Measured:
     Reference: Owen, Monte Carlo theory, methods and examples, 2013, section 9.2; Burda, Grosse, Salakhutdinov,
         Importance weighted autoencoders, 2016, arXiv:1509.00519.
     """
-    return _log_mean(log_w, 1.0)
+    return log_mean(log_w, khat(log_w, resolution=resolution), resolution)
 
 
 def sandwich(log_w_q: Float[Array, "k *batch"], log_w_p: Float[Array, "s *batch"]) -> Sandwich:
@@ -68,14 +78,17 @@ def sandwich(log_w_q: Float[Array, "k *batch"], log_w_p: Float[Array, "s *batch"
     that x came from. Simulate data like yours, and the width of the sandwich says how far off your evidence is at your
     number of draws; averaged over simulated data (a batch of them, s = 1) both halves are bounds whatever q is. With
     draws of a long MCMC run it holds up to that run's error, and `error` counts them as independent. Both inner bounds
-    are loose where q misses a part of the posterior: the width is what tells, each alone does not.
+    are loose where q misses a part of the posterior: the width is what tells, each alone does not. A mean of w, 1/w or
+    w² without a variance has no standard error, and an error of +inf says so: that of 1/w where q is wider than the
+    posterior (its k-hat is then 1 - sd_p² / sd_q²).
 
     Args:
         log_w_q: log p(x, z) - log q(z) at draws of q, in nats, [k, *batch].
         log_w_p: the same at draws of the posterior, [s, *batch].
 
     Returns:
-        Sandwich of Measured, [*batch] in nats; an error from one draw is +inf.
+        Sandwich of Measured, [*batch] in nats; an error is +inf where its k-hat is above .5 or nan, or draws are fewer
+        than 25 (for ELBO and EUBO, than 2).
 
     Raises:
         ValueError: for k = 0 or s = 0, or batches that differ.
@@ -89,29 +102,42 @@ def sandwich(log_w_q: Float[Array, "k *batch"], log_w_p: Float[Array, "s *batch"
             f"log_w_q [k, *batch] and log_w_p [s, *batch] must have one batch shape, got {log_w_q.shape} and "
             f"{log_w_p.shape}; one draw of each posterior is s = 1: log_w_p[None]."
         )
+    khat_q, khat_p = khat(log_w_q), khat(-log_w_p)
+    harmonic = log_mean(-log_w_p, khat_p)
+    squares = log_mean(2 * log_w_q, khat(2 * log_w_q))
     return Sandwich(
         mean_of(log_w_q),
-        _log_mean(log_w_q, 1.0),
-        _log_mean(log_w_p, -1.0),
+        log_mean(log_w_q, khat_q),
+        Measured(-harmonic.value, harmonic.error),
         mean_of(log_w_p),
-        _log_mean(log_w_q, 2.0),
+        Measured(0.5 * squares.value, 0.5 * squares.error),
+        khat_q,
+        khat_p,
     )
 
 
-def mean_of(log_w: Array) -> Measured:
-    """Return the mean log-weight and its standard error."""
+def mean_of(
+    log_w: Array, *, weights: Array | None = None, resolution: Array | None = None
+) -> Measured:
+    """Return the mean log-weight and its standard error; `weights` are of strata, and sum to one."""
     k = log_w.shape[0]
-    mean = jnp.mean(log_w, 0)
-    # An infinite mean has no spread around it that could be squared.
-    off = jnp.where(jnp.isinf(mean)[None], 0.0, log_w - jnp.where(jnp.isinf(mean), 0.0, mean)[None])
-    error = jnp.sqrt(jnp.sum(off**2, 0) / (max(k - 1, 1) * k))
+    shares = jnp.full_like(log_w, 1 / k) if weights is None else weights
+    log_w = jnp.where(shares > 0, log_w, 0.0)
+    mean = jnp.sum(shares * log_w, 0)
+    # An infinite mean has no spread around it that could be squared, and the squares of a large one overflow.
+    finite = jnp.where(jnp.isinf(mean), 0.0, mean)
+    off = jnp.where(jnp.isinf(mean)[None], 0.0, shares * (log_w - finite[None]))
+    unit = jnp.max(jnp.abs(off), 0)
+    unit = jnp.where(unit > 0, unit, 1.0)
+    error = unit * jnp.sqrt(jnp.sum((off / unit[None]) ** 2, 0) * k / max(k - 1, 1))
+    error = jnp.hypot(error, unresolved(log_w, resolution)[0])
     return Measured(mean, jnp.where(jnp.isinf(mean) | (k == 1), jnp.inf, error))
 
 
-def _log_mean(log_w: Array, power: float) -> Measured:
-    """Return 1/power log mean w^power and its error by the delta method."""
-    value = log_mean_exp(power * log_w) / power
+def log_mean(log_w: Array, khat: Array, resolution: Array | None = None) -> Measured:
+    """Return log mean w and its error by the delta method, +inf where the k-hat allows none."""
     k = log_w.shape[0]
-    off = k * normalized_weights(power * log_w) - 1
-    error = jnp.sqrt(jnp.sum(off**2, 0) / (max(k - 1, 1) * k)) / abs(power)
-    return Measured(value, jnp.where(jnp.isinf(value) | (k == 1), jnp.inf, error))
+    off = k * normalized_weights(log_w) - 1
+    error = jnp.sqrt(jnp.sum(off**2, 0) / (max(k - 1, 1) * k))
+    error = jnp.hypot(error, unresolved(log_w, resolution)[0])
+    return Measured(log_mean_exp(log_w), jnp.where(khat <= HAS_VARIANCE, error, jnp.inf))

@@ -53,13 +53,13 @@ def moments(z: PyTree, log_w: Float[Array, "k *batch"]) -> Corrected:
     Reference: Owen, Monte Carlo theory, methods and examples, 2013, section 9.2.
     """
     agree(z, log_w)
-    found = jax.tree.map(partial(_corrected, log_w), z)
+    found = jax.tree.map(partial(weighted_moments, normalized_weights(log_w)), z)
     return Corrected(*jax.tree.transpose(jax.tree.structure(z), None, found))
 
 
 @jax.jit
-def _corrected(log_w: Array, leaf: Array) -> list[Array]:
-    w = normalized_weights(log_w)
+def weighted_moments(w: Array, leaf: Array) -> list[Array]:
+    """Return mean, sd, and their errors, of a leaf [k, *batch, *event] under normalised weights [k, *batch]."""
     squares = jnp.sum(jnp.square(w), 0)
     # Within rounding of 1 there is one draw, and no spread is known.
     unknown = (1 - squares <= 8 * jnp.finfo(w.dtype).eps) | (squares == 0)

@@ -1,26 +1,19 @@
-"""The table that a person reads after a fit: what q says, what its weights correct, and whether to believe it."""
+"""The table that a person reads after a fit, and the verdict on it in a sentence."""
 
-from collections.abc import Callable
 from html import escape
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
-from vijax.checks import named_leaves
-from vijax.diagnostics._arviz import as_runs, log_weights
-from vijax.diagnostics._chains import rhat
-from vijax.diagnostics._evidence import Measured, evidence, mean_of
-from vijax.diagnostics._latents import marginal_khat
-from vijax.diagnostics._moments import moments
-from vijax.diagnostics._verdict import RESTARTS_AGREE, khat_threshold, verdict
-from vijax.diagnostics._weights import ess, khat, psis
-from vijax.types import Draws, Estimate, PyTree
+from vijax.diagnostics._evidence import Measured
+from vijax.diagnostics._verdict import RESTARTS_AGREE, khat_threshold
+from vijax.diagnostics._weights import LEAST
 
 ROWS = 30
-LEAST = 25  # draws, for a k-hat
+SAME = 1.0  # nats: restarts this close in ELBO may be the same fit with its labels switched
+NEITHER = "Verdict: believe neither q nor its correction: "
 
 
 class Summary(NamedTuple):
@@ -32,12 +25,15 @@ class Summary(NamedTuple):
         corrected_mean, corrected_sd: of the posterior, by Pareto-smoothed weights (`psis`), [d].
         error: Monte Carlo standard error of corrected_mean, [d].
         marginal_khat: of each latent, [d].
-        rhat: of each latent over restarts, [d], or None.
-        elbo, log_evidence: `Measured`, in nats.
-        ess: effective sample size, in draws.
+        rhat: of each latent over the restarts compared, [d]; nan where fewer than two are, None of a single run.
+        elbo, log_evidence: `Measured`, in nats; an error of +inf says that there is none.
+        ess: effective sample size, in draws; nan where it cannot be told.
         khat: of the joint log-weights.
+        resolution: of the log-weights, in nats; above .1 nothing can be told.
+        elbos: of each restart, `Measured` [runs].
+        compared: which restarts R-hat compares, [runs].
         num_samples: how many draws each run has.
-        verdict: 0, q may be believed; 1, what its weights correct; 2, neither; see `verdict`.
+        verdict: 0, q may be believed; 1, what its weights correct; 2, neither; 3, cannot tell; see `verdict`.
     """
 
     names: tuple[str, ...]
@@ -52,6 +48,9 @@ class Summary(NamedTuple):
     log_evidence: Measured
     ess: Float[Array, ""]
     khat: Float[Array, ""]
+    resolution: Float[Array, ""]
+    elbos: Measured
+    compared: Bool[Array, " runs"]
     num_samples: int
     verdict: Int[Array, ""]
 
@@ -77,90 +76,6 @@ class Summary(NamedTuple):
         return f"<table><thead>{line('th', ['', *head])}</thead><tbody>{body}</tbody></table><p>{notes}</p>"
 
 
-def summarize(
-    draws: Draws | Estimate, *, constrain: Callable[[PyTree], PyTree] | None = None
-) -> Summary:
-    """Summary of a fit from draws of q: moments plain and corrected, evidence, k-hat, and a verdict in one sentence.
-
-        print(summarize(draws.weigh(key, target, q, num_samples=4000), constrain=target.constrain))
-
-    A few thousand draws make k-hat stable. Given restarts, the table is of the run with the highest ELBO, and R-hat
-    compares all of them. It returns arrays and prints nothing by itself.
-
-    Args:
-        draws: `Draws`, or the `Estimate` of an objective, with log_w [k], or [runs, k] of restarts as jax.vmap makes
-            them.
-        constrain: one draw of z -> the latents to report, such as `Transformed.constrain`, or any function of them.
-
-    Returns:
-        Summary.
-
-    Raises:
-        ValueError: for draws without z, of a batch of posteriors, and those of a minibatch or another target that is
-            right in its mean alone.
-
-    Reference: Vehtari, Simpson, Gelman, Yao, Gabry, Pareto smoothed importance sampling, 2024, arXiv:1507.02646; Yao,
-        Vehtari, Simpson, Gelman, Yes, but did it work? Evaluating variational inference, 2018, arXiv:1802.02538.
-    """
-    draws = as_runs(draws)
-    z = draws.z if constrain is None else jax.vmap(jax.vmap(constrain))(draws.z)
-    names = _elements(jax.tree.map(lambda leaf: leaf[0, 0], z))
-    return _numbers(z, log_weights(draws))._replace(names=names, num_samples=draws.log_q.shape[1])
-
-
-@jax.jit
-def _numbers(z: PyTree, log_w: Array) -> Summary:
-    """Return the summary, but for its names, of draws [runs, k, ...] and log-weights [runs, k]."""
-    runs, k = log_w.shape
-    # Latents in a row, and the run with the highest ELBO.
-    flat = jnp.concatenate([jnp.reshape(leaf, (runs, k, -1)) for leaf in jax.tree.leaves(z)], 2)
-    best = _best_run(log_w)
-    x, weights = flat[best], log_w[best]
-    # What q says, and what its weights correct: smoothed, for it is of those that k-hat speaks.
-    plain = moments(x, jnp.zeros(k, log_w.dtype))
-    corrected = moments(x, psis(weights))
-    # Whether to believe it.
-    joint_khat, marginal_khats, count = khat(weights), marginal_khat(x, weights), ess(weights)
-    agreement = rhat(flat) if runs > 1 else None
-    judgement = verdict(
-        jnp.maximum(joint_khat, jnp.max(marginal_khats)),
-        count,
-        num_samples=k,
-        rhat=None if agreement is None else jnp.max(agreement),
-    )
-    return Summary(
-        names=(),
-        mean=plain.mean,
-        sd=plain.sd,
-        corrected_mean=corrected.mean,
-        corrected_sd=corrected.sd,
-        error=corrected.mean_error,
-        marginal_khat=marginal_khats,
-        rhat=agreement,
-        elbo=mean_of(weights),
-        log_evidence=evidence(weights),
-        ess=count,
-        khat=joint_khat,
-        num_samples=k,
-        verdict=judgement,
-    )
-
-
-def _best_run(log_w: Array) -> Array:
-    """Return which run has the highest ELBO; one that is nan is below all."""
-    elbos = jnp.mean(log_w, 1)
-    return jnp.argmax(jnp.where(jnp.isnan(elbos), -jnp.inf, elbos))
-
-
-def _elements(z: PyTree) -> tuple[str, ...]:
-    """Return a name for every scalar of a pytree, in the order of its leaves."""
-    found = []
-    for name, leaf in named_leaves(z):
-        places = np.ndindex(*jnp.shape(leaf))
-        found += [f"{name}[{','.join(map(str, place))}]" if place else name for place in places]
-    return tuple(found)
-
-
 def _cells(s: Summary) -> tuple[list[str], list[list[str]]]:
     head = ["mean", "sd", "corrected mean", "sd", "error", "k-hat"]
     columns = [s.mean, s.sd, s.corrected_mean, s.corrected_sd, s.error, s.marginal_khat]
@@ -182,44 +97,94 @@ def _row(values: np.ndarray) -> list[str]:
 def _notes(s: Summary) -> list[str]:
     """Return the lines below the table: what it leaves out, the joint numbers with their units, and the verdict."""
     more = len(s.names) - ROWS
+    usable = khat_threshold(s.num_samples)
+    left_out = [f"... and {more} more; the fields of this summary hold all {len(s.names)}."]
     return [
-        *(
-            [f"... and {more} more; the fields of this summary hold all {len(s.names)}."]
-            if more > 0
-            else []
-        ),
+        *(left_out if more > 0 else []),
         "",
-        f"ELBO {s.elbo.value:.2f} ± {s.elbo.error:.2g} nats;  log evidence {s.log_evidence.value:.2f} ± "
-        f"{s.log_evidence.error:.2g} nats, if k-hat allows it",
+        f"ELBO {_measured(s.elbo)};  log evidence {_measured(s.log_evidence)}",
         f"effective sample size {s.ess:.0f} of {s.num_samples} draws;  joint k-hat {s.khat:.2f}, corrections usable to "
-        f"{khat_threshold(s.num_samples):.2f}",
-        _sentence(s),
+        f"{usable:.2f}",
+        sentence(s),
     ]
 
 
-def _sentence(s: Summary) -> str:
+def _measured(m: Measured) -> str:
+    known = np.isfinite(m.error)
+    return f"{m.value:.2f} " + (f"± {m.error:.2g} nats" if known else "nats, its error unknown")
+
+
+def sentence(s: Summary) -> str:
+    """Return the verdict in words, why it is so, what to do next, and which restarts it rests on."""
+    return " ".join([_judgement(s), *_restarts(s)])
+
+
+def _judgement(s: Summary) -> str:
     level = int(s.verdict)
     if level == 0:
         return "Verdict: q may be believed: its means are within a fifth of a standard deviation."
     if level == 1:
         return "Verdict: believe the corrected moments, not q's own."
-    if s.rhat is not None and not bool(np.all(np.asarray(s.rhat) <= RESTARTS_AGREE)):
-        worst = int(np.argmax(np.nan_to_num(np.asarray(s.rhat), nan=np.inf)))
-        return (
-            f"Verdict: believe neither q nor its correction: restarts disagree (R-hat {s.rhat[worst]:.2f} of "
-            f"{s.names[worst]})."
-        )
+    if level == 3:
+        return f"Verdict: cannot tell. {coarse(s.resolution, np.asarray(s.khat).dtype)}"
+    if s.rhat is not None and int(np.sum(s.compared)) > 1:
+        rhat = np.asarray(s.rhat)
+        if not np.all(rhat <= RESTARTS_AGREE):
+            return _disagreement(s, rhat)
     if s.num_samples < LEAST:
         return f"Verdict: none from {s.num_samples} draws: k-hat needs {LEAST}, and some thousands to be steady."
     if np.isnan(s.khat):
-        return "Verdict: believe neither q nor its correction: there are nan among the log-weights."
-    worst = int(np.argmax(np.nan_to_num(np.asarray(s.marginal_khat), nan=np.inf)))
+        return f"{NEITHER}there are nan among the log-weights."
+    if s.ess == 0:
+        return f"{NEITHER}log_joint is -inf at every draw."
+    worst = _worst(s.marginal_khat)
     where = (
         f"that of {s.names[worst]} first"
         if s.marginal_khat[worst] > 0.5
         else "though of no latent alone"
     )
     return (
-        f"Verdict: believe neither q nor its correction: k-hat is too large, {where}. Try a richer family, another "
-        "parameterisation, or a fit that has converged."
+        f"{NEITHER}k-hat is too large, {where}. Try a richer family, another parameterization, or a fit that has "
+        "converged."
     )
+
+
+def coarse(resolution: Array, dtype: np.dtype) -> str:
+    """Return what is to be known where log-weights are finer than floats, and what to do."""
+    size = float(resolution) / float(jnp.finfo(dtype).eps)
+    return (
+        f"log p and log q are near {size:.1g} nats, of which {dtype} resolves {float(resolution):.1g}, so that the "
+        "spread of the log-weights may be rounding, or hidden by it. Take the data's constant out of log_joint's terms "
+        "(not of their sum), rescale the latents, or evaluate in float64: jax.config.update('jax_enable_x64', True)."
+    )
+
+
+def _disagreement(s: Summary, rhat: np.ndarray) -> str:
+    worst = _worst(rhat)
+    found = f"restarts disagree (R-hat {rhat[worst]:.2f} of {s.names[worst]})"
+    value, error = np.asarray(s.elbos.value)[s.compared], np.asarray(s.elbos.error)[s.compared]
+    if np.max(value) - np.min(value) > SAME + 4 * np.max(error):
+        return f"{NEITHER}{found}."
+    return (
+        f"{NEITHER}{found}, and their ELBOs agree: labels may have switched, or there are several modes. Where the "
+        "labels of m components may switch, sort them by constrain=; log evidence then lacks log m!. Otherwise pool "
+        "the runs: families.mixture."
+    )
+
+
+def _restarts(s: Summary) -> list[str]:
+    """Return what is to be known of the restarts: that there were none, or were left out."""
+    runs, compared = len(s.compared), int(np.sum(s.compared))
+    if runs == 1 and s.verdict < 2:
+        return ["One run: no restart was seen, which alone could show another mode."]
+    if compared == runs:
+        return []
+    rest = "R-hat compares the others." if compared > 1 else "No restart confirms the best."
+    return [
+        f"Of {runs} restarts {runs - compared} were left out, whose ELBO is nan or worse by far (10 nats and 4 "
+        f"standard errors). {rest}"
+    ]
+
+
+def _worst(numbers: Array | np.ndarray) -> int:
+    return int(np.argmax(np.nan_to_num(np.asarray(numbers), nan=np.inf)))

@@ -1,12 +1,15 @@
-"""What the numbers add up to: may q be believed, only its corrected moments, or neither."""
+"""What the numbers add up to: may q be believed, only its corrected moments, neither, or can it not be told."""
 
 import math
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from vijax.diagnostics._weights import LEAST, RESOLVED
+
 CLOSE = 0.96  # of the draws: q's means are within a fifth of a standard deviation
 NEAR = 0.9  # within a third
+UNSEEN = 0.05  # of the posterior, which moves no mean by more than a quarter
 RESTARTS_AGREE = 1.05
 
 
@@ -21,26 +24,30 @@ def verdict(
     *,
     num_samples: int,
     rhat: Float[Array, "*batch"] | None = None,
+    resolution: Float[Array, "*batch"] | None = None,
 ) -> Int[Array, "*batch"]:
-    """Verdict on a fit: 0, q itself may be believed; 1, only what its weights correct; 2, neither.
+    """Verdict on a fit: 0, q itself may be believed; 1, only what its weights correct; 2, neither; 3, cannot tell.
 
-        0 if ESS ≥ .96 S;    otherwise 1 if k̂ ≤ min(1 - 1 / log₁₀ S, .7) or ESS ≥ .9 S;    otherwise 2
-        and 2 if R̂ > 1.05
+        0 if ESS ≥ .96 S;    otherwise 1 if k̂ ≤ min(1 - 1 / log₁₀ S, .7), ESS ≥ .9 S, or u ≤ .05;    otherwise 2
+        u = (1 / ESS - 1 / S)^½ / (1 - k̂)₊;    3 if the resolution is above .1 nats;    and 2 if R̂ > 1.05
 
-    No mean under q is off by more than (S / ESS - 1)^½ standard deviations of q: .2 at .96 S (Cauchy-Schwarz on w - 1),
-    however heavy a tail that weighs nothing; .33 at .9 S, where there is little for weights to mend or to spoil. S
-    draws give a corrected moment whose error falls about as it should up to that k̂ (.67 at S = 1,000, .7 from 2,155 on;
-    nothing passes with 10). Two restarts half a standard deviation apart in any latent (R̂ of 1.05) answer for neither.
-    A nan is a 2. All of these look where q draws, and are silent about a mode that no draw and no restart has seen.
+    No mean under q is off by more than (S / ESS - 1)^½ sds of q (Cauchy-Schwarz on w - 1): .2 at .96 S, .33 at .9 S,
+    however heavy a tail that weighs nothing. Up to that k̂ the error of a corrected moment falls about as it should.
+    Beyond it, u bounds the mass above the largest weight seen, which moves a mean by at most (u / (1 - u))^½ sds, .23.
+    Restarts half an sd apart in any latent answer for neither; a nan is a 2.
+
+    No number here sees a mode that no draw has reached, or mass where q hardly draws: a q with k̂ of .60 lacked 9% of a
+    label-switched mixture. Compare restarts from scattered starts.
 
     Args:
         khat: the larger of Pareto k-hat of the log-weights and of every latent's `marginal_khat`.
         ess: effective sample size of the log-weights, in draws.
         num_samples: S, how many draws these are of.
         rhat: the largest R-hat of the latents over restarts, if there were any.
+        resolution: of the log-weights, in nats, as `resolution` gives it.
 
     Returns:
-        [*batch], 0, 1 or 2.
+        [*batch], 0 to 3. Of one draw above all others by more than rounding the verdict is 2, whatever the resolution.
 
     Raises:
         ValueError: for num_samples < 1.
@@ -50,7 +57,14 @@ def verdict(
     """
     if num_samples < 1:
         raise ValueError(f"num_samples must be at least 1, got {num_samples}.")
-    share = jnp.where(jnp.isnan(khat) | (num_samples < 25), 0.0, ess / num_samples)
-    level = jnp.where((khat <= khat_threshold(num_samples)) | (share >= NEAR), 1, 2)
+    share = jnp.where(jnp.isnan(khat) | (num_samples < LEAST), 0.0, ess / num_samples)
+    # The largest normalised weight is at most 1 / S + (1 / ESS - 1 / S)^½, and what lies above it in a Pareto tail
+    # weighs k̂ / (1 - k̂) times as much.
+    largest = jnp.sqrt(jnp.maximum(1 / share - 1, 0.0) / num_samples)
+    few_unseen = (khat < 1) & (largest <= UNSEEN * (1 - khat))
+    usable = (khat <= khat_threshold(num_samples)) | (share >= NEAR) | few_unseen
+    level = jnp.where(usable, 1, 2)
     level = jnp.where(share >= CLOSE, 0, level)
+    if resolution is not None:
+        level = jnp.where((resolution > RESOLVED) & ~(ess < 2), 3, level)
     return level if rhat is None else jnp.where(rhat <= RESTARTS_AGREE, level, 2)

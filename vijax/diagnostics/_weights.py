@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +10,67 @@ from jaxtyping import Array, Float
 
 from vijax.numerics import log_normalized, normalized_weights
 
+RESOLVED = (
+    0.1  # nats: rounding errors of this size move an effective sample size by one in a hundred
+)
+ROUNDINGS = 64  # how many of them the sum of a log-density may gather
+LEAST = 25  # draws, for a k-hat
 
-def ess(log_w: Float[Array, "k *batch"]) -> Float[Array, "*batch"]:
+
+def resolution(
+    log_p: Float[Array, "k *batch"], log_q: Float[Array, "k *batch"]
+) -> Float[Array, "*batch"]:
+    """Resolution of log-weights: how far apart two must be before floats tell them apart.
+
+        r = Σₖ w̃ₖ ε max(|log p(x, zₖ)|, |log q(zₖ)|),   w̃ = softmax(log p - log q),   ε the floats' eps
+
+    A log-weight may be small where both logarithms are large, and their digits are then lost: at |log p| = 10⁷ float32
+    resolves a nat. Where r is above a tenth of a nat, spread may be rounding, and its absence too: `ess` and `khat`
+    then answer that they cannot tell, and so does `verdict`. What `log_joint` loses within itself is not seen here:
+    (log p + 10⁷) - 10⁷ has lost as much, so a constant is to be taken from the terms, before they are summed.
+
+    Args:
+        log_p: log p(x, z) in nats, [k, *batch].
+        log_q: log q(z) in nats, [k, *batch].
+
+    Returns:
+        [*batch], in nats; 0 where every draw is impossible, nan where there are nan.
+
+    Raises:
+        ValueError: for shapes that differ, or k = 0.
+
+    >>> float(resolution(jnp.full(100, -1e7), jnp.full(100, -1e7))) > 1
+    True
+
+    Reference: Higham, Accuracy and stability of numerical algorithms, 2002, chapter 4.
+    """
+    if log_p.shape != log_q.shape:
+        raise ValueError(
+            f"log_p and log_q must have one shape [k, *batch], got {log_p.shape} and {log_q.shape}."
+        )
+    return mean_rounding(normalized_weights(log_p - log_q), log_p, log_q)
+
+
+def mean_rounding(w: Array, log_p: Array, log_q: Array) -> Array:
+    """Return the mean under normalised weights w of the larger rounding error."""
+    rounding = jnp.maximum(*(jnp.finfo(a.dtype).eps * jnp.abs(a) for a in (log_p, log_q)))
+    counts = jnp.isnan(w) | ((w > 0) & jnp.isfinite(rounding))
+    return jnp.sum(jnp.where(counts, w * rounding, 0.0), 0)
+
+
+def unresolved(log_w: Array, rounding: Array | None) -> tuple[Array, Array]:
+    """Return the resolution of log-weights [k, *batch], their own if none is given, and whether it hides the spread.
+
+    It does not where the largest is above all others by more than rounding: one draw has all the weight.
+    """
+    r = mean_rounding(normalized_weights(log_w), log_w, log_w) if rounding is None else rounding
+    near = jnp.sum(log_w >= (jnp.max(log_w, 0) - ROUNDINGS * r)[None], 0)
+    return r, (r > RESOLVED) & (near > 1)
+
+
+def ess(
+    log_w: Float[Array, "k *batch"], *, resolution: Float[Array, "*batch"] | None = None
+) -> Float[Array, "*batch"]:
     """Effective sample size of importance weights: between 1 and k, k at the exact posterior.
 
         ESS = 1 / Σₖ w̃ₖ²,   w̃ = softmax(log w)
@@ -19,9 +79,11 @@ def ess(log_w: Float[Array, "k *batch"]) -> Float[Array, "*batch"]:
 
     Args:
         log_w: log-weights in nats, [k, *batch].
+        resolution: as `resolution(log_p, log_q)` gives it, where those are larger than log_w; ε |log w| by default.
 
     Returns:
-        [*batch], in draws; 0 where every draw is impossible.
+        [*batch], in draws; 0 where every draw is impossible, nan where floats do not resolve the spread (above a tenth
+        of a nat): then it cannot be told.
 
     Raises:
         ValueError: for k = 0.
@@ -29,20 +91,26 @@ def ess(log_w: Float[Array, "k *batch"]) -> Float[Array, "*batch"]:
     Reference: Kong, A note on importance sampling using standardized weights, 1992.
     """
     squares = jnp.sum(jnp.square(normalized_weights(log_w)), 0)
-    return jnp.where(squares == 0, 0.0, 1 / jnp.where(squares == 0, 1.0, squares))
+    found = jnp.where(squares == 0, 0.0, 1 / jnp.where(squares == 0, 1.0, squares))
+    return jnp.where(unresolved(log_w, resolution)[1], jnp.nan, found)
 
 
-def khat(log_w: Float[Array, "k *batch"]) -> Float[Array, "*batch"]:
+def khat(
+    log_w: Float[Array, "k *batch"], *, resolution: Float[Array, "*batch"] | None = None
+) -> Float[Array, "*batch"]:
     """Pareto k-hat of the largest weights: below .5 good, below .7 usable, above 1 the mean weight may not exist.
 
         w | w > u  ~  GPD(k̂, σ),   u: the largest weight below the tail of min(k/5, 3 √k) draws
 
-    The verdict on q as an importance proposal, and so on any corrected moment. Total and jittable: tails constant to
-    rounding (q exact) give -inf, fewer than 25 draws or none possible give +inf (no verdict, so not a good one), a
-    +inf weight +inf, nan nan.
+    The verdict on q as an importance proposal, and so on any corrected moment. No k-hat sees mass where q never draws:
+    a q that missed a mode has good weights everywhere it looks, and one that reaches it hardly (9% of a label-switched
+    mixture) was given .60. Restarts can see that. Total and jittable: tails constant to rounding (q exact) give -inf;
+    no verdict, so not a good one, is +inf: fewer than 25 draws or none possible, and floats that do not resolve the
+    spread. A +inf weight gives +inf, nan nan.
 
     Args:
         log_w: log-weights in nats, [k, *batch]; some hundreds of draws or more for a stable answer.
+        resolution: as `resolution(log_p, log_q)` gives it, where those are larger than log_w; ε |log w| by default.
 
     Returns:
         [*batch], with the weakly informative prior of the reference (towards .5).
@@ -53,12 +121,7 @@ def khat(log_w: Float[Array, "k *batch"]) -> Float[Array, "*batch"]:
     Reference: Vehtari, Simpson, Gelman, Yao, Gabry, Pareto smoothed importance sampling, 2024, arXiv:1507.02646; Zhang,
         Stephens, A new and efficient estimation method for the generalized Pareto distribution, 2009.
     """
-    tail = _tail(log_w)
-    if tail < 5:
-        return jnp.where(
-            jnp.any(jnp.isnan(log_w), 0), jnp.nan, jnp.full(log_w.shape[1:], jnp.inf, log_w.dtype)
-        )
-    return _columns(_shape, log_w, tail).reshape(log_w.shape[1:])
+    return _by_column(_shape, log_w, resolution).reshape(log_w.shape[1:])
 
 
 def psis(log_w: Float[Array, "k *batch"]) -> Float[Array, "k *batch"]:
@@ -68,8 +131,8 @@ def psis(log_w: Float[Array, "k *batch"]) -> Float[Array, "k *batch"]:
 
     For moments corrected by importance, and for resampling: Σₖ exp(psisₖ) f(zₖ) varies less than with the raw weights,
     at a small bias, as long as `khat` is below .7. Total and jittable, as `khat` is: a tail without a fit (constant,
-    infinite, or of fewer than 25 draws) keeps its raw weights, an impossible draw stays impossible, a +inf weight takes
-    all, draws that are all impossible share alike, and nan gives nan.
+    infinite, below what floats resolve, or of fewer than 25 draws) keeps its raw weights, an impossible draw stays
+    impossible, a +inf weight takes all, draws that are all impossible share alike, and nan gives nan.
 
     Args:
         log_w: log-weights in nats, [k, *batch].
@@ -82,72 +145,102 @@ def psis(log_w: Float[Array, "k *batch"]) -> Float[Array, "k *batch"]:
 
     Reference: Vehtari, Simpson, Gelman, Yao, Gabry, Pareto smoothed importance sampling, 2024, arXiv:1507.02646.
     """
-    tail = _tail(log_w)
-    if tail < 5:
-        return jnp.where(jnp.any(jnp.isnan(log_w), 0)[None], jnp.nan, log_normalized(log_w))
-    return jnp.moveaxis(_columns(_smooth, log_w, tail), 0, -1).reshape(log_w.shape)
+    return jnp.moveaxis(_by_column(_smoothed, log_w, None), 0, -1).reshape(log_w.shape)
 
 
-def _tail(log_w: Array) -> int:
-    """Return how many of the largest draws are the tail."""
-    k = log_w.shape[0] if log_w.ndim else 0
-    if k == 0:
-        raise ValueError(f"log_w must have shape [k, *batch] with k >= 1, got {log_w.shape}.")
-    return int(3 * k**0.5) if k > 225 else k // 5
-
-
-@partial(
-    jax.jit, static_argnums=(0, 2)
-)  # op by op, the fit would compile some sixty programs for each new shape
-def _columns(function: Callable[[Array, int], Array], log_w: Array, tail: int) -> Array:
+def _by_column(
+    function: Callable[[Array, Array | None], Array], log_w: Array, rounding: Array | None
+) -> Array:
     """Apply a function of one column to each member of the batch, [*batch] flattened and leading."""
+    if log_w.ndim == 0 or log_w.shape[0] == 0:
+        raise ValueError(f"log_w must have shape [k, *batch] with k >= 1, got {log_w.shape}.")
     columns = jnp.moveaxis(log_w, 0, -1).reshape(-1, log_w.shape[0])
-    return jax.vmap(lambda column: function(column, tail))(columns)
+    if rounding is not None:
+        rounding = jnp.broadcast_to(rounding, log_w.shape[1:]).reshape(-1)
+    return _mapped(function, columns, rounding)
 
 
-def _shape(log_w: Array, tail: int) -> Array:
-    return _fit(log_w, tail)[0]
+# Op by op, the fit would compile some sixty programs for each new shape.
+@partial(jax.jit, static_argnums=0)
+def _mapped(
+    function: Callable[[Array, Array | None], Array], columns: Array, rounding: Array | None
+) -> Array:
+    return jax.vmap(function)(columns, rounding)
 
 
-def _fit(log_w: Array, tail: int) -> tuple[Array, Array, Array, Array]:
-    """Fit the tail: its shape; its scale, in units of the largest weight; the logs of it and the one below; where."""
+def _shape(log_w: Array, rounding: Array | None) -> Array:
+    return fit_tail(log_w, *unresolved(log_w, rounding)).shape
+
+
+def _smoothed(log_w: Array, rounding: Array | None) -> Array:
+    return smooth(log_w, fit_tail(log_w, *unresolved(log_w, rounding)))
+
+
+class Tail(NamedTuple):
+    """The largest weights of one column [k], and the Pareto distribution fitted to them.
+
+    Fields:
+        shape: k-hat, ().
+        scale: in units of the largest weight, ().
+        largest: logs of the weights in those units, ascending, the one below the tail first, [tail + 1].
+        where: their indices.
+    """
+
+    shape: Array
+    scale: Array
+    largest: Array
+    where: Array
+
+
+def fit_tail(log_w: Float[Array, " k"], rounding: Array, hidden: Array) -> Tail:
+    """Fit the tail of one column of log-weights; total, as `khat` says.
+
+    Args:
+        log_w: in nats.
+        rounding: the resolution of log_w, and whether it hides their spread, as `unresolved` says.
+        hidden: its second answer.
+    """
+    k = log_w.shape[0]
+    tail = int(3 * k**0.5) if k > 225 else k // 5
     top = jnp.max(log_w)
+    no_verdict = jnp.where(jnp.any(jnp.isnan(log_w)), jnp.nan, jnp.inf).astype(log_w.dtype)
     # Only the tail and the value below it matter, and top_k is far cheaper than sorting everything.
     largest, where = jax.lax.top_k(jnp.where(jnp.isfinite(top), log_w - top, 0.0), tail + 1)
     largest, where = largest[::-1], where[::-1]
+    if k < LEAST:
+        return Tail(no_verdict, jnp.zeros_like(top), largest, where)
     exceedance = jnp.exp(largest[1:]) - jnp.exp(largest[0])
     # A spread that rounding alone would make is none: at the exact posterior the last digits are no Pareto tail. Those
     # of log p and log q are coarser than their difference shows; but nothing above a tenth of a nat is rounding.
     eps = jnp.finfo(log_w.dtype).eps
-    spread = -largest[1] > jnp.minimum(jnp.maximum(10 * eps**0.5, 64 * eps * jnp.abs(top)), 0.1)
+    floor = jnp.minimum(jnp.maximum(10 * eps**0.5, ROUNDINGS * rounding), RESOLVED)
+    spread = -largest[1] > floor
     shape, scale = _generalized_pareto(
         jnp.where(spread, exceedance, jnp.linspace(0.5, 1.0, tail, dtype=log_w.dtype))
     )
     shape = jnp.where(spread, shape, -jnp.inf)
     # Weights that differ and yet underflow beside the largest: a tail heavier than this precision can hold.
     low = int(tail / 4 + 0.5) - 1
-    shape = jnp.where(
-        spread & (exceedance[low] == 0) & (largest[1 + low] > largest[0]), jnp.inf, shape
-    )
-    shape = jnp.where(
-        jnp.any(jnp.isnan(log_w)), jnp.nan, jnp.where(jnp.isfinite(top), shape, jnp.inf)
-    )
-    return shape, scale, largest, where
+    underflow = spread & (exceedance[low] == 0) & (largest[1 + low] > largest[0])
+    known = jnp.isfinite(top) & ~hidden & ~underflow
+    return Tail(jnp.where(known, shape, no_verdict), scale, largest, where)
 
 
-def _smooth(log_w: Array, tail: int) -> Array:
-    shape, scale, largest, where = _fit(log_w, tail)
+def smooth(log_w: Float[Array, " k"], fitted: Tail) -> Float[Array, " k"]:
+    """Return normalised log-weights, those of the tail replaced by the quantiles of its fit where there is one."""
+    shape, scale, largest, where = fitted
+    tail = len(where) - 1
     p = (jnp.arange(tail, dtype=log_w.dtype) + 0.5) / tail
     exponential = -jnp.log1p(-p)  # the quantile at shape 0
     bent = jnp.abs(shape) > jnp.finfo(log_w.dtype).eps
     safe = jnp.where(bent & jnp.isfinite(shape), shape, 1.0)
     quantile = scale * jnp.where(bent, jnp.expm1(safe * exponential) / safe, exponential)
-    smooth = jnp.minimum(jnp.log(jnp.exp(largest[0]) + quantile), 0.0)
-    smooth = jnp.where(largest[1:] == -jnp.inf, -jnp.inf, smooth)
-    fitted = jnp.isfinite(shape) & (scale > 0)
+    smoothed = jnp.minimum(jnp.log(jnp.exp(largest[0]) + quantile), 0.0)
+    smoothed = jnp.where(largest[1:] == -jnp.inf, -jnp.inf, smoothed)
+    is_fitted = jnp.isfinite(shape) & (scale > 0)
     raw = jnp.where(jnp.isfinite(jnp.max(log_w)), log_w - jnp.max(log_w), log_w)
-    smoothed = raw.at[where[1:]].set(jnp.where(fitted, smooth, raw[where[1:]]))
-    return jnp.where(jnp.any(jnp.isnan(log_w)), jnp.nan, log_normalized(smoothed))
+    new = raw.at[where[1:]].set(jnp.where(is_fitted, smoothed, raw[where[1:]]))
+    return jnp.where(jnp.any(jnp.isnan(log_w)), jnp.nan, log_normalized(new))
 
 
 def _generalized_pareto(x: Float[Array, " n"]) -> tuple[Float[Array, ""], Float[Array, ""]]:

@@ -1,0 +1,128 @@
+"""From draws to the numbers of a summary, all of them by one compiled program."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from vijax.checks import named_scalars
+from vijax.diagnostics._chains import rhat_among
+from vijax.diagnostics._evidence import Measured, mean_of
+from vijax.diagnostics._moments import weighted_moments
+from vijax.diagnostics._posterior import of_draws
+from vijax.diagnostics._runs import as_runs, shares_of, taken_alike
+from vijax.diagnostics._summary import Summary
+from vijax.diagnostics._verdict import verdict
+from vijax.types import Draws, Estimate, PyTree
+
+FAR = 10.0  # nats below the best: beside it a mode of such an ELBO has e^-10 of the mass
+STANDARD_ERRORS = 4.0
+FEW = 1_000_000  # numbers among the draws, of which the faster to compile program takes a second
+
+
+def summarize(
+    draws: Draws | Estimate, *, constrain: Callable[[PyTree], PyTree] | None = None
+) -> Summary:
+    """Summary of a fit from draws of q: moments plain and corrected, evidence, k-hat, and a verdict in one sentence.
+
+        print(summarize(draws.weigh(key, target, q, num_samples=4000), constrain=target.constrain))
+
+    A few thousand draws make k-hat stable. Given restarts, the table is of the run with the highest ELBO, and R-hat
+    compares it with those whose ELBO is not far worse: by 10 nats and 4 standard errors, where a mode would have e⁻¹⁰
+    of the mass, or nan. The sentence counts those left out. Where labels may switch, let `constrain` sort them.
+
+    Nothing here sees a mode, or mass, where no draw of any run falls. Strata count by their weights. It returns arrays
+    and prints nothing by itself; for a batch of posteriors see `summarize_members`.
+
+    Args:
+        draws: `Draws`, or the `Estimate` of an objective, with log_w [k], or [runs, k] of restarts as jax.vmap makes
+            them.
+        constrain: one draw of z -> the latents to report, such as `Transformed.constrain`, or any function of them.
+
+    Returns:
+        Summary.
+
+    Raises:
+        ValueError: for draws without z, of a batch of posteriors, and those of a minibatch or another target that is
+            right in its mean alone.
+
+    Reference: Vehtari, Simpson, Gelman, Yao, Gabry, Pareto smoothed importance sampling, 2024, arXiv:1507.02646; Yao,
+        Vehtari, Simpson, Gelman, Yes, but did it work? Evaluating variational inference, 2018, arXiv:1802.02538.
+    """
+    draws = as_runs(draws)
+    z = draws.z if constrain is None else jax.vmap(jax.vmap(constrain))(draws.z)
+    names = named_scalars(jax.tree.map(lambda leaf: leaf[0, 0], z))
+    alike = taken_alike(draws) if len(draws.log_q) > 1 else None
+    given = z, draws.log_p, draws.log_q, shares_of(draws), alike
+    # Of most fits this runs once, and to compile it well takes longer than to run it badly.
+    once = len(names) * draws.log_q.size <= FEW
+    traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(given))
+    found = (_compiled_fast if once and not traced else _compiled_well)(*given)
+    return found._replace(names=tuple(names), num_samples=draws.log_q.shape[1])
+
+
+def _numbers(z: PyTree, log_p: Array, log_q: Array, shares: Array, alike: Array | None) -> Summary:
+    """Return the summary, but for its names, of draws [runs, k, ...].
+
+    Args:
+        z: what is reported.
+        log_p, log_q: [runs, k].
+        shares: of each draw in q, [runs, k].
+        alike: indices of draws that count alike, [runs, k], or None for all as they are.
+    """
+    runs, k = log_p.shape
+    # Latents in a row, and the run with the highest ELBO.
+    flat = jnp.concatenate([jnp.reshape(leaf, (runs, k, -1)) for leaf in jax.tree.leaves(z)], 2)
+    log_w = jnp.where(shares > 0, log_p - log_q, -jnp.inf)
+    elbos = jax.vmap(lambda log_w, share: mean_of(log_w, weights=share))(log_w, shares)
+    best, compared = _comparable(elbos)
+    x, share = flat[best], shares[best]
+    found = of_draws(x, log_p[best], log_q[best], share)
+    # What q says, and what its weights correct: smoothed, for it is of those that k-hat speaks.
+    pair = jnp.stack([share, found.smoothed])
+    mean, sd, error, _ = jax.vmap(weighted_moments, (0, None))(pair, x)
+    # Whether to believe it.
+    agreement, alone = None, jnp.sum(compared) < 2
+    if runs > 1:
+        among = flat if alike is None else jax.vmap(lambda x, chosen: x[chosen])(flat, alike)
+        agreement = jnp.where(alone, jnp.nan, rhat_among(among, compared))
+    level = verdict(
+        found.worst_khat,
+        found.ess_under_q,
+        num_samples=k,
+        rhat=None if agreement is None else jnp.where(alone, 1.0, jnp.max(agreement)),
+        resolution=found.resolution,
+    )
+    return Summary(
+        names=(),
+        mean=mean[0],
+        sd=sd[0],
+        corrected_mean=mean[1],
+        corrected_sd=sd[1],
+        error=error[1],
+        marginal_khat=found.marginal_khat,
+        rhat=agreement,
+        elbo=found.elbo,
+        log_evidence=found.log_evidence,
+        ess=found.ess,
+        khat=found.khat,
+        resolution=found.resolution,
+        elbos=elbos,
+        compared=compared,
+        num_samples=k,
+        verdict=level,
+    )
+
+
+_compiled_well = jax.jit(_numbers)
+_compiled_fast = jax.jit(_numbers, compiler_options={"xla_backend_optimization_level": 0})
+
+
+def _comparable(elbos: Measured) -> tuple[Array, Array]:
+    """Return which run has the highest ELBO, and which are not worse by far, the nan among these, [runs]."""
+    value = jnp.where(jnp.isnan(elbos.value), -jnp.inf, elbos.value)
+    best = jnp.argmax(value)
+    reach = FAR + STANDARD_ERRORS * jnp.hypot(elbos.error, elbos.error[best])
+    near = (value > -jnp.inf) & (value >= value[best] - reach)
+    return best, near.at[best].set(True)
