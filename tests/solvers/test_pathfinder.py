@@ -130,7 +130,12 @@ def test_a_vmap_is_a_loop_and_a_bad_start_hurts_itself_alone(key):
     assert isinstance(pooled, Paths)
     assert pooled.agree.tolist() == [True, False, True]
     np.testing.assert_allclose(pooled.log_evidence, 0.0, atol=2e-2)
-    np.testing.assert_allclose(pooled.draws.weights.sum(), 1.0, rtol=1e-5)
+    np.testing.assert_allclose(pooled.weights.sum(), 1.0, rtol=1e-5)
+    np.testing.assert_allclose(pooled.draws.weights, np.repeat([0.5, 0.0, 0.5], 200) / 200)
+    # The path that failed takes no part in what is said of the pool either.
+    said = vj.diagnostics.summarize(pooled.draws)
+    assert said.verdict == 0
+    np.testing.assert_allclose([said.elbo.value, said.log_evidence.value], 0.0, atol=2e-2)
     assert not np.isnan(pooled.z).any()
     assert pooled.khat < 0.7
     nowhere = pool(key, jnp.full((3, 2), 100.0))

@@ -8,7 +8,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Key
 
 from vijax import checks
-from vijax.diagnostics import khat, psis
+from vijax.diagnostics import khat, psis, resolution
 from vijax.gaussians import AffineGaussian
 from vijax.numerics import log_mean_exp
 from vijax.resampling import systematic
@@ -22,8 +22,9 @@ class Paths(NamedTuple):
     Fields:
         z: draws resampled by their smoothed weights, [num_samples], which count alike.
         draws: those of all paths, [paths * num_samples]; log q is that of the mixture of the paths'
-            Gaussians, -inf weights are of paths that failed, and `weights` are smoothed and sum to
-            one.
+            Gaussians, of which each path that arrived is a stratum (`draws.weights`, as in every
+            `Draws`); those of paths that failed have a log p of -inf and count for nothing.
+        weights: smoothed importance weights of the draws, which sum to one, [paths * num_samples].
         khat: Pareto k-hat of the mixture as a proposal, ().
         log_evidence: log mean weight of the draws, () in nats.
         q: the paths' Gaussians, stacked, [paths].
@@ -35,6 +36,7 @@ class Paths(NamedTuple):
 
     z: PyTree
     draws: Draws
+    weights: Float[Array, " draws"]
     khat: Float[Array, ""]
     log_evidence: Float[Array, ""]
     q: AffineGaussian
@@ -98,15 +100,24 @@ def multi_pathfinder(
 
     found = jax.vmap(climb)(jax.random.split(key_paths, paths), starts)
     arrived = jnp.max(found.elbos, 1) > -jnp.inf
-    drawn, weights, log_evidence = _pooled(found, arrived, num_samples)
-    pooled = drawn._replace(weights=weights)
+    pooled, weights, log_evidence = _pooled(found, arrived, num_samples)
     chosen = systematic(key_resampling, weights, num_samples)
     resampled = jax.tree.map(lambda leaf: leaf[chosen], pooled.z)
 
     elbo = jnp.where(arrived & ~jnp.isnan(found.elbo), found.elbo, -jnp.inf)
     apart = _distances(found.q)
     agree = arrived & (apart[jnp.argmax(elbo)] < 1)
-    return Paths(resampled, pooled, khat(pooled.log_w), log_evidence, found.q, elbo, apart, agree)
+    return Paths(
+        z=resampled,
+        draws=pooled,
+        weights=weights,
+        khat=khat(pooled.log_w, resolution=resolution(pooled.log_p, pooled.log_q)),
+        log_evidence=log_evidence,
+        q=found.q,
+        elbo=elbo,
+        apart=apart,
+        agree=agree,
+    )
 
 
 def _number_of_paths(starts: PyTree) -> int:
@@ -127,8 +138,8 @@ def _pooled(found: Path, arrived: Array, num_samples: int) -> tuple[Draws, Array
         num_samples: draws of each path.
 
     Returns:
-        The draws, [paths * num_samples]; their smoothed weights, which sum to one; and the log
-        evidence, () in nats.
+        The draws, [paths * num_samples]; their smoothed importance weights, which sum to one; and
+        the log evidence, () in nats.
     """
     z = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), found.draws.z)
     from_arrived = jnp.repeat(arrived, num_samples)
@@ -146,9 +157,9 @@ def _pooled(found: Path, arrived: Array, num_samples: int) -> tuple[Draws, Array
 
     log_w = log_p - log_q
     weights = jnp.where(jnp.any(counts), jnp.exp(psis(log_w)), 0.0)
-    evidence = log_mean_exp(log_w, weights=jnp.repeat(share, num_samples) / num_samples)
-    log_evidence = jnp.where(jnp.any(arrived), evidence, -jnp.inf)
-    return Draws(z, log_p, log_q), weights, log_evidence
+    strata = jnp.repeat(share, num_samples) / num_samples
+    log_evidence = jnp.where(jnp.any(arrived), log_mean_exp(log_w, weights=strata), -jnp.inf)
+    return Draws(z, log_p, log_q, strata), weights, log_evidence
 
 
 def _distances(q: AffineGaussian) -> Array:

@@ -66,7 +66,8 @@ class Draws(NamedTuple):
         z: the latents [k, *batch, ...]; None where `chunk_size` kept them from being stored.
         log_p: log p(x, z) in nats, [k, *batch].
         log_q: log q(z) in nats, [k, *batch].
-        weights: the weight of each draw, summing to 1 over axis 0; None means 1/k.
+        weights: of strata: how much of q each draw stands for, so that Σₖ weightsₖ f(zₖ) is unbiased for E_q[f],
+            summing to 1 over axis 0; None means 1/k. Importance weights are no part of them: those are in log_w.
         aux: what a `targets.keyed(..., has_aux=True)` model returned beside log p, stacked over k.
         only_mean: why log_p is right in its mean alone, as of a minibatch; None where it is log p(x, z). Such draws
             have no importance weights, and no diagnostic takes them.
