@@ -2,7 +2,7 @@
 
 Every posterior under a mean-field and a full-rank Gaussian, from several starts. A miss is a verdict of 0 ("q may be
 believed") where q's error is above `WRONG`, or of 1 ("its corrected moments") where theirs is; a false alarm is a
-verdict of 2 where the corrected moments are within it. Needs the folder `posteriordb` in --data or VIJAX_DATA.
+verdict of 2 or 3 where the corrected moments are within it. Needs the folder `posteriordb` in --data or VIJAX_DATA.
 """
 
 from collections.abc import Callable, Iterator
@@ -60,7 +60,7 @@ class Judged(NamedTuple):
 
     @property
     def alarm(self) -> bool:
-        return self.level == 2 and self.corrected <= WRONG
+        return self.level >= 2 and self.corrected <= WRONG
 
 
 def fitted(posterior: Posterior, make: Callable[..., _fits.Fit], jitter: float) -> vj.Draws:

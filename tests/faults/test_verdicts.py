@@ -27,6 +27,7 @@ def test_a_q_far_from_the_target_is_not_believed(distance):
     assert verdict(distance) == (2 if distance == 3 else 3)
 
 
+@pytest.mark.slow
 def test_pooled_paths_are_weighted_once(key):
     """3y - exp(y) is the log of a Gamma(3)'s logarithm: log Z = log 2, mean ψ(3) = .9228.
 

@@ -55,10 +55,7 @@ def summarize(
     names = named_scalars(jax.tree.map(lambda leaf: leaf[0, 0], z))
     alike = taken_alike(draws) if len(draws.log_q) > 1 else None
     given = z, draws.log_p, draws.log_q, shares_of(draws), alike
-    # Of most fits this runs once, and to compile it well takes longer than to run it badly.
-    once = len(names) * draws.log_q.size <= FEW
-    traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(given))
-    found = (_compiled_fast if once and not traced else _compiled_well)(*given)
+    found = (_compiled_fast if _runs_once(given) else _compiled_well)(*given)
     return found._replace(names=tuple(names), num_samples=draws.log_q.shape[1])
 
 
@@ -115,8 +112,20 @@ def _numbers(z: PyTree, log_p: Array, log_q: Array, shares: Array, alike: Array 
     )
 
 
+# Of most fits the numbers are computed once, and to compile a program well takes a CPU longer than to run a bad one.
 _compiled_well = jax.jit(_numbers)
 _compiled_fast = jax.jit(_numbers, compiler_options={"xla_backend_optimization_level": 0})
+
+
+def _runs_once(given: PyTree) -> bool:
+    """Return whether to compile fast, which is for the outermost program, on a CPU, and not too many numbers."""
+    leaves = jax.tree.leaves(given)
+    outermost = not any(isinstance(leaf, jax.core.Tracer) for leaf in leaves)
+    return (
+        outermost
+        and jax.default_backend() == "cpu"
+        and sum(jnp.size(leaf) for leaf in leaves) <= FEW
+    )
 
 
 def _comparable(elbos: Measured) -> tuple[Array, Array]:

@@ -116,7 +116,7 @@ def _measured(m: Measured) -> str:
 
 def sentence(s: Summary) -> str:
     """Return the verdict in words, why it is so, what to do next, and which restarts it rests on."""
-    return " ".join([_judgement(s), *_restarts(s)])
+    return " ".join([_judgement(s), *_restarts(s), *_coarse_latents(s)])
 
 
 def _judgement(s: Summary) -> str:
@@ -157,6 +157,19 @@ def coarse(resolution: Array, dtype: np.dtype) -> str:
         "spread of the log-weights may be rounding, or hidden by it. Take the data's constant out of log_joint's terms "
         "(not of their sum), rescale the latents, or evaluate in float64: jax.config.update('jax_enable_x64', True)."
     )
+
+
+def _coarse_latents(s: Summary) -> list[str]:
+    """Return what is to be known of latents whose spread is below the steps of their floats."""
+    mean, sd = np.asarray(s.mean), np.asarray(s.sd)
+    coarse = np.flatnonzero((sd > 0) & (np.finfo(mean.dtype).eps * np.abs(mean) > 0.5 * sd))
+    if not coarse.size:
+        return []
+    at = coarse[0]
+    return [
+        f"{mean.dtype} does not resolve {s.names[at]} ({mean[at]:.4g}, sd {sd[at]:.1g}): its moments are rounding; "
+        "rescale it."
+    ]
 
 
 def _disagreement(s: Summary, rhat: np.ndarray) -> str:
