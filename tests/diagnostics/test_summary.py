@@ -192,3 +192,16 @@ def test_refusals():
         summarize(Draws(jnp.zeros((30, 2, 3)), jnp.zeros((30, 2, 3)), jnp.zeros((30, 2, 3))))
     with pytest.raises(ValueError, match="would be 30 restarts of 2 draws"):
         summarize(Draws(jnp.zeros((30, 2)), jnp.zeros((30, 2)), jnp.zeros((30, 2))))
+
+
+@pytest.mark.slow
+def test_within_a_program(key):
+    """Under jit, of arguments and of constants, and vmap: what it gives alone."""
+    draws = jax.tree.map(lambda a: a[:, :200], fit(key, 2, (1.3, 1.0)))
+    alone = summarize(draws)
+    level = lambda draws: summarize(draws).verdict
+    khat_alone = lambda draws: summarize(draws).khat
+    assert jax.jit(level)(draws) == alone.verdict
+    assert jax.jit(lambda: level(draws))() == alone.verdict
+    several = jax.tree.map(lambda a: jnp.stack([a, a]), draws)
+    np.testing.assert_allclose(jax.vmap(khat_alone)(several), alone.khat, atol=1e-3)

@@ -127,12 +127,12 @@ def _judgement(s: Summary) -> str:
         return "Verdict: believe the corrected moments, not q's own."
     if level == 3:
         return f"Verdict: cannot tell. {coarse(s.resolution, np.asarray(s.khat).dtype)}"
+    if s.num_samples < LEAST:
+        return f"Verdict: none from {s.num_samples} draws: k-hat needs {LEAST}, and some thousands to be steady."
     if s.rhat is not None and int(np.sum(s.compared)) > 1:
         rhat = np.asarray(s.rhat)
         if not np.all(rhat <= RESTARTS_AGREE):
             return _disagreement(s, rhat)
-    if s.num_samples < LEAST:
-        return f"Verdict: none from {s.num_samples} draws: k-hat needs {LEAST}, and some thousands to be steady."
     if np.isnan(s.khat):
         return f"{NEITHER}there are nan among the log-weights."
     if s.ess == 0:
