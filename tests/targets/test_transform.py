@@ -30,6 +30,12 @@ KINDS = {
     "below": (c.interval(high=0.5), 0, lambda z: z, lambda z: np.all(z < 0.5)),
     "affine": (c.affine(1.0, 2.0), 0, lambda z: z, lambda z: True),
     "ordered": (c.ordered, 4, lambda z: z, lambda z: np.all(np.diff(z) > 0)),
+    "positive_ordered": (
+        c.positive_ordered,
+        4,
+        lambda z: z,
+        lambda z: np.all(z > 0) and np.all(np.diff(z) > 0),
+    ),
     "simplex": (
         c.simplex,
         3,
@@ -168,6 +174,7 @@ DENSITIES = {
     "affine": lambda z: norm.logpdf(z, 0.3, 2.0),
     "simplex": lambda z: dirichlet.logpdf(z, jnp.array([1.5, 0.8])),
     "ordered": lambda z: norm.logpdf(z[0]),
+    "positive_ordered": lambda z: gamma.logpdf(z[0], 2.5, scale=1.3),
     "correlation": lambda z: -jnp.log(2.0),  # LKJ(1): r is uniform
     "covariance": lambda z: jnp.log(2.0) + norm.logpdf(z[0, 0]),
 }
@@ -207,6 +214,11 @@ def test_normalisers_of_vectors_and_matrices(x64):
             lambda z: jnp.log(2.0) + jnp.sum(norm.logpdf(z)),
             2,
             oracles.interval(-40.0, 10.0, 801),
+        ),
+        "positive_ordered": (
+            lambda z: jnp.log(2.0) - jnp.sum(z),
+            2,
+            oracles.interval(-40.0, 6.0, 801),
         ),
         "correlation": (lkj, 3, oracles.interval(-14.0, 14.0, 71)),
     }

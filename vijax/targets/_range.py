@@ -77,6 +77,13 @@ def within_reach(y: Array, low: float, high: float) -> Array:
     )
 
 
+def exp_within_reach(y: Array) -> tuple[Array, Array]:
+    """Return eʸ, held within y's reach, and its log-Jacobian, which goes on to fall."""
+    held = within_reach(y, -0.5, 1.0)
+    # e^y would go on to 0 and inf; here z stays, and the density falls, so that nothing drifts away.
+    return jnp.exp(held), held - jnp.abs(y - held)
+
+
 Map = Callable[[Array], Array]
 Forward = Callable[[Array], tuple[Array, Array]]
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from vijax import checks
-from vijax.targets.constraints import Constraint, real
+from vijax.targets.constraints import Constraint, Logged, real
 from vijax.types import LogJoint, PyTree, derive, properties
 
 
@@ -74,7 +74,7 @@ def transform(log_joint: LogJoint, constraints: PyTree) -> Transformed:
     def forward(y: PyTree) -> tuple[PyTree, list[tuple[str, Array]]]:
         found: list[tuple[str, Array]] = []  # two leaves may have one name, and each its Jacobian
 
-        def visit(constraint: Constraint, leaf: Any, name: str) -> tuple[Array, Array]:
+        def visit(constraint: Constraint, leaf: Any, name: str) -> tuple[PyTree, PyTree]:
             z, log_jacobian = constraint.forward(leaf)
             found.append((name, log_jacobian))
             return z, z
@@ -82,9 +82,12 @@ def transform(log_joint: LogJoint, constraints: PyTree) -> Transformed:
         return _walk(visit, constraints, y, ())[1], found
 
     def unconstrain(z: PyTree) -> PyTree:
-        return _walk(
-            lambda constraint, leaf, _: (constraint.inverse(leaf), leaf), constraints, z, ()
-        )[0]
+        def visit(constraint: Constraint, leaf: Any, _: str) -> tuple[PyTree, PyTree]:
+            y = constraint.inverse(leaf)
+            again = constraint.forward(y)[0]
+            return y, again if isinstance(again, Logged) else leaf  # for the leaves that read it
+
+        return _walk(visit, constraints, z, ())[0]
 
     def target(y: PyTree, **given: Any) -> Any:
         z, log_jacobians = forward(y)
@@ -115,7 +118,7 @@ def transform(log_joint: LogJoint, constraints: PyTree) -> Transformed:
     return Transformed(target, lambda y: forward(y)[0], unconstrain)
 
 
-Visit = Callable[[Constraint, Array, str], tuple[Array, Array]]
+Visit = Callable[[Constraint, Any, str], tuple[PyTree, PyTree]]
 Path = tuple[Any, ...]
 
 
@@ -124,7 +127,9 @@ def _walk(visit: Visit, constraints: PyTree, tree: PyTree, path: Path) -> tuple[
     if constraints is None or constraints is real:
         return tree, tree
     if isinstance(constraints, Constraint):
-        leaves, structure = jax.tree_util.tree_flatten_with_path(tree)
+        leaves, structure = jax.tree_util.tree_flatten_with_path(
+            tree, is_leaf=lambda leaf: isinstance(leaf, Logged)
+        )
 
         def name(keys: Any) -> str:
             inner = jax.tree_util.keystr(keys, simple=True, separator=".")
@@ -145,18 +150,18 @@ def _walk(visit: Visit, constraints: PyTree, tree: PyTree, path: Path) -> tuple[
     return _collect(tree, collected[0]), _collect(tree, collected[1])
 
 
-def _visit(visit: Visit, constraint: Constraint, leaf: Any, name: str) -> tuple[Array, Array]:
-    leaf = jnp.asarray(
-        leaf, jnp.result_type(leaf)
-    )  # a Python number's own type is weak, and gives way to any other
-    if not jnp.issubdtype(leaf.dtype, jnp.floating):
+def _visit(visit: Visit, constraint: Constraint, leaf: Any, name: str) -> tuple[PyTree, PyTree]:
+    # A Python number's own type is weak, and gives way to any other.
+    leaf = jax.tree.map(lambda part: jnp.asarray(part, jnp.result_type(part)), leaf)
+    first = leaf.value if isinstance(leaf, Logged) else leaf
+    if not jnp.issubdtype(first.dtype, jnp.floating):
         raise TypeError(
-            f"leaf '{name}' is {leaf.dtype}: a constraint is for floats, 2.0 for 2; give a discrete leaf None."
+            f"leaf '{name}' is {first.dtype}: a constraint is for floats, 2.0 for 2; give a discrete leaf None."
         )
     try:
         return visit(constraint, leaf, name)
     except ValueError as error:
-        raise ValueError(f"the constraint of leaf '{name}', {leaf.shape}: {error}") from error
+        raise ValueError(f"the constraint of leaf '{name}', {first.shape}: {error}") from error
 
 
 def _given(make: Callable[[PyTree], PyTree], earlier: PyTree, path: Path) -> PyTree:

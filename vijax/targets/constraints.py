@@ -2,22 +2,22 @@
 
 Each is a `Constraint`, a value; leading axes are free, and a constraint's own axes come last.
 
-    positive  softplus  interval(low, high)  affine(loc, scale)  ordered  simplex  cholesky_correlation  ...
+    positive  softplus  interval(low, high)  affine(loc, scale)  ordered  positive_ordered  simplex  ...
 
 They are total: z never touches its boundary, in float32 either, so that log_joint is not asked there. It stops at the
 next number inside or, where that would be absurdly small or large, in float32 at 5e-10 (a scale, whose inverse cube the
 slope of a normal's log-density holds), 2e-19 (a probability) and 5e18, in float64 at 1e-77, 1e-154 and 1e154; the
-density of y goes on to fall. The inverses give ±inf at the boundary, and nan outside; those of `simplex` and of
-`cholesky_correlation` first scale a vector or a row to one, so that .33, .33, .33 will do. Arithmetic is in y's dtype,
-of half precision in float32; float16, whose numbers end at 6e-5 and 65504, stops at 1e-4 and 65504.
+density of y goes on to fall. Where a density is infinite at the boundary, as sparse Gamma, Beta and Dirichlet priors
+are, the mass beyond is lost: `with_log(positive)` hands over log z, which does not stop. The inverses give ±inf at the
+boundary, and nan outside; those of `simplex` and of `cholesky_correlation` first scale a vector or a row to one, so
+that .33, .33, .33 will do. Arithmetic is in y's dtype, of half precision in float32; float16, whose numbers end at 6e-5
+and 65504, stops at 1e-4 and 65504.
 
 Reference: Stan reference manual, 2024, Constraint transforms; Kucukelbir, Tran, Ranganath, Gelman, Blei, Automatic
     differentiation variational inference, 2017, arXiv:1603.00788.
 """
 
 import math
-from collections.abc import Callable
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,39 +25,54 @@ import numpy as np
 from jax.nn import log_sigmoid, sigmoid
 from jaxtyping import Array, ArrayLike
 
-from vijax.numerics import with_score
+from vijax.targets._constraint import Constraint, Logged, with_log
 from vijax.targets._range import (
     bound_like,
+    exp_within_reach,
     in_any_precision,
-    last_axis,
-    next_number,
-    on_diagonal,
-    side_of_triangle,
     smallest,
     strictly_inside,
     within_reach,
 )
+from vijax.targets._triangles import (
+    correlation_root,
+    covariance_root,
+    from_correlation_root,
+    from_covariance_root,
+    positive_diagonal,
+)
+from vijax.targets._vectors import (
+    from_log_positive_ordered,
+    from_log_simplex,
+    from_ordered,
+    from_positive_ordered,
+    from_simplex,
+    inside_simplex,
+    log_positive_ordered,
+    log_simplex,
+    rising,
+    to_ordered,
+    to_positive_ordered,
+    to_simplex,
+)
 
-
-class Constraint(NamedTuple):
-    """A smooth map of all of ℝⁿ onto the values that a latent may take, one to one.
-
-    Fields:
-        forward: y [..., *free] -> (z [..., *event], log |det ∂z/∂y| [...] in nats), of z's free coordinates.
-        inverse: z -> y.
-    """
-
-    forward: Callable[[Array], tuple[Array, Array]]
-    inverse: Callable[[Array], Array]
-
+__all__ = [
+    "Constraint",
+    "Logged",
+    "affine",
+    "cholesky_correlation",
+    "cholesky_covariance",
+    "interval",
+    "ordered",
+    "positive",
+    "positive_ordered",
+    "real",
+    "simplex",
+    "softplus",
+    "with_log",
+]
 
 # --- one number at a time: z and the log-Jacobian have y's shape
-
-
-def _exp(y: Array) -> tuple[Array, Array]:
-    held = within_reach(y, -0.5, 1.0)
-    # e^y would go on to 0 and inf; here z stays, and the density falls, so that nothing drifts away.
-    return jnp.exp(held), held - jnp.abs(y - held)
 
 
 def _softplus(y: Array) -> tuple[Array, Array]:
@@ -72,11 +87,27 @@ def _above_zero(z: Array) -> Array:
     return jnp.maximum(z, smallest(z, 0.5))
 
 
-positive = Constraint(*in_any_precision(_exp, jnp.log, _above_zero))
+def _softplus_logs(y: Array) -> tuple[Array, None]:
+    # Below -37, log (1 + eʸ) is eʸ to rounding, in float64 too.
+    return jnp.where(y < -37, y, jnp.log(jax.nn.softplus(jnp.maximum(y, -37)))), None
+
+
+def _from_softplus_logs(log: Array, _: None) -> Array:
+    z = jnp.exp(jnp.maximum(log, -37))
+    return jnp.where(log < -37, log, z + jnp.log(-jnp.expm1(-z)))
+
+
+positive = Constraint(
+    *in_any_precision(exp_within_reach, jnp.log, _above_zero),
+    lambda y: (y, None),
+    lambda log, _: log,
+)
 """z > 0 by z = eʸ, log J = y: a Gaussian q over y is log-normal over z. For scales and rates, the first to try."""
 
 softplus = Constraint(
-    *in_any_precision(_softplus, lambda z: z + jnp.log(-jnp.expm1(-z)), _above_zero)
+    *in_any_precision(_softplus, lambda z: z + jnp.log(-jnp.expm1(-z)), _above_zero),
+    _softplus_logs,
+    _from_softplus_logs,
 )
 """z > 0 by z = log(1 + eʸ), log J = log σ(y): Gaussian itself where z is large, as a scale far from 0 is."""
 
@@ -131,7 +162,7 @@ def interval(low: ArrayLike | None = None, high: ArrayLike | None = None) -> Con
             return strictly_inside(z, bottom, top), jnp.log(width) + log_sigmoid(y) + log_sigmoid(
                 -y
             )
-        gap, log_jacobian = _exp(y)
+        gap, log_jacobian = exp_within_reach(y)
         z = jnp.asarray(top) - gap if bottom is None else bottom + gap
         return strictly_inside(z, bottom, top), log_jacobian
 
@@ -142,7 +173,20 @@ def interval(low: ArrayLike | None = None, high: ArrayLike | None = None) -> Con
         below = jnp.log(z - bottom)
         return below if top is None else below - jnp.log(top - z)
 
-    return Constraint(*in_any_precision(forward, inverse, lambda z: strictly_inside(z, *ends(z))))
+    def logs(y: Array) -> tuple[Array | None, Array | None]:
+        bottom, top = ends(y)
+        if bottom is None or top is None:
+            return (None, y) if bottom is None else (y, None)
+        log_width = jnp.log(top - bottom)
+        return log_width + log_sigmoid(y), log_width + log_sigmoid(-y)
+
+    def from_logs(log: Array | None, log_rest: Array | None) -> Array:
+        if log is not None and log_rest is not None:
+            return log - log_rest
+        return jnp.asarray(log_rest if log is None else log)
+
+    maps = in_any_precision(forward, inverse, lambda z: strictly_inside(z, *ends(z)))
+    return Constraint(*maps, logs, from_logs)
 
 
 def affine(loc: ArrayLike, scale: ArrayLike) -> Constraint:
@@ -176,64 +220,29 @@ def affine(loc: ArrayLike, scale: ArrayLike) -> Constraint:
 # --- vectors
 
 
-def _ordered(y: Array) -> tuple[Array, Array]:
-    last_axis(y, "ordered")
-    gaps, log_jacobian = _exp(y[..., 1:])
-    z = jnp.cumsum(jnp.concatenate([y[..., :1], gaps], -1), -1)
-    return with_score(_rising(z), z), jnp.sum(log_jacobian, -1)
-
-
-def _rising(z: Array) -> Array:
-    """Keep numbers a step apart: a gap may be below their spacing."""
-
-    def above(last: Array, number: Array) -> tuple[Array, Array]:
-        number = jnp.maximum(number, next_number(last))
-        return number, number
-
-    steps = jnp.moveaxis(jax.lax.stop_gradient(z), -1, 0)
-    strict = jnp.concatenate([steps[:1], jax.lax.scan(above, steps[0], steps[1:])[1]])
-    return jnp.moveaxis(strict, 0, -1)
-
-
-def _from_ordered(z: Array) -> Array:
-    return jnp.concatenate([z[..., :1], jnp.log(jnp.diff(z, axis=-1))], -1)
-
-
-ordered = Constraint(*in_any_precision(_ordered, _from_ordered, _rising))
+ordered = Constraint(*in_any_precision(to_ordered, from_ordered, rising))
 """z₁ < z₂ < …, [..., n] from [..., n]: z₁ = y₁, zₖ = zₖ₋₁ + e^yₖ, log J = Σ_{k>1} yₖ.
 
 For cut points, and for components that could change places.
 """
 
 
-def _simplex(y: Array) -> tuple[Array, Array]:
-    n = last_axis(y, "simplex")
-    centred = y - _odds(n, y)
-    log_broken, log_left = log_sigmoid(centred), log_sigmoid(-centred)
-    none = jnp.zeros_like(y[..., :0], shape=(*y.shape[:-1], 1))
-    before = jnp.concatenate(
-        [none, jnp.cumsum(log_left, -1)], -1
-    )  # log of what is left of the stick
-    log_z = before + jnp.concatenate([log_broken, none], -1)
-    z = jnp.exp(log_z)
-    inside = jax.lax.stop_gradient(_inside_simplex(z))
-    return with_score(inside, z), jnp.sum(log_z[..., :-1] + log_left, -1)
+positive_ordered = Constraint(
+    *in_any_precision(to_positive_ordered, from_positive_ordered, lambda z: rising(_above_zero(z))),
+    lambda y: (log_positive_ordered(y), None),
+    lambda log, _: from_log_positive_ordered(log),
+)
+"""0 < z₁ < z₂ < …, [..., n] from [..., n]: zₖ = zₖ₋₁ + e^yₖ with z₀ = 0, log J = Σ yₖ.
+
+For scales, rates or times that could change places.
+"""
 
 
-def _inside_simplex(z: Array) -> Array:
-    return jnp.clip(z, smallest(z, 1.0), 1 - jnp.finfo(z.dtype).epsneg)
-
-
-def _from_simplex(z: Array) -> Array:
-    after = jnp.flip(jnp.cumsum(jnp.flip(z[..., 1:], -1), -1), -1)
-    return jnp.log(z[..., :-1]) - jnp.log(after) + _odds(z.shape[-1] - 1, after)
-
-
-def _odds(n: int, like: Array) -> Array:
-    return jnp.broadcast_to(jnp.log(jnp.arange(n, 0, -1, dtype=like.dtype)), like.shape)
-
-
-simplex = Constraint(*in_any_precision(_simplex, _from_simplex, _inside_simplex))
+simplex = Constraint(
+    *in_any_precision(to_simplex, from_simplex, inside_simplex),
+    lambda y: (log_simplex(y)[0], None),
+    lambda log, _: from_log_simplex(log),
+)
 """zₖ > 0, Σ zₖ = 1, [..., K] from [..., K - 1]: a share σ(yₖ - log (K - k)) of what is left of a stick.
 
 The density is that of the first K - 1 numbers, as Dirichlet's is; y = 0 is the uniform one.
@@ -243,34 +252,8 @@ The density is that of the first K - 1 numbers, as Dirichlet's is; y = 0 is the 
 # --- matrices
 
 
-def _cholesky_correlation(y: Array) -> tuple[Array, Array]:
-    d = side_of_triangle(y, 1, "cholesky_correlation")
-    below = (..., *np.tril_indices(d, -1))
-    # log (1 - tanh² y), for any y
-    log_left = 2 * math.log(2) + log_sigmoid(2 * y) + log_sigmoid(-2 * y)
-    square = jnp.zeros((*y.shape[:-1], d, d), y.dtype)
-    halves = jnp.cumsum(square.at[below].set(0.5 * log_left), -1)
-    before = jnp.concatenate(
-        [square[..., :1], halves[..., :-1]], -1
-    )  # ½ log of what is left of a row's unit length
-    root = jnp.tril(square.at[below].set(jnp.tanh(y)).at[on_diagonal(d)].set(1.0) * jnp.exp(before))
-    inside = jax.lax.stop_gradient(_positive_diagonal(root))
-    return with_score(inside, root), jnp.sum(before[below] + log_left, -1)
-
-
-def _positive_diagonal(root: Array) -> Array:
-    return root.at[on_diagonal(root.shape[-1])].max(smallest(root, 0.5))
-
-
-def _from_cholesky_correlation(z: Array) -> Array:
-    squares = jnp.flip(jnp.cumsum(jnp.flip(z**2, -1), -1), -1)
-    after = jnp.concatenate([squares[..., 1:], jnp.zeros_like(z[..., :1])], -1)
-    below = (..., *np.tril_indices(z.shape[-1], -1))
-    return jnp.arcsinh(z[below] / jnp.sqrt(after[below]))
-
-
 cholesky_correlation = Constraint(
-    *in_any_precision(_cholesky_correlation, _from_cholesky_correlation, _positive_diagonal)
+    *in_any_precision(correlation_root, from_correlation_root, positive_diagonal)
 )
 """Lower triangular L with L Lᵀ a correlation matrix, [..., d, d] from [..., d (d - 1) / 2], row by row; y = 0 is I.
 
@@ -279,20 +262,8 @@ L's diagonal, in which LKJ(η) is Π_k L_kk^(d - k + 2η - 2), and not of those 
 """
 
 
-def _cholesky_covariance(y: Array) -> tuple[Array, Array]:
-    d = side_of_triangle(y, -1, "cholesky_covariance")
-    root = jnp.zeros((*y.shape[:-1], d, d), y.dtype).at[(..., *np.tril_indices(d))].set(y)
-    scales, log_jacobian = _exp(root[on_diagonal(d)])
-    return root.at[on_diagonal(d)].set(scales), jnp.sum(log_jacobian, -1)
-
-
-def _from_cholesky_covariance(z: Array) -> Array:
-    on = on_diagonal(z.shape[-1])
-    return z.at[on].set(jnp.log(z[on]))[(..., *np.tril_indices(z.shape[-1]))]
-
-
 cholesky_covariance = Constraint(
-    *in_any_precision(_cholesky_covariance, _from_cholesky_covariance, _positive_diagonal)
+    *in_any_precision(covariance_root, from_covariance_root, positive_diagonal)
 )
 """Lower triangular L with a positive diagonal, [..., d, d] from [..., d (d + 1) / 2], row by row; y = 0 is I.
 
