@@ -282,6 +282,7 @@ PUBLIC = {
         "Transformed": "tests/targets/test_transform.py",
         "adapters": "tests/targets/test_adapters.py",
         "collapse": "tests/targets/test_collapse.py",
+        "collapse_error": "tests/targets/test_collapse.py",
         "collapse_gaussian": "tests/targets/test_quadratic.py",
         "conjugate": "tests/targets/test_conjugate.py",
         "constraints": "tests/targets/test_transform.py",

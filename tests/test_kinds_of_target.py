@@ -128,6 +128,7 @@ def each(target):
 TOTAL = lambda z: jnp.sum(z)  # a predictor of one number
 ROWS = {
     "targets.collapse": Row(lambda t: T.collapse(t, conditional)(PAIR), EXACT),
+    "targets.collapse_error": Row(lambda t: T.collapse_error(KEY, t, conditional, PAIR), EXACT),
     "targets.collapse_gaussian": Row(lambda t: T.collapse_gaussian(t, PAIR)[0](PAIR), EXACT),
     "targets.laplace": Row(lambda t: T.laplace(t, PAIR, steps=2)[0](PAIR), EXACT),
     "targets.enumerate": Row(lambda t: T.enumerate(t, 2).log_joint(PAIR), EXACT),

@@ -189,9 +189,20 @@ def describe(function: Any) -> str:
 
 
 def log_densities(
-    log_p: Any, log_q: Any, z: Any, names: tuple[str, str] = ("log_joint(z)", "q.log_prob(z)")
+    log_p: Any,
+    log_q: Any,
+    z: Any,
+    names: tuple[str, str] = ("log_joint(z)", "q.log_prob(z)"),
+    independent: str | None = None,
 ) -> None:
-    """Refuse a log_joint whose shape for one draw is not that of log q: the sample axis is ours, the rest is theirs."""
+    """Refuse a log_joint whose shape for one draw is not that of log q: the sample axis is ours, the rest is theirs.
+
+    Args:
+        log_p, log_q: the two log-densities.
+        z: the draw.
+        names: of the two, for messages.
+        independent: how q's batch axes are made axes of one latent, {} for their number; distrax's where None.
+    """
     of_p, of_q = names
     if not isinstance(log_p, (jax.Array, np.ndarray, np.generic, float, int)) and not hasattr(
         log_p, "__jax_array__"
@@ -203,12 +214,12 @@ def log_densities(
     if (p := jnp.shape(log_p)) == (q := jnp.shape(log_q)):
         return
     leaves = ", ".join(f"{name} {jnp.shape(leaf)}" for name, leaf in named_leaves(z))
+    wrap = independent or "distrax.Independent(q, reinterpreted_batch_ndims={})"
     cure = "sum over the event axes of each draw and keep the batch axes."
     if len(q) > len(p) and q[: len(p)] == p:
         cure = (
             f"where {q[len(p) :]} is a batch, let {of_p} return one value for each member, neither summed nor "
-            "averaged; where it belongs to one latent, wrap q: distrax.Independent(q, reinterpreted_batch_ndims="
-            f"{len(q) - len(p)})."
+            f"averaged; where it belongs to one latent, wrap q: {wrap.format(len(q) - len(p))}."
         )
     elif len(p) == len(q) + 1 and q and p[-1] == q[-1] and p[:-1] == q:
         cure = f"the batch axis was broadcast against itself, ({p[-1]},) with ({p[-1]}, 1): give both the same rank."

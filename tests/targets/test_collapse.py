@@ -84,6 +84,81 @@ def test_a_wrong_conditional_depends_on_b(key):
     assert np.abs(one - two).max() > 1e-2
 
 
+WRONG = {
+    "gamma-poisson": lambda z: distrax.Gamma(jnp.exp(z) + X, jnp.full_like(z, 2.2)),
+    "beta-bernoulli": lambda z: distrax.Beta(jnp.exp(z) + X, 2.1 + 5 - X),
+    "gaussian": lambda z: distrax.Normal((z + 1.5) / 2, 0.8),  # whose mean is right
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_error_shows_a_wrong_conditional(name, key):
+    """A few percent wrong in one parameter: over 20 draws .01 and more, where of the right one rounding is left."""
+    log_joint, conditional, _ = MODELS[name]
+    keys = jax.random.split(key, 20)
+
+    @jax.jit
+    def errors():
+        of = lambda given: jax.vmap(lambda k: vj.targets.collapse_error(k, log_joint, given, Z))(
+            keys
+        )
+        return of(conditional), of(WRONG[name])
+
+    right, wrong = errors()
+    assert right.shape == (20, 3)
+    assert np.abs(right).max() < 2e-5
+    assert np.all(np.abs(wrong).max(0) > 0.01)
+
+
+CONJUGATE = vj.targets.conjugate.gamma_poisson(2.0, 1.0, total=X, exposure=1.0)
+CENTERED = {
+    "conjugate": (lambda: CONJUGATE, (2 + X) / 2),
+    "distrax": (lambda: distrax.Gamma(2 + X, 2.0), (2 + X) / 2),
+    "independent": (
+        lambda: distrax.Independent(distrax.Normal(jnp.ones(3), 1.0), 1),
+        np.ones(3),
+    ),
+    "family": (
+        lambda: vj.families.mean_field().dist({"loc": jnp.ones(3), "log_scale": jnp.zeros(3)}),
+        np.ones(3),
+    ),
+    "joint": (
+        lambda: vj.types.lift({"a": CONJUGATE, "b": lambda a: distrax.Normal(a["a"], 1.0)}),
+        {"a": (2 + X) / 2, "b": (2 + X) / 2},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CENTERED)
+def test_no_draw_is_made_where_a_center_is_known(name):
+    make, expected = CENTERED[name]
+    at = []
+    zero = lambda z, b: at.append(b) or jnp.sum(0 * make().log_prob(b))
+    jax.eval_shape(
+        lambda: vj.targets.collapse(
+            lambda z, b: zero(z, b) + 0 * make().log_prob(b), lambda z: make()
+        )(0.0)
+    )
+    at.clear()
+    vj.targets.collapse(lambda z, b: zero(z, b) + 0 * make().log_prob(b), lambda z: make())(0.0)
+    jax.tree.map(lambda b, e: np.testing.assert_allclose(b, e, rtol=1e-6), at[0], expected)
+
+
+def test_a_mean_outside_the_support_is_no_center():
+    """A discrete b, of integers or floats, and a mixture: a draw is made."""
+    coin = distrax.Bernoulli(probs=0.3)
+    floats = vj.families.adapt(distrax.Bernoulli(probs=0.3, dtype=jnp.float32))
+    gap = distrax.MixtureSameFamily(
+        distrax.Categorical(probs=jnp.array([0.5, 0.5])),
+        distrax.Normal(jnp.array([-50.0, 50.0]), 1.0),
+    )
+    for p in (coin, floats, gap):
+        at = []
+        joint = lambda z, b, p=p: at.append(b) or p.log_prob(b)  # noqa: B023
+        vj.targets.collapse(joint, lambda z, p=p: p)(0.0)
+        assert float(at[0]) in (0.0, 1.0) or abs(abs(float(at[0])) - 50) < 6
+
+
 def test_collapsed_bounds_are_tighter(key):
     """Means over 20,000 keys: each bound above its uncollapsed self by more than 6 standard errors, below log p(x)."""
     log_joint, conditional, _ = MODELS["gaussian"]

@@ -246,7 +246,7 @@ def test_extremes(key):
     value = lambda key: vj.targets.collapse(joint, lambda z: few, key=key)(0.0)
     np.testing.assert_allclose(jax.vmap(value)(jax.random.split(key, 8)), 0.0, atol=1e-4)
     none = conjugate.normal_gamma(0.3, 0.5, 2.0, 1.0, x=np.zeros((0,)))
-    np.testing.assert_allclose(np.stack(none), [0.3, 0.5, 2.0, 1.0], rtol=1e-6)
+    np.testing.assert_allclose(np.stack(none.posterior), [0.3, 0.5, 2.0, 1.0], rtol=1e-6)
     rates = conjugate.gamma_poisson(1e-4, 1.0, total=0.0, exposure=0.0).sample_and_log_prob(
         seed=key, sample_shape=(64,)
     )

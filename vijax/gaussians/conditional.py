@@ -44,6 +44,10 @@ class Gaussian:
         size = math.prod(white.shape[half_log_det.ndim :])
         return half_log_det - 0.5 * (jnp.sum(jnp.square(white), axes) + size * LOG_2PI)
 
+    def center(self) -> PyTree:
+        """Return the mean."""
+        return self.mean
+
     def sample_and_log_prob(self, *, seed: Any, sample_shape: Any = ()) -> tuple[PyTree, Array]:
         """Draw z and return it with its log-density."""
         draw = self._draw

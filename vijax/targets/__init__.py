@@ -1,7 +1,7 @@
 """Change the question: log_joint -> log_joint."""
 
 from vijax.targets import adapters, conjugate, constraints, minorizers
-from vijax.targets._collapse import collapse
+from vijax.targets._collapse import collapse, collapse_error
 from vijax.targets._enumerate import enumerate
 from vijax.targets._gauss_hermite import gauss_hermite, gauss_hermite_error
 from vijax.targets._independent_members import independent_members
@@ -18,6 +18,7 @@ __all__ = [
     "Transformed",
     "adapters",
     "collapse",
+    "collapse_error",
     "collapse_gaussian",
     "conjugate",
     "constraints",

@@ -54,6 +54,10 @@ class Beta(NamedTuple):
 
         return _drawn(self, draw, seed, sample_shape)
 
+    def center(self) -> Array:
+        low, high = _tiny(self.a.dtype), 1 - float(jnp.finfo(self.a.dtype).epsneg)
+        return jnp.clip(self.a / (self.a + self.b), low, high)
+
     def log_prob(self, z: Array, /) -> Array:
         return (self.a - 1) * jnp.log(z) + (self.b - 1) * jnp.log1p(-z) - _log_beta(self.a, self.b)
 
@@ -72,6 +76,9 @@ class Gamma(NamedTuple):
             jax.random.gamma(key, self.a, dtype=self.a.dtype) / self.b, _tiny(self.a.dtype)
         )
 
+    def center(self) -> Array:
+        return jnp.maximum(self.a / self.b, _tiny(self.a.dtype))
+
     def log_prob(self, z: Array, /) -> Array:
         return self.a * jnp.log(self.b) + (self.a - 1) * jnp.log(z) - self.b * z - gammaln(self.a)
 
@@ -85,6 +92,10 @@ class Dirichlet(NamedTuple):
         c = self.concentration
         soft = lambda key: jax.nn.softmax(jax.random.loggamma(key, c, dtype=c.dtype))  # noqa: E731
         return _drawn(self, lambda key: jnp.maximum(soft(key), _tiny(c.dtype)), seed, sample_shape)
+
+    def center(self) -> Array:
+        c = self.concentration
+        return jnp.maximum(c / jnp.sum(c, -1, keepdims=True), _tiny(c.dtype))
 
     def log_prob(self, z: Array, /) -> Array:
         c = self.concentration
@@ -112,6 +123,9 @@ class NormalGamma(NamedTuple):
             "mean": self.loc + e * jax.lax.rsqrt(self.strength * precision),
             "precision": precision,
         }
+
+    def center(self) -> dict[str, Array]:
+        return {"mean": self.loc, "precision": Gamma(self.a, self.b).center()}
 
     def log_prob(self, z: dict[str, Array], /) -> Array:
         precision = z["precision"]
@@ -143,6 +157,9 @@ class NormalInverseGamma(NamedTuple):
             "weights": self.mean + w * jax.lax.rsqrt(precision)[..., None],
             "variance": 1 / precision,
         }
+
+    def center(self) -> dict[str, Array]:
+        return {"weights": self.mean, "variance": 1 / Gamma(self.a, self.b).center()}
 
     def log_prob(self, z: dict[str, Array], /) -> Array:
         variance = z["variance"]

@@ -1,11 +1,15 @@
-"""Exact conditionals p(b | x, z) of conjugate models, ready for `targets.collapse`.
+"""Conjugate models: the exact conditional p(b | x, z), ready for `targets.collapse`, and the log marginal beside it.
 
 Each takes the prior's parameters, which may depend on z, and the data or what is sufficient of them, and gives a
-distribution of b: vijax's two methods, batch shape [*batch]. What may depend on z is an array [*batch] or a number.
+`Conjugate`: a distribution of b, vijax's two methods, batch shape [*batch], that has `log_marginal` besides, [*batch].
+What may depend on z is an array [*batch] or a number. `independent(given, axes)` makes batch axes those of one latent.
 
-    collapsed = collapse(log_joint, lambda z: conjugate.gamma_poisson(exp(z), 1.3, total=x, exposure=1))
+    collapsed = collapse(log_prior, lambda z: conjugate.gamma_poisson(exp(z), 1.3, total=x, exposure=1))
 
-Only the conditional is stated; log_joint(z, b) stays as it is, with all its constants, and `collapse` is exact for it.
+Here log_prior(z) is what the model holds beside the conjugate part, and no b is evaluated. Or state all of it,
+log_joint(z, b), from which the same follows less quickly, and with fewer digits where shapes are large.
+
+    log_marginal = log ∫ p(b | z) L(b) db,     L what of the likelihood depends on b, as each says
 
 Reference: Gelman, Carlin, Stern, Dunson, Vehtari, Rubin, Bayesian data analysis, 3rd edition, 2013, chapters 2, 3, 14.
 """
@@ -16,102 +20,153 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike
 
 from vijax.gaussians import Gaussian, dense
+from vijax.gaussians.affine import LOG_2PI
+from vijax.targets._conjugate import Conjugate, independent
 from vijax.targets._exponential import Beta, Dirichlet, Gamma, NormalGamma, NormalInverseGamma
+from vijax.targets._rising import log1p_less, log_rising, log_rising_excess
+
+__all__ = [
+    "Conjugate",
+    "beta_bernoulli",
+    "dirichlet_multinomial",
+    "gamma_poisson",
+    "gamma_poisson_by_mean",
+    "independent",
+    "linear_regression",
+    "linear_regression_unknown_noise",
+    "normal_gamma",
+]
 
 
 def beta_bernoulli(
     a: ArrayLike, b: ArrayLike, *, successes: ArrayLike, failures: ArrayLike
-) -> Beta:
+) -> Conjugate:
     """Return p(probability | x, z) = Beta(a + successes, b + failures): coins, or binomial counts.
 
         probability ~ Beta(a, b),   xₙ | probability ~ Bernoulli(probability)
+        L = probability^successes (1 - probability)^failures
 
     All arguments [*batch]; draws [*batch].
     """
-    return Beta(*_together(jnp.asarray(a) + successes, jnp.asarray(b) + failures))
+    a, b, s, f = _together(a, b, successes, failures)
+    log_marginal = log_rising(a, s) + log_rising(b, f) - log_rising(a + b, s + f)
+    return Conjugate(Beta(a + s, b + f), log_marginal)
 
 
-def gamma_poisson(a: ArrayLike, b: ArrayLike, *, total: ArrayLike, exposure: ArrayLike) -> Gamma:
+def gamma_poisson(
+    a: ArrayLike, b: ArrayLike, *, total: ArrayLike, exposure: ArrayLike
+) -> Conjugate:
     """Return p(rate | x, z) = Gamma(a + total, b + exposure), b a rate: counts.
 
         rate ~ Gamma(a, b),   xₙ | rate ~ Poisson(rate · exposureₙ);   total Σ xₙ, exposure Σ exposureₙ (their number)
+        L = rate^total e^(-rate · exposure);   of the data alone and not in it: Σ xₙ log exposureₙ - log xₙ!
 
-    All arguments [*batch]; draws [*batch].
+    All arguments [*batch]; draws [*batch]. Where a and b are large and both made of one shape parameter, its slope is a
+    small difference that floats do not hold: use `gamma_poisson_by_mean`.
     """
-    return Gamma(*_together(jnp.asarray(a) + total, jnp.asarray(b) + exposure))
+    a, b, n, t = _together(a, b, total, exposure)
+    log_marginal = log_rising(a, n) - a * jnp.log1p(t / b) - n * jnp.log(b + t)
+    return Conjugate(Gamma(a + n, b + t), log_marginal)
 
 
-def dirichlet_multinomial(concentration: ArrayLike, *, counts: ArrayLike) -> Dirichlet:
+def gamma_poisson_by_mean(
+    mean: ArrayLike, shape: ArrayLike, *, total: ArrayLike, exposure: ArrayLike
+) -> Conjugate:
+    """Return `gamma_poisson(shape, shape / mean)`, negative binomial counts, with all digits up to a Poisson's.
+
+        rate ~ Gamma(shape, shape / mean),   xₙ | rate ~ Poisson(rate · exposureₙ)
+
+    All arguments [*batch]; draws [*batch]. Value and slopes keep their digits however large the shape is.
+    """
+    mean, shape, n, t = _together(mean, shape, total, exposure)
+    share = t * mean / shape
+    log_marginal = log_rising_excess(shape, n) - shape * log1p_less(share) - t * mean
+    log_marginal = log_marginal + n * (jnp.log(mean) - jnp.log1p(share))
+    return Conjugate(Gamma(shape + n, shape / mean + t), log_marginal)
+
+
+def dirichlet_multinomial(concentration: ArrayLike, *, counts: ArrayLike) -> Conjugate:
     """Return p(probabilities | x, z) = Dirichlet(concentration + counts): categories, with or without their order.
 
         probabilities ~ Dirichlet(concentration),   xₙ | probabilities ~ Categorical(probabilities)
+        L = Πₛ probabilitiesₛ^countsₛ
 
     Both arguments [*batch, s]; draws [*batch, s].
     """
-    concentration, counts = jnp.asarray(concentration), jnp.asarray(counts)
-    if counts.shape != concentration.shape or counts.ndim == 0:
+    if (found := jnp.shape(counts)) != jnp.shape(concentration) or not found:
         raise ValueError(
-            f"counts and concentration must be [*batch, s], got {counts.shape} and {concentration.shape}."
+            f"counts and concentration must be [*batch, s], got {found} and {jnp.shape(concentration)}."
         )
-    return Dirichlet(_floating(concentration + counts))
+    c, n = _together(concentration, counts)
+    whole = log_rising(jnp.sum(c, -1), jnp.sum(n, -1))
+    return Conjugate(Dirichlet(c + n), jnp.sum(log_rising(c, n), -1) - whole)
 
 
 def normal_gamma(
     loc: ArrayLike, strength: ArrayLike, a: ArrayLike, b: ArrayLike, *, x: ArrayLike
-) -> NormalGamma:
+) -> Conjugate:
     """Return p(mean, precision | x, z) of a normal with both unknown.
 
         precision ~ Gamma(a, b),   mean ~ N(loc, 1 / (strength · precision)),   xₙ ~ N(mean, 1 / precision)
+        L = Πₙ N(xₙ; mean, 1 / precision)
 
     x is [n, *batch], the other arguments [*batch]; draws {"mean", "precision"}, each [*batch].
     """
     x = _floating(jnp.asarray(x))
     if x.ndim == 0:
         raise ValueError("x must have a leading axis of data, [n, *batch], got shape ().")
-    loc, strength = jnp.asarray(loc), jnp.asarray(strength)
     n = x.shape[0]
     average = jnp.sum(x, 0) / max(n, 1)
     within = jnp.sum(jnp.square(x - average[None]), 0)
+    loc, strength, a, b, average, within = _together(loc, strength, a, b, average, within)
     between = n * strength / (strength + n) * jnp.square(average - loc)
-    posterior = (
-        (strength * loc + n * average) / (strength + n),
-        strength + n,
-        a + 0.5 * n,
-        b + 0.5 * (within + between),
-    )
-    return NormalGamma(*_together(*posterior))
+    half = 0.5 * (within + between)
+    mean = (strength * loc + n * average) / (strength + n)
+    posterior = NormalGamma(mean, strength + n, a + 0.5 * n, b + half)
+    log_marginal = _student(a, b, half, n) - 0.5 * jnp.log1p(n / strength)
+    return Conjugate(posterior, log_marginal)
 
 
 def linear_regression(
     design: ArrayLike, y: ArrayLike, *, noise: ArrayLike, loc: ArrayLike, scale: ArrayLike
-) -> Gaussian:
+) -> Conjugate:
     """Return p(weights | y, z) of a linear regression whose noise is known, or part of z.
 
-        weights ~ N(loc, diag(scale²)),   y ~ N(design · weights, noise² I)
+        weights ~ N(loc, diag(scale²)),   y ~ N(design · weights, noise² I);   L = N(y; design · weights, noise² I)
 
     noise is [*batch], loc and scale numbers or [*batch, d]; draws [*batch, d]. Where noise differs from row to row,
     divide y and the design by it and give noise = 1. `jax.vmap` gives each member of a batch a design of its own.
     """
-    given = _regression(design, y, 1 / jnp.square(jnp.asarray(noise)), loc, scale)
-    return Gaussian(given.mean, given.cholesky, dense)
+    noise = _floating(jnp.asarray(noise))
+    given = _regression(design, y, 1 / jnp.square(noise), loc, scale)
+    n = jnp.shape(design)[0]
+    log_marginal = given.shrunk - 0.5 * given.squares - n * (jnp.log(noise) + 0.5 * LOG_2PI)
+    return Conjugate(Gaussian(given.mean, given.cholesky, dense), log_marginal)
 
 
 def linear_regression_unknown_noise(
     design: ArrayLike, y: ArrayLike, *, a: ArrayLike, b: ArrayLike, loc: ArrayLike, scale: ArrayLike
-) -> NormalInverseGamma:
+) -> Conjugate:
     """Return p(weights, variance | y, z) of a linear regression whose noise is unknown, scale being relative to it.
 
         variance ~ InverseGamma(a, b),   weights ~ N(loc, variance · diag(scale²)),   y ~ N(design · weights, variance)
+        L = N(y; design · weights, variance · I)
 
     a and b are [*batch], loc and scale numbers or [*batch, d]; draws {"weights" [*batch, d], "variance" [*batch]}.
     """
     given = _regression(
         design, y, jnp.ones(jnp.broadcast_shapes(jnp.shape(a), jnp.shape(b))), loc, scale
     )
-    a, b = _together(
-        jnp.asarray(a) + 0.5 * jnp.shape(design)[0], jnp.asarray(b) + 0.5 * given.squares
-    )
-    return NormalInverseGamma(given.mean, given.cholesky, a, b)
+    n = jnp.shape(design)[0]
+    a, b, half = _together(a, b, 0.5 * given.squares)
+    posterior = NormalInverseGamma(given.mean, given.cholesky, a + 0.5 * n, b + half)
+    return Conjugate(posterior, _student(a, b, half, n) + given.shrunk)
+
+
+def _student(a: Array, b: Array, half: Array, n: int) -> Array:
+    """Return log ∫ Gamma(τ; a, b) (τ/2π)^(n/2) e^(-τ half) dτ."""
+    rising = log_rising(a, 0.5 * n) - a * jnp.log1p(half / b)
+    return rising - 0.5 * n * (jnp.log(b + half) + LOG_2PI)
 
 
 def _floating(x: Array) -> Array:
@@ -129,10 +184,11 @@ class _Posterior(NamedTuple):
     mean: Array
     cholesky: Array
     squares: Array
+    shrunk: Array
 
 
 def _regression(design: Any, y: Any, over: Any, loc: Any, scale: Any) -> _Posterior:
-    """Return the mean and the precision of the weights, and what is left of y and of the prior at that mean."""
+    """Return the weights' mean and precision, what is left of y and the prior, and ½ log |prior| / |precision|."""
     design, y, over, loc, scale = (_floating(jnp.asarray(x)) for x in (design, y, over, loc, scale))
     if design.ndim != 2 or y.ndim == 0 or y.shape[-1] != design.shape[0]:
         raise ValueError(
@@ -163,4 +219,5 @@ def _regression(design: Any, y: Any, over: Any, loc: Any, scale: Any) -> _Poster
     squares = over[..., 0] * jnp.sum(jnp.square(left), -1) + jnp.sum(
         prior * jnp.square(mean - loc), -1
     )
-    return _Posterior(mean, cholesky, squares)
+    shrunk = 0.5 * jnp.sum(jnp.log(prior), -1) - dense.half_log_det(cholesky)
+    return _Posterior(mean, cholesky, squares, shrunk)

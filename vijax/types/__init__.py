@@ -2,6 +2,7 @@
 
 from vijax.types._abilities import (
     Affine,
+    Centered,
     Divergence,
     Entropy,
     Sampled,
@@ -40,6 +41,7 @@ __all__ = [
     "Affine",
     "Bound",
     "Caveat",
+    "Centered",
     "ClosedForms",
     "Distribution",
     "Divergence",

@@ -36,6 +36,15 @@ class Affine(Protocol):
 
 
 @runtime_checkable
+class Centered(Protocol):
+    """A distribution that names a point of its support without noise: where `collapse` evaluates."""
+
+    def center(self) -> PyTree:
+        """Return a point where the density is positive and large, such as the mean of one peak."""
+        ...
+
+
+@runtime_checkable
 class Stratified(Protocol):
     """q as a mixture of m components: what `draws.stratified` asks for."""
 
