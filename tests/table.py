@@ -262,6 +262,7 @@ PUBLIC = {
         "mean_field": "tests/families/test_gaussian.py",
         "mixture": "tests/families/test_mixture.py",
         "spline_coupling": "tests/families/test_flow.py",
+        "standing": "tests/families/test_laplace.py",
         "strata": "tests/families/test_mixture.py",
         "structured": "tests/families/test_structured.py",
         "student_t": "tests/families/test_student.py",

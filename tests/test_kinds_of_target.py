@@ -148,6 +148,7 @@ ROWS = {
         EXACT | {"unbiased, key fixed", "minibatch", "minibatch within"},
     ),
     "families.laplace": Row(lambda t: vj.families.laplace(t).init(KEY, PAIR), EXACT),
+    "families.standing": Row(lambda t: vj.families.standing(t, {"loc": PAIR}), EXACT),
     "draws.weigh": Row(lambda t: vj.draws.weigh(KEY, t, Q, num_samples=4).log_w, AND_NOISE),
     "updates.batch_and_match": Row(one_step(vj.updates.batch_and_match), AND_AUX),
     "updates.natural_gradient": Row(one_step(vj.updates.natural_gradient), ALL_BUT_Q),

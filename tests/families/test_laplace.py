@@ -1,5 +1,7 @@
 """laplace: exact for Gaussians in either precision, irises at their published evidence, hostile starts, refusals."""
 
+import warnings
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -153,3 +155,84 @@ def test_refusals(key):
         laplace(lambda z: -jnp.sum(z**2)).init(key, jnp.zeros(3, jnp.bfloat16))
     with pytest.raises(TypeError, match="Gaussian family"):
         laplace(lambda z: -jnp.sum(z**2)).init(key, jnp.arange(3))
+
+
+# --- whether it stands on a mode
+
+SCHOOLS = np.array([28.0, 8, -3, 7, -1, 1, 18, 12]), np.array([15.0, 10, 16, 11, 9, 11, 10, 18])
+
+
+def schools(z, centred):
+    y, s = (jnp.asarray(a, z["mu"].dtype) for a in SCHOOLS)
+    tau = jnp.exp(z["log_tau"])
+    theta = z["theta"] if centred else z["mu"] + tau * z["theta"]
+    prior = norm.logpdf(z["mu"], 0, 5) - jnp.log1p((tau / 5) ** 2) + z["log_tau"]
+    spread = norm.logpdf(theta, z["mu"], tau) if centred else norm.logpdf(z["theta"])
+    return prior + jnp.sum(spread) + jnp.sum(norm.logpdf(y, theta, s))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, pytest.param(np.float64, marks=pytest.mark.slow)])
+def test_a_posterior_without_a_mode_is_told(dtype, x64):
+    """The centred eight schools: finite, and not a mode; the non-centred ones are silent, and on one."""
+    like = {k: jnp.zeros(n, dtype) for k, n in (("mu", ()), ("log_tau", ()), ("theta", (8,)))}
+    centred, free = (lambda z, c=c: schools(z, c) for c in (True, False))
+    with pytest.warns(UserWarning, match="laplace did not arrive at a mode.*non-centred"):
+        params = laplace(centred).init(None, like)
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(params))
+    at = vj.families.standing(centred, params)
+    assert not at.arrived
+    assert at.curvature < 1e-3
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        params = laplace(free).init(None, like)
+    at = jax.jit(lambda p: vj.families.standing(free, p))(params)
+    assert at.arrived
+    assert at.decrement < 1e-6
+    # Elsewhere than on it, the decrement is what there is left to climb; under jit nobody warns.
+    away = {**params, "loc": {**params["loc"], "mu": params["loc"]["mu"] + 0.5}}
+    left = free(params["loc"]) - free(away["loc"])
+    at = vj.families.standing(free, away)
+    assert not at.arrived
+    np.testing.assert_allclose(at.decrement, left, rtol=0.2)
+
+
+def test_standing_at_saddles_planes_and_nowhere():
+    """Each is told from a mode, and a mode from each: also one whose scales differ by 10⁷."""
+    at = lambda f, z: vj.families.standing(f, {"loc": z})
+    assert at(lambda z: -(z[0] ** 2) - 1e14 * z[1] ** 2, jnp.zeros(2)).arrived
+    assert not at(lambda z: z[0] ** 2 - 2 * z[1] ** 2, jnp.zeros(2)).arrived
+    assert not at(lambda z: 0 * jnp.sum(z), jnp.ones(2)).arrived
+    assert not at(lambda z: norm.logpdf(z[0] + z[1]), jnp.zeros(2)).arrived
+    assert not at(lambda z: jnp.sum(jnp.log(z)), -jnp.ones(2)).arrived
+    with pytest.warns(UserWarning, match="not finite at `like`"):
+        laplace(lambda z: jnp.sum(jnp.log(z))).init(None, -jnp.ones(2))
+
+
+def test_through_ordered_cut_points():
+    """An ordered regression from three starts ends on one mode, with no slope left."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=200)
+    grade = jnp.asarray(np.digitize(x + 0.8 * rng.logistic(size=200), [-1.0, 0.0, 1.5]))
+
+    def log_joint(z):
+        ends = jnp.concatenate([jnp.array([-30.0]), z["cuts"], jnp.array([30.0])])
+        high, low = (ends[grade + i] - z["slope"] * x.astype(np.float32) for i in (1, 0))
+        within = (
+            jnp.log(-jnp.expm1(low - high)) + jax.nn.log_sigmoid(high) + jax.nn.log_sigmoid(-low)
+        )
+        return norm.logpdf(z["slope"]) + jnp.sum(norm.logpdf(z["cuts"], 0, 5)) + jnp.sum(within)
+
+    kinds = {"slope": None, "cuts": vj.targets.constraints.ordered}
+    target = vj.targets.transform(log_joint, kinds).log_joint
+    starts = jnp.array([[-2.0, 0.0, 0.0], [0.0, -4.0, 3.0], [1.0, 1.0, 1.0]])
+
+    @jax.jit
+    @jax.vmap
+    def run(cuts):
+        params = laplace(target).init(None, {"slope": jnp.float32(0.0), "cuts": cuts})
+        return params["loc"], vj.families.standing(target, params), jax.grad(target)(params["loc"])
+
+    mode, at, slope = run(starts)
+    assert np.all(at.arrived)
+    np.testing.assert_allclose(mode["cuts"], mode["cuts"][:1].repeat(3, 0), atol=1e-4)
+    assert max(np.abs(leaf).max() for leaf in jax.tree.leaves(slope)) < 0.01

@@ -35,7 +35,9 @@ def test_from_any_factor(x64):
     again = triangle.from_parameters(*triangle.parameters_of_covariance(jnp.asarray(factor)))
     np.testing.assert_allclose(again @ again.T, covariance, rtol=1e-8)
     small = np.diag(1 / np.diag(factor)) @ covariance @ np.diag(1 / np.diag(factor))
-    inverse = triangle.factor_of_inverse(jnp.asarray(np.linalg.inv(small)))
+    inverse, lowest = triangle.factor_of_inverse(jnp.asarray(np.linalg.inv(small)))
     np.testing.assert_allclose(inverse @ inverse.T, small, rtol=1e-6)
-    stand_in = triangle.factor_of_inverse(jnp.diag(jnp.array([2.0, -2.0])))
+    stand_in, below = triangle.factor_of_inverse(jnp.diag(jnp.array([2.0, -2.0])))
+    np.testing.assert_allclose(below, -1.0)
+    assert 0 < lowest <= 1
     np.testing.assert_allclose(stand_in @ stand_in.T, np.diag([0.5, 0.5]), atol=1e-12)

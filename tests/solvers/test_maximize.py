@@ -66,3 +66,84 @@ def test_what_cannot_be_climbed():
         maximize(lambda x: -(x**2), jnp.ones(3))
     with pytest.raises(TypeError, match="pytree of float arrays"):
         maximize(lambda x: -(x**2), jnp.int32(1))
+
+
+def collinear(dtype):
+    """Return a logistic regression on three features that are alike to 1%, and one of size 100, and its data."""
+    rng = np.random.default_rng(0)
+    u, noise = rng.normal(size=(500, 1)), rng.normal(size=(500, 2))
+    x = np.concatenate([u, u + 1e-2 * noise, 100 * rng.normal(size=(500, 1))], 1)
+    odds = x @ [1.0, -2.0, 1.5, 0.01]
+    y = rng.uniform(size=500) < 1 / (1 + np.exp(-odds))
+    x, y = jnp.asarray(x, dtype), jnp.asarray(y, dtype)
+
+    def log_joint(w):
+        predictor = x @ w
+        return jnp.sum(y * predictor - jax.nn.softplus(predictor)) - 0.005 * jnp.sum(w**2)
+
+    return log_joint
+
+
+def test_single_precision_reaches_what_it_can_resolve(x64):
+    """Within 1e-5 nats of the top, where L-BFGS alone is .1 short, and its decrement says how far it is."""
+    f32, f64 = collinear(np.float32), collinear(np.float64)
+    top = maximize(f64, jnp.zeros(4, np.float64))
+    found = maximize(f32, jnp.zeros(4, np.float32))
+    short = top.value - f64(found.params.astype(np.float64))
+    assert 0 <= short < 1e-5
+    assert found.decrement < 1e-5
+    np.testing.assert_allclose(found.scaled_slope**2 / 2, found.decrement, rtol=1e-5)
+    assert top.decrement < 1e-20
+    # The control: a climb that is cut off says how far it is, to the quadratic's own error.
+    early = maximize(f64, jnp.zeros(4, np.float64), steps=6)
+    np.testing.assert_allclose(early.decrement, top.value - early.value, rtol=0.2)
+    assert early.decrement > 0.01
+
+
+def test_no_decrement_where_nothing_is_known():
+    """Not concave; more parameters than 500; and a function with a first derivative alone."""
+    saddle = maximize(lambda x: x[0] ** 2 - x[1] ** 2, jnp.array([1e-3, 0.2]), steps=1)
+    assert jnp.isnan(saddle.decrement)
+    many = maximize(lambda x: -jnp.sum((x - 1) ** 2), jnp.zeros(501))
+    np.testing.assert_allclose(many.params, 1.0, rtol=1e-4)
+    assert jnp.isnan(many.decrement)
+
+    @jax.custom_vjp
+    def once(x):
+        return -jnp.sum((x - 1) ** 2)
+
+    once.defvjp(lambda x: (once(x), x), lambda x, g: (-2 * g * (x - 1),))
+    found = maximize(once, jnp.zeros(3))
+    np.testing.assert_allclose(found.params, 1.0, rtol=1e-4)
+    assert jnp.isnan(found.decrement)
+
+
+def test_compiled_once_for_a_function():
+    """At its second call it takes a trace, not a compilation; data that it closes over may change, and do not go stale."""
+    data = {"x": jnp.ones(3)}
+
+    def function(w):
+        return -jnp.sum((w - data["x"]) ** 2)
+
+    count = []
+
+    def listen(name, *args, **kwargs):
+        if "backend_compile" in name:
+            count.append(name)
+
+    half, moved_data, number = jnp.array([0.5] * 3), jnp.array([1.0, 2.0, 3.0]), jnp.float32(2.0)
+    first = maximize(function, jnp.zeros(3))
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        again = maximize(function, half)
+        assert not count
+        data["x"] = moved_data
+        moved = maximize(function, half)
+        assert not count
+        data["x"] = number  # another shape is another program
+        other = maximize(function, half)
+        assert count
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+    for found, truth in ((first, 1), (again, 1), (moved, [1, 2, 3]), (other, 2)):
+        np.testing.assert_allclose(found.params, truth, rtol=1e-4)

@@ -3,7 +3,7 @@
 from vijax.families._adapt import adapt
 from vijax.families._autoregressive import inverse_autoregressive
 from vijax.families._gaussian import full_rank, low_rank, mean_field
-from vijax.families._laplace import laplace
+from vijax.families._laplace import laplace, standing
 from vijax.families._mixture import mixture, strata
 from vijax.families._spline import spline_coupling
 from vijax.families._structured import Given, given, structured
@@ -20,6 +20,7 @@ __all__ = [
     "mean_field",
     "mixture",
     "spline_coupling",
+    "standing",
     "strata",
     "structured",
     "student_t",

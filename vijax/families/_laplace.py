@@ -1,19 +1,21 @@
 """Laplace's approximation as a family: it starts at the mode, with the curvature there."""
 
+import math
+import warnings
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from vijax import checks
 from vijax.families._gaussian import full_rank
-from vijax.gaussians.triangle import factor_of_inverse, parameters_of_covariance
+from vijax.gaussians.newton import Standing, climb
+from vijax.gaussians.newton import standing as stands
+from vijax.gaussians.triangle import parameters_of_covariance
 from vijax.types import Family, LogJoint, PyTree
-
-_TRIES = 100  # halvings of a step: Newton's step from a flat place, such as a logistic tail, is too long by far
 
 
 def laplace(log_joint: LogJoint, *, steps: int = 100) -> Family:
@@ -23,15 +25,16 @@ def laplace(log_joint: LogJoint, *, steps: int = 100) -> Family:
         log p(x) ≈ log p(x, ẑ) + d/2 log 2π - ½ log |Λ|  =  log_joint(ẑ) - q.log_prob(ẑ)
 
     As it is, where the posterior is nearly Gaussian; else as the start of a fit of `full_rank`, or of the `base` of a
-    flow. `init` climbs from `like` by Newton's method with exact Hessians, damped by halving steps: a few d³, for up to
-    a few hundred latents, transformed to ℝ first (`targets.transform`). The evidence of the second line is exact where
-    the posterior is Gaussian, and no bound.
+    flow. `init` climbs from `like` by Newton's method with exact Hessians: a few d³, for up to a few hundred latents,
+    transformed to ℝ first (`targets.transform`). The evidence of the second line is exact where the posterior is
+    Gaussian, and no bound.
 
-    It ends where no step is uphill beyond rounding, or after `steps`, and keeps the best point: whether it arrived,
-    `jax.grad(log_joint)(params["loc"])` says. Eigenvalues of Λ (of its correlation matrix, in float32 too) that are not
-    positive, away from a mode, count by their absolute value, and none as less than rounding, so that the covariance
-    exists; a flat direction then is very wide. Where log_joint or a derivative is not finite at `like` there is no
-    climb: "loc" is `like`, and the scales are nan.
+    Some posteriors have no mode, as a centred hierarchy, whose density rises for ever as its scale falls to 0. The
+    climb ends where no step is uphill beyond rounding or floats end, or after `steps`, and keeps the best point:
+    `standing(log_joint, params)` says whether that is a mode, and a call outside of jit warns where it is not.
+    Eigenvalues of Λ (of its correlation matrix, in float32 too) that are not positive count by their absolute value,
+    and none as less than rounding, so that the covariance exists; a flat direction then is very wide. Where log_joint
+    or a derivative is not finite at `like` there is no climb: "loc" is `like`, and the scales are nan.
 
     Args:
         log_joint: z -> (), or a dict of factors (), smooth in z.
@@ -55,74 +58,74 @@ def laplace(log_joint: LogJoint, *, steps: int = 100) -> Family:
     def init(key: Any, like: PyTree) -> PyTree:
         params = plain.init(key, like)
         start, unravel = ravel_pytree(params["loc"])
-        if jnp.finfo(start.dtype).bits < 32:
-            raise TypeError(
-                f"laplace needs latents in float32 or float64, got {start.dtype}: it inverts a matrix."
-            )
-
-        def density(x: Array) -> Array:
-            out = log_joint(unravel(x))
-            total = sum(out.values()) if isinstance(out, dict) else out
-            if jnp.shape(total) != ():
-                raise ValueError(
-                    f"log_joint(z) has shape {jnp.shape(total)} where laplace needs (): sum over the data, or jax.vmap "
-                    "over `init` for a batch of posteriors."
-                )
-            return jnp.asarray(total, start.dtype)
-
-        mode, root = _climb(density, start, steps)
+        density = _density(log_joint, start, unravel)
+        mode, root, at, taken = climb(density, start, steps)
+        if not isinstance(at.arrived, jax.core.Tracer) and not bool(at.arrived):
+            warnings.warn(_why(at, int(taken)), stacklevel=2)
         log_scale, lower = parameters_of_covariance(root)
         return {"loc": unravel(mode), "log_scale": unravel(log_scale), "lower": lower}
 
     return Family(init, plain.dist)
 
 
-def _climb(
-    density: Callable[[Array], Array], start: Float[Array, " d"], steps: int
-) -> tuple[Float[Array, " d"], Float[Array, "d d"]]:
-    """Return the mode and a root of the covariance there, root rootᵀ = Λ⁻¹."""
-    eps = jnp.finfo(start.dtype).eps
-    slope = jax.grad(density)
+def standing(log_joint: LogJoint, params: PyTree) -> Standing:
+    """Return whether "loc" is a mode of a log joint, and how near one: what `laplace` arrived at.
 
-    def look(x: Array) -> tuple[Array, Array, Array]:
-        return density(x), slope(x), factor_of_inverse(-jax.hessian(density)(x))
+        slope = √(gᵀ Λ⁻¹ g),   decrement = ½ gᵀ Λ⁻¹ g,     g = ∇ log p(x, ẑ),   Λ = -∇² log p(x, ẑ)
 
-    def going(carry: Any) -> Array:
-        *_, count, uphill = carry
-        return uphill & (count < steps)
+    To be asked after every fit of `laplace`, under jit too. Not arrived with a curvature above rounding: give it more
+    `steps`, or another start. Not arrived with one of 0 or below: there is no mode near, and the Gaussian says nothing
+    of the posterior; write the hierarchy non-centred (`constraints.affine`), or fit `full_rank`.
 
-    def step(carry: Any) -> Any:
-        x, (value, g, root), count, _ = carry
-        white = root.T @ g
-        gain = jnp.sum(jnp.square(white))  # twice what a quadratic function gains by the whole step
-        direction = root @ white
-        # Below rounding of the value only the slope can tell uphill.
-        noise = 8 * eps * jnp.maximum(1.0, jnp.abs(value))
+    Args:
+        log_joint: z -> (), or a dict of factors (), smooth in z.
+        params: with "loc", of `laplace`, or of `full_rank` or `mean_field`.
 
-        def better(t: Array) -> Array:
-            there = density(x + t * direction)
-            left = jnp.sum(jnp.square(root.T @ slope(x + t * direction)))
-            enough = (there >= value + 1e-4 * t * gain) & (1e-4 * t * gain > 0) & (there > value)
-            return enough | ((there >= value - noise) & (left < 0.25 * gain))
+    Returns:
+        Standing(arrived, slope, decrement, curvature), each ().
 
-        tries = jnp.where(gain > noise, _TRIES, 1)
-        halvings = jax.lax.while_loop(
-            lambda n: (n < tries) & ~better(0.5**n), lambda n: n + 1, jnp.zeros((), start.dtype)
+    Raises:
+        TypeError, ValueError: as `laplace` does.
+
+    Reference: Boyd, Vandenberghe, Convex optimization, 2004, section 9.5 (Newton's decrement).
+    """
+    log_joint = checks.target(log_joint, "families.standing")
+    x, unravel = ravel_pytree(params["loc"])
+    return stands(_density(log_joint, x, unravel), x)
+
+
+def _why(at: Standing, taken: int) -> str:
+    """Return what a climb that did not arrive says."""
+    slope, curvature = float(at.slope), float(at.curvature)
+    if math.isnan(slope):
+        return (
+            "laplace did not climb: log_joint or a derivative of it is not finite at `like`, and the scales are nan; "
+            "start where it is."
         )
-        found = halvings < tries
-        # A step far too long may be uphill and yet overshoot: halve it on while that is better.
-        along = lambda n: density(x + 0.5**n * direction)  # noqa: E731
-        halvings = jax.lax.while_loop(
-            lambda n: found & (n < _TRIES) & (along(n + 1) > along(n) + noise),
-            lambda n: n + 1,
-            halvings,
-        )
-        x = jnp.where(found, x + 0.5**halvings * direction, x)
-        return x, look(x), count + 1, found
-
-    first = look(start)
-    sure = (
-        jnp.isfinite(first[0]) & jnp.all(jnp.isfinite(first[1])) & jnp.all(jnp.isfinite(first[2]))
+    return (
+        f"laplace did not arrive at a mode in {taken} steps: slope {slope:.2g} nats per standard deviation, smallest "
+        f"curvature {curvature:.2g} of 1. Its Gaussian is a start at best; give it more `steps` or another `like`; "
+        "where there is no mode, write a hierarchy non-centred (constraints.affine), or fit full_rank."
     )
-    mode, (_, _, root), _, _ = jax.lax.while_loop(going, step, (start, first, jnp.int32(0), sure))
-    return mode, jnp.where(sure, root, jnp.nan)
+
+
+def _density(
+    log_joint: LogJoint, start: Array, unravel: Callable[[Array], PyTree]
+) -> Callable[[Array], Array]:
+    """Return log p as a function of one vector."""
+    if jnp.finfo(start.dtype).bits < 32:
+        raise TypeError(
+            f"laplace needs latents in float32 or float64, got {start.dtype}: it inverts a matrix."
+        )
+
+    def density(x: Array) -> Array:
+        out = log_joint(unravel(x))
+        total = sum(out.values()) if isinstance(out, dict) else out
+        if jnp.shape(total) != ():
+            raise ValueError(
+                f"log_joint(z) has shape {jnp.shape(total)} where laplace needs (): sum over the data, or jax.vmap "
+                "over `init` for a batch of posteriors."
+            )
+        return jnp.asarray(total, start.dtype)
+
+    return density

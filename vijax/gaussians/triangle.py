@@ -46,19 +46,22 @@ def triangle(factor: Float[Array, "d k"]) -> Float[Array, "d d"]:
     return lower * jnp.where(jnp.diagonal(lower) < 0, -1, 1)[None, :]
 
 
-def factor_of_inverse(precision: Float[Array, "d d"]) -> Float[Array, "d d"]:
+def factor_of_inverse(
+    precision: Float[Array, "d d"],
+) -> tuple[Float[Array, "d d"], Float[Array, ""]]:
     """Return R with R Rᵀ = Λ⁻¹ where Λ is positive definite, and of a stand-in for Λ elsewhere.
 
-    An eigenvalue that is not positive counts by its absolute value, and none as below rounding.
+    An eigenvalue that is not positive counts by its absolute value, and none as below rounding. The
+    second result is the smallest of them, of Λ in units of its diagonal.
     """
     size = jnp.abs(jnp.diag(precision))
     scale = jax.lax.rsqrt(jnp.where(size > 0, size, 1.0))
     # In units of its diagonal, latents may differ in scale by more than the precision holds.
     values, vectors = jnp.linalg.eigh(scale[:, None] * precision * scale[None, :])
-    values = jnp.abs(values)
+    lowest, values = values[0], jnp.abs(values)
     floor = values.size * jnp.finfo(values.dtype).eps * jnp.max(values)
     values = jnp.maximum(values, jnp.where(floor > 0, floor, 1.0))
-    return scale[:, None] * vectors * jax.lax.rsqrt(values)[None, :]
+    return scale[:, None] * vectors * jax.lax.rsqrt(values)[None, :], lowest
 
 
 def half_log_det(root: Array) -> Array:

@@ -20,6 +20,7 @@ from vijax.jaxprs._mean_alone import (
 )
 from vijax.jaxprs._outer import Outer, accidental_outer
 from vijax.jaxprs._paths import LOOK_UP, NOISE, PARAMETER, Path, by_leaf, joint_paths, paths
+from vijax.jaxprs._programs import once
 from vijax.jaxprs._reads import reads
 from vijax.jaxprs._stand_in import misfit
 from vijax.jaxprs._support import Moving, Scored, carried_away, moving_support, scored_leaves
@@ -55,6 +56,7 @@ __all__ = [
     "not_linear",
     "not_quadratic",
     "not_smooth",
+    "once",
     "paths",
     "reads",
     "scored_leaves",

@@ -1,16 +1,21 @@
-"""Climb a smooth deterministic function to machine precision."""
+"""Climb a smooth deterministic function to what its floats can resolve."""
 
 from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int
 
-from vijax import checks
+from vijax import checks, jaxprs
+from vijax.gaussians import newton
 from vijax.solvers._line_search import Point, point_at, search_line, steepest
-from vijax.trees import where
+from vijax.trees import strong_dtypes, where
 from vijax.types import PyTree
+
+# Up to here the Hessian is formed, one product with each unit vector.
+_DENSE = 500
 
 
 class Maximum(NamedTuple):
@@ -21,12 +26,26 @@ class Maximum(NamedTuple):
         value: the function there, ().
         slope: the largest absolute element of its gradient, (): what is left to climb.
         steps: how many steps were taken, ().
+        scaled_slope: √(gᵀ Λ⁻¹ g), the slope per unit of the local scale, that of the curvature Λ = -∇²f, ().
+        decrement: ½ gᵀ Λ⁻¹ g, how far below the top of the quadratic there the value is, (): in nats, of a bound. Both
+            are nan where f is not concave, has more than 500 params, or no second derivative.
     """
 
     params: PyTree
     value: Float[Array, ""]
     slope: Float[Array, ""]
     steps: Int[Array, ""]
+    scaled_slope: Float[Array, ""]
+    decrement: Float[Array, ""]
+
+
+class _Climb(NamedTuple):
+    """Where a climb is: its best point, the optimizer's state, the steps, whether it stalled."""
+
+    best: Point
+    optimizer: PyTree
+    taken: Array
+    stalled: Array
 
 
 def maximize(
@@ -36,27 +55,33 @@ def maximize(
     steps: int = 1000,
     slope: float | None = None,
 ) -> Maximum:
-    """Climb a function without noise by L-BFGS, until nothing is left to climb.
+    """Climb a function without noise by L-BFGS, then by Newton's steps until rounding ends them.
 
-        θ ← θ + η H ∇f(θ),     H from the last ten steps, η by a strong Wolfe line search
+        θ ← θ + η H ∇f(θ),     H from the last ten steps, η by a strong Wolfe line search; then H = Λ⁻¹
 
     For bounds in closed form (`targets.gauss_hermite`, a collapsed target without further latents)
     and for estimates at fixed draws: the same key at every step, so that the function is the same.
     Where the function is concave, as the ELBO of a Gaussian q and log-concave factors is in (mean,
     Cholesky factor), this is its one maximum. Estimates with fresh noise at every step want a
-    stochastic optimizer instead. Run it in float64 to reach 1e-8.
+    stochastic optimizer instead. It is compiled once for a function object and shapes; the arrays
+    that the function closes over may change.
+
+        >>> found = maximize(lambda x: -jnp.sum((x - 3.0) ** 2), jnp.zeros(2))
+        >>> float(found.params[0]), float(found.decrement)
+        (3.0, 0.0)
 
     Args:
         function: params -> (), to be maximized, twice differentiable; jit and vmap over `maximize`
             are fine.
         start: params, a pytree of floats.
-        steps: the most steps to take.
-        slope: stop when no element of the gradient is larger; by default the square root of the
-            dtype's epsilon over ten, times the larger of 1 and |f|.
+        steps: the most steps to take, of both kinds.
+        slope: L-BFGS goes on until no element of the gradient is larger; by default the square root
+            of the dtype's epsilon over ten, times the larger of 1 and |f|. Newton's steps go on to
+            rounding: where values are equal to it, by the slope.
 
     Returns:
-        Maximum, whose `params` are the best seen. A step that no line search can better, or a value
-        that is not finite, ends the climb; see its `value` and `slope` for whether it arrived.
+        Maximum, whose `params` are the best seen; see its `decrement` for whether it arrived. A value
+        that is not finite ends the climb.
 
     Raises:
         TypeError: for a function whose value is no scalar, or a start that is not made of floats of
@@ -67,18 +92,29 @@ def maximize(
     Reference: Liu, Nocedal, On the limited memory BFGS method for large scale optimization, 1989;
         Challis, Barber, Gaussian Kullback-Leibler approximate inference, 2013 (the concave case).
     """
-    import optax
-
     checks.target(function, "solvers.maximize", what="function")
     start = _checked_start(function, start)
     dtype = jax.tree.leaves(start)[0].dtype
-    optimizer = optax.lbfgs()
-    close = 0.1 * jnp.finfo(dtype).eps ** 0.5
 
     def descend(params: PyTree) -> Array:
         # A line search believes the slope: it must be that of the value.
         with checks.own_derivative():
             return -jnp.asarray(function(params), dtype)
+
+    def program(descend: Callable[[PyTree], Array]) -> Callable[[PyTree], Maximum]:
+        return lambda start: _polish(descend, _quasi_newton(descend, start, steps, slope), steps)
+
+    return jaxprs.once(function, program, descend, start, ("maximize", steps, slope))
+
+
+def _quasi_newton(
+    descend: Callable[[PyTree], Array], start: PyTree, steps: int, slope: float | None
+) -> _Climb:
+    """Descend by L-BFGS until the slope is small, a line search fails, or the steps are used."""
+    import optax
+
+    optimizer = optax.lbfgs()
+    close = 0.1 * jnp.finfo(jax.tree.leaves(start)[0].dtype).eps ** 0.5
 
     def unfinished(climb: _Climb) -> Array:
         value, gradient = climb.best.value, climb.best.gradient
@@ -92,23 +128,37 @@ def maximize(
         return _Climb(where(better, reached, climb.best), state, climb.taken + 1, ~better)
 
     first = _Climb(point_at(descend, start), optimizer.init(start), jnp.int32(0), jnp.bool_(0))
-    last = jax.lax.while_loop(unfinished, step, first)
+    return jax.lax.while_loop(unfinished, step, first)
+
+
+def _polish(descend: Callable[[PyTree], Array], last: _Climb, steps: int) -> Maximum:
+    """Go on by Newton's steps, which the rounding of values does not end, and say what is left."""
     best = last.best
-    return Maximum(best.params, -best.value, steepest(best.gradient), last.taken)
+    x, unravel = ravel_pytree(best.params)
+    density = lambda x: -descend(unravel(x))  # noqa: E731
+    if x.size > _DENSE or jnp.finfo(x.dtype).bits < 32 or not _twice(density, x):
+        unknown = jnp.full((), jnp.nan, x.dtype)
+        ended = best.params, -best.value, steepest(best.gradient), last.taken
+        return Maximum(*ended, unknown, unknown)
+    x, _, at, more = newton.climb(density, x, steps - last.taken)
+    value, gradient = jax.value_and_grad(density)(x)
+    concave = at.curvature > -x.size * jnp.finfo(x.dtype).eps
+    left = (jnp.where(concave, size, jnp.nan) for size in (at.slope, at.decrement))
+    return Maximum(unravel(x), value, steepest(gradient), last.taken + more, *left)
 
 
-class _Climb(NamedTuple):
-    """Where a climb is: its best point, the optimizer's state, the steps, whether it stalled."""
-
-    best: Point
-    optimizer: PyTree
-    taken: Array
-    stalled: Array
+def _twice(density: Callable[[Array], Array], x: Array) -> bool:
+    """Whether a function has second derivatives: a custom_vjp, as of chunks, has none."""
+    try:
+        jax.eval_shape(jax.hessian(density), x)
+    except (TypeError, ValueError, NotImplementedError):
+        return False
+    return True
 
 
 def _checked_start(function: Callable[[PyTree], Array], start: PyTree) -> PyTree:
     """Refuse a start that is not made of floats of one dtype, or a function that is no scalar."""
-    start = jax.tree.map(jnp.asarray, start)
+    start = strong_dtypes(start)  # a weak one would be another program
     dtypes = [leaf.dtype for leaf in jax.tree.leaves(start)]
     found = jax.tree.map(jnp.result_type, start)
     if not dtypes or not all(jnp.issubdtype(dtype, jnp.floating) for dtype in dtypes):

@@ -1,0 +1,129 @@
+"""Newton's climb with exact Hessians, and whether a point is a mode: for Laplace's approximation and `maximize`."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from vijax.gaussians.triangle import factor_of_inverse
+
+_TRIES = 100  # halvings of a step: Newton's step from a flat place, such as a logistic tail, is too long by far
+
+Density = Callable[[Array], Array]
+
+
+class Standing(NamedTuple):
+    """Whether a point is a mode of a log-density, and how near one.
+
+    Fields:
+        arrived: whether it is a mode to rounding: curved downwards on all sides, and nothing left to climb, ().
+        slope: √(gᵀ Λ⁻¹ g), the slope in nats per standard deviation of the curvature there, Λ = -∇² log p, ().
+        decrement: ½ gᵀ Λ⁻¹ g, what a quadratic would still gain, in nats, ().
+        curvature: the smallest eigenvalue of Λ with its diagonal scaled to ±1, (): 0 to rounding is flat, below is
+            a saddle or the wrong side of an inflection, where slope and decrement count its absolute value.
+    """
+
+    arrived: Bool[Array, ""]
+    slope: Float[Array, ""]
+    decrement: Float[Array, ""]
+    curvature: Float[Array, ""]
+
+
+class _Look(NamedTuple):
+    value: Array
+    slope: Array
+    root: Array
+    lowest: Array
+
+
+def climb(density: Density, start: Array, steps: Any) -> tuple[Array, Array, Standing, Array]:
+    """Climb by Newton's method, halving steps, until no step is uphill beyond rounding.
+
+    Args:
+        density: x [d] -> ().
+        start: [d].
+        steps: the most steps.
+
+    Returns:
+        The best point, where value, slope and Hessian are finite; a root of the covariance there, R Rᵀ = Λ⁻¹, nan
+        where they are not finite at the start; where it stands; how many steps were taken.
+    """
+
+    def going(carry: Any) -> Array:
+        *_, count, uphill = carry
+        return uphill & (count < steps)
+
+    def step(carry: Any) -> Any:
+        x, here, count, _ = carry
+        reached, uphill = _search(density, x, here)
+        there = _look(density, reached)
+        # Where it can be climbed to and not seen from, as past the last scale that floats hold, it ends before.
+        fine = uphill & _finite(there)
+        x = jnp.where(fine, reached, x)
+        here = jax.tree.map(lambda new, old: jnp.where(fine, new, old), there, here)
+        return x, here, count + 1, fine
+
+    first = _look(density, start)
+    sure = _finite(first)
+    mode, here, count, _ = jax.lax.while_loop(going, step, (start, first, jnp.int32(0), sure))
+    return mode, jnp.where(sure, here.root, jnp.nan), _standing(here), count
+
+
+def standing(density: Density, x: Float[Array, " d"]) -> Standing:
+    """Return where x stands."""
+    return _standing(_look(density, x))
+
+
+def _standing(here: _Look) -> Standing:
+    eps = jnp.finfo(here.value.dtype).eps
+    twice = jnp.where(_finite(here), jnp.sum(jnp.square(here.root.T @ here.slope)), jnp.nan)
+    # What floats of the value's size can tell of a slope, squared.
+    close = jnp.maximum(eps**0.5, eps * jnp.abs(here.value))
+    arrived = (here.lowest > here.slope.size * eps) & (twice <= close)
+    return Standing(arrived, jnp.sqrt(twice), 0.5 * twice, here.lowest)
+
+
+def _look(density: Density, x: Array) -> _Look:
+    value, slope = jax.value_and_grad(density)(x)
+    root, lowest = factor_of_inverse(-jax.hessian(density)(x))
+    return _Look(value, slope, root, lowest)
+
+
+def _finite(here: _Look) -> Array:
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(part)) for part in here]))
+
+
+def _search(density: Density, x: Array, here: _Look) -> tuple[Array, Array]:
+    """Return a point that is uphill along Newton's direction, and whether one was found."""
+    value, g, root, _ = here
+    white = root.T @ g
+    gain = jnp.sum(jnp.square(white))  # twice what a quadratic function gains by the whole step
+    direction = root @ white
+    # Below rounding of the value only the slope can tell uphill.
+    noise = 8 * jnp.finfo(x.dtype).eps * jnp.maximum(1.0, jnp.abs(value))
+    slope = jax.grad(density)
+
+    def better(t: Array) -> Array:
+        there = density(x + t * direction)
+        left = jnp.sum(jnp.square(root.T @ slope(x + t * direction)))
+        enough = (there >= value + 1e-4 * t * gain) & (1e-4 * t * gain > 0) & (there > value)
+        return enough | ((there >= value - noise) & (left < 0.25 * gain))
+
+    tries = jnp.where(gain > noise, _TRIES, 1)
+    halvings = jax.lax.while_loop(
+        lambda n: (n < tries) & ~better(0.5**n), lambda n: n + 1, jnp.zeros((), x.dtype)
+    )
+    found = halvings < tries
+
+    def along(n: Array) -> Array:
+        return density(x + 0.5**n * direction)
+
+    # A step far too long may be uphill and yet overshoot: halve it on while that is better.
+    halvings = jax.lax.while_loop(
+        lambda n: found & (n < _TRIES) & (along(n + 1) > along(n) + noise),
+        lambda n: n + 1,
+        halvings,
+    )
+    return jnp.where(found, x + 0.5**halvings * direction, x), found
