@@ -297,6 +297,8 @@ PUBLIC = {
         "minibatch": "tests/targets/test_minibatch.py",
         "minorize": "tests/targets/test_minorize.py",
         "minorizers": "tests/targets/test_minorizers.py",
+        "quadrature": "tests/targets/test_quadrature.py",
+        "quadrature_error": "tests/targets/test_quadrature.py",
         "split": "tests/targets/test_split.py",
         "tied": "tests/targets/test_tied.py",
         "transform": "tests/targets/test_transform.py",

@@ -277,3 +277,14 @@ def test_the_guide_to_extending_runs(loose_ranks):
     value = vj.gradients.dreg(bound)(jax.random.key(0), target, q, num_samples=4).value
     whole = vj.draws.weigh(jax.random.key(0), target, q, num_samples=4)
     np.testing.assert_allclose(value, 0.5 * jnp.mean(whole.log_w), rtol=1e-6)
+
+
+def test_the_guide_to_digits_runs(loose_ranks):
+    """Its three recipes, in order."""
+    names = {}
+    text = (ROOT / "docs/digits.md").read_text()
+    for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+        exec(compile(block, "digits.md", "exec"), names)
+    assert np.isfinite(names["target"](names["at"]))
+    assert np.abs(names["error"]).max() < 1e-5
+    assert names["slope"]["log_mean"] != 0

@@ -131,6 +131,8 @@ ROWS = {
     "targets.collapse_error": Row(lambda t: T.collapse_error(KEY, t, conditional, PAIR), EXACT),
     "targets.collapse_gaussian": Row(lambda t: T.collapse_gaussian(t, PAIR)[0](PAIR), EXACT),
     "targets.laplace": Row(lambda t: T.laplace(t, PAIR, steps=2)[0](PAIR), EXACT),
+    "targets.quadrature": Row(lambda t: T.quadrature(t, PAIR, nodes=2)[0](PAIR), EXACT),
+    "targets.quadrature_error": Row(lambda t: T.quadrature_error(t, PAIR, nodes=2)(PAIR), EXACT),
     "targets.enumerate": Row(lambda t: T.enumerate(t, 2).log_joint(PAIR), EXACT),
     "targets.minorize": Row(minorized, EXACT),
     "targets.tied, log_prior": Row(lambda t: T.tied(t, plain, Q, num_data=3)(PAIR), EXACT),

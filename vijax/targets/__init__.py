@@ -9,6 +9,7 @@ from vijax.targets._keyed import keyed, unbiased
 from vijax.targets._minibatch import minibatch
 from vijax.targets._minorize import Minorized, minorize
 from vijax.targets._quadratic import collapse_gaussian, laplace
+from vijax.targets._quadrature import quadrature, quadrature_error
 from vijax.targets._split import exact_entropy, split
 from vijax.targets._tied import tied
 from vijax.targets._transform import Transformed, transform
@@ -32,6 +33,8 @@ __all__ = [
     "minibatch",
     "minorize",
     "minorizers",
+    "quadrature",
+    "quadrature_error",
     "split",
     "tied",
     "transform",

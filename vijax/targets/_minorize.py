@@ -9,7 +9,8 @@ from jaxtyping import Array
 
 from vijax import checks
 from vijax.gaussians import Gaussian, Precision, dense
-from vijax.targets._quadratic import collapse_gaussian, require_floats, summed
+from vijax.targets._block import require_floats, summed
+from vijax.targets._quadratic import collapse_gaussian
 from vijax.targets.minorizers import Minorizer
 from vijax.types import LogJoint, PyTree
 

@@ -1,0 +1,167 @@
+"""Latents of one or two numbers a group integrated out by adaptive Gauss-Hermite quadrature: random effects."""
+
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from vijax import checks
+from vijax.gaussians import Gaussian, dense
+from vijax.numerics import log_mean_exp, normalized_weights
+from vijax.targets._block import Block, climbed, holds, precisely, require_floats
+from vijax.types import LogJoint, PyTree
+
+_MOST = 10_000
+
+
+def quadrature(
+    log_joint: Callable[[PyTree, PyTree], Array],
+    like: PyTree,
+    *,
+    nodes: int = 24,
+    steps: int = 12,
+) -> tuple[LogJoint, Callable[[PyTree], Gaussian]]:
+    """Integrate b out of log p(x, z, b) by quadrature about its mode, each member of the batch by itself.
+
+        log p(x, z) = log Σᵢ wᵢ exp(log p(x, z, bᵢ) + ½ |eᵢ|²) - ½ log |Λ|,   bᵢ = b* + L⁻ᵀ eᵢ,   Λ = L Lᵀ = -∇²_b log p
+
+    For random effects of one or two numbers a group, whatever the likelihood: where `laplace` is .1 nats off a group
+    this is off by 1e-8, and no dearer. The derivative is that of the integral, at nodes that stand. Groups are the
+    batch; sum over them, with what they share:
+
+        groups, effects = quadrature(log_joint_of_groups, jnp.zeros(1000))
+        target = lambda z: log_prior(z) + jnp.sum(groups(z))
+
+    See `quadrature_error` for how far off yours is; densities of b with two far peaks, or a kink, want another way.
+
+    Args:
+        log_joint: (z, b) -> log p(x, z, b), [*batch] in nats, smooth in b, a term for each group, which reads its own
+            b alone.
+        like: the b from which Newton's method starts, leaves [*batch, ...].
+        nodes: n for each number of b, nᵈ for d of them; exact where log p is quadratic but for a polynomial factor
+            of degree 2n - 1. 1 is Laplace's approximation.
+        steps: how many of Newton's steps lead to the mode.
+
+    Returns:
+        The target z -> log p(x, z), [*batch], nan where no mode was reached; and z -> the Gaussian with the mean and
+        covariance of p(b | x, z), by the same nodes.
+
+    Raises:
+        TypeError: for a `like` that holds no floats, or nodes that are no whole number.
+        ValueError: for more than 10,000 nodes in all; for a target with noise, or that is unbiased in its mean alone,
+            as a minibatch's.
+
+    Reference: Liu, Pierce, A note on Gauss-Hermite quadrature, 1994; Pinheiro, Bates, Approximations to the
+        log-likelihood function in the nonlinear mixed-effects model, 1995.
+    """
+    log_joint = _checked(log_joint, like, nodes, "targets.quadrature")
+
+    @precisely
+    def found(z: PyTree) -> tuple[Array, Gaussian]:
+        f, at, root, valid = _grid(log_joint, z, like, steps)
+        value, conditional = _sums(f, at, root, nodes)
+        return value * valid, jax.tree.map(
+            lambda leaf: leaf * valid.reshape(*valid.shape, *(1,) * (leaf.ndim - valid.ndim)),
+            conditional,
+        )
+
+    return lambda z: found(z)[0], lambda z: found(z)[1]
+
+
+def quadrature_error(
+    log_joint: Callable[[PyTree, PyTree], Array],
+    like: PyTree,
+    *,
+    nodes: int = 24,
+    steps: int = 12,
+) -> Callable[[PyTree], Array]:
+    """Error of `quadrature` in each group: what about twice as many nodes say, less what these say.
+
+        error = log p₂ₙ₊₁(x, z) - log pₙ(x, z)
+
+    At the z that a fit ended at. Its sum over groups is how far off the target is, and its gradient how far off the
+    slope; with nodes=1, where three nodes are compared with Laplace's one, about the error of `laplace`.
+
+    Args:
+        log_joint: as for `quadrature`.
+        like: as for `quadrature`.
+        nodes: n, those of the fit.
+        steps: as for `quadrature`.
+
+    Returns:
+        z -> signed errors in nats, [*batch].
+
+    Raises:
+        TypeError, ValueError: as `quadrature` does.
+
+    Reference: Davis, Rabinowitz, Methods of numerical integration, 1984, section 4.9.
+    """
+    log_joint = _checked(log_joint, like, nodes, "targets.quadrature_error")
+
+    @precisely
+    def error(z: PyTree) -> Array:
+        f, at, root, valid = _grid(log_joint, z, like, steps)
+        fewer, more = (_sums(f, at, root, n)[0] for n in (nodes, 2 * nodes + 1))
+        return (more - fewer) * valid
+
+    return error
+
+
+def _checked(
+    log_joint: Callable[..., Array], like: PyTree, nodes: int, who: str
+) -> Callable[..., Array]:
+    checks.static_count(nodes, "nodes")
+    require_floats(like)
+    return checks.target(log_joint, who, cure=checks.CONDITIONAL)
+
+
+def _grid(
+    log_joint: Callable[..., Array], z: PyTree, like: PyTree, steps: int
+) -> tuple[Block, Array, Array, Array]:
+    """Return b near its mode, the root of Λ there, neither with a derivative, and 1, or nan where it is no mode."""
+    f = Block(log_joint, z, like, dense)
+    near = climbed(f, steps)
+    matrix = f.matrix(near)
+    root, g = dense.factor(matrix), f.slope(near)
+    left = dense.solve(root, g)
+    # A tenth of a standard deviation from the mode is near enough for nodes.
+    eps = jnp.finfo(near.dtype).eps
+    far, size = (jnp.max(jnp.abs(a), f.axes, initial=0.0) for a in (left, near))
+    arrived = (jnp.sum(g * left, f.axes) <= 0.01) | (far <= 8 * eps * size)
+    valid = jnp.where(arrived & holds(f, dense, matrix, root, near), 1.0, jnp.nan)
+    return f, *jax.lax.stop_gradient((near, root, valid.astype(near.dtype)))
+
+
+def _sums(f: Block, at: Array, root: Array, nodes: int) -> tuple[Array, Gaussian]:
+    """Return log Σᵢ wᵢ p(x, z, bᵢ) and the Gaussian of the moments of b."""
+    if nodes**f.size > _MOST:
+        raise ValueError(
+            f"b has {f.size} numbers in each member of the batch {f.batch}, and {nodes} nodes for each make "
+            f"{nodes**f.size}, more than {_MOST}: give `like` the groups' axes first, and log_joint a term for each "
+            "group; take fewer nodes, or targets.laplace."
+        )
+    e, log_weights = (jnp.asarray(part, at.dtype) for part in _nodes(nodes, f.size))
+    push = jax.vmap(lambda one: dense.push(root, jnp.broadcast_to(one, at.shape)))
+    log_p = jax.vmap(f.density)(at[None] + push(e))
+    terms = log_p + log_weights.reshape(-1, *(1,) * (log_p.ndim - 1))
+    value = log_mean_exp(terms) + math.log(len(e)) - dense.half_log_det(root)
+    # Moments of the noise e, in which b is at + L⁻ᵀ e, so that the precision is L C⁻¹ Lᵀ.
+    weights = normalized_weights(terms)
+    mean = jnp.einsum("k...,kd->...d", weights, e)
+    centered = e.reshape(len(e), *(1,) * len(f.batch), f.size) - mean[None]
+    covariance = jnp.einsum("k...,k...d,k...e->...de", weights, centered, centered)
+    inner = dense.factor(jnp.linalg.inv(covariance))
+    moved = at + dense.push(root, mean)
+    return value, Gaussian(f.split(moved), jnp.matmul(root, inner), dense)
+
+
+def _nodes(count: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return standard normal nodes [countˢⁱᶻᵉ, size], and the logarithms of their weights for any density of e."""
+    points, weights = np.polynomial.hermite_e.hermegauss(count)
+    each = np.meshgrid(*[np.arange(count)] * size, indexing="ij")
+    index = np.stack([axis.ravel() for axis in each], -1)
+    e = points[index]
+    return e, np.sum(np.log(weights)[index] + 0.5 * e**2, -1)
