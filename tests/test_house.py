@@ -279,6 +279,7 @@ def test_the_guide_to_extending_runs(loose_ranks):
     np.testing.assert_allclose(value, 0.5 * jnp.mean(whole.log_w), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_guide_to_digits_runs(loose_ranks):
     """Its three recipes, in order."""
     names = {}

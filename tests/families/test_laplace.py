@@ -196,6 +196,7 @@ def test_a_posterior_without_a_mode_is_told(dtype, x64):
     np.testing.assert_allclose(at.decrement, left, rtol=0.2)
 
 
+@pytest.mark.slow
 def test_standing_at_saddles_planes_and_nowhere():
     """Each is told from a mode, and a mode from each: also one whose scales differ by 10⁷."""
     at = lambda f, z: vj.families.standing(f, {"loc": z})

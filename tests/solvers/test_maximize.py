@@ -100,6 +100,7 @@ def test_single_precision_reaches_what_it_can_resolve(x64):
     assert early.decrement > 0.01
 
 
+@pytest.mark.slow
 def test_no_decrement_where_nothing_is_known():
     """Not concave; more parameters than 500; and a function with a first derivative alone."""
     saddle = maximize(lambda x: x[0] ** 2 - x[1] ** 2, jnp.array([1e-3, 0.2]), steps=1)

@@ -7,6 +7,7 @@ import pytest
 from jax.scipy.special import betaln, gammaln
 
 import vijax as vj
+from tests.marks import some
 from vijax.targets import constraints as c
 
 WITH = {
@@ -57,7 +58,7 @@ def mass(density, constraint, n, a):
     return np.exp(value).sum() * float(grid[1] - grid[0]) ** max(n, 1)
 
 
-@pytest.mark.parametrize("name", SPARSE)
+@pytest.mark.parametrize("name", some(SPARSE, "gamma", "beta", "dirichlet of 2"))
 def test_sparse_priors_integrate_to_one(name):
     density, constraint, n, _ = SPARSE[name]
     for a in (0.1, 0.05, 0.01):

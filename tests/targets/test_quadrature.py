@@ -60,6 +60,7 @@ def test_in_single_precision(x64):
     np.testing.assert_allclose(found, slope, rtol=1e-4, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_the_error_says_how_far_off_it_is(x64):
     """Of one node, Laplace's approximation, the error to a third; of 24, 1e-9."""
     log_joint, z, like = binary(np.float64, groups=100)
