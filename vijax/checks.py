@@ -1,6 +1,6 @@
 """Checks at trace time, each with a message that names the argument, what was found, and the cure."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any, TypeVar
@@ -176,7 +176,11 @@ def target(
 
     def guarded(*z: Any, **given: Any) -> Any:
         with beyond_mean():
-            return log_joint(*z, **given)
+            try:
+                return log_joint(*z, **given)
+            except (KeyError, AttributeError) as error:
+                said = missing_leaf(error, z[0] if z else None)
+                raise said or error from error
 
     return types.derive(log_joint, guarded)  # type: ignore[return-value]
 
@@ -227,6 +231,36 @@ def log_densities(
         f"{of_p} has shape {p} for one draw, where {of_q} has {q}; they must be equal ([*batch]). "
         f"The draw: {leaves}. Cure: {cure}"
     )
+
+
+def missing_leaf(error: KeyError | AttributeError, z: Any) -> ValueError | None:
+    """Return what to say of a log_joint that asks q for a leaf that it has not; None of other errors."""
+    asked = error.name if isinstance(error, AttributeError) else error.args[0]
+    of_draw = isinstance(error, KeyError) and isinstance(z, Mapping) and asked not in z
+    if isinstance(error, AttributeError):
+        of_draw = isinstance(z, tuple) and error.obj is z
+    if not of_draw:
+        return None
+    names = [name for name, _ in named_leaves(z)]
+    return ValueError(
+        f"log_joint(z) raised {error!r}, where q offers the leaves {names}: give q the leaf that is "
+        "missing, or bind it, functools.partial."
+    )
+
+
+def start_gradient(value: Any, gradient: Any, who: str) -> None:
+    """Refuse a start whose density is finite and whose gradient is not; under a trace nothing is known."""
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((value, gradient))):
+        return
+    if not np.isfinite(value):
+        return
+    bad = [f"'{name}'" for name, leaf in named_leaves(gradient) if not np.isfinite(leaf).all()]
+    if bad:
+        raise ValueError(
+            f"{who} cannot climb: log_joint is finite at the start and its gradient of "
+            f"{', '.join(bad)} is nan. Data that are nan are masked before the density as well as "
+            "after it, where(mask, log_prob(where(mask, y, 0)), 0)."
+        )
 
 
 def named_leaves(z: Any) -> list[tuple[str, Any]]:

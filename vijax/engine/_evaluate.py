@@ -113,20 +113,25 @@ def evaluate(
         given = {} if key is None else {"key": key}
         if known.holds_log_q:
             given["log_q"] = log_q
-        log_p, aux = _apart(log_joint(z, **given), known)
+        try:
+            made = log_joint(z, **given)
+        except (KeyError, AttributeError) as error:
+            said = checks.missing_leaf(error, z)
+            raise said or error from error
+        log_p, aux = _apart(made, known)
         if isinstance(log_p, dict):
             log_p = _sum_of_factors(log_p, log_q, z)
         checks.log_densities(log_p, log_q, z)
         return jnp.asarray(log_p), aux
 
-    made = {} if traces is None else traces
+    seen = {} if traces is None else traces
 
     def of_draw(z: PyTree, log_q: Array, key: Any) -> tuple[Array, PyTree]:
         leaves, tree = jax.tree.flatten((z, log_q, key))
         call = (id(log_joint), tree, *map(jax.typeof, leaves))
-        if call not in made:
-            made[call] = log_joint, _trace(one, z, log_q, key)  # held, so that its id is its own
-        closed, through = made[call][1]
+        if call not in seen:
+            seen[call] = log_joint, _trace(one, z, log_q, key)  # held, so that its id is its own
+        closed, through = seen[call][1]
         if members is not None:
             members.apart(closed, z, log_q, key)
         with nullcontext() if through is None else checks.own_derivative(through):

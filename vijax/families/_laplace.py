@@ -46,7 +46,8 @@ def laplace(log_joint: LogJoint, *, steps: int = 100) -> Family:
     Raises:
         TypeError: (init) for latents that are not float32 or float64.
         ValueError: for steps < 1; for a target with noise, or that is unbiased in its mean alone, as a minibatch's;
-            (init) for a log_joint with a batch.
+            (init) for a log_joint with a batch, or whose gradient is nan at `like` though its value is finite
+            (outside of jit).
 
     Reference: Tierney, Kadane, Accurate approximations for posterior moments and marginal densities, 1986.
     """
@@ -59,6 +60,8 @@ def laplace(log_joint: LogJoint, *, steps: int = 100) -> Family:
         params = plain.init(key, like)
         start, unravel = ravel_pytree(params["loc"])
         density = _density(log_joint, start, unravel)
+        first, slope = jax.value_and_grad(density)(start)
+        checks.start_gradient(first, unravel(slope), "families.laplace")
         mode, root, at, taken = climb(density, start, steps)
         if not isinstance(at.arrived, jax.core.Tracer) and not bool(at.arrived):
             warnings.warn(_why(at, int(taken)), stacklevel=2)

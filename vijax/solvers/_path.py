@@ -75,7 +75,9 @@ def _first(problem: Problem, start: Array) -> Climb:
     q = gaussian(start, slope, history, problem.unravel)
     # Nothing is known of the scale yet: the first step is at most of length one.
     direction = -gradient * jnp.minimum(1.0, 1 / jnp.linalg.norm(gradient))
-    elbos = jnp.full(problem.steps + 1, -jnp.inf, start.dtype).at[0].set(_elbo(problem, q))
+    # A start without a gradient is no fit, whatever the ELBO of a unit covariance there is.
+    first = jnp.where(jnp.all(jnp.isfinite(gradient)), _elbo(problem, q), -jnp.inf)
+    elbos = jnp.full(problem.steps + 1, -jnp.inf, start.dtype).at[0].set(first)
     search = _line_search().init(start)
     return Climb(point, search, history, direction, q, elbos, jnp.int32(0), jnp.bool_(0))
 

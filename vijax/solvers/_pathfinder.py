@@ -64,14 +64,14 @@ def pathfinder(
         history: J, how many pairs of steps and gradients the inverse Hessian remembers.
 
     Returns:
-        Path. A climb that never had an ELBO, as from a start without a finite density, has `elbos`
-        of -inf.
+        Path. A climb that never had an ELBO, as from a start without a finite density, or under jit
+        without a finite gradient, has `elbos` of -inf.
 
     Raises:
         TypeError: for a raw key, counts that are not whole numbers, or a start not made of floats
             of one dtype.
         ValueError: for a target with noise, of a minibatch, or with terms of q in closed form; for
-            counts below 1.
+            counts below 1; (outside of jit) where the gradient is nan at a start of finite density.
 
     Reference: Zhang, Carpenter, Gelman, Vehtari, Pathfinder: parallel quasi-Newton variational
         inference, 2022, arXiv:2108.03782; Gilbert, Lemaréchal, Some numerical experiments with
@@ -84,6 +84,11 @@ def pathfinder(
     checks.static_count(history, "history")
     position, unravel = ravel_pytree(_checked_start(like))
     key_path, key_draws = jax.random.split(key)
+
+    at, slope = jax.value_and_grad(lambda x: _log_p(target, jax.vmap(unravel)(x[None]))[0])(
+        position
+    )
+    checks.start_gradient(at, unravel(slope), "solvers.pathfinder")
 
     noise = jax.random.normal(key_path, (num_samples, position.size), position.dtype)
     log_p = partial(_log_p, target)

@@ -134,12 +134,14 @@ class Step(NamedTuple):
     Fields:
         value: the estimate of the bound, () in nats.
         draws: what it was made of; None where the rule draws nothing.
-        gradient: of `value`, like params; None where the rule follows no gradient.
+        gradient: of `value`, like params or a part of them; None where the rule shows none.
+        taken: what share of the step was taken, (): 0 where the state stayed as it was.
     """
 
     value: Array
     draws: Draws | None = None
     gradient: PyTree = None
+    taken: Any = 1.0
 
 
 class Rule(NamedTuple):
