@@ -1,5 +1,6 @@
 """Slope and curvature of log p under a Gaussian q, in units of its own spread."""
 
+import warnings
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -37,7 +38,8 @@ class Curvature(NamedTuple):
 
     Fields:
         dense: (log_p, e) -> Local, for a full-rank q.
-        diagonal: (log_p, e) -> Local, for a mean-field q.
+        diagonal: (log_p, e) -> Local, for a mean-field q; where its curvature is [d, d], the mean
+            moves by Newton's step.
     """
 
     dense: Callable[[LogP, Array], Local]
@@ -80,13 +82,8 @@ def _hessian(log_p: LogP, noise: Array) -> Local:
     return Local(values, slope, -0.5 * (columns + columns.T))
 
 
-def _hessian_diagonal(log_p: LogP, noise: Array) -> Local:
-    values, slope, each = _columns(log_p, noise)
-    return Local(values, slope, -each(jnp.dot))
-
-
-hessian = Curvature(_hessian, _hessian_diagonal)
-"""The exact Hessian of every draw, averaged: d products with it, for a mean-field q too.
+hessian = Curvature(_hessian, _hessian)
+"""The exact Hessian of every draw, averaged: d products with it, whole for a mean-field q too.
 
     E[-∇² log p]
 
@@ -134,6 +131,14 @@ def _coefficients(noise: Array, slope: Array) -> Array:
 
 
 def _stein(log_p: LogP, noise: Array) -> Local:
+    draws, d = noise.shape
+    if draws < d:
+        warnings.warn(
+            f"num_samples = {draws} draws show too little of the curvature of {d} latents, and steps "
+            "may not be taken: leave num_samples out for two draws a latent, or use "
+            "curvature=updates.hessian, or families.mean_field.",
+            stacklevel=2,
+        )
     values, slope = slopes(log_p, noise)
     c = _coefficients(noise, slope)
     products = noise.T @ (slope + c * noise) / len(noise)

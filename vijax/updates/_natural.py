@@ -87,7 +87,7 @@ def settling(count: Array) -> Array:
 def natural_gradient(
     log_joint: Callable[..., Any],
     *,
-    num_samples: int,
+    num_samples: int | None = None,
     learning_rate: Rate = settling,
     curvature: Curvature = stein,
     retraction: Retraction = clipped,
@@ -105,12 +105,16 @@ def natural_gradient(
     mirrored pairs, under which E[∇ log p] of a Gaussian target is exact; with `hessian` and ρ = 1
     one step then arrives.
 
+    A mean-field q sees each latent by itself, Λ diagonal: along correlations, as those of an
+    intercept and a slope, its mean then creeps. With `hessian` the mean moves by Newton's step in
+    all latents together and arrives; the variances are those of the diagonal as before.
+
     Every step is judged before it is taken, by as many fresh draws: it is halved until the ELBO
     does not fall, and left out where it always would, so that a wild start, a funnel or a nan leave
     q finite. `state.taken` says what share was taken; zeros in a row mean that noise is all that is
     left to climb, or too few draws to see a rise.
 
-        rule = natural_gradient(log_joint, num_samples=64, learning_rate=0.2)
+        rule = natural_gradient(log_joint)
         found = fitting.fit(key, rule, rule.init(params), steps=5000)
 
     Where the target changes from step to step, as with minibatches, what it carries on is a memory:
@@ -126,10 +130,11 @@ def natural_gradient(
         log_joint: z -> log p(x, z), () for one draw, in nats; or, where `init` is given a memory,
             memory -> (log_joint, memory), called once a step. The target may be of
             `targets.minibatch`.
-        num_samples: draws for a step, even; 64 served posteriordb's 3 to 26 latents, or 16 by
-            `hessian`.
-        learning_rate: ρ in (0, 1], or a function of the count of steps; for `fit`, which averages
-            the iterates, a constant such as .2.
+        num_samples: draws for a step, even; by default max(64, 2 d) of a full-rank q, 64 of a
+            mean-field one; 16 may do for `hessian`. Fewer than d are warned of, under `stein` and
+            full rank: the noise of d² numbers keeps steps from being taken.
+        learning_rate: ρ in (0, 1], or a function of the count of steps; `fit` averages the
+            iterates of a constant, such as .2, as well.
         curvature: `stein` or `hessian`.
         retraction: how the precision stays positive, `clipped` or `quadratic`.
         halvings: how often a step may be halved; 0 takes steps as they come, unless they end in
@@ -142,7 +147,7 @@ def natural_gradient(
 
     Raises:
         ValueError: for an odd num_samples, a learning_rate outside (0, 1], or a negative number of
-            halvings.
+            halvings; (step) for leaves of q that log_joint never reads.
         TypeError: (init) for params of another family, or a full-rank q's in half precision.
 
     Reference: Khan, Rue, The Bayesian learning rule, 2023, arXiv:2107.04562; Opper, Archambeau, The
@@ -168,7 +173,7 @@ def curvature_rule(
     move: Callable[[GaussianState, Local, Array], Callable[[Array], GaussianState]],
     *,
     name: str,
-    num_samples: int,
+    num_samples: int | None,
     learning_rate: Rate,
     curvature: Curvature,
     halvings: int,
@@ -205,10 +210,13 @@ def mover(
 ) -> Callable[[Array], GaussianState]:
     """Return share -> the state after a step of that share of the rate."""
     if state.root.ndim == 1:
+        dense = local.curvature.ndim == 2
+        diagonal = jnp.diagonal(local.curvature) if dense else local.curvature
+        newton = _newton(local) if dense else local.slope
 
         def shrink(share: Array) -> GaussianState:
-            precision = retraction(local.curvature, rate * share)
-            change = state.root * (rate * share * local.slope / precision)
+            precision = retraction(diagonal, rate * share)
+            change = state.root * (rate * share * newton / (1 if dense else precision))
             return _gaussian.replaced(state, change, state.root / jnp.sqrt(precision))
 
         return shrink
@@ -222,3 +230,11 @@ def mover(
         return _gaussian.replaced(state, change, triangle(turned / jnp.sqrt(precision)[None]))
 
     return turn
+
+
+def _newton(local: Local) -> Array:
+    """Return Newton's step of the mean in units of q, negative curvature by its size."""
+    w, axes = jnp.linalg.eigh(local.curvature)
+    size = jnp.abs(w)
+    least = w.size * jnp.finfo(w.dtype).eps * jnp.max(size)
+    return axes @ ((axes.T @ local.slope) / jnp.maximum(size, least))

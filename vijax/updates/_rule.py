@@ -13,7 +13,7 @@ from vijax.trees import where
 from vijax.types import LogJoint, PyTree, Rule, Step, properties
 from vijax.updates import _gaussian
 from vijax.updates._gaussian import GaussianState
-from vijax.updates._whitened import Whitened, report, whiten
+from vijax.updates._whitened import Whitened, refuse_unread, report, whiten
 
 Rate = float | Array | Callable[[Array], Array]
 """A learning rate: a number, or a schedule from the count of steps."""
@@ -40,7 +40,7 @@ def gaussian_rule(
     propose: Propose,
     *,
     name: str,
-    num_samples: int,
+    num_samples: int | None,
     paired: bool,
     halvings: int,
     init: Callable[..., GaussianState] = _gaussian.init,
@@ -52,7 +52,8 @@ def gaussian_rule(
         log_joint: the target; or memory -> (target, memory), for states with a memory.
         propose: how a step is found.
         name: of the rule, for messages.
-        num_samples: draws that a step is made from, and as many that judge it.
+        num_samples: draws that a step is made from, and as many that judge it; None for
+            `default_samples`.
         paired: whether they come in mirrored pairs.
         halvings: how often a step may be halved.
         init: (params, memory) -> state.
@@ -78,11 +79,13 @@ def gaussian_rule(
         state = state._replace(memory=None)  # no step reads it, and no loop need carry it
 
         target = admit_mean(target) if admit is None else admit(target)
-        whitened = whiten(key, target, state, num_samples, paired=paired)
+        refuse_unread(target, state)
+        count = default_samples(state) if num_samples is None else num_samples
+        whitened = whiten(key, target, state, count, paired=paired)
         proposal = propose(state, whitened)
         new = take(state, whitened, proposal.move, halvings)
         reported = report(state, whitened, proposal.log_p, properties(target).only_mean)
-        return new._replace(memory=memory), reported
+        return new._replace(memory=memory), reported._replace(taken=new.taken)
 
     return Rule(init, step, _gaussian.params)
 
@@ -123,8 +126,10 @@ def take(
         rise = jnp.mean(gain) + entropy - entropy_before
         # The mean deviation: a square would overflow, and an infinite error excuse anything.
         error = jnp.mean(jnp.abs(gain - jnp.mean(gain))) / gain.size**0.5
-        better = _gaussian.is_gaussian(new) & jnp.isfinite(error) & (rise >= -0.5 * error)
-        return ~better
+        # Where q is exact nothing is left but rounding, which is no reason to stand still.
+        rounding = 4 * jnp.finfo(gain.dtype).eps * jnp.maximum(1.0, jnp.mean(jnp.abs(before)))
+        fair = rise >= -0.5 * error - rounding
+        return ~(_gaussian.is_gaussian(new) & jnp.isfinite(error) & fair)
 
     def too_long(carry: Any) -> Array:
         _, tried, bad = carry
@@ -158,10 +163,16 @@ def check_rate(rate: Rate, *, most: float = 1.0) -> None:
         )
 
 
-def check_counts(num_samples: int, halvings: int, *, paired: bool) -> None:
+def default_samples(state: GaussianState) -> int:
+    """Return max(64, 2 d) for a full-rank q: its curvature has d² numbers; 64 for a mean-field one."""
+    return 64 if state.root.ndim == 1 else max(64, 2 * state.root.shape[0])
+
+
+def check_counts(num_samples: int | None, halvings: int, *, paired: bool) -> None:
     """Refuse numbers of draws, or of halvings, that no step could use."""
-    checks.num_samples(num_samples)
-    if paired and num_samples % 2:
+    if num_samples is not None:
+        checks.num_samples(num_samples)
+    if paired and num_samples is not None and num_samples % 2:
         raise ValueError(
             f"draws come in mirrored pairs: num_samples must be even, got {num_samples}."
         )

@@ -18,7 +18,7 @@ from vijax.updates._rule import Rate
 def square_root_natural_gradient(
     log_joint: Callable[..., Any],
     *,
-    num_samples: int,
+    num_samples: int | None = None,
     learning_rate: Rate = settling,
     curvature: Curvature = stein,
     halvings: int = 20,
@@ -35,7 +35,7 @@ def square_root_natural_gradient(
 
     Args:
         log_joint: the target, or memory -> (target, memory), as in `natural_gradient`.
-        num_samples: draws for a step, even.
+        num_samples: draws for a step, even; by default as in `natural_gradient`.
         learning_rate: ρ in (0, 1], or a function of the count of steps.
         curvature: `stein` or `hessian`.
         halvings: how often a step may be halved until fresh draws see the ELBO not fall; 0 takes
@@ -48,7 +48,7 @@ def square_root_natural_gradient(
 
     Raises:
         ValueError: for an odd num_samples, a learning_rate outside (0, 1], or a negative number of
-            halvings.
+            halvings; (step) for leaves of q that log_joint never reads.
         TypeError: (init) for params of another family, or a full-rank q's in half precision.
 
     Reference: Tan, Analytic natural gradient updates for Cholesky factor in Gaussian variational
@@ -78,6 +78,8 @@ def _stretch(x: Array) -> Array:
 
 def moved(state: GaussianState, local: Local, rate: Array) -> GaussianState:
     """Return the state after a step, at a lower rate where q's shape would change too much."""
+    if state.root.ndim == 1 and local.curvature.ndim == 2:
+        local = local._replace(curvature=jnp.diagonal(local.curvature))
     shape = local.curvature - (
         1 if state.root.ndim == 1 else jnp.eye(len(state.root), dtype=rate.dtype)
     )
