@@ -120,7 +120,7 @@ for name, (mean, error) in published.items():
 #
 # `transform` replaces $\tau$ by a free number. The family is the one everyone begins with, ten independent Gaussians;
 # natural gradients climb its ELBO; `fit` repeats the step, shows a bar, averages, and stops when its steps are spent,
-# or before by a rule of its own: both halves of the last iterates agree, and their average is known well enough.
+# or before by a rule of its own: nothing is seen to move, and the average of the iterates is known well enough.
 
 # %%
 start = {"mu": jnp.zeros(()), "tau": jnp.ones(()), "theta": jnp.zeros(8)}

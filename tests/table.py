@@ -306,6 +306,7 @@ PUBLIC = {
     },
     "fitting": {
         "Checkpoints": "tests/fitting/test_checkpoint.py",
+        "Curve": "tests/fitting/test_fit.py",
         "Fit": "tests/fitting/test_fit.py",
         "Restarts": "tests/fitting/test_restarts.py",
         "Restored": "tests/fitting/test_checkpoint.py",
@@ -320,6 +321,7 @@ PUBLIC = {
         "save": "tests/fitting/test_checkpoint.py",
         "scale_units": "tests/fitting/test_iterates.py",
         "stationary": "tests/fitting/test_iterates.py",
+        "weigh": "tests/fitting/test_restarts.py",
     },
     "solvers": {
         "Maximum": "tests/solvers/test_maximize.py",

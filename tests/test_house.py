@@ -44,7 +44,7 @@ MAY_IMPORT = {
     "testing": GROUND | {"draws"},
     # Outside: no room imports them, nor does one the other.
     "solvers": LOOK | {"engine", "draws", "bounds", "gradients", "diagnostics"},
-    "fitting": GROUND | {"diagnostics"},
+    "fitting": GROUND | {"jaxprs", "draws", "diagnostics"},
     "models": LOOK | {"draws", "bounds", "gradients", "targets", "families", "sequences"},
     "coding": LOOK | {"draws", "bounds", "gradients", "targets", "families", "models"},
 }

@@ -47,7 +47,7 @@ def test_a_fit_finds_the_posterior_and_says_why_it_stopped(key):
     found = run(key, 40_000, stop=STOP)
     assert isinstance(found, Fit)
     assert 512 <= found.steps < 40_000
-    assert found.stopped.startswith(f"stationary at step {found.steps}: R-hat 1.0")
+    assert found.stopped.startswith(f"stationary at step {found.steps}: standard error 0.0")
     assert found.trouble is None
     off = np.abs(found.average["loc"] - X)
     assert np.all(off < 5 * found.tail.error["loc"])

@@ -46,14 +46,14 @@ def test_restarts_of_one_optimum_agree(key):
         rule,
         states(rule, [-2.0, 0.0, 3.0]),
         steps=4000,
-        stop=stationary(error=0.03),
+        stop=stationary(error=0.02, spread=1.0),
         reports=(),
     )
     assert isinstance(found, Restarts)
     assert isinstance(found.fit.state, Many)
     assert found.same_params.all()
     assert found.same_bound.all()
-    assert found.rhat < 1.1
+    assert found.rhat < 1.2
     assert np.all(found.distance < 0.15)
     assert found.distance[found.best] == 0
     np.testing.assert_allclose(found.average["loc"], 1.0, atol=0.05)

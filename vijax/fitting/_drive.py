@@ -9,12 +9,13 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from vijax.fitting import _checkpoint, _iterates, _reports, _trouble
+from vijax.fitting import _checkpoint, _iterates, _reports, _tail, _trouble
 from vijax.fitting._checkpoint import Checkpoints
-from vijax.fitting._iterates import Tail
+from vijax.fitting._ending import ending
 from vijax.fitting._loop import THIN, Loop, Program
 from vijax.fitting._reports import Line, Write
 from vijax.fitting._stopping import Verdict
+from vijax.fitting._tail import Tail
 from vijax.fitting._trouble import NotFinite
 
 SECONDS = 0.2  # of a chunk, where its length is not given
@@ -30,6 +31,7 @@ class Settings(NamedTuple):
         steps: the most steps.
         log_every: steps of a chunk, None for as many as take .2 seconds.
         checkpoints: where and how often to save, None for never.
+        fingerprint: of the step, where anything is saved.
     """
 
     step: Callable[..., Any]
@@ -38,6 +40,14 @@ class Settings(NamedTuple):
     steps: int
     log_every: int | None
     checkpoints: Checkpoints | None
+    fingerprint: np.ndarray | None
+
+
+class Saved(NamedTuple):
+    """What a checkpoint holds: the loop, and the fingerprint of the step that it is of."""
+
+    loop: Loop
+    fingerprint: Any
 
 
 class Ended(NamedTuple):
@@ -56,7 +66,7 @@ def drive(settings: Settings, loop: Loop, writers: list[Write]) -> Ended:
     loop = _joined(settings, loop, at)
     verdict, trouble = _judged(settings, loop, at, None), None
     stopped, length = _content(verdict, at), THIN
-    meter, saver = _Meter(settings, writers, first), _Saver(settings.checkpoints, first)
+    meter, saver = _Meter(settings, writers, first), _Saver(settings, first)
     try:
         while not stopped:
             until = _boundary(settings, at, length)
@@ -85,6 +95,8 @@ def drive(settings: Settings, loop: Loop, writers: list[Write]) -> Ended:
         )
     if saver.saved != at:
         saver.save(at, loop)
+    if settings.judge is not None and stopped == _spent(settings, at):
+        stopped = ending(settings.step, loop, stopped, verdict)
     return Ended(loop, stopped, trouble)
 
 
@@ -135,7 +147,7 @@ class _Meter:
             "bound": self.total / (at - self.told),
             "ess": _known(ess),
             "khat": _known(khat),
-            "rhat": None if verdict is None else float(verdict.rhat),
+            "drift": None if verdict is None else float(verdict.drift),
             "error": None if verdict is None else float(verdict.error),
             "steps_per_second": (at - self.told) / self.seconds,
             "seconds": time.perf_counter() - self.began,
@@ -152,8 +164,9 @@ def _known(number: float) -> float | None:
 class _Saver:
     """Saves the loop, and remembers which step was saved last."""
 
-    def __init__(self, checkpoints: Checkpoints | None, first: int):
-        self.checkpoints, self.saved = checkpoints, first
+    def __init__(self, settings: Settings, first: int):
+        self.checkpoints, self.saved = settings.checkpoints, first
+        self.fingerprint = settings.fingerprint
 
     def due(self, at: int) -> bool:
         """Whether this step is one to be saved."""
@@ -165,7 +178,8 @@ class _Saver:
             return
         path = self.checkpoints.path
         try:
-            _checkpoint.save(path, at, loop, keep=self.checkpoints.keep)
+            whole = Saved(loop, self.fingerprint)
+            _checkpoint.save(path, at, whole, keep=self.checkpoints.keep)
             self.saved = at
         except OSError as why:
             warnings.warn(
@@ -208,8 +222,8 @@ def _content(verdict: Verdict | None, at: int) -> str:
     if verdict is None or not verdict.done:
         return ""
     return (
-        f"stationary at step {at}: R-hat {verdict.rhat:.3f}, standard error "
-        f"{verdict.error:.3g} units, {verdict.ess:.0f} effective iterates"
+        f"stationary at step {at}: standard error {verdict.error:.2g} units, spread "
+        f"{verdict.spread:.2g} units"
     )
 
 
@@ -218,17 +232,8 @@ def _spent(settings: Settings, at: int) -> str:
 
 
 def _judged(settings: Settings, loop: Loop, at: int, before: Verdict | None) -> Verdict | None:
-    """Return the verdict at this step where one is due, and the last one elsewhere."""
-    if settings.judge is None or at % THIN or not _iterates.due(at // THIN):
+    """Return the verdict at this step where one is due, as at the end, and the last one elsewhere."""
+    due = at % THIN == 0 and (_iterates.due(at // THIN) or at == settings.steps)
+    if settings.judge is None or at < THIN * _iterates.BLOCKS or not due:
         return before
-    return jax.device_get(settings.judge(of_params(_iterates.tail(loop.iterates))))
-
-
-def of_params(tail: Tail) -> Tail:
-    """Return a tail without the bound: its noise is no error of the parameters."""
-    return tail._replace(
-        average=tail.average["params"],
-        error=tail.error["params"],
-        ess=tail.ess["params"],
-        rhat=tail.rhat["params"],
-    )
+    return jax.device_get(settings.judge(_tail.judged(_tail.tail(loop.iterates))))

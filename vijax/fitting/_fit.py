@@ -10,16 +10,28 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Key
 
-from vijax import checks
-from vijax.fitting import _checkpoint, _iterates, _loop, _reports, _stopping
+from vijax import checks, jaxprs
+from vijax.fitting import _checkpoint, _iterates, _loop, _reports, _stopping, _tail
 from vijax.fitting._checkpoint import Checkpoints
-from vijax.fitting._drive import Ended, Settings, drive, of_params
-from vijax.fitting._iterates import Tail
-from vijax.fitting._loop import Loop
+from vijax.fitting._drive import Ended, Saved, Settings, drive
+from vijax.fitting._loop import THIN, Loop
 from vijax.fitting._reports import Report
 from vijax.fitting._stopping import Verdict
+from vijax.fitting._tail import Tail
 from vijax.fitting._trouble import NotFinite
 from vijax.types import PyTree, Rule
+
+
+class Curve(NamedTuple):
+    """The bound of a fit from its first step on, in a memory that does not grow.
+
+    Fields:
+        step: how many steps were made at the end of each stretch, [n], n at most 64.
+        bound: the mean over that stretch, in nats, [n, ...].
+    """
+
+    step: np.ndarray
+    bound: np.ndarray
 
 
 class Fit(NamedTuple):
@@ -29,9 +41,10 @@ class Fit(NamedTuple):
         state: after the last step, all finite.
         average: the mean of what is watched (the params) over `tail`: the answer, better than any
             one iterate.
-        tail: that average with its standard error, effective number of iterates and R-hat.
+        tail: that average with its standard error, spread, and what still moves.
         bound: the mean bound over that tail, in nats.
         bound_error: its standard error.
+        curve: the bound over the whole fit, as means of at most 64 stretches of steps.
         log_w: log-weights of the last draws, [rows, k, *batch], every eighth step's, in no order.
         steps: how many were made.
         stopped: why it stopped, a sentence.
@@ -43,6 +56,7 @@ class Fit(NamedTuple):
     tail: Tail
     bound: Array
     bound_error: Array
+    curve: Curve
     log_w: Array
     steps: int
     stopped: str
@@ -69,8 +83,9 @@ def fit(
     The rule is one of `vijax.updates`, one of `fitting.ascent`, or your own
     `types.Rule(init, step, params)`:
 
-        rule = updates.natural_gradient(log_joint, num_samples=64, learning_rate=0.2)
-        found = fit(key, rule, rule.init(params), steps=5000)
+        rule = updates.natural_gradient(log_joint)
+        found = fit(key, rule, rule.init(family.init(key, like)), steps=5000)
+        q = family.dist(found.average)
 
     It runs in chunks; what the host does between them changes no bit of the result, nor does where
     they are cut, nor a resume.
@@ -80,8 +95,11 @@ def fit(
     log q, log p, the bound, a leaf of the gradient. A step that mends such events itself must
     return a finite bound. Ctrl-C stops it too, and loses nothing.
 
-    To average it remembers 64 blocks of what is watched, 128 times its memory: for large networks
-    watch a part.
+    Where the steps run out before it has arrived it says in `stopped`, and warns, what was still
+    moving and where that would lead, that steps were not taken, or which gradient is nan.
+
+    To average it remembers 64 blocks of what is watched, 128 times its memory, and as much of a
+    gradient: for large networks watch a part.
 
     Args:
         key: of the fit; step i is given fold_in(key, i).
@@ -89,15 +107,15 @@ def fit(
         state: what `rule.init(params)` returned, a pytree of arrays.
         steps: the most steps, counted from the very first, those before a resume included.
         stop: Tail -> Verdict, asked four times in each doubling of the steps from the 512th on;
-            None for never.
+            None for never, nor is it then said what still moves.
         watch: state -> what is averaged and judged; `rule.params` by default. `lambda state: ()`
             for nothing.
         log_every: steps of a chunk; by default as many as take .2 seconds.
         reports: what is told after each chunk, context managers or functions of a dict; by default
             `fitting.bar()` where tqdm is installed, () for silence. One that raises is left out
             from there on, with a warning.
-        checkpoints: where to save everything, and to resume from if anything is there; see
-            `fitting.save`.
+        checkpoints: where to save everything, and to resume from if anything is there; what was
+            saved by another step, or with other data in it, is refused.
 
     Returns:
         Fit. Where `steps` is below 8 its average is the last state.
@@ -122,10 +140,12 @@ def fit(
     watch = rule.params if watch is None else watch
     program = _loop.program(rule.step, watch)
     loop = program.start(key, state)
+    mark = None
     if checkpoints is not None:
-        loop = _resumed(checkpoints, loop, key)
+        mark = jaxprs.fingerprint(rule.step, key, loop.state)
+        loop = _resumed(checkpoints, Saved(loop, mark))
     judge = _compiled(stop) if stop else None
-    settings = Settings(rule.step, program, judge, steps, log_every, checkpoints)
+    settings = Settings(rule.step, program, judge, steps, log_every, checkpoints, mark)
     with ExitStack() as stack:
         writers = [_reports.opened(stack, report) for report in _reports.chosen(reports)]
         ended = drive(settings, loop, writers)
@@ -159,14 +179,21 @@ def _check_options(steps: Any, log_every: Any, checkpoints: Any) -> None:
         checks.whole(checkpoints.every, "every")
 
 
-def _resumed(checkpoints: Checkpoints, loop: Loop, key: Any) -> Loop:
+def _resumed(checkpoints: Checkpoints, here: Saved) -> Loop:
     """Return the newest checkpoint that verifies; the loop itself where there is none."""
-    restored: Loop = _checkpoint.restore(checkpoints.path, loop).tree
-    if not np.array_equal(jax.random.key_data(restored.key), jax.random.key_data(key)):
+    there: Saved = _checkpoint.restore(checkpoints.path, here).tree
+    keys = [jax.random.key_data(saved.loop.key) for saved in (there, here)]
+    if not np.array_equal(keys[0], keys[1]):
         raise ValueError(
             f"{checkpoints.path} holds the fit of another key. Name another folder for this one."
         )
-    return restored
+    if not np.array_equal(there.fingerprint, here.fingerprint):
+        raise ValueError(
+            f"{checkpoints.path} holds the fit of another rule: its step computes something else, or "
+            "closes over other data, or was traced by another release of JAX. Name another folder; "
+            "to go on from there all the same, begin with the state of fitting.restore."
+        )
+    return there.loop
 
 
 @lru_cache(maxsize=16)
@@ -176,18 +203,19 @@ def _compiled(stop: Callable[[Tail], Verdict]) -> Callable[[Tail], Verdict]:
 
 def _result(ended: Ended, watch: Callable[[PyTree], PyTree]) -> Fit:
     loop = ended.loop
-    tail = jax.tree.map(jnp.asarray, _iterates.tail(loop.iterates))
-    bound, error = tail.average["bound"], tail.error["bound"]
-    watched = of_params(tail)
+    found = jax.tree.map(jnp.asarray, _tail.tail(loop.iterates))
+    tail, bound = found.part("params"), found.average["bound"]
     if int(loop.iterates.number) == 0:  # too few steps for an iterate: take the last state
-        watched = watched._replace(average=watch(loop.state))
-        bound = loop.pending / jnp.maximum(loop.step, 1).astype(loop.pending.dtype)
+        tail = tail._replace(average=watch(loop.state))
+        bound = loop.pending["bound"] / jnp.maximum(loop.step, 1).astype(bound.dtype)
+    bounds, numbers = _iterates.history(loop.iterates)
     return Fit(
         state=loop.state,
-        average=watched.average,
-        tail=watched,
+        average=tail.average,
+        tail=tail,
         bound=bound,
-        bound_error=error,
+        bound_error=found.error["bound"],
+        curve=Curve(THIN * numbers, bounds),
         log_w=loop.log_w[: _loop.rows_written(loop.step)],
         steps=int(loop.step),
         stopped=ended.stopped,

@@ -11,7 +11,6 @@ from jaxtyping import Array, Int
 from vijax.types import PyTree
 
 BLOCKS = 64  # remembered at most; when they are full, neighbours are joined
-WINDOWS = 5  # tails that are tried
 
 
 class Iterates(NamedTuple):
@@ -28,26 +27,6 @@ class Iterates(NamedTuple):
     square: PyTree
     size: Int[Array, ""]
     number: Int[Array, ""]
-
-
-class Tail(NamedTuple):
-    """The last iterates, from where they look stationary.
-
-    Fields:
-        average: their mean, like an iterate.
-        error: its Monte Carlo standard error, by means of batches: autocorrelation is in it.
-        ess: how many independent iterates would give that error.
-        rhat: of the two halves of the tail, 1 where they agree.
-        worst: the largest of rhat, and at least 1, ().
-        number: how many iterates it holds, ().
-    """
-
-    average: PyTree
-    error: PyTree
-    ess: PyTree
-    rhat: PyTree
-    worst: Any
-    number: Any
 
 
 def empty(like: PyTree) -> Iterates:
@@ -118,133 +97,12 @@ def next_due(count: int, *, judged: bool) -> int:
     return (count // apart + 1) * apart
 
 
-def tail(iterates: Iterates) -> Tail:
-    """Return the tail whose two halves agree best, of five: from a quarter of the whole to 95 %.
-
-    On the host and in float64: it is asked for rarely, and there is nothing to compile.
-    """
+def history(iterates: Iterates) -> tuple[np.ndarray, np.ndarray]:
+    """Return the means of the bound in whole blocks, and how many iterates there were at their ends."""
     kept = jax.device_get(iterates)
-    blocks = _blocks(kept)
-    with np.errstate(all="ignore"):
-        candidates = [blocks.last(length) for length in _lengths(len(blocks.mean))]
-        rhats = [_rhat(candidate) for candidate in candidates]
-        worst = [np.inf if np.isnan(r).any() else np.max(r, initial=1.0) for r in rhats]
-        best = int(np.argmin(worst))
-        chosen = candidates[best]
-        average, error, ess = _average(chosen)
-    return Tail(
-        average=_like(kept.mean, average),
-        error=_like(kept.mean, error),
-        ess=_like(kept.mean, ess),
-        rhat=_like(kept.mean, rhats[best]),
-        worst=np.float32(worst[best]),
-        number=np.int32(len(chosen.mean) * chosen.size),
-    )
-
-
-class _Blocks(NamedTuple):
-    """Whole blocks of iterates, all leaves in one row, in float64.
-
-    Fields:
-        mean: [blocks, numbers].
-        square: sums of squared deviations from those means.
-        size: how many iterates a block holds.
-        rounding: the variance that rounding gives to a number that stands still, [numbers].
-    """
-
-    mean: np.ndarray
-    square: np.ndarray
-    size: int
-    rounding: np.ndarray
-
-    def last(self, length: int) -> "_Blocks":
-        """Return the last blocks; all of them for a length of 0."""
-        return self._replace(mean=self.mean[-length:], square=self.square[-length:])
-
-    def moments(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return mean and variance of the iterates."""
-        center = self.mean.mean(0)
-        spread = (self.square + self.size * np.square(self.mean - center)).sum(0)
-        return center, spread / max(len(self.mean) * self.size - 1, 1)
-
-
-def _blocks(kept: Iterates) -> _Blocks:
-    """Return the whole blocks, in float64; the one that is being filled is left out."""
-    number = min(int(kept.number // kept.size), BLOCKS)
-    mean, square = (
-        np.concatenate(
-            [np.reshape(l, (BLOCKS, -1)).astype(np.float64) for l in jax.tree.leaves(tree)], 1
-        )[:number]
-        for tree in (kept.mean, kept.square)
-    )
-    leaves = jax.tree.leaves(kept.mean)
-    eps = np.concatenate([np.full(l[0].size, jnp.finfo(l.dtype).eps) for l in leaves])
-    rounding = np.square(16 * eps * np.abs(mean[-1] if number else 0.0))
-    return _Blocks(mean, square, int(kept.size), rounding)
-
-
-def _lengths(blocks: int) -> list[int]:
-    """Return the lengths of the tails that are tried, even numbers of blocks."""
-    shortest = max(blocks // 4, 2)
-    shares = np.linspace(0, 1, WINDOWS)
-    lengths = (shortest + shares * max(0.95 * blocks - shortest, 0)).astype(int) // 2 * 2
-    return [int(length) for length in lengths]
-
-
-def _like(tree: PyTree, row: np.ndarray) -> PyTree:
-    """Cut a row of all numbers into the leaves of one iterate, in their dtypes."""
-    leaves, structure = jax.tree.flatten(tree)
-    parts = np.split(row, np.cumsum([leaf[0].size for leaf in leaves])[:-1])
-    cut = [
-        part.reshape(leaf.shape[1:]).astype(leaf.dtype)
-        for part, leaf in zip(parts, leaves, strict=True)
-    ]
-    return jax.tree.unflatten(structure, cut)
+    whole = min(int(kept.number // kept.size), BLOCKS)
+    return kept.mean["bound"][:whole], int(kept.size) * np.arange(1, whole + 1)
 
 
 def _float(leaf: Any) -> Any:
     return jnp.promote_types(jnp.result_type(leaf), jnp.float32)
-
-
-def _rhat(blocks: _Blocks) -> np.ndarray:
-    """Return R-hat of the two halves, [numbers]; inf where there are no halves."""
-    half = len(blocks.mean) // 2
-    if half == 0:
-        return np.full(blocks.mean.shape[1], np.inf)
-    early = blocks._replace(mean=blocks.mean[:half], square=blocks.square[:half])
-    late = blocks._replace(mean=blocks.mean[half:], square=blocks.square[half:])
-    (mean_early, variance_early), (mean_late, variance_late) = early.moments(), late.moments()
-    within = 0.5 * (variance_early + variance_late)
-    between = 0.5 * np.square(mean_early - mean_late)
-    # Numbers that do not move agree with themselves.
-    still = np.where(between <= blocks.rounding, 1.0, np.inf)
-    moving = np.sqrt(1 - 1 / max(half * blocks.size, 2) + between / within)
-    of_still = np.where(np.isnan(within), np.nan, still)
-    return np.where(within > blocks.rounding, moving, of_still)
-
-
-def _average(blocks: _Blocks) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return mean, its standard error and the effective number of iterates, [numbers] each."""
-    numbers = blocks.mean.shape[1]
-    if len(blocks.mean) == 0:
-        return np.zeros(numbers), np.full(numbers, np.inf), np.zeros(numbers)
-    center, variance = blocks.moments()
-
-    # Batches of one block and of two: the longer hear more of the autocorrelation, and the larger
-    # error is believed.
-    pairs = blocks.mean[: len(blocks.mean) // 2 * 2].reshape(-1, 2, numbers).mean(1)
-    error = _squared_error(blocks.mean, center)
-    error = np.maximum(error, _squared_error(pairs, center) if len(pairs) > 1 else 0.0)
-
-    count = len(blocks.mean) * blocks.size
-    of_still = np.where(np.isnan(error), np.nan, count)
-    ess = np.where(error > blocks.rounding, variance / error, of_still)
-    return center, np.sqrt(error), np.minimum(ess, count)
-
-
-def _squared_error(batches: np.ndarray, center: np.ndarray) -> np.ndarray:
-    """Return the squared standard error of a mean by those of batches; one batch tells nothing."""
-    n = len(batches)
-    if n < 2:
-        return np.full(batches.shape[1], np.inf)
-    return np.square(batches - center).sum(0) / (n * (n - 1))

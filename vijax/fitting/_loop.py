@@ -11,6 +11,7 @@ from jaxtyping import Array, Int
 from vijax import checks, diagnostics
 from vijax.fitting import _iterates
 from vijax.fitting._iterates import Iterates
+from vijax.fitting._marginals import marginals, scale_units
 from vijax.trees import finite_leaves, strong_dtypes
 from vijax.types import PyTree
 
@@ -27,7 +28,7 @@ class Loop(NamedTuple):
         step: how many were made, ().
         state: what the steps read and write: params, optimizer, data cursor, baselines.
         iterates: of the bound and of what is watched.
-        pending: the sum of the bound since the last remembered iterate.
+        pending: the sums since the last remembered iterate of the bound, and of the steps taken.
         log_w: log-weights of the last draws, [rows, k, *batch].
     """
 
@@ -35,7 +36,7 @@ class Loop(NamedTuple):
     step: Int[Array, ""]
     state: PyTree
     iterates: Iterates
-    pending: Array
+    pending: dict[str, Array]
     log_w: Array
 
 
@@ -84,32 +85,58 @@ def _run(
     """Make steps up to a number, in stretches that end where an iterate is remembered."""
 
     def one(carry: Any) -> Any:
-        i, state, pending, _ = carry
+        i, state, pending, *_ = carry
         state, report = step(jax.random.fold_in(loop.key, i), state)
-        value, log_w = bound_and_weights(report)
-        return i + 1, state, pending + value, log_w
+        told = told_of(report)
+        sums = jax.tree.map(jnp.add, pending, {"bound": told.bound, "taken": told.taken})
+        gradient = _gradient_of(told.gradient, loop.iterates.mean["gradient"])
+        return i + 1, state, sums, told.log_w, gradient
 
     def stretch(carry: tuple[Loop, Array]) -> tuple[Loop, Array]:
         at, total = carry
         goal = jnp.minimum(until, (at.step // THIN + 1) * THIN)
-        first = at.step, at.state, at.pending, at.log_w[0]
-        i, state, pending, log_w = jax.lax.while_loop(lambda c: c[0] < goal, one, first)
+        none = jax.tree.map(lambda leaf: jnp.zeros_like(leaf[0]), at.iterates.mean["gradient"])
+        first = at.step, at.state, at.pending, at.log_w[0], none
+        i, state, pending, log_w, gradient = jax.lax.while_loop(lambda c: c[0] < goal, one, first)
         whole = i % THIN == 0
-        iterate = {"bound": pending / THIN, "params": watch(state)}
+        means = jax.tree.map(lambda sums: sums / THIN, pending)
         after = Loop(
             key=at.key,
             step=i,
             state=state,
-            iterates=_iterates.add(at.iterates, iterate, whole),
-            pending=jnp.where(whole, 0.0, pending),
+            iterates=_iterates.add(at.iterates, _iterate(means, watch(state), gradient), whole),
+            pending=jax.tree.map(lambda sums: jnp.where(whole, 0, sums), pending),
             log_w=at.log_w.at[(i - 1) // THIN % len(at.log_w)].set(log_w),
         )
-        return after, total + (pending - at.pending)
+        return after, total + (pending["bound"] - at.pending["bound"])
 
-    begin = loop, jnp.zeros_like(loop.pending)
+    begin = loop, jnp.zeros_like(loop.pending["bound"])
     end, total = jax.lax.while_loop(lambda c: c[0].step < until, stretch, begin)
     lost = newly_not_finite(end.state, loop.state)
     return end, Chunk(total, lost | ~jnp.all(jnp.isfinite(total)))
+
+
+def _iterate(means: dict[str, Array], params: PyTree, gradient: PyTree) -> dict[str, PyTree]:
+    """Return what is remembered of the last steps; the gradient in units of q."""
+    found = marginals(params)
+    same = str(jax.tree.structure(found)) == str(jax.tree.structure(params))
+    if gradient != ():
+        gradient = jax.tree.map(jnp.multiply, gradient, scale_units(params))
+    return means | {"params": params, "marginals": () if same else found, "gradient": gradient}
+
+
+def _gradient_of(gradient: PyTree, kept: PyTree) -> PyTree:
+    """Return a step's gradient where it is remembered."""
+    return () if kept == () else jax.tree.map(lambda g, k: jnp.asarray(g, k.dtype), gradient, kept)
+
+
+def _like_params(gradient: PyTree, params: PyTree) -> PyTree:
+    """Return the gradient where it is that of all that is watched, else nothing."""
+
+    def shapes(tree: PyTree) -> Any:
+        return jax.tree.structure(tree), [jnp.shape(leaf) for leaf in jax.tree.leaves(tree)]
+
+    return gradient if shapes(gradient) == shapes(params) else ()
 
 
 def _join(loop: Loop) -> Loop:
@@ -143,9 +170,9 @@ def _start(
             raise TypeError(
                 f"step must return (state, types.Step), as that of fitting.ascent, got {type(made).__name__}."
             )
-        return made[0], bound_and_weights(made[1])
+        return made[0], told_of(made[1])
 
-    after, (value, log_w) = jax.eval_shape(first, key, state)
+    after, told = jax.eval_shape(first, key, state)
     _check_same(state, after)
     watched = jax.eval_shape(watch, state)
     for name, leaf in checks.named_leaves(watched):
@@ -153,13 +180,15 @@ def _start(
             raise TypeError(
                 f"watch(state) must hold numbers, leaf '{name}' is {leaf.dtype}; leave it out."
             )
+    means = {"bound": told.bound, "taken": told.taken}
+    gradient = _like_params(told.gradient, watched)
     return Loop(
         key=strong_dtypes(key),
         step=jnp.int32(0),
         state=state,
-        iterates=_iterates.empty({"bound": value, "params": watched}),
-        pending=jnp.zeros(value.shape, value.dtype),
-        log_w=jnp.zeros((_rows(log_w), *log_w.shape), log_w.dtype),
+        iterates=_iterates.empty(jax.eval_shape(_iterate, means, watched, gradient)),
+        pending=jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), means),
+        log_w=jnp.zeros((_rows(told.log_w), *told.log_w.shape), told.log_w.dtype),
     )
 
 
@@ -184,8 +213,24 @@ def newly_not_finite(after: PyTree, before: PyTree) -> Array:
     return jnp.any(jnp.stack(lost)) if lost else jnp.bool_(0)
 
 
-def bound_and_weights(report: Any) -> tuple[Array, Array]:
-    """Return the bound of a step, and the log-weights of its draws where it shows any."""
+class Told(NamedTuple):
+    """What a fit keeps of a step.
+
+    Fields:
+        bound: its estimate, in nats.
+        taken: 1 where the state moved, 0 where the step was left out, like the bound.
+        log_w: the log-weights of its draws, of length 0 where it shows none.
+        gradient: of the bound, or None.
+    """
+
+    bound: Array
+    taken: Array
+    log_w: Array
+    gradient: PyTree
+
+
+def told_of(report: Any) -> Told:
+    """Return what a fit keeps of a step's report, which may be the bound alone."""
     value = getattr(report, "value", report)
     draws = getattr(report, "draws", None)
     if not hasattr(value, "dtype") or not jnp.issubdtype(value.dtype, jnp.floating):
@@ -194,7 +239,10 @@ def bound_and_weights(report: Any) -> tuple[Array, Array]:
             f"that value alone; got {getattr(value, 'dtype', type(value).__name__)}."
         )
     log_w = jnp.zeros(0, value.dtype) if draws is None else draws.log_p - draws.log_q
-    return jax.lax.stop_gradient((value, log_w))
+    taken = jnp.asarray(getattr(report, "taken", 1.0)) > 0
+    moved = jnp.broadcast_to(taken.astype(value.dtype), value.shape)
+    gradient = getattr(report, "gradient", None)
+    return Told(*jax.lax.stop_gradient((value, moved, log_w, gradient)))
 
 
 def _check_same(before: PyTree, after: PyTree) -> None:

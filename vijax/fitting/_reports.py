@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 Line = dict[str, Any]
-"""step, steps, first, bound, ess, khat, rhat, error, steps_per_second, seconds, stopped."""
+"""step, steps, first, bound, ess, khat, drift, error, steps_per_second, seconds, stopped."""
 Write = Callable[[Line], None]
 Report = AbstractContextManager[Write] | Write
 
@@ -48,7 +48,7 @@ def bar(*, every: float = 0.1) -> Iterator[Write]:
             )
         shown = [
             f"{name} {line[name]:.4g}"
-            for name in ("bound", "ess", "khat", "rhat")
+            for name in ("bound", "ess", "khat", "drift")
             if line[name] is not None
         ]
         progress.set_postfix_str(", ".join(shown), refresh=False)

@@ -11,8 +11,9 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from vijax.fitting import _loop
 from vijax.fitting._fit import Fit, check_rule, fit
-from vijax.fitting._iterates import Tail
-from vijax.fitting._stopping import scale_units, stationary
+from vijax.fitting._marginals import scale_units
+from vijax.fitting._stopping import stationary
+from vijax.fitting._tail import Tail
 from vijax.trees import where
 from vijax.types import Draws, PyTree, Rule, Step
 
@@ -141,7 +142,7 @@ def _step_together(
 ) -> tuple[Many, Step]:
     """Take a step of every restart; one that is no longer finite stays as it was before."""
     new, report = jax.vmap(step)(jax.random.split(key, number), state.states)
-    value, log_w = jax.vmap(_loop.bound_and_weights)(report)
+    value, taken, log_w, gradient = jax.vmap(_loop.told_of)(report)
 
     lost = ~jnp.isfinite(value) | jax.vmap(_loop.newly_not_finite)(new, state.states)
     alive = (state.died < 0) & ~lost
@@ -150,7 +151,12 @@ def _step_together(
     log_w = jnp.moveaxis(where(alive, log_w, jnp.zeros_like(log_w)), 0, 1)
     kept = where(alive, new, state.states)
     draws = Draws(None, log_w, jnp.zeros_like(log_w))
-    return Many(kept, state.step + 1, died), Step(jnp.where(alive, value, 0.0), draws)
+    if gradient is not None:
+        gradient = where(alive, gradient, jax.tree.map(jnp.zeros_like, gradient))
+    taken = jnp.where(alive, taken, 1.0)  # of the dead `died` tells
+    return Many(kept, state.step + 1, died), Step(
+        jnp.where(alive, value, 0.0), draws, gradient, taken
+    )
 
 
 def _compared(found: Fit, units: PyTree, tolerance: float) -> Restarts:
@@ -163,7 +169,7 @@ def _compared(found: Fit, units: PyTree, tolerance: float) -> Restarts:
     bound = jnp.where(alive, found.bound, jnp.nan)
     best = int(jnp.nanargmax(bound))
     distance, excess = _distances(found, units, best, tolerance, alive)
-    rhats = jax.tree.map(partial(_rhat, alive), found.average, found.tail.error, found.tail.ess)
+    rhats = jax.tree.map(partial(_rhat, alive), found.average, found.tail.spread)
     reach = STANDARD_ERRORS * jnp.hypot(found.bound_error, found.bound_error[best])
     return Restarts(
         fit=found,
@@ -221,7 +227,7 @@ def _distances(
     return distance, excess
 
 
-def _rhat(alive: np.ndarray, average: Array, error: Array, ess: Array) -> Array:
+def _rhat(alive: np.ndarray, average: Array, spread: Array) -> Array:
     """Return the largest R-hat between the restarts that live, over the numbers of a leaf, ()."""
     count = alive.sum()
 
@@ -230,7 +236,7 @@ def _rhat(alive: np.ndarray, average: Array, error: Array, ess: Array) -> Array:
 
     mean = total(average) / count
     between = total(jnp.square(average - mean[None])) / max(count - 1, 1)
-    within = total(jnp.square(error) * ess) / count
+    within = total(jnp.square(spread)) / count
     of_still = jnp.where(between > 0, jnp.inf, 1.0)
     of_moving = jnp.sqrt(1 + between / jnp.where(within > 0, within, 1.0))
     return jnp.max(jnp.where(within > 0, of_moving, of_still), initial=1.0)

@@ -1,14 +1,18 @@
 """When a stochastic fit may stop: iterates are stationary, and their average is known."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from vijax.fitting._iterates import Tail
+from vijax.fitting._marginals import scale_units
+from vijax.fitting._tail import Tail
 from vijax.types import PyTree
+
+FAR = 0.03  # units: a trend that leads no further in ten times the steps is none
+STOOD = 0.5  # of the steps: where fewer are taken q stands still, wherever it is
 
 
 class Verdict(NamedTuple):
@@ -16,72 +20,45 @@ class Verdict(NamedTuple):
 
     Fields:
         done: whether all was met.
-        rhat: the largest.
         error: the largest standard error of the average, in units.
-        ess: the smallest effective number of iterates.
+        shift: the largest half distance of the tail's two halves, in units.
+        spread: the largest standard deviation of the iterates, in units.
+        drift: how far the largest trend would lead in ten times the steps, in units.
+        slope: the largest mean gradient that noise does not explain, in nats for a unit.
+        taken: the share of the steps that moved the state.
     """
 
     done: Array
-    rhat: Array
     error: Array
-    ess: Array
-
-
-def scale_units(average: PyTree) -> PyTree:
-    """Return the unit of each parameter's error: q's own scale for its location, 1 for the rest.
-
-        unit(loc) = exp(log_scale),     unit(anything else) = 1
-
-    A location is known well enough when its error is small beside the posterior's own spread;
-    logarithms of scales and relative triangles are numbers without a unit already. This reads
-    params as `vijax.families` write them: wherever a dict has `loc` and `log_scale` of the same
-    shapes. For others write your own, as a pytree like params.
-
-    Args:
-        average: params.
-
-    Returns:
-        A pytree like params.
-
-    Reference: Welandawe, Andersen, Vehtari, Huggins, Robust, automated, and accurate black-box
-        variational inference, 2022, arXiv:2203.15945.
-    """
-    if isinstance(average, Mapping):
-        found = {name: scale_units(part) for name, part in average.items()}
-        if {"loc", "log_scale"} <= set(average):
-            loc, log_scale = average["loc"], average["log_scale"]
-            if jax.tree.map(jnp.shape, loc) == jax.tree.map(jnp.shape, log_scale):
-                found["loc"] = jax.tree.map(jnp.exp, log_scale)
-        return found
-    if isinstance(average, (list, tuple)):
-        parts = [scale_units(part) for part in average]
-        return type(average)(*parts) if hasattr(average, "_fields") else type(average)(parts)
-    return jax.tree.map(jnp.ones_like, average)
+    shift: Array
+    spread: Array
+    drift: Array
+    slope: Array
+    taken: Array
 
 
 def stationary(
     *,
-    rhat: float = 1.1,
-    error: float = 0.02,
-    ess: float = 50.0,
+    error: float = 0.01,
+    spread: float = 0.15,
     unit: Callable[[PyTree], PyTree] = scale_units,
 ) -> Callable[[Tail], Verdict]:
-    """Stop once the iterates are stationary, and their average is known well enough.
+    """Stop once nothing is seen to move, and the average of the iterates is known well enough.
 
-        max R̂ < 1.1,    max se(θ̄) / unit < .02,    min ess > 50     over all parameters
+        max se(θ̄) / unit < .01,    max |θ̄ - θ̄ of a half| / unit < .02,    max sd(θ) / unit < .15
+        trend, mean gradient: none that noise does not explain
 
-    With a constant step size iterates first travel, then wander about the optimum. R-hat of the two
-    halves of a tail tells one from the other; while they wander, the average of the tail is far
-    better than any of them, and the means of its batches say how well it is known. The bound's own
-    noise, which is many times what a step gains, plays no part. It cannot see a fit that has not
-    left a plateau, nor one of several optima: use `restarts`. With a step size that goes to zero,
-    iterates stand still wherever they are: this rule is for a constant one.
+    Of a dense Gaussian not the triangle is judged but each latent's own mean and scale. A trend
+    counts by where it would lead in ten times the steps. The mean gradient tells iterates that
+    have arrived from those that a falling rate has brought to rest on their way; their spread
+    bounds the bias of averages that a constant rate leaves. The bound plays no part: as the rate
+    falls it rises with the noise that goes. A rule that takes fewer than half of
+    its steps stands still, and has not arrived. It cannot see a plateau, nor a slower trend than
+    the noise shows, nor one of several optima: use `restarts`.
 
     Args:
-        rhat: the largest R-hat allowed; the tail is chosen to have the smallest, from the last
-            quarter to 95 % of all.
         error: the largest standard error of the averaged parameters, in units.
-        ess: the fewest effectively independent iterates.
+        spread: the largest standard deviation of the iterates, in units.
         unit: params -> a pytree like it, or a prefix of it, the unit of each number.
 
     Returns:
@@ -93,24 +70,31 @@ def stationary(
     Reference: Welandawe, Andersen, Vehtari, Huggins, Robust, automated, and accurate black-box
         variational inference, 2022, arXiv:2203.15945; Dhaka, Catalina, Andersen, Magnusson,
         Huggins, Vehtari, Robust, accurate stochastic optimization for variational inference, 2020,
-        arXiv:2009.00666. Of theirs this is the rule at one step size.
+        arXiv:2009.00666 (batch means of the iterates' tail).
     """
-    for name, value, least in (("rhat", rhat, 1.0), ("error", error, 0.0), ("ess", ess, -1.0)):
-        if not value > least:
-            raise ValueError(
-                f"{name} must be above {least:g}, got {value!r}: no fit would ever stop."
-            )
+    for name, value in (("error", error), ("spread", spread)):
+        if not value > 0:
+            raise ValueError(f"{name} must be above 0, got {value!r}: no fit would ever stop.")
 
     def rule(tail: Tail) -> Verdict:
         units = jax.tree.broadcast(unit(tail.average), tail.error)
-        relative = jax.tree.map(lambda e, u: jnp.max(e / u, initial=0.0), tail.error, units)
-        errors = [jnp.asarray(l, jnp.float32) for l in jax.tree.leaves(relative)]
-        counts = [
-            jnp.asarray(jnp.min(l, initial=jnp.inf), jnp.float32) for l in jax.tree.leaves(tail.ess)
-        ]
-        largest = jnp.max(jnp.stack([jnp.float32(0.0), *errors]))
-        fewest = jnp.min(jnp.stack([jnp.asarray(tail.number, jnp.float32), *counts]))
-        done = (tail.worst < rhat) & (largest < error) & (fewest > ess)
-        return Verdict(done, tail.worst, largest, fewest)
+
+        errors, shifts, spreads, drifts = (
+            _largest(tree, units) for tree in (tail.error, tail.shift, tail.spread, tail.drift)
+        )
+        slope = _largest(tail.slope)
+        taken = jnp.min(jnp.asarray(tail.taken, jnp.float32))
+        known = (errors < error) & (shifts < 2 * error) & (spreads < spread)
+        moves = (drifts > FAR) | (slope > FAR)
+        done = known & ~moves & (taken > STOOD)
+        return Verdict(done, errors, shifts, spreads, drifts, slope, taken)
 
     return rule
+
+
+def _largest(tree: PyTree, units: PyTree = None) -> Array:
+    """Return the largest size of any number in a tree, in units, ()."""
+    units = jax.tree.map(jnp.ones_like, tree) if units is None else units
+    sizes = jax.tree.map(lambda x, unit: jnp.max(jnp.abs(x) / unit, initial=0.0), tree, units)
+    leaves = [jnp.asarray(leaf, jnp.float32) for leaf in jax.tree.leaves(sizes)]
+    return jnp.max(jnp.stack([jnp.float32(0.0), *leaves]))

@@ -50,9 +50,9 @@ def find(
         else:
             good, before = middle, after
     key = jax.random.fold_in(loop.key, good)
-    names = _names(*jax.device_get(jax.jit(partial(_counts, step))(key, before.state)))
+    found = names(*jax.device_get(jax.jit(partial(counts, step))(key, before.state)))
     unclear = "nothing, when the step was done again by itself: it is at the edge of its precision"
-    return before, NotFinite(good, key, names[0] if names else unclear, tuple(names))
+    return before, NotFinite(good, key, found[0] if found else unclear, tuple(found))
 
 
 class _Counts(NamedTuple):
@@ -69,11 +69,11 @@ class _Counts(NamedTuple):
     bad_before: dict[str, PyTree]
 
 
-STATE = "the new state"
-STAGES = ("the draw", "log q", "log p", "the bound", "the gradient of", STATE)
+STATE, GRADIENT = "the new state", "the gradient of"
+STAGES = ("the draw", "log q", "log p", "the bound", GRADIENT, STATE)
 
 
-def _counts(step: Callable[..., Any], key: Any, state: PyTree) -> _Counts:
+def counts(step: Callable[..., Any], key: Any, state: PyTree) -> _Counts:
     """Count what is not finite in a step, leaf by leaf, in the order in which it is computed."""
 
     def not_finite(tree: PyTree) -> PyTree:
@@ -98,14 +98,14 @@ def _counts(step: Callable[..., Any], key: Any, state: PyTree) -> _Counts:
     return _Counts(not_finite(stages), sizes, before)
 
 
-def _names(bad: Any, size: Any, bad_before: Any) -> list[str]:
+def names(bad: Any, size: Any, bad_before: Any) -> list[str]:
     """Say of every leaf that became not finite which it is, and in how many numbers."""
-    names = []
+    found = []
     for stage in STAGES:
         before = [count for _, count in checks.named_leaves(bad_before[stage])]
         leaves = zip(checks.named_leaves(bad[stage]), checks.named_leaves(size[stage]), strict=True)
         for i, ((name, count), (_, of)) in enumerate(leaves):
             if count > 0 and not (before and before[i] > 0):
                 leaf = "" if name == "z" and stage != "the draw" else f" '{name}'"
-                names.append(f"{stage}{leaf}, {int(count)} of {int(of)} numbers")
-    return names
+                found.append(f"{stage}{leaf}, {int(count)} of {int(of)} numbers")
+    return found

@@ -9,6 +9,7 @@ from vijax.jaxprs._collective import collective
 from vijax.jaxprs._degree import Blame, not_linear, not_quadratic
 from vijax.jaxprs._derivative import flows
 from vijax.jaxprs._equations import hidden, shape_of, trace
+from vijax.jaxprs._fingerprint import fingerprint
 from vijax.jaxprs._flow import Flow, merge
 from vijax.jaxprs._hoist import bare, hoist, stopped, totals
 from vijax.jaxprs._kinks import not_smooth
@@ -44,6 +45,7 @@ __all__ = [
     "by_leaf",
     "carried_away",
     "collective",
+    "fingerprint",
     "flows",
     "hidden",
     "hoist",
