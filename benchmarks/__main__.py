@@ -13,7 +13,7 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 import jax
 
 import benchmarks
-from benchmarks._report import Options, Table, write
+from benchmarks._report import Options, Table, read, write
 
 
 def main() -> None:
@@ -44,13 +44,10 @@ def main() -> None:
         "jax": jax.__version__,
         "device": device,
     }
-    try:
-        for r in importlib.import_module(f"benchmarks.{args.name}").run(
-            Options(args.quick, args.data)
-        ):
-            table.add(r | context)
-    finally:  # an interrupted run keeps what it has measured
-        if args.json:
+    options = Options(args.quick, args.data, read(args.json))
+    for r in importlib.import_module(f"benchmarks.{args.name}").run(options):
+        table.add(r | context)
+        if args.json:  # row by row: an interrupted run keeps what it has measured
             write(table.rows, args.json)
     table.close()
     print(f"{time.time() - start:.0f} s")

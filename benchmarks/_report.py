@@ -9,10 +9,11 @@ Row = dict[str, Any]
 
 
 class Options(NamedTuple):
-    """What the command line asked for: a short run, and a folder of real data."""
+    """What the command line asked for: a short run, a folder of real data; and the rows of an earlier run."""
 
     quick: bool = False
     data: Path | None = None
+    earlier: tuple[Row, ...] = ()
 
 
 def row(
@@ -116,4 +117,11 @@ class Table:
 
 
 def write(rows: list[Row], path: Path) -> None:
-    path.write_text(json.dumps(rows, indent=1) + "\n")
+    whole = path.with_suffix(".part")
+    whole.write_text(json.dumps(rows, indent=1) + "\n")
+    whole.replace(path)
+
+
+def read(path: Path | None) -> tuple[Row, ...]:
+    """Return the rows that an earlier run has left, for benchmarks that go on from there."""
+    return tuple(json.loads(path.read_text())) if path and path.exists() else ()
