@@ -138,32 +138,12 @@ def natural(
     return update(kind, rule, family, y, 1000)
 
 
-def projected(
-    log_density: LogDensity,
-    y: Array,
-    num_samples: int = NATURAL_DRAWS,
-    steps: int = 30,
-    family: Any = None,
-) -> Fit:
-    """The mean-field Gaussian nearest to the full-rank one of natural gradients, and natural gradients of its own.
-
-    Its own from a far start are Jacobi's iteration, which strong correlations keep from arriving.
-    """
-    slow = lambda t: 0.3 * vj.updates.settling(t / 3)  # noqa: E731
-    rule = vj.updates.natural_gradient(log_density, num_samples=num_samples, learning_rate=slow)
-    full = natural(FULL_RANK, family or vj.families.full_rank(), log_density, y, num_samples)
-    own = update(MEAN_FIELD, rule, vj.families.mean_field(), y, 1000)
-
-    def start(key: Array) -> Any:
-        of_full, key = jax.random.split(key)
-        _, found = full.advance(
-            full.start(of_full), jnp.asarray(steps), jnp.zeros(()), jnp.ones(())
-        )
-        key, state = own.start(key)
-        precision = jnp.sum(jnp.square(jnp.linalg.inv(found.root)), 0)  # the diagonal of Λ
-        return key, state._replace(loc=found.loc, root=precision**-0.5)
-
-    return own._replace(start=start)
+def newton(log_density: LogDensity, y: Array, num_samples: int = NATURAL_DRAWS) -> Fit:
+    """Mean-field natural gradients whose mean moves in all latents together, by the whole Hessian."""
+    rule = vj.updates.natural_gradient(
+        log_density, num_samples=num_samples, curvature=vj.updates.hessian
+    )
+    return update(MEAN_FIELD, rule, vj.families.mean_field(), y, 1000)
 
 
 def match(log_density: LogDensity, y: Array, family: Any = None) -> Fit:
@@ -287,16 +267,15 @@ def contenders(log_density: LogDensity, y: Array) -> dict[str, Callable[[], Fit]
     partial, families, gradients = functools.partial, vj.families, vj.gradients
     laplace = families.laplace(log_density)
     return {
-        "vijax mean-field, natural gradient": partial(projected, log_density, y),
-        "vijax mean-field, natural gradient, 16 draws": partial(projected, log_density, y, FEW),
-        "vijax mean-field, natural gradient, 16 draws, 10 steps before": partial(
-            projected, log_density, y, FEW, 10
+        "vijax mean-field, natural gradient": partial(
+            natural, MEAN_FIELD, families.mean_field(), log_density, y
         ),
+        "vijax mean-field, natural gradient, hessian, 16 draws": partial(
+            newton, log_density, y, FEW
+        ),
+        "vijax mean-field, natural gradient, hessian": partial(newton, log_density, y),
         "vijax mean-field, dreg(elbo), 1 draw": partial(
             stochastic, MEAN_FIELD, families.mean_field(), log_density, y, num_samples=1
-        ),
-        "vijax mean-field, natural gradient, 16 draws, from Laplace": partial(
-            projected, log_density, y, FEW, 0, laplace
         ),
         "vijax mean-field, dreg(elbo)": partial(
             stochastic, MEAN_FIELD, families.mean_field(), log_density, y

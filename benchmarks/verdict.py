@@ -38,7 +38,7 @@ REGRESSIONS = (
 )
 QUICK = (CENTERED, UNORDERED, "kidiq-kidscore_momiq")
 FAMILIES: dict[str, Callable[..., _fits.Fit]] = {
-    _fits.MEAN_FIELD: _fits.projected,
+    _fits.MEAN_FIELD: _fits.newton,
     _fits.FULL_RANK: lambda log_density, y: _fits.natural(
         _fits.FULL_RANK, vj.families.full_rank(), log_density, y
     ),
