@@ -51,6 +51,24 @@ def test_a_mean_field_q_arrives_on_an_uncentred_regression(key):
     np.testing.assert_allclose(sd, expected, rtol=0.03)
 
 
+def test_what_still_moves_is_named_and_what_wanders_is_not(key):
+    """A rule of which one leaf drifts by .005 a step under noise of .05."""
+
+    def walk(drift):
+        def step(key, x):
+            noise = 0.05 * jax.random.normal(key, (2,))
+            place = x["t"] + 1
+            return {"t": place, "still": noise[0], "goes": drift * place + noise[1]}, Step(-place)
+
+        return Rule(lambda x: x, step, lambda x: {"goes": x["goes"], "still": x["still"]})
+
+    state = {name: jnp.float32(0.0) for name in ("t", "still", "goes")}
+    with pytest.warns(UserWarning, match="still moving: .* 'goes' would go .* units further"):
+        quiet(key, walk(5e-3), state, steps=520)
+    assert quiet(key, walk(0.0), state, steps=4000).stopped.startswith("stationary")
+
+
+@pytest.mark.slow
 def test_one_that_creeps_along_the_valley_says_so(key):
     """The default sees each latent by itself, and is units away after all of its steps."""
     rule = natural_gradient(earnings)
@@ -81,12 +99,12 @@ def test_natural_gradients_stop_where_they_arrive(key, rate):
 
 
 def slow_start(schedule):
-    """Adam from 20 sd away, with the noise of one draw."""
+    """Adam from 20 sd away, with the noise of eight draws."""
 
     def estimate(key, params):
         q = mean_field.dist(params)
         return vj.gradients.reparam(vj.bounds.elbo)(
-            key, lambda z: -0.5 * jnp.sum((z - 20) ** 2), q, num_samples=1
+            key, lambda z: -0.5 * jnp.sum((z - 20) ** 2), q, num_samples=8
         )
 
     rule = ascent(estimate, optax.adam(schedule))
@@ -280,10 +298,10 @@ def test_from_restarts_to_a_verdict(key, unchecked):
         found = restarts(key, rule, states, steps=16, stop=None, reports=())
         return weigh(key, found, two_modes, unit, num_samples=500)
 
-    one, two = several([3.0, 10.0, 3.0]), several([-3.0, 10.0, 3.0])
-    assert one.log_w.shape == two.log_w.shape == (2, 500)
-    assert int(vj.diagnostics.summarize(two).verdict) == 2
-    assert int(vj.diagnostics.summarize(one).verdict) <= 1
+    draws = several([-3.0, 10.0, 3.0])
+    assert draws.log_w.shape == (2, 500)
+    assert jnp.max(vj.diagnostics.rhat(draws.z)) > 1.7
+    assert jnp.max(vj.diagnostics.rhat(several([3.0, 10.0, 3.0]).z)) < 1.02
     alone = quiet(key, rule, unit.init(None, jnp.full(2, 3.0)), steps=8)
     assert weigh(key, alone, two_modes, unit, num_samples=500).log_w.shape == (500,)
     with pytest.raises(TypeError, match="found must be what fit or restarts returned, got a dict"):

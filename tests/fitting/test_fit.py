@@ -50,8 +50,10 @@ def test_a_fit_finds_the_posterior_and_says_why_it_stopped(key):
     assert found.stopped.startswith(f"stationary at step {found.steps}: standard error 0.0")
     assert found.trouble is None
     off = np.abs(found.average["loc"] - X)
-    assert np.all(off < 5 * found.tail.error["loc"])
-    assert np.all(off < 0.3 * SD)
+    # Batches hear autocorrelation up to an eighth of the tail, the shift of its halves hears the rest.
+    known_to = np.hypot(found.tail.error["loc"], found.tail.shift["loc"])
+    assert np.all(off < 5 * known_to)
+    assert np.all(off < 0.05 * SD)
     np.testing.assert_allclose(found.average["log_scale"], np.log(SD), atol=0.25)
     # The control: it was the wandering that the average removed.
     assert STOP(found.tail).done

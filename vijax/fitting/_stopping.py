@@ -39,13 +39,13 @@ class Verdict(NamedTuple):
 
 def stationary(
     *,
-    error: float = 0.01,
+    error: float = 0.0075,
     spread: float = 0.15,
     unit: Callable[[PyTree], PyTree] = scale_units,
 ) -> Callable[[Tail], Verdict]:
     """Stop once nothing is seen to move, and the average of the iterates is known well enough.
 
-        max se(θ̄) / unit < .01,    max |θ̄ - θ̄ of a half| / unit < .02,    max sd(θ) / unit < .15
+        max se(θ̄) / unit < .0075,    max |θ̄ - θ̄ of a half| / unit < .015,    max sd(θ) / unit < .15
         trend, mean gradient: none that noise does not explain
 
     Of a dense Gaussian not the triangle is judged but each latent's own mean and scale. A trend

@@ -231,7 +231,8 @@ def _drift(blocks: _Blocks, total: int) -> np.ndarray:
     """Return what a straight trend would add in ten times the steps, [numbers]; inf of few blocks.
 
     A trend counts by what is left of it after as many standard errors as no noise is likely to
-    reach: P(|t| > c) ≈ 50 / c⁶ of six degrees of freedom, 1 in 20 over all numbers.
+    reach: P(|t| > c) ≈ 50 / c⁶ of six degrees of freedom, 1 in 2 over all numbers. A chance one
+    delays the end of a fit until the next look; one that is missed ends it too soon.
     """
     if len(blocks.mean) < BATCHES:
         return np.full(blocks.mean.shape[1], np.inf)
@@ -240,6 +241,6 @@ def _drift(blocks: _Blocks, total: int) -> np.ndarray:
     trend = time @ batches / (time @ time)
     rest = batches - batches.mean(0) - time[:, None] * trend
     error = np.sqrt(np.square(rest).sum(0) / (BATCHES - 2) / (time @ time))
-    certain = beyond(trend, (1000 * trend.size) ** (1 / 6) * error)
+    certain = beyond(trend, (100 * trend.size) ** (1 / 6) * error)
     ahead = (HORIZON - 1) * total / (len(blocks.mean) * blocks.size / BATCHES)
     return np.where(np.square(trend * BATCHES) > blocks.rounding, certain * ahead, 0.0 * trend)
