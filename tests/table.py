@@ -321,7 +321,7 @@ PUBLIC = {
         "save": "tests/fitting/test_checkpoint.py",
         "scale_units": "tests/fitting/test_iterates.py",
         "stationary": "tests/fitting/test_iterates.py",
-        "weigh": "tests/fitting/test_restarts.py",
+        "weigh": "tests/faults/test_standing_still.py",
     },
     "solvers": {
         "Maximum": "tests/solvers/test_maximize.py",

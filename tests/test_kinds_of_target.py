@@ -103,6 +103,18 @@ def minorized(target):
     return T.minorize(T.minorizers.jaakkola_jordan, **how).collapsed(PAIR)
 
 
+def standing_fit():
+    rule = vj.types.Rule(
+        lambda params: params,
+        lambda key, params: (params, vj.types.Step(jnp.float32(0.0))),
+        lambda params: params,
+    )
+    return vj.fitting.fit(KEY, rule, FAMILY.init(KEY, PAIR), steps=1, reports=())
+
+
+FOUND = standing_fit()
+
+
 def many_paths(target):
     return vj.solvers.multi_pathfinder(KEY, target, jnp.zeros((2, 2)), num_samples=4, steps=3).elbo
 
@@ -152,6 +164,9 @@ ROWS = {
     "families.laplace": Row(lambda t: vj.families.laplace(t).init(KEY, PAIR), EXACT),
     "families.standing": Row(lambda t: vj.families.standing(t, {"loc": PAIR}), EXACT),
     "draws.weigh": Row(lambda t: vj.draws.weigh(KEY, t, Q, num_samples=4).log_w, AND_NOISE),
+    "fitting.weigh": Row(
+        lambda t: vj.fitting.weigh(KEY, FOUND, t, FAMILY, num_samples=4).log_w, AND_NOISE
+    ),
     "updates.batch_and_match": Row(one_step(vj.updates.batch_and_match), AND_AUX),
     "updates.natural_gradient": Row(one_step(vj.updates.natural_gradient), ALL_BUT_Q),
     "updates.square_root_natural_gradient": Row(

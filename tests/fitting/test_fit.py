@@ -7,7 +7,7 @@ import optax
 import pytest
 
 import vijax as vj
-from vijax.fitting import Checkpoints, Fit, ascent, fit, stationary
+from vijax.fitting import Checkpoints, Curve, Fit, ascent, fit, stationary
 from vijax.fitting._trouble import NotFinite
 from vijax.types import Draws, Estimate, Rule, Step
 
@@ -46,6 +46,7 @@ def test_a_fit_finds_the_posterior_and_says_why_it_stopped(key):
     """Within five standard errors of the truth, which it states itself, and these within the tolerance."""
     found = run(key, 40_000, stop=STOP)
     assert isinstance(found, Fit)
+    assert isinstance(found.curve, Curve)
     assert 512 <= found.steps < 40_000
     assert found.stopped.startswith(f"stationary at step {found.steps}: standard error 0.0")
     assert found.trouble is None
