@@ -271,6 +271,7 @@ def test_a_draw_is_a_draw(make):
 # --- pairs that would be biased
 
 
+@pytest.mark.slow
 def test_coupled_draws_under_a_curved_dreg():
     q = vj.families.mean_field().dist({"loc": jnp.zeros(2), "log_scale": jnp.zeros(2)})
     target = lambda z: -jnp.sum(z**2)

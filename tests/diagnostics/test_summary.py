@@ -116,6 +116,7 @@ def test_the_numbers_are_those_of_the_parts(key):
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_corrections_are_smoothed(key):
     """q = N(0, 1) for a posterior N(0, 1.5²), where k-hat is near .5: now and then one draw outweighs all others.
 

@@ -99,6 +99,7 @@ def test_pairs_are_even(key):
         weigh(key, lambda z: jnp.sum(z), q, num_samples=3, draw=antithetic)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("unchecked", "loose_ranks")
 def test_antithetic_draws_have_the_tails_of_q():
     """The sixth and eighth moments over the whole grid of cells, 15 and 105; a u of 0 alone would add 47 to the last."""

@@ -283,6 +283,7 @@ def test_a_fit_returns_the_curve_of_its_bound(key):
         np.testing.assert_allclose(curve.bound, curve.step - (stretch + 1) / 2)
 
 
+@pytest.mark.slow
 def test_from_restarts_to_a_verdict(key, unchecked):
     """In one call each; two that ended in different modes are seen by R-hat, and the dead are left out."""
 

@@ -66,6 +66,7 @@ def run(objective, chunk_size, key):
     return jax.value_and_grad(total)(cases.LINE.params)
 
 
+@pytest.mark.slow
 def test_of_one_bound_it_is_dreg_and_chunks_change_nothing(key):
     """The two pulls of split against the gate of dreg, draw by draw; the value is the model's bound."""
 

@@ -99,6 +99,7 @@ def test_draws_are_exact(key):
     assert distance(alone) > 100
 
 
+@pytest.mark.slow
 def test_folds_draw_the_same_paths(key):
     """The same noise, composed as maps: equal numbers, batch axes included."""
     arrays = factors(key, t=40)

@@ -36,6 +36,7 @@ def test_single_precision_stops_where_rounding_does():
     assert found.steps < 20
 
 
+@pytest.mark.slow
 def test_a_vmap_is_a_loop():
     climb = lambda at: maximize(rosenbrock, at, slope=1e-2)
     starts = [start(0.0), start(-1.0)]

@@ -173,6 +173,7 @@ def test_negative_binomial_counts(theta):
     np.testing.assert_allclose(got[1], slope, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_lost_digits_are_seen(key):
     """A stated joint is right at a shape of 10, and at 1e6 off by more than a nat in some draw, which the error says."""
     keys = jax.random.split(key, 16)

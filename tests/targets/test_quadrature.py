@@ -103,6 +103,7 @@ def two_effects(z, b):
     return prior + jnp.sum(y * rate - jnp.exp(rate), -1)
 
 
+@pytest.mark.slow
 def test_two_numbers_a_group_and_their_moments(x64):
     """Value, slope, mean and covariance against a fine grid; a batch of z by vmap, a jit of it, and draws."""
     like = {"level": jnp.zeros(3), "trend": jnp.zeros(3)}

@@ -65,6 +65,7 @@ def our_chain(p):
     return jnp.sum(norm.logpdf(p["at"])) + found.log_evidence
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "ours"), [(mixture, our_mixture), (chain, our_chain)], ids=["mixture", "HMM"]
 )
