@@ -263,7 +263,8 @@ print(summary_collapsed)
 # ## The verdicts, beside the truth
 #
 # Five fits, what each says of itself, and how wrong it is. The evidence is known to us: every ELBO must lie below
-# $\log p(y)$, and an evidence whose weights are believed must lie within its own standard errors of it.
+# $\log p(y)$, and an evidence whose weights are believed must lie within its own standard errors of it. Where those are
+# infinite, $\hat k$ is above a half: the weights may have no variance, and how far off their mean is cannot be told.
 
 # %%
 fits = {
@@ -290,6 +291,7 @@ for name, (draws, target, s) in fits.items():
     if s.verdict < 2:  # something may be believed: the weights at least
         assert rms(errors(draws, target, True)) < 0.1, name
         assert abs(s.log_evidence.value - log_evidence) < 4 * s.log_evidence.error + 1e-3, name
+assert np.isfinite(summary_collapsed.log_evidence.error)
 assert summary_centred.verdict == summary_full.verdict == 2
 assert summary_collapsed.verdict < 2
 
