@@ -52,6 +52,12 @@ class Verdict(NamedTuple):
     note: str = ""
 
 
+def _first_line(error: Exception) -> str:
+    """Return what an error says, without the places that it names further down."""
+    said = str(error).splitlines()
+    return f"{type(error).__name__}: {said[0][:300] if said else ''}"
+
+
 def library(name: str) -> Any:
     return importlib.import_module(f"benchmarks._cases_{name}")
 
@@ -99,9 +105,11 @@ def admitted(case: Case, estimators: dict[str, Any]) -> tuple[dict[str, Any], di
         except (ValueError, TypeError) as error:
             message = str(error)
             ours = "gradients." in message
-            refused[name] = Verdict(refusal(message) if ours else "error", note=message[:300])
+            refused[name] = Verdict(
+                refusal(message) if ours else "error", note=message.splitlines()[0][:300]
+            )
         except Exception as error:  # of the library's own making
-            refused[name] = Verdict("error", note=f"{type(error).__name__}: {error}"[:300])
+            refused[name] = Verdict("error", note=_first_line(error))
     return functions, refused
 
 
@@ -230,7 +238,7 @@ def _row(case: Case, keys: int) -> Row:
         # These differ from the others by their bound alone.
         verdicts |= admitted(case, ADMISSION)[1] if ", shifted" not in case.name else {}
     except Exception as error:
-        note = f"{type(error).__name__}: {str(error)[:200]}"
+        note = _first_line(error)
         return row(case.name, "cannot be built", None, "", note=note)
     if all(v.word == "error" for v in verdicts.values()):
         return row(case.name, "cannot be built", None, "", note=next(iter(verdicts.values())).note)
