@@ -74,6 +74,43 @@ def of_one_key_for_all(key, t):
     return jnp.exp(t) * (u[0] / (1 - u[1]))
 
 
+def of_one_key_for_all_shapes(key, t):
+    e = jax.vmap(lambda a: jax.random.gamma(key, a))(jnp.ones(2))
+    return jnp.exp(t) * e[0] / (1 + e[1])
+
+
+def of_repeated_keys(key, t):
+    e = jax.vmap(e_of)(jnp.broadcast_to(key, (2,)))
+    return jnp.exp(t) * e[0] / (1 + e[1])
+
+
+def of_keys_of_equal_numbers(key, t):
+    e = jax.vmap(lambda i: e_of(jax.random.fold_in(key, i)))(jnp.arange(2) // 2)
+    return jnp.exp(t) * e[0] / (1 + e[1])
+
+
+def of_keys_that_take_turns(key, t):
+    def turn(carry, _):
+        a, now, then = carry
+        e = e_of(now)
+        return (e, then, now), e / (1 + a)
+
+    one, other = jax.random.split(key)
+    _, y = lax.scan(turn, (e_of(other), one, other), None, length=2)
+    return jnp.exp(t) * y[0]
+
+
+def of_a_loop_within(key, t):
+    e = e_of(key)
+
+    def outer(a, _):
+        _, y = lax.scan(lambda b, _: (e, e / (1 + b)), a, None, length=2)
+        return e, y[1]
+
+    _, y = lax.scan(outer, e_of(jax.random.fold_in(key, 7)), None, length=2)
+    return jnp.exp(t) * y[1]
+
+
 def reversed_draws(key, t):
     e = e_of(key, (2,))
     return (jnp.exp(t) * e[:1] / (1 + e[::-1][1:]))[0]
@@ -136,6 +173,11 @@ MOVING = [
     of_a_key_read_twice,
     of_a_key_by_two_ways,
     of_one_key_for_all,
+    of_one_key_for_all_shapes,
+    of_repeated_keys,
+    of_keys_of_equal_numbers,
+    of_keys_that_take_turns,
+    of_a_loop_within,
     reversed_draws,
     transposed,
     gathered,
@@ -214,6 +256,11 @@ def ratio_of_handed_keys(key, t):
     return jnp.exp(t) * y[1]
 
 
+def ratio_of_mapped(key, t):
+    e = lax.map(e_of, jax.random.split(key, 2))
+    return jnp.exp(t) * e[0] / (1 + e[1])
+
+
 def group_and_own(key, t):
     of_group, own = jax.random.split(key)
     return normal(of_group, (1,))[jnp.array([0, 0])] + jnp.exp(t) * normal(own, (2,))
@@ -225,6 +272,7 @@ def walk(key, t):
 
 
 FIXED = [
+    ratio_of_mapped,
     ratio_of_parts,
     ratio_of_rows,
     ratio_of_keys,

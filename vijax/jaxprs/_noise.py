@@ -22,7 +22,7 @@ class Noise(NamedTuple):
         root: what made it: (operation, what it says, the keys and numbers that it was made of).
         part: where it lies, (start, stop) for each axis of the root's array; None for all of it.
         axes: for each axis of the array at hand the root's, or None where slices along it do not
-            tell elements of the root apart.
+            tell elements of the root apart; None in all where nothing is known.
         repeated: whether elements of the array at hand may be the same draw.
         loops: how many of the loops around it have the same draw in every turn, counted from within.
         before: whether it is of an earlier turn of the loop.
@@ -30,7 +30,7 @@ class Noise(NamedTuple):
 
     root: Any
     part: tuple[tuple[int, int], ...] | None = None
-    axes: tuple[int | None, ...] = ()
+    axes: tuple[int | None, ...] | None = ()
     repeated: bool = False
     loops: int = 0
     before: bool = False
@@ -152,14 +152,14 @@ def mapped(noise: Noises, change: Callable[[Noise], Noise]) -> Noises:
 
 def anywhere(noise: Noises, *, repeated: bool = False) -> Noises:
     """Return draws whose places in the array at hand are no longer known."""
-    return mapped(noise, lambda n: n._replace(axes=(), repeated=n.repeated or repeated))
+    return mapped(noise, lambda n: n._replace(axes=None, repeated=n.repeated or repeated))
 
 
 def part_of(noise: Noises, starts: Sequence[int], stops: Sequence[int]) -> Noises:
     """Return the draws of a slice."""
 
     def cut(n: Noise) -> Noise:
-        if n.part is None or len(n.axes) != len(starts):
+        if n.part is None or n.axes is None:
             return n
         part = list(n.part)
         for axis, start, stop in zip(n.axes, starts, stops, strict=True):
@@ -175,8 +175,9 @@ def moved(noise: Noises, come_from: Sequence[int | None], *, repeated: bool = Fa
     """Return draws of an array each of whose axes comes from one of another array, or from none."""
 
     def move(n: Noise) -> Noise:
-        known = bool(n.axes) or not come_from
-        axes = tuple(None if i is None else n.axes[i] for i in come_from) if known else ()
+        axes = n.axes
+        if axes is not None:
+            axes = tuple(None if i is None else axes[i] for i in come_from)
         return n._replace(axes=axes, repeated=n.repeated or repeated)
 
     return mapped(noise, move)
@@ -200,8 +201,10 @@ def entered(n: Noise) -> Noise:
 
 def of_each_turn(n: Noise) -> Noise:
     """Return a draw of which each turn of a loop has another element, along the first axis."""
-    apart = not n.repeated and n.loops == 0 and bool(n.axes) and n.axes[0] is not None
-    return n._replace(axes=n.axes[1:], loops=n.loops if apart else n.loops + 1)
+    first, *rest = n.axes or (None,)
+    apart = not n.repeated and n.loops == 0 and first is not None
+    axes = tuple(rest) if n.axes else None
+    return n._replace(axes=axes, loops=n.loops if apart else n.loops + 1)
 
 
 def handed_on(n: Noise) -> Noise:
@@ -211,12 +214,12 @@ def handed_on(n: Noise) -> Noise:
 
 def left(n: Noise) -> Noise:
     """Return a draw as what follows a loop has it: of any turn."""
-    return n._replace(loops=max(n.loops - 1, 0), before=False, axes=())
+    return n._replace(loops=max(n.loops - 1, 0), before=False, axes=None)
 
 
 def stacked(n: Noise) -> Noise:
     """Return a draw of each turn of a loop, collected along a new first axis."""
-    if n.loops or n.before or n.part is None:
+    if n.loops or n.before or n.part is None or n.axes is None:
         return left(n)
     axes = (0, *(None if i is None else i + 1 for i in n.axes))
     return n._replace(part=((0, _MANY), *n.part), axes=axes)
@@ -237,9 +240,9 @@ def made(root: Any, of: Noise, shape: Sequence[int], *, dependent: int = 0) -> N
         shape: of what is made.
         dependent: of how many of the last axes the elements depend on each other.
     """
+    if of.axes is None:
+        return Noise(root, None, None, of.repeated, of.loops)
     more = len(shape) - len(of.axes) - dependent
-    if more < 0:  # places among the keys are not known
-        return Noise(root, repeated=of.repeated, loops=of.loops)
     apart = [i is not None for i in of.axes] + [True] * more + [False] * dependent
     axes = tuple(at if known else None for at, known in enumerate(apart))
     return Noise(root, tuple((0, n) for n in shape), axes, of.repeated, of.loops)

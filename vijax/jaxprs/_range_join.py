@@ -50,7 +50,8 @@ def _joined(keys: Sequence[Noise], name: str) -> Noise:
     if known:
         return known[0]._replace(loops=max(k.loops for k in known))
     loops = 0 if name in _LOOPS else min(key.loops for key in keys)
-    axes = tuple(None for _ in max((k.axes for k in keys), key=len))
+    rank = None if any(k.axes is None for k in keys) else len(keys[0].axes or ())
+    axes = None if rank is None else (None,) * rank
     repeated = any(key.repeated for key in keys)
     return Noise((JOINED, name, *map(bare, keys)), None, axes, repeated, loops)
 

@@ -59,7 +59,8 @@ def _key(eqn: core.JaxprEqn, ins: list[Range]) -> Noise:
     loops = min(same_turns(numbers), *(k.loops for k in keys), ALWAYS)
     if name in ("random_wrap", "random_unwrap") and keys:  # a key and its words are the same
         rank, axes = len(shape), keys[0].axes
-        axes = axes[:rank] if name == "random_wrap" else (*axes, *[None] * (rank - len(axes)))
+        if axes is not None:
+            axes = axes[:rank] if name == "random_wrap" else (*axes, *[None] * (rank - len(axes)))
         return keys[0]._replace(axes=axes)
     if name not in ("random_split", "random_fold_in", "random_seed", "random_wrap"):
         # It may be any of those, at any place.
@@ -71,8 +72,9 @@ def _key(eqn: core.JaxprEqn, ins: list[Range]) -> Noise:
     if any(v.distinct for v in numbers) and len(shape) == 1:
         return made(root, Noise(root, loops=loops), shape)
     of = keys[0] if keys else Noise(root)
-    several = len(shape) > len(of.axes) and name != "random_split"
-    found = made(root, of, shape, dependent=len(shape) - len(of.axes) if several else 0)
+    rank = 0 if of.axes is None else len(of.axes)
+    several = len(shape) > rank and name != "random_split"
+    found = made(root, of, shape, dependent=len(shape) - rank if several else 0)
     return found._replace(loops=loops, repeated=of.repeated or several)
 
 
