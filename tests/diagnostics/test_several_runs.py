@@ -95,6 +95,7 @@ def test_one_run_is_said_to_be_alone(fits):
     assert "no restart was seen" in str(said)
 
 
+@pytest.mark.slow
 def test_strata_of_restarts_are_compared_by_their_weights(key):
     """Draws N(0, 1) and N(9, 1), half each: q is the first alone in one run, and in the others as well.
 

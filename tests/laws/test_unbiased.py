@@ -99,6 +99,7 @@ def test_makes_of_q(case, key):
 # --- variations
 
 
+@pytest.mark.slow
 def test_score_with_a_baseline_of_each_rank(key):
     """A constant changes no mean, whether one number or one for each datum."""
     objectives = {

@@ -17,6 +17,7 @@ def start(value):
     return {"head": jnp.full(1, value), "tail": jnp.zeros(5)}
 
 
+@pytest.mark.slow
 def test_a_curved_valley_in_double_precision(x64):
     found = jax.jit(lambda at: maximize(rosenbrock, at, slope=1e-9))(start(0.0))
     jax.tree.map(lambda x: np.testing.assert_allclose(x, 1.0, atol=1e-9), found.params)

@@ -191,6 +191,7 @@ def test_lost_digits_are_seen(key):
 # --- what a conditional hands over
 
 
+@pytest.mark.slow
 def test_one_latent_of_many_rates(key):
     """The cure that the error names works; the marginal, the density and draws are sums over the event axes."""
     z = jnp.float32(0.3)

@@ -313,7 +313,9 @@ def test_minibatches_and_schedules(x64, key):
     assert jnp.linalg.norm(error) < 0.5
 
 
-@pytest.mark.parametrize("name", ["natural", "square_root", "match"])
+@pytest.mark.parametrize(
+    "name", ["natural", "square_root", pytest.param("match", marks=pytest.mark.slow)]
+)
 def test_a_memory_is_the_target_that_changes(name, key):
     """A cursor through the data, called once a step: the same as a new target made by hand for each step."""
     make = BOTH.get(name, updates.batch_and_match)
