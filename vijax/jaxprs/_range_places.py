@@ -38,7 +38,8 @@ def slice_of(eqn: core.JaxprEqn, ins: list[Range]) -> Range:
     """Parts of a draw that do not overlap are independent."""
     starts, stops = eqn.params["start_indices"], eqn.params["limit_indices"]
     found = with_draws(ins[0], lambda n: places.part_of(n, starts, stops))
-    return with_draws(found, places.anywhere) if eqn.params["strides"] else found
+    apart = any(n != 1 for n in eqn.params["strides"] or ())
+    return with_draws(found, places.anywhere) if apart else found
 
 
 def _pieces(axis: int, sizes: Sequence[Any], shape: Sequence[int], x: Range) -> list[Range]:
