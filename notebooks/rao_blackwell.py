@@ -567,9 +567,7 @@ divergence = float(np.exp(log_q) @ (log_q - np.asarray(logsumexp(table, 0)) + ni
 )
 assert abs(second + divergence - nile_evidence) < 1e-6
 q_draws, _ = full.dist(q_one).sample_and_log_prob(seed=jax.random.key(3), sample_shape=(2000,))
-# One after another: jax 0.10 may wait for ever where a CPU of two cores factorizes two batches at once.
-chances = jax.jit(partial(jax.lax.map, lambda log_s: jnp.exp(when_both(log_s).log_probs)))
-found_when = chances(q_draws).mean(0)
+found_when = jax.jit(jax.vmap(lambda log_s: jnp.exp(when_both(log_s).log_probs)))(q_draws).mean(0)
 best = int(np.argmax(exact_when)) + 1
 chance = float(found_when.max())
 print(

@@ -50,17 +50,21 @@ class Block:
         self, near: Array, root: Any, valid: Array, mode: Any = None
     ) -> tuple[Array, Gaussian]:
         """Return ∫ exp of the quadratic through `near`, in nats, and the Gaussian that it is made of."""
+        # Marked before it is used, so that these solves wait for those that found whether it is valid:
+        # jax 0.10 may wait for ever where two cores take two batches of solves at once.
+        near = self.marked(near, valid)
         value, g = self.density(near), self.slope(near)
         step = self.precision.solve(root, g)
         value = value + 0.5 * jnp.sum(g * step, self.axes)
         value += 0.5 * self.size * LOG_2PI - self.precision.half_log_det(root)
         mean = self.split(near + step if mode is None else mode)
-        sure = jnp.where(valid, 1.0, jnp.nan).astype(
-            near.dtype
-        )  # a factor: derivatives are nan with the value
-        mark = lambda a: a * sure.reshape(*sure.shape, *(1,) * (a.ndim - sure.ndim))  # noqa: E731
-        mean, root = jax.tree.map(mark, (mean, root))
-        return value * sure, Gaussian(mean, root, self.precision)
+        mean, root = jax.tree.map(lambda a: self.marked(a, valid), (mean, root))
+        return self.marked(value, valid), Gaussian(mean, root, self.precision)
+
+    def marked(self, a: Array, valid: Array) -> Array:
+        """Return an array, nan with its derivatives for members of the batch that are not valid."""
+        sure = jnp.where(valid, 1.0, jnp.nan).astype(a.dtype)
+        return a * sure.reshape(*sure.shape, *(1,) * (a.ndim - sure.ndim))
 
 
 def summed(log_p: Any) -> Any:

@@ -61,8 +61,9 @@ def collapse_gaussian(
         root = precision.factor(matrix)
         # Newton's step is exact from any fixed point, and so are its derivatives in z. From one near the mode, where
         # a first step arrives, nothing large cancels.
-        near = jax.lax.stop_gradient(v + precision.solve(root, slope))
-        return f.integral(near, root, holds(f, precision, matrix, root, v))
+        valid = holds(f, precision, matrix, root, v)
+        near = jax.lax.stop_gradient(v + precision.solve(root, f.marked(slope, valid)))
+        return f.integral(near, root, valid)
 
     return lambda z: found(z)[0], lambda z: found(z)[1]
 
