@@ -7,7 +7,9 @@ UV ?= uv
 PY := $(VENV)/bin/python
 # File by file, for the tests of a file share compiled programs.
 SHARED := -n $(WORKERS) --dist loadfile
-export VENV
+# On jax 0.10 two batches of LAPACK's solves at once may wait for each other for ever where two threads share them.
+NPROC ?= 8
+export VENV NPROC
 
 .DEFAULT_GOAL := help
 .PHONY: help venv demo test slow bench notebooks docs lint format lock clean

@@ -58,7 +58,10 @@ class Block:
         value = value + 0.5 * jnp.sum(g * step, self.axes)
         value += 0.5 * self.size * LOG_2PI - self.precision.half_log_det(root)
         mean = self.split(near + step if mode is None else mode)
-        mean, root = jax.tree.map(lambda a: self.marked(a, valid), (mean, root))
+        mean = jax.tree.map(lambda a: self.marked(a, valid), mean)
+        # By its step, so that whoever draws from the Gaussian solves after the mean is there.
+        solved = valid & jnp.all(jnp.isfinite(step), self.axes)
+        root = jax.tree.map(lambda a: self.marked(a, solved), root)
         return self.marked(value, valid), Gaussian(mean, root, self.precision)
 
     def marked(self, a: Array, valid: Array) -> Array:
