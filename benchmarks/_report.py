@@ -117,6 +117,7 @@ class Table:
 
 
 def write(rows: list[Row], path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
     whole = path.with_suffix(".part")
     whole.write_text(json.dumps(rows, indent=1) + "\n")
     whole.replace(path)
