@@ -66,7 +66,8 @@ def remembered_by_the_host(x):
 
 
 def pure_on_the_host(x):
-    return jax.pure_callback(np.asarray, jax.ShapeDtypeStruct(x.shape, x.dtype), x)
+    shape = jax.ShapeDtypeStruct(x.shape, x.dtype)
+    return jax.pure_callback(np.asarray, shape, x, vmap_method="sequential")
 
 
 def printed(x):
@@ -184,6 +185,59 @@ def test_the_degree(keep):
     for ask in (jaxprs.not_linear, jaxprs.not_quadratic):
         assert ask(lambda x: jnp.sum(printed(x)), NOISE) is None
         assert ask(lambda x: jnp.sum(keep(x)), NOISE).opaque
+
+
+@unseen
+def test_values_that_are_right_in_their_mean_alone(keep):
+    """A minibatch's estimate that comes back from where nothing can be followed may have been squared."""
+    x = jnp.array([1.0, 2.0])
+    batch = vj.targets.minibatch(lambda z: -0.5 * z**2, lambda z: -0.5 * (x - z) ** 2, num_data=4)
+    q = distrax.Normal(0.3, 1.0)
+
+    def value(log_joint):
+        objective = vj.gradients.reparam(vj.bounds.elbo)
+        return objective(jax.random.key(0), log_joint, q, num_samples=2).value
+
+    jax.eval_shape(lambda: value(lambda z: 2.0 * printed(batch(z))))
+    with pytest.raises(ValueError, match=r"targets\.minibatch.*not linear in it"):
+        jax.eval_shape(lambda: value(lambda z: keep(batch(z)) ** 2))
+    with pytest.raises(ValueError, match=r"targets\.minibatch.*not linear in it"):
+        jax.eval_shape(lambda: value(lambda z: keep(batch(z))))
+
+
+@unseen
+def test_an_inner_objective(keep):
+    """Its derivative is right in its mean alone, and here it may be squared."""
+
+    def log_joint(key, z):
+        inner = vj.gradients.score(vj.bounds.elbo)
+        value, _ = inner(key, lambda y: -0.5 * y**2, distrax.Normal(z, 1.0), num_samples=1)
+        return -(keep(value) ** 2)
+
+    def value(mean):
+        objective = vj.gradients.reparam(vj.bounds.elbo)
+        target, q = vj.targets.keyed(log_joint), distrax.Normal(mean, 1.0)
+        return objective(jax.random.key(0), target, q, num_samples=2).value
+
+    with pytest.raises(ValueError, match=r"right in its mean alone|JVP|differentiat"):
+        jax.eval_shape(lambda: jax.grad(value)(0.3))
+
+
+@unseen
+def test_members_of_the_batch(keep):
+    """They cannot be followed, which is no claim that they meet; a declaration is the cure."""
+
+    def value(target):
+        q = distrax.Normal(jnp.zeros(N), 1.0)
+        return vj.gradients.vimco(vj.bounds.elbo)(jax.random.key(0), target, q, num_samples=2).value
+
+    def log_joint(z):
+        return -(keep(z) ** 2)
+
+    with pytest.raises(ValueError, match="where members cannot be followed.*independent_members"):
+        jax.eval_shape(lambda: value(log_joint))
+    if keep in (in_a_reference, pure_on_the_host):  # the others cannot be mapped by jax.vmap
+        jax.eval_shape(lambda: value(vj.targets.independent_members(lambda z: log_joint(z))))
 
 
 @unseen

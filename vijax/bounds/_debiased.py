@@ -14,7 +14,7 @@ from vijax.numerics import log_mean_exp
 from vijax.types import Level, with_closed_forms
 
 
-@with_closed_forms(independent=True)
+@with_closed_forms(smooth=True, independent=True)
 def jackknife(
     log_w: Float[Array, "k *batch"], *, order: int = 1, weights: Array | None = None
 ) -> Float[Array, "*batch"]:
@@ -134,7 +134,7 @@ def _triple_differences(
     return _led_by(without_three - (of_singles + of_pairs)[0], jnp.log1p(-quotient[1:]))
 
 
-@with_closed_forms(independent=True)
+@with_closed_forms(smooth=True, independent=True)
 def sumo(
     log_w: Float[Array, "k *batch"], *, level: Level, weights: Array | None = None
 ) -> Float[Array, "*batch"]:
@@ -198,7 +198,7 @@ def _cannot_lose(log_w: Array, **_: object) -> Array:
     )
 
 
-@with_closed_forms(leave_one_out=_cannot_lose, independent=True)
+@with_closed_forms(smooth=True, leave_one_out=_cannot_lose, independent=True)
 def mlmc_iwae(
     log_w: Float[Array, "k *batch"], *, level: Level, weights: Array | None = None
 ) -> Float[Array, "*batch"]:

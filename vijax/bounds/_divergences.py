@@ -1,6 +1,7 @@
 """f-divergences, estimated from log-weights."""
 
 from collections.abc import Callable
+from typing import Any
 
 from jaxtyping import Array, Float
 
@@ -8,8 +9,8 @@ from vijax.bounds._importance import elbo
 from vijax.types import closed_forms, with_closed_forms
 
 
-def _smooth(*, f: Callable[[Array], Array] | None = None, weights: Array | None = None) -> bool:
-    return f is None or bool(closed_forms(f).smooth)
+def _smooth(*, f: Callable[[Array], Array] | None = None, weights: Array | None = None) -> Any:
+    return True if f is None else closed_forms(f).smooth
 
 
 def _terms(log_w: Array, *, f: Callable[[Array], Array], weights: Array | None = None) -> Array:

@@ -36,7 +36,9 @@ def _iwae_power(*, weights: Array | None = None) -> float | None:
     return 1.0 if weights is None else None
 
 
-@with_closed_forms(linear=True, power=_elbo_power, gate=_ones, leave_one_out=leave_one_out_mean)
+@with_closed_forms(
+    smooth=True, linear=True, power=_elbo_power, gate=_ones, leave_one_out=leave_one_out_mean
+)
 def elbo(
     log_w: Float[Array, "k *batch"], *, weights: Array | None = None
 ) -> Float[Array, "*batch"]:
@@ -68,7 +70,10 @@ def elbo(
 
 
 @with_closed_forms(
-    power=_iwae_power, gate=normalized_weights, leave_one_out=leave_one_out_log_mean_exp
+    smooth=True,
+    power=_iwae_power,
+    gate=normalized_weights,
+    leave_one_out=leave_one_out_log_mean_exp,
 )
 def iwae(
     log_w: Float[Array, "k *batch"], *, weights: Array | None = None
@@ -140,7 +145,7 @@ def _multi_iwae_own(
 
 
 @with_closed_forms(
-    gate=_multi_iwae_gate, leave_one_out=_multi_iwae_leave_one_out, own=_multi_iwae_own
+    smooth=True, gate=_multi_iwae_gate, leave_one_out=_multi_iwae_leave_one_out, own=_multi_iwae_own
 )
 def multi_iwae(
     log_w: Float[Array, "k *batch"], *, groups: int, weights: Array | None = None
@@ -189,7 +194,9 @@ def _ciwae_own(
     return beta * mean + (1 - beta) * whole, beta * share + (1 - beta)
 
 
-@with_closed_forms(gate=_ciwae_gate, leave_one_out=_ciwae_leave_one_out, own=_ciwae_own)
+@with_closed_forms(
+    smooth=True, gate=_ciwae_gate, leave_one_out=_ciwae_leave_one_out, own=_ciwae_own
+)
 def ciwae(
     log_w: Float[Array, "k *batch"], *, beta: float | Array, weights: Array | None = None
 ) -> Float[Array, "*batch"]:

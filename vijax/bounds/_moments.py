@@ -27,7 +27,7 @@ def _powers(
     return exp(n * _excess(log_w, reference))
 
 
-@with_closed_forms(terms=_powers)
+@with_closed_forms(smooth=True, terms=_powers)
 def exp_cubo(
     log_w: Float[Array, "k *batch"],
     *,
@@ -75,7 +75,7 @@ def _series(
     return jnp.where(infinite, excess, series)
 
 
-@with_closed_forms(terms=_series)
+@with_closed_forms(smooth=True, terms=_series)
 def perturbative(
     log_w: Float[Array, "k *batch"],
     *,
@@ -119,7 +119,7 @@ def _pairs(log_w: Array, *, weights: Array | None = None) -> tuple[Array, float]
     return 0.5 * with_others / (k * (k - 1)), 2 / k
 
 
-@with_closed_forms(independent=True, own=_pairs)
+@with_closed_forms(smooth=True, independent=True, own=_pairs)
 def log_variance(
     log_w: Float[Array, "k *batch"], *, weights: Array | None = None
 ) -> Float[Array, "*batch"]:

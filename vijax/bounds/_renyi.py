@@ -77,7 +77,11 @@ def _renyi_power(
 
 
 @with_closed_forms(
-    power=_renyi_power, gate=_renyi_gate, leave_one_out=_renyi_leave_one_out, own=_renyi_own
+    smooth=True,
+    power=_renyi_power,
+    gate=_renyi_gate,
+    leave_one_out=_renyi_leave_one_out,
+    own=_renyi_own,
 )
 def renyi(
     log_w: Float[Array, "k *batch"], *, alpha: float | Array, weights: Array | None = None
@@ -114,7 +118,9 @@ def _cubo_power(*, n: float | Array = 2.0, weights: Array | None = None) -> floa
     return None if weights is not None else n
 
 
-@with_closed_forms(power=_cubo_power, gate=_cubo_gate, leave_one_out=_cubo_leave_one_out)
+@with_closed_forms(
+    smooth=True, power=_cubo_power, gate=_cubo_gate, leave_one_out=_cubo_leave_one_out
+)
 def cubo(
     log_w: Float[Array, "k *batch"], *, n: float | Array = 2.0, weights: Array | None = None
 ) -> Float[Array, "*batch"]:

@@ -33,6 +33,7 @@ def _tilted_mean(log_w: Array, beta: Array | float, weights: Array | None) -> Ar
     return top + jnp.where(jnp.isinf(top), 0.0, jnp.sum(w * below, 0))
 
 
+@with_closed_forms(smooth=True)
 def eubo(
     log_w: Float[Array, "k *batch"], *, weights: Array | None = None
 ) -> Float[Array, "*batch"]:
@@ -69,7 +70,7 @@ def _tvo_lower_own(
     return first * mean + rest[None], first * share + (1 - first)
 
 
-@with_closed_forms(own=_tvo_lower_own)
+@with_closed_forms(smooth=True, own=_tvo_lower_own)
 def tvo_lower(
     log_w: Float[Array, "k *batch"], *, partition: Partition, weights: Array | None = None
 ) -> Float[Array, "*batch"]:
@@ -97,6 +98,7 @@ def tvo_lower(
     return _riemann(log_w, partition, weights, 0)
 
 
+@with_closed_forms(smooth=True)
 def tvo_upper(
     log_w: Float[Array, "k *batch"], *, partition: Partition, weights: Array | None = None
 ) -> Float[Array, "*batch"]:

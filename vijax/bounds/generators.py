@@ -25,21 +25,25 @@ def _log_cosh(x: Array) -> Array:
     return jnp.where(small, near, jnp.logaddexp(x, -x) - jnp.log(2.0).astype(x.dtype))
 
 
+@with_closed_forms(smooth=True)
 def kl_reverse(log_u: Array) -> Array:
     """Return f(u) = -log u, of KL(q ‖ p): minus the ELBO."""
     return -log_u
 
 
+@with_closed_forms(smooth=True)
 def kl_forward(log_u: Array) -> Array:
     """Return f(u) = u log u, of KL(p ‖ q)."""
     return within(log_u, lambda l: jnp.exp(l) * l, high=limit(log_u) - 5, below=0.0)
 
 
+@with_closed_forms(smooth=True)
 def jeffreys(log_u: Array) -> Array:
     """Return f(u) = ½ (u - 1) log u, the mean of the two KL."""
     return within(log_u, lambda l: 0.5 * jnp.expm1(l) * l, high=limit(log_u) - 5)
 
 
+@with_closed_forms(smooth=True)
 def amari_alpha(log_u: Array, *, alpha: float | Array) -> Array:
     """Return f(u) = (uᵅ - 1) / (α (α - 1)); at α = 0, 1 kl_reverse, kl_forward, its limits but for a mean of 0."""
     if isinstance(alpha, (int, float)) and alpha in (0, 1):
@@ -49,6 +53,7 @@ def amari_alpha(log_u: Array, *, alpha: float | Array) -> Array:
     return jnp.where(alpha == 0, kl_reverse(log_u), jnp.where(alpha == 1, kl_forward(log_u), power))
 
 
+@with_closed_forms(smooth=True)
 def jensen_shannon(log_u: Array) -> Array:
     """Return f(u) = u log u - (1 + u) log((1 + u)/2), twice the Jensen-Shannon divergence."""
     log_2 = jnp.log(2.0).astype(log_u.dtype)
@@ -66,6 +71,7 @@ def jensen_shannon(log_u: Array) -> Array:
     return within(log_u, formula, high=limit(log_u) - 1, below=log_2)
 
 
+@with_closed_forms(smooth=True)
 def arithmetic_geometric(log_u: Array) -> Array:
     """Return f(u) = (1 + u) log((1 + u) / (2 √u)), twice KL of the arithmetic mean from the geometric."""
     return within(log_u, lambda l: (1 + jnp.exp(l)) * _log_cosh(l / 2), high=limit(log_u) - 5)
@@ -77,26 +83,31 @@ def total_variation(log_u: Array) -> Array:
     return 0.5 * jnp.abs(expm1(log_u))
 
 
+@with_closed_forms(smooth=True)
 def pearson(log_u: Array) -> Array:
     """Return f(u) = (u - 1)², of the χ² divergence of p from q."""
     return within(log_u, lambda l: jnp.square(jnp.expm1(l)), high=0.5 * limit(log_u), below=1.0)
 
 
+@with_closed_forms(smooth=True)
 def chi_square(log_u: Array) -> Array:
     """Return f(u) = u² - 1: pearson's, but for a term of mean zero."""
     return expm1(2 * log_u)
 
 
+@with_closed_forms(smooth=True)
 def squared_hellinger(log_u: Array) -> Array:
     """Return f(u) = (√u - 1)², twice the squared Hellinger distance."""
     return within(log_u, lambda l: jnp.square(jnp.expm1(0.5 * l)), high=limit(log_u), below=1.0)
 
 
+@with_closed_forms(smooth=True)
 def triangular(log_u: Array) -> Array:
     """Return f(u) = (u - 1)² / (1 + u), of the triangular discrimination."""
     return within(log_u, lambda l: jnp.expm1(l) * jnp.tanh(0.5 * l), high=limit(log_u), below=1.0)
 
 
+@with_closed_forms(smooth=True)
 def t_power(log_u: Array, *, t: float | Array) -> Array:
     """Return f(u) = s (uᵗ - 1 - t (u - 1)), s = -1 for 0 < t < 1 and 1 elsewhere."""
     sign = jnp.where((0 < t) & (t < 1), -1.0, 1.0).astype(log_u.dtype)
@@ -116,6 +127,7 @@ def log1p_abs(log_u: Array) -> Array:
     return expm1(jnp.abs(log_u))
 
 
+@with_closed_forms(smooth=True)
 def modified_gan(log_u: Array) -> Array:
     """Return f(u) = log((1 + u) / (2 u)), of the generator's non-saturating loss."""
     return jax.nn.softplus(-log_u) - jnp.log(2.0).astype(log_u.dtype)

@@ -1,4 +1,4 @@
-"""What a call asks of its bound: weights where draws do not count alike, and whether it is a mean."""
+"""What a call asks of its bound: weights where draws do not count alike, a mean, no kinks."""
 
 import inspect
 from functools import partial
@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from vijax import jaxprs
 from vijax.engine import _refusals as refusals
 from vijax.types import Bound, ClosedForms
 
@@ -30,3 +31,10 @@ def with_weights(bound: Bound, weights: Array) -> Bound:
     if not any(p.name == "weights" or p.kind is p.VAR_KEYWORD for p in parameters):
         raise refusals.takes_no_weights(bound)
     return partial(bound, weights=weights)
+
+
+def require_smooth(estimator: str, bound: Bound, log_w: Array) -> None:
+    """Refuse a bound whose jaxpr shows a kink, which no second derivative sees."""
+    blame = jaxprs.not_smooth(bound, log_w)
+    if blame is not None:
+        raise refusals.has_a_kink(estimator, bound, blame.primitive)

@@ -5,6 +5,7 @@ has no other way to be unbiased. The jaxprs of log_joint and of q.log_prob must 
 """
 
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -27,7 +28,7 @@ class Members:
         q: a distribution.
         declared: whether the target declares itself.
         proven: whether q's members are known to be apart.
-        cure: what to use instead, for messages.
+        cure: () -> what to use instead, for messages.
         seen: the jaxprs that were found to keep members apart.
     """
 
@@ -36,7 +37,7 @@ class Members:
     q: Any
     declared: bool
     proven: bool = False
-    cure: str = refusals.UNCOUPLED
+    cure: Callable[[], str] = lambda: refusals.UNCOUPLED
     seen: dict[Any, Any] = field(default_factory=dict)
 
     @property
@@ -76,7 +77,7 @@ class Members:
         several = tuple(axis for axis, n in enumerate(batch) if n > 1)
         how = None if closed is None else jaxprs.collective(closed, len(jax.tree.leaves(z)))
         if how is not None:
-            raise refusals.members_of_others(self.who, self.cure, what, how)
+            raise refusals.members_of_others(self.who, self.cure(), what, how)
         if not several or id(closed) in self.seen:
             return
         if closed is None:
@@ -101,7 +102,7 @@ class Members:
             at = next((i for i, found in enumerate(alone) if mixed(found)), len(named) - 1)
             found = alone[at] if mixed(alone[at]) else together
             leaf = named[at][0]
-            raise refusals.members_coupled(self.who, self.cure, what, leaf, several, found or ())
+            raise refusals.members_coupled(self.who, self.cure(), what, leaf, several, found or ())
         self.seen[id(closed)] = closed
 
     def bound_apart(self, bound: Any, log_w: Array) -> None:

@@ -12,6 +12,7 @@ from jaxtyping import Array, Key
 
 from vijax import checks, jaxprs, numerics
 from vijax.engine import _refusals as refusals
+from vijax.engine._bound import require_smooth
 from vijax.engine._chunks import Rows, chunked
 from vijax.engine._evaluate import Plan
 from vijax.engine._one_pass import Sample, Weigh, one_pass
@@ -174,6 +175,8 @@ def estimate(request: Request, strategy: Strategy) -> Estimate:
     if request.members is not None:
         for bound in {id(b): b for b in (request.bound, request.path_bound)}.values():
             request.members.bound_apart(bound, log_q)
+    if request.needs_smooth:
+        require_smooth(request.estimator, request.path_bound, log_q)
     value = strategy.value(log_p, log_q, extra)
     if value.shape != log_q.shape[1:]:
         raise refusals.wrong_shape_of_bound(log_q, value)

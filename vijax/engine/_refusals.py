@@ -8,7 +8,7 @@ from vijax.types import Draw, keywords
 
 CURE = (
     "use gradients.vimco or gradients.score, or gradients.auto to choose for each leaf "
-    "(for mixtures, draws.stratified)"
+    "(for mixtures, draws.stratified of families.mixture or families.strata(q))"
 )
 
 
@@ -93,10 +93,18 @@ def coupled(estimator: str, bound: Any) -> ValueError:
     )
 
 
-def has_a_kink(estimator: str, bound: Any) -> ValueError:
+def has_a_kink(estimator: str, bound: Any, at: str | None = None) -> ValueError:
     """A bound with a kink: no second derivative sees it, and the dropped score needs it."""
+    seen = "" if at is None else f", and this one has one at '{at}'"
+    declare = (
+        ""
+        if at is None
+        else "; where it cancels, as the largest term of a log-sum-exp does, write it by "
+        "jax.nn.logsumexp, or declare the bound by types.with_closed_forms(smooth=True)"
+    )
     return ValueError(
-        f"{estimator}({checks.describe(bound)}) needs a bound without kinks: use gradients.reparam."
+        f"{estimator}({checks.describe(bound)}) needs a bound without kinks{seen}: use "
+        f"gradients.reparam{declare}."
     )
 
 
@@ -163,9 +171,10 @@ def leaf_without_batch(name: str, shape: tuple[int, ...], batch: tuple[int, ...]
     )
 
 
+ONE_MEMBER = "Make all members one, by distrax.Independent and a sum over the batch"
 UNCOUPLED = (
     "Use gradients.reparam, or gradients.dreg of a bound linear in log_w (bounds.elbo), which are "
-    "right there; make all members one, by distrax.Independent and a sum over the batch"
+    "right there; or make all members one, by distrax.Independent and a sum over the batch"
 )
 
 
@@ -175,6 +184,16 @@ def members_coupled(
     """A log_joint, or a q, in which one member of the batch reads the latents of another."""
     pairs = [(a, f) for a, f in zip(axes, found, strict=True) if a != f] or [(axes[0], axes[0])]
     axis, place = pairs[0]
+    if place in jaxprs.OPAQUE:
+        where = (
+            "q: independent_members = True"
+            if what.startswith("q.")
+            else "targets.independent_members(log_joint)"
+        )
+        return ValueError(
+            f"{estimator} takes each member of the batch by itself, and {what} passes leaf '{leaf}' through '{place}', "
+            f"where members cannot be followed. If each value reads its own member alone, declare it: {where}. {cure}."
+        )
     how = f"through '{place}'" if isinstance(place, str) else "by holding it along another axis"
     if what.startswith("q."):
         or_else = "or, if it does not, declare it on q: independent_members = True"
@@ -236,8 +255,9 @@ def differentiated_twice(estimator: str) -> ValueError:
     """A second derivative of an estimator whose first alone is right, and that in its mean."""
     return ValueError(
         f"the value of gradients.{estimator} is differentiated twice, and the derivative of its gradient is no "
-        "estimate of the Hessian: use gradients.reparam, whose derivatives of any order are right. Where the gradient "
-        "is only looked at, as inside another loss, take it at jax.lax.stop_gradient of the parameters."
+        "estimate of the Hessian: use gradients.reparam, whose derivatives of any order are right, or integrate a "
+        "discrete q out by targets.enumerate. Where the gradient is only evaluated, as inside another loss, take it "
+        "at jax.lax.stop_gradient of the parameters."
     )
 
 

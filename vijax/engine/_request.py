@@ -75,6 +75,7 @@ class Request:
         forms: closed forms of the bound.
         beyond_mean: whether more than the mean of log p counts.
         members: the evidence that members of the batch are apart; None until `require` asks for it.
+        needs_smooth: whether its bound must be seen to have no kink, which nothing declares.
         traces: of log_joint, made once for each shape of a draw.
     """
 
@@ -92,6 +93,7 @@ class Request:
     forms: ClosedForms
     beyond_mean: bool
     members: Members | None = None
+    needs_smooth: bool = False
     traces: dict[Any, Any] = field(default_factory=dict)
 
     @cached_property
@@ -229,8 +231,10 @@ def require(request: Request, needs: Needs) -> None:
     forms = request.forms if path_bound is bound else closed_forms(path_bound)
     # Before the weights were asked for, unless the estimator was chosen only then.
     _refuse_dependent(name, path_bound, request.draw, needs, linear=forms.linear)
-    if needs.smooth and not forms.smooth:
+    if needs.smooth and forms.smooth is False:
         raise refusals.has_a_kink(name, path_bound)
+    said = forms.smooth or forms.linear or forms.gate or forms.power
+    request.needs_smooth = needs.smooth and not said
     if request.weights is not None and path_bound is not bound:
         raise refusals.two_bounds_and_weights(name)
     # Draws that are weighed by member are of one stratum for all members at a time.
@@ -242,12 +246,18 @@ def require(request: Request, needs: Needs) -> None:
             request.q,
             declared=request.target.independent_members,
             proven=bool(getattr(request.q, "independent_members", False)),
-            cure="Use draws.iid" if by_member else refusals.UNCOUPLED,
+            cure=lambda: "Use draws.iid" if by_member else _without_coupling(request),
         )
     if needs.path:
         _refuse_without_path(request)
     if needs.fixed_support:
         _refuse_moving_support(request)
+
+
+def _without_coupling(request: Request) -> str:
+    """Return what to use where members are coupled: no path estimator where draws have no path."""
+    broken = any(path.broken for path in request.paths.values())
+    return refusals.ONE_MEMBER if broken else refusals.UNCOUPLED
 
 
 def _refuse_dependent(

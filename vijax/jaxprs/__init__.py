@@ -8,7 +8,7 @@ from vijax.jaxprs._axes import Axes, axes
 from vijax.jaxprs._collective import collective
 from vijax.jaxprs._degree import Blame, not_linear, not_quadratic
 from vijax.jaxprs._derivative import flows
-from vijax.jaxprs._equations import hidden, shape_of, trace
+from vijax.jaxprs._equations import OPAQUE, hidden, shape_of, trace
 from vijax.jaxprs._fingerprint import fingerprint
 from vijax.jaxprs._flow import Flow, merge
 from vijax.jaxprs._hoist import bare, hoist, stopped, totals
@@ -33,6 +33,7 @@ __all__ = [
     "LOOK_UP",
     "Moving",
     "NOISE",
+    "OPAQUE",
     "Outer",
     "PARAMETER",
     "Path",

@@ -17,6 +17,8 @@ CALLS = frozenset(
 DECLARED = frozenset("custom_jvp_call custom_vjp_call custom_vjp_call_jaxpr custom_lin".split())
 # Code outside JAX that is pure by contract; an io_callback may have a memory of its own.
 PURE_HOST = frozenset({"pure_callback", "ffi_call"})
+A_REFERENCE = "a mutable reference"
+OPAQUE = PURE_HOST | {"io_callback", A_REFERENCE}
 # Where an equation keeps an inner jaxpr.
 INNER = ("jaxpr", "call_jaxpr", "fun_jaxpr")
 
@@ -96,7 +98,8 @@ def function_name(eqn: core.JaxprEqn) -> tuple[str, str]:
     info = getattr(opened(inner), "debug_info", None)
     name, _, place = str(getattr(info, "func_src_info", "")).partition(" at ")
     folders = place.replace("\\", "/")
-    package = "jax" if "/jax/_src/" in folders else "vijax" if "/vijax/jaxprs/" in folders else ""
+    ours = "/vijax/jaxprs/" in folders or "/vijax/numerics.py" in folders
+    package = "jax" if "/jax/_src/" in folders else "vijax" if ours else ""
     return name, package
 
 

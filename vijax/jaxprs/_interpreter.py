@@ -7,6 +7,7 @@ from typing import Any, Generic, TypeVar
 from jax.extend import core
 
 from vijax.jaxprs._equations import (
+    A_REFERENCE,
     CALLS,
     PURE_HOST,
     inner_jaxpr,
@@ -67,7 +68,8 @@ class Question(Generic[V]):
         between_turns: how values change that a turn of a scan or while loop hands to the next, and,
             without `loops`, that a scan slices or collects.
         functions: the rule of a call whose function is known by name, or None to look into it.
-        sources: whether those calls are what is followed, whatever their operands are.
+        sources: where those calls are what is followed, whatever their operands are, what their
+            results may be; a mutable reference may hold one.
     """
 
     nothing: V
@@ -82,7 +84,7 @@ class Question(Generic[V]):
     loops: Loops[V] | None = None
     between_turns: Callable[[V], V] | None = None
     functions: Callable[[core.JaxprEqn], Rule[V] | None] | None = None
-    sources: bool = False
+    sources: Sequence[V] = ()
 
 
 def interpret(
@@ -104,7 +106,8 @@ def interpret(
         What is known of each output.
     """
     known = [question.constant(c) for c in closed.consts] if consts is None else list(consts)
-    return _Walk(question, [*inputs, *known]).jaxpr(closed.jaxpr, known, list(inputs))
+    reach = [*inputs, *known, *question.sources]
+    return _Walk(question, reach).jaxpr(closed.jaxpr, known, list(inputs))
 
 
 class _Walk(Generic[V]):
@@ -112,7 +115,7 @@ class _Walk(Generic[V]):
 
     def __init__(self, question: Question[V], reach: list[V]) -> None:
         self.question = question
-        self.reach = reach  # every value that comes in: what a mutable reference may hold
+        self.reach = reach  # what a mutable reference may hold
 
     def jaxpr(self, jaxpr: core.Jaxpr, consts: Sequence[V], inputs: Sequence[V]) -> list[V]:
         """Return what is known of the outputs of an open jaxpr."""
@@ -141,9 +144,9 @@ class _Walk(Generic[V]):
         if name == "io_callback":
             return [question.opaque(name, self.reach)] * count
         if touches_reference(eqn):
-            return [question.opaque("a mutable reference", self.reach)] * count
+            return [question.opaque(A_REFERENCE, self.reach)] * count
         nothing = question.nothing
-        within = question.sources and inner_jaxpr(eqn) is not None
+        within = bool(question.sources) and inner_jaxpr(eqn) is not None
         if all(value is nothing for value in ins) and (ins or rule is None) and not within:
             return [nothing] * count
         if rule is not None:

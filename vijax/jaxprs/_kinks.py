@@ -10,8 +10,8 @@ from jax.extend import core
 from jaxtyping import Array
 
 from vijax.jaxprs._degree import Blame
-from vijax.jaxprs._equations import DECLARED, trace
-from vijax.jaxprs._interpreter import Question, interpret
+from vijax.jaxprs._equations import DECLARED, function_name, trace
+from vijax.jaxprs._interpreter import Question, Rule, interpret
 
 
 class Bend(NamedTuple):
@@ -38,10 +38,8 @@ class Bend(NamedTuple):
 
 
 FREE, ARGUMENT, NOT_POSITIVE = Bend(), Bend(depends=True), Bend(positive=False)
-POSITIVE, UNSIGNED = (
-    Bend(positive=True, nonzero=True),
-    Bend(),
-)  # constants; the walk asks no rule of FREE
+# Constants; the walk asks no rule of FREE.
+POSITIVE, UNSIGNED = Bend(positive=True, nonzero=True), Bend()
 
 
 def not_smooth(function: Callable[[Array], Array], at: Array) -> Blame | None:
@@ -227,10 +225,6 @@ def _equal(eqn: core.JaxprEqn, ins: list[Bend]) -> list[Bend]:
     return [_blamed(ins, eqn.primitive.name, jumps=False)]
 
 
-def _nowhere(eqn: core.JaxprEqn, ins: list[Bend]) -> list[Bend]:
-    return [FREE]
-
-
 def _stop(eqn: core.JaxprEqn, ins: list[Bend]) -> list[Bend]:
     """Let the largest term pass that a stable log-sum-exp subtracts and adds."""
     bend = ins[0]
@@ -249,6 +243,17 @@ def _convert(eqn: core.JaxprEqn, ins: list[Bend]) -> list[Bend]:
     # An indicator that becomes a number; a number that becomes a whole one.
     chosen = ins[0].blame is not None or _inexact(eqn.invars[0])
     return [_blamed(ins, "cast", jumps=True) if chosen else ins[0]]
+
+
+# Functions of `vijax.numerics` that are smooth, though they compute with the largest term.
+_KNOWN = frozenset(
+    "log_mean_exp normalized_weights log_normalized leave_one_out_log_mean_exp".split()
+)
+
+
+def _known(eqn: core.JaxprEqn) -> Rule[Bend] | None:
+    name, place = function_name(eqn)
+    return _smooth if place == "vijax" and name in _KNOWN else None
 
 
 _KINKS = (
@@ -277,7 +282,7 @@ def _question(*, kinks: bool) -> Question[Bend]:
             **dict.fromkeys(_JUMPS.split(), _jump),
             **dict.fromkeys("lt le gt ge lt_to le_to".split(), _compare),
             **dict.fromkeys(("eq", "ne", "eq_to"), _equal),
-            "is_finite": _nowhere,
+            "is_finite": lambda eqn, ins: [FREE],
             "stop_gradient": _stop,
             "select_n": _select,
             "convert_element_type": _convert,
@@ -288,6 +293,7 @@ def _question(*, kinks: bool) -> Question[Bend]:
         constant=_constant,
         into_unknown=True,
         called=_called,
+        functions=_known,
     )
 
 

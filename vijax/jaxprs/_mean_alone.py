@@ -116,7 +116,7 @@ def _question(*marks: str, stopped: Rule[Degree]) -> Question[Degree]:
         linear,
         rules=rules,
         functions=lambda eqn: _marked if _marks(eqn, *marks) else None,
-        sources=True,
+        sources=(Degree(1),),
         into_unknown=True,
         called=_called,
     )

@@ -182,7 +182,8 @@ def _broken(leaf: Any, flow: Flow, value: Flow, *, declared: bool | None) -> str
     if how is not None:
         return (
             f"depends on a parameter through '{how}', whose derivative is zero or missing (if the "
-            "draw is continuous there, declare it: families.adapt(q, reparameterized=True))"
+            "draw, and log q at the draw, are continuous there, declare it: "
+            "families.adapt(q, reparameterized=True))"
         )
     how = value.broken_by("noise")
     if "noise" not in value.smooth and how is not None:

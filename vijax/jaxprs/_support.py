@@ -24,14 +24,15 @@ DECLARE = (
     "not depend on its parameters"
 )
 
+_USE_A_PATH = "Use gradients.reparam, where draws carry q's derivative, or a q of fixed support."
+_NO_PATH = "Its draws do not carry all of q's derivative either: declare what holds, or change q."
+
 
 class Moving(NamedTuple):
     """Why the mean of q's score may not be zero, a clause, and what to do about it, a sentence."""
 
     why: str
-    cure: str = (
-        "Use gradients.reparam, where draws carry the derivative of q, or a q of fixed support."
-    )
+    cure: str = _USE_A_PATH
 
 
 class Scored(NamedTuple):
@@ -60,7 +61,10 @@ def moving_support(q: Any, key: Key[Array, ""], leaves: Mapping[str, Path]) -> M
         key: any.
         leaves: the paths of the draw's leaves.
     """
-    return _part_moves(lambda: q, key, (), (), leaves)
+    moving = _part_moves(lambda: q, key, (), (), leaves)
+    if moving and moving.cure == _USE_A_PATH and any(path.broken for path in leaves.values()):
+        return moving._replace(cure=_NO_PATH)
+    return moving
 
 
 def scored_leaves(q: Joint, key: Key[Array, ""], found: Mapping[Any, Mapping[str, Path]]) -> Scored:

@@ -70,7 +70,8 @@ class ClosedForms(NamedTuple):
 
     Fields:
         linear: whether the bound is linear in log_w, so that the mean of an unbiased log_w suffices.
-        smooth: whether it has no kink; a bool, or a function of the bound's keywords.
+        smooth: whether it has no kink; a bool, a function of the bound's keywords, or None where the
+            bound's jaxpr is to tell, unless it is linear or has a gate.
         independent: whether its statement is about independent draws alone.
         power: () -> n where it is the power mean 1/n log mean wⁿ, 0 for the mean of log w, or None;
             written as a function of the bound's keywords.
@@ -83,7 +84,7 @@ class ClosedForms(NamedTuple):
     """
 
     linear: bool = False
-    smooth: Any = True
+    smooth: Any = None
     independent: bool = False
     power: Callable[..., Any] | None = None
     gate: Callable[..., Array] | None = None
