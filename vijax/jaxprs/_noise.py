@@ -7,25 +7,26 @@ loop. Whatever is not told apart so counts as the same.
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+from vijax.jaxprs._keys import keys_differ
+
 ALWAYS = 1_000
 """As many loops as there may be around a draw that is the same in every turn of all of them."""
-SOME = "some number"
-"""In the root of a key: a number that is not known while tracing."""
-JOINED = "joined"
-"""The root of a key that is one of several."""
+NOW, BEFORE, SOMETIME = "now", "before", "sometime"
+"""In which turn of a loop a draw is made: in this one, in one before, or in one that is not known."""
 
 
 class Noise(NamedTuple):
     """A draw, or a key that draws are made from; or a part of an array of them.
 
     Fields:
-        root: what made it: (operation, what it says, the keys and numbers that it was made of).
+        root: what made it: (operation, the key, and the numbers or the shape that it was made of).
         part: where it lies, (start, stop) for each axis of the root's array; None for all of it.
         axes: for each axis of the array at hand the root's, or None where slices along it do not
             tell elements of the root apart; None in all where nothing is known.
         repeated: whether elements of the array at hand may be the same draw.
         loops: how many of the loops around it have the same draw in every turn, counted from within.
-        before: whether it is of an earlier turn of the loop.
+        fresh: whether the next loop, further out than those, is seen to have another in every turn.
+        turn: when it was made, for what is known of one turn alone.
     """
 
     root: Any
@@ -33,7 +34,8 @@ class Noise(NamedTuple):
     axes: tuple[int | None, ...] | None = ()
     repeated: bool = False
     loops: int = 0
-    before: bool = False
+    fresh: bool = False
+    turn: str = NOW
 
 
 Noises = frozenset[Noise]
@@ -59,59 +61,23 @@ class Drawn(Protocol):
 
 def same(a: Noise, b: Noise) -> bool:
     """Whether two draws may have elements in common."""
-    if a.before != b.before:
-        return False
     if a.root == b.root:
-        return _overlap(a, b)
-    return _roots_meet(a.root, b.root)
+        # Two slices of one array are one stream only if they begin at the same place.
+        apart = a.fresh and b.fresh and a.part == b.part and {a.turn, b.turn} == {NOW, BEFORE}
+        return _overlap(a.part, b.part) and not apart
+    return not keys_differ(_key_of(a), _key_of(b))
 
 
-def _overlap(a: Noise, b: Noise) -> bool:
-    if a.part is None or b.part is None or len(a.part) != len(b.part):
+def _overlap(a: Any, b: Any) -> bool:
+    if a is None or b is None or len(a) != len(b):
         return True
-    return all(i < n and j < m for (i, m), (j, n) in zip(a.part, b.part, strict=True))
+    return all(i < n and j < m for (i, m), (j, n) in zip(a, b, strict=True))
 
 
-def _roots_meet(a: Any, b: Any) -> bool:
-    """Whether the draws of two roots may be made of the same key, or two keys be the same."""
-    if _is_draw(a) or _is_draw(b):
-        # Samplers of other names or shapes read the same bits.
-        return _may_equal(a[1] if _is_draw(a) else a, b[1] if _is_draw(b) else b)
-    return _may_equal(a, b)
-
-
-def _is_draw(root: Any) -> bool:
-    return isinstance(root, tuple) and root[:1] == ("draw",)
-
-
-def _may_equal(a: Any, b: Any) -> bool:
-    """Whether two keys, or what keys are made of, may be the same."""
-    if SOME in (a, b) and not (isinstance(a, Noise) or isinstance(b, Noise)):
-        return True
-    if isinstance(a, Noise) and isinstance(b, Noise):
-        alike = _overlap(a, b) if a.root == b.root else _may_equal(a.root, b.root)
-        return alike or _may_become(a, b) or _may_become(b, a)
-    if isinstance(a, tuple) and isinstance(b, tuple) and len(a) == len(b):
-        return all(map(_may_equal, a, b))
-    return bool(a == b)
-
-
-def _may_become(joined: Noise, key: Noise) -> bool:
-    """Whether a key that is one of several, or made of those in turns of a loop, may be another one."""
-    if not _is_joined(joined) or any(map(_is_joined, _lineage(key))):
-        return False
-    several = [k for k in joined.root if isinstance(k, Noise)]
-    return any(_may_equal(k, of) for k in several for of in _lineage(key))
-
-
-def _is_joined(key: Noise) -> bool:
-    return isinstance(key.root, tuple) and key.root[:1] == (JOINED,)
-
-
-def _lineage(key: Noise) -> list[Noise]:
-    """Return a key and all that it was made of."""
-    parts = key.root if isinstance(key.root, tuple) else ()
-    return [key, *(k for part in parts if isinstance(part, Noise) for k in _lineage(part))]
+def _key_of(noise: Noise) -> Noise:
+    """Return the key of a draw: samplers of other names or shapes read the same bits of it."""
+    root = noise.root
+    return root[1] if isinstance(root, tuple) and root[0] == "draw" else noise
 
 
 def share(a: Noises, b: Noises) -> bool:
@@ -119,9 +85,13 @@ def share(a: Noises, b: Noises) -> bool:
     return any(same(i, j) for i in a for j in b)
 
 
-def within(a: Noises, b: Noises) -> bool:
-    """Whether each of two sets has no draw that the other does not have."""
-    return all(share(frozenset({i}), b) for i in a) and all(share(frozenset({i}), a) for i in b)
+def has_own(a: Noises, b: Noises) -> bool:
+    """Whether one of two sets has a draw that the other does not have, for each of the elements."""
+    return any(
+        not n.repeated and not share(frozenset({n}), others)
+        for some, others in ((a, b), (b, a))
+        for n in some
+    )
 
 
 def own_draws(values: Sequence[Drawn]) -> bool:
@@ -202,27 +172,31 @@ def entered(n: Noise) -> Noise:
 def of_each_turn(n: Noise) -> Noise:
     """Return a draw of which each turn of a loop has another element, along the first axis."""
     first, *rest = n.axes or (None,)
-    apart = not n.repeated and n.loops == 0 and first is not None
     axes = tuple(rest) if n.axes else None
-    return n._replace(axes=axes, loops=n.loops if apart else n.loops + 1)
+    if n.repeated or n.loops or first is None:
+        return n._replace(axes=axes, loops=n.loops + 1)
+    return n._replace(axes=axes, fresh=True)
 
 
 def handed_on(n: Noise) -> Noise:
     """Return a draw as the next turn of a loop has it."""
-    return n if n.loops else n._replace(before=True)
+    return n if n.loops or n.turn == SOMETIME else n._replace(turn=BEFORE)
 
 
 def left(n: Noise) -> Noise:
     """Return a draw as what follows a loop has it: of any turn."""
-    return n._replace(loops=max(n.loops - 1, 0), before=False, axes=None)
+    if n.loops:
+        return n._replace(loops=n.loops - 1, axes=None)
+    return n._replace(fresh=False, turn=SOMETIME, axes=None)
 
 
 def stacked(n: Noise) -> Noise:
     """Return a draw of each turn of a loop, collected along a new first axis."""
-    if n.loops or n.before or n.part is None or n.axes is None:
+    if n.loops or not n.fresh or n.turn != NOW or n.part is None or n.axes is None:
         return left(n)
     axes = (0, *(None if i is None else i + 1 for i in n.axes))
-    return n._replace(part=((0, _MANY), *n.part), axes=axes)
+    part = ((0, _MANY), *n.part)
+    return n._replace(part=part, axes=axes, fresh=False, turn=SOMETIME)
 
 
 _MANY = 2**62  # turns, at most
@@ -241,11 +215,11 @@ def made(root: Any, of: Noise, shape: Sequence[int], *, dependent: int = 0) -> N
         dependent: of how many of the last axes the elements depend on each other.
     """
     if of.axes is None:
-        return Noise(root, None, None, of.repeated, of.loops)
+        return of._replace(root=root, part=None)
     more = len(shape) - len(of.axes) - dependent
     apart = [i is not None for i in of.axes] + [True] * more + [False] * dependent
     axes = tuple(at if known else None for at, known in enumerate(apart))
-    return Noise(root, tuple((0, n) for n in shape), axes, of.repeated, of.loops)
+    return of._replace(root=root, part=tuple((0, n) for n in shape), axes=axes)
 
 
 def bare(key: Noise) -> Noise:

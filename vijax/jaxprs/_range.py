@@ -12,9 +12,9 @@ from vijax.jaxprs._noise import (
     ALWAYS,
     Noise,
     Noises,
+    has_own,
     repeat_all,
     share,
-    within,
 )
 
 INF = math.inf
@@ -40,6 +40,8 @@ class Range(NamedTuple):
         key: what a random key, or an array of keys, is made of; None of what is none.
         loops: of what is given: how many of the loops around it have the same in every turn.
         distinct: of what is given: whether no two elements are the same.
+        counts: of what is given: (start, offset) of a number that counts the turns of a loop from
+            there, and what was added to it; None of any other.
     """
 
     noise: Noises = frozenset()
@@ -52,6 +54,7 @@ class Range(NamedTuple):
     key: Noise | None = None
     loops: int = 0
     distinct: bool = False
+    counts: tuple[float, float] | None = None
 
 
 GIVEN = Range()
@@ -165,9 +168,16 @@ def _as_given(a: Range, b: Range, combine: Callable[[Range, Range], Range]) -> R
         return None
     for one, other in ((a, b), (b, a)):
         if repeat_all(one.noise) and other.noise and not repeat_all(other.noise):
-            found = combine(Range(sign=one.sign), other)
+            given = MOVING if MOVES in (one.low, one.high) else GIVEN
+            found = combine(given._replace(sign=one.sign), other)
             return found._replace(noise=a.noise | b.noise)
     return None
+
+
+def _spans(value: Range) -> bool:
+    """Whether all elements span the line together, by draws of their own."""
+    own = [not n.repeated for n in value.noise]
+    return is_real(value) and (any(own) if value.real else all(own))
 
 
 def add(a: Range, b: Range) -> Range:
@@ -180,10 +190,10 @@ def add(a: Range, b: Range) -> Range:
         if given is not None:
             return given
         if share(a.noise, b.noise):
-            if a.real and b.real and not within(a.noise, b.noise):
-                return Range(noise, -INF, INF, real=True)  # by a draw that one alone has
+            if a.real and b.real and has_own(a.noise, b.noise):
+                return Range(noise, -INF, INF, real=True)
             return not_known([a, b], "it is a sum of several functions of the same draw")
-        if is_real(a) or is_real(b):
+        if _spans(a) or _spans(b):
             return Range(noise, -INF, INF, real=a.real and b.real)
         if MOVES in (a.low, a.high, b.low, b.high):
             return Range(noise, MOVES, MOVES, sign=sign)
@@ -225,6 +235,8 @@ def _multiply_draws(a: Range, b: Range, sign: int) -> Range:
     if share(a.noise, b.noise):
         return not_known([a, b], "it is a product of several functions of the same draw")
     noise, seams = a.noise | b.noise, a.seams or b.seams
+    if seams and MOVES in (a.low, a.high, b.low, b.high):
+        return not_known([a, b], SEAMS)
     if is_real(a) or is_real(b):
         return Range(noise, -INF, INF, seams=seams)
     if a.sign > 0 and b.sign > 0:

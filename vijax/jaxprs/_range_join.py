@@ -3,18 +3,25 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from vijax.jaxprs._noise import ALWAYS, JOINED, Noise, bare, entered, mapped, share
+from vijax.jaxprs._keys import ANY, CARRIED, descends
+from vijax.jaxprs._noise import ALWAYS, NOW, Noise, bare, entered, mapped, share
 from vijax.jaxprs._range import FIXED, INF, MOVES, End, Range, not_known
 
 
 def join(values: Sequence[Range], name: str) -> Range:
     """Return the range of what may be any of several values."""
-    first = values[0]
-    if all(v == first for v in values):
-        return first
     keys = [v.key for v in values if v.key is not None]
+    if keys and name == "scan":
+        return Range(key=_in_turns(keys))
+    # A number to which each turn adds 1 counts them.
+    first, last = values[0].counts, values[-1].counts
+    counting = name == "scan" and first is not None and last == (first[0], first[1] + 1)
+    counts = first if counting else None
+    values = [v._replace(counts=None) for v in values]
+    if all(v == values[0] for v in values):
+        return values[0]._replace(counts=counts)
     if keys:
-        return Range(key=_joined(keys, name))
+        return Range(key=Noise(ANY, axes=None))
     noise = frozenset().union(*(v.noise for v in values))
     if any(v.unknown for v in values):
         return not_known(values, "")
@@ -22,18 +29,21 @@ def join(values: Sequence[Range], name: str) -> Range:
     # An atom that moves, or a jump of the density, is not hidden by a range around it.
     if any(MOVES in end for end in ends):
         return Range(noise, MOVES, MOVES)
-    seams = bool(noise) and (len(set(ends)) > 1 or any(v.seams or not v.noise for v in values))
+    seams = any(v.seams or (not v.noise and (noise or v.low == 0)) for v in values)
+    seams = seams or (bool(noise) and len(set(ends)) > 1)
     lows, highs = {low for low, _ in ends}, {high for _, high in ends}
     low = lows.pop() if len(lows) == 1 else _extreme(lows, min)
     high = highs.pop() if len(highs) == 1 else _extreme(highs, max)
-    if name in _LOOPS:  # turn after turn a known end would grow for ever
+    # Turn after turn a known end would grow for ever; and what is given is one of the values, not all.
+    if name in _LOOPS or not noise:
         low, high = (
             e if len({x[i] for x in ends}) == 1 else FIXED for i, e in enumerate((low, high))
         )
-    sign = first.sign if len({v.sign for v in values}) == 1 else 0
+    sign = values[0].sign if len({v.sign for v in values}) == 1 else 0
     real = not seams and all(v.real for v in values if v.noise) and bool(noise)
     loops = 0 if name in _LOOPS else same_turns(values)
-    return Range(noise, low, high, sign, real=real, seams=seams, loops=loops)
+    found = Range(noise, low, high, sign, real=real, seams=seams, loops=loops)
+    return found._replace(counts=counts)
 
 
 _LOOPS = ("scan", "while")
@@ -44,23 +54,27 @@ def same_turns(values: Sequence[Range]) -> int:
     return min((ALWAYS if isinstance(v.low, float) else v.loops for v in values), default=ALWAYS)
 
 
-def _joined(keys: Sequence[Noise], name: str) -> Noise:
-    """Return a key that is any of several; of a loop, any of its turns."""
-    known = [k for k in keys if isinstance(k.root, tuple) and k.root[:2] == (JOINED, name)]
-    if known:
-        return known[0]._replace(loops=max(k.loops for k in known))
-    loops = 0 if name in _LOOPS else min(key.loops for key in keys)
-    rank = None if any(k.axes is None for k in keys) else len(keys[0].axes or ())
-    axes = None if rank is None else (None,) * rank
-    repeated = any(key.repeated for key in keys)
-    return Noise((JOINED, name, *map(bare, keys)), None, axes, repeated, loops)
+def _in_turns(keys: Sequence[Noise]) -> Noise:
+    """Return the key that a loop carries, of what it is and what a turn makes of it."""
+    carried, made = keys[0], keys[-1]
+    unchanged = (*bare(carried), carried.axes) == (*bare(made), made.axes) and len(keys) > 1
+    if carried.root[0] != CARRIED:
+        return carried if unchanged else Noise(ANY, axes=None)
+    if unchanged:  # the same in every turn
+        first = carried.root[1]
+        return Noise(first.root, first.part, carried.axes, carried.repeated, loops=1)
+    return carried if descends(made, carried) else Noise(ANY, axes=None)
 
 
 def first_of_a_loop(x: Range) -> Range:
     """Return what a loop begins with: numbers change from turn to turn, and keys that a turn makes anew."""
     if x.key is not None:
-        return x._replace(key=_joined([x.key], "scan"))
-    return x._replace(noise=mapped(x.noise, entered), loops=0, distinct=False)
+        root = (CARRIED, bare(x.key))
+        return x._replace(key=x.key._replace(root=root, part=None, loops=0, fresh=True, turn=NOW))
+    found = x._replace(noise=mapped(x.noise, entered), loops=0, distinct=False, counts=None)
+    if x.noise or not isinstance(x.low, float):
+        return found
+    return found._replace(low=FIXED, high=FIXED, counts=(x.low, 0.0))
 
 
 def _extreme(ends: set[End], which: Callable[..., Any]) -> End:

@@ -10,7 +10,7 @@ from jax.extend import core
 from vijax.jaxprs import _noise as places
 from vijax.jaxprs._equations import shape_of
 from vijax.jaxprs._interpreter import Loops
-from vijax.jaxprs._noise import Noise, Noises
+from vijax.jaxprs._noise import Noises
 from vijax.jaxprs._range import Range, not_known
 from vijax.jaxprs._range_join import first_of_a_loop
 
@@ -96,26 +96,36 @@ def alone(x: Range, variable: core.Var) -> Range:
     return with_draws(x, lambda n: places.mapped(n, lambda one: one._replace(repeated=False)))
 
 
-def _in_turns(
-    change: Callable[[Noise], Noise], loops: Callable[[Range], int]
-) -> Callable[[Range], Range]:
-    """Return how a range changes on its way into a loop, or out of it."""
-    return lambda x: with_draws(x, lambda n: places.mapped(n, change))._replace(loops=loops(x))
-
-
 def _handed_on(x: Range) -> Range:
-    """Of what a turn of a loop hands to the next, whose draws are others; a key may be the same."""
-    key = x.key
-    if key is not None and isinstance(key.root, tuple) and key.root[0] == places.JOINED:
-        key = key._replace(loops=1)
-    return x._replace(noise=places.mapped(x.noise, places.handed_on), key=key, loops=0)
+    """Of what a turn of a loop hands to the next, whose draws are others; a key is told by what made it."""
+    return x._replace(noise=places.mapped(x.noise, places.handed_on), loops=0)
+
+
+def _of_each_turn(x: Range) -> Range:
+    """Of what is scanned over."""
+    found = with_draws(x, lambda n: places.mapped(n, places.of_each_turn))
+    return found._replace(
+        loops=0 if x.distinct else x.loops + 1, counts=(0.0, 0.0) if x.distinct else None
+    )
+
+
+def _left(x: Range) -> Range:
+    found = with_draws(x, lambda n: places.mapped(n, places.left))
+    return found._replace(loops=max(x.loops - 1, 0), counts=x.counts if x.loops else None)
+
+
+def _stacked(x: Range) -> Range:
+    found = with_draws(x, lambda n: places.mapped(n, places.stacked))
+    return found._replace(loops=0, counts=None)
 
 
 LOOPS: Loops[Range] = Loops(
-    enter=_in_turns(places.entered, lambda x: x.loops + 1),
-    slice=_in_turns(places.of_each_turn, lambda x: 0 if x.distinct else x.loops + 1),
+    enter=lambda x: with_draws(x, lambda n: places.mapped(n, places.entered))._replace(
+        loops=x.loops + 1
+    ),
+    slice=_of_each_turn,
     carry=_handed_on,
-    leave=_in_turns(places.left, lambda x: max(x.loops - 1, 0)),
-    stack=_in_turns(places.stacked, lambda x: 0),
+    leave=_left,
+    stack=_stacked,
     begin=first_of_a_loop,
 )

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import jax.numpy as jnp
 import numpy as np
@@ -84,11 +85,23 @@ def _same(eqn: core.JaxprEqn, ins: list[Range]) -> Range:
     return default(eqn, ins) if any(v.noise for v in ins[1:]) else ins[0]
 
 
+def _sum(eqn: core.JaxprEqn, ins: list[Range]) -> Range:
+    found = add(*ins)
+    whole = jnp.issubdtype(eqn.outvars[0].aval.dtype, jnp.integer)  # type: ignore[attr-defined]
+    for number, more in (ins, ins[::-1]):
+        if whole and number.counts is not None and isinstance(more.low, float) and not more.noise:
+            start, offset = number.counts
+            return found._replace(counts=(start, offset + more.low))
+    return found
+
+
 def _negative(eqn: core.JaxprEqn, ins: list[Range]) -> Range:
     return negated(ins[0])
 
 
 def _quotient(eqn: core.JaxprEqn, ins: list[Range]) -> Range:
+    if jnp.issubdtype(eqn.outvars[0].aval.dtype, jnp.integer):  # type: ignore[attr-defined]
+        return default(eqn, ins)
     return multiply(ins[0], reciprocal(ins[1]))
 
 
@@ -102,9 +115,8 @@ def _linear(eqn: core.JaxprEqn, ins: list[Range]) -> Range:
     noisy = [i for i, v in enumerate(ins) if v.noise]
     if len(noisy) == 1 and ins[noisy[0]].real:
         made, of = (math.prod(shape_of(v)) for v in (eqn.outvars[0], eqn.invars[noisy[0]]))
-        if made <= of:
-            return with_draws(ins[noisy[0]], places.anywhere)
-        return not_known(ins, "it has more elements than the draws it is made of")
+        # More elements than draws lie in a subspace, as elements do that repeat one draw.
+        return with_draws(ins[noisy[0]], partial(places.anywhere, repeated=made > of))
     return default(eqn, ins)
 
 
@@ -151,7 +163,8 @@ def _told(rule: Rule[Range]) -> Rule[Range]:
     def ruled(eqn: core.JaxprEqn, ins: list[Range]) -> list[Range]:
         if eqn.primitive.name in _ELEMENTWISE:
             ins = [spread(x, v, eqn) for x, v in zip(ins, eqn.invars, strict=True)]
-        loops, found = same_turns(ins), rule(eqn, ins)
+        changed = eqn.primitive.name not in _MOVES and any(v.key is not None for v in ins)
+        loops, found = same_turns(ins), each(default)(eqn, ins) if changed else rule(eqn, ins)
         return [
             alone(x, v) if x.noise else x._replace(loops=loops)
             for x, v in zip(found, eqn.outvars, strict=True)
@@ -161,6 +174,14 @@ def _told(rule: Rule[Range]) -> Rule[Range]:
 
 
 _ELEMENTWISE = frozenset("add sub mul div max min pow select_n clamp".split())
+
+
+# What may be done with keys and their words, which leaves them what they are.
+_MOVES = frozenset(
+    "copy copy_p optimization_barrier sharding_constraint device_put stop_gradient reshape squeeze "
+    "expand_dims transpose slice broadcast_in_dim dynamic_slice gather select_n concatenate stack "
+    "unstack split rev random_gamma random_bits".split()
+)
 
 
 def _iota(eqn: core.JaxprEqn, ins: list[Range]) -> Range:
@@ -178,7 +199,7 @@ _RULES: dict[str, Rule[Range]] = {
     **dict.fromkeys(("dynamic_slice", "gather"), each(take)),
     **dict.fromkeys("dot_general conv_general_dilated cumsum".split(), each(_linear)),
     **dict.fromkeys("eq ne lt le gt ge is_finite and or not".split(), each(_compare)),
-    **dict.fromkeys(("add", "add_any"), each(lambda eqn, ins: add(*ins))),
+    **dict.fromkeys(("add", "add_any"), each(_sum)),
     "sub": each(lambda eqn, ins: add(ins[0], negated(ins[1]))),
     "mul": each(lambda eqn, ins: multiply(*ins)),
     "div": each(_quotient),

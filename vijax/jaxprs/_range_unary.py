@@ -11,7 +11,8 @@ from jax.extend import core
 
 from vijax.jaxprs._equations import shape_of
 from vijax.jaxprs._interpreter import Rule
-from vijax.jaxprs._noise import ALWAYS, JOINED, SOME, Noise, bare, made
+from vijax.jaxprs._keys import ANY, SOME
+from vijax.jaxprs._noise import Noise, bare, made
 from vijax.jaxprs._range import (
     FIXED,
     INF,
@@ -38,8 +39,7 @@ def each(rule: Callable[[core.JaxprEqn, list[Range]], Range]) -> Rule[Range]:
 
 def default(eqn: core.JaxprEqn, ins: list[Range]) -> Range:
     """Of a primitive without a rule: a key is told apart by what it is made of, a draw is not followed."""
-    keys = [v.key for v in ins if v.key is not None]
-    if keys or any(is_key(v) for v in eqn.outvars):
+    if any(v.key is not None for v in ins) or any(is_key(v) for v in eqn.outvars):
         return Range(key=_key(eqn, ins))
     if not any(v.noise for v in ins):
         return point(ins)
@@ -56,26 +56,29 @@ def _key(eqn: core.JaxprEqn, ins: list[Range]) -> Noise:
     name, shape = eqn.primitive.name, shape_of(eqn.outvars[0])
     keys = [v.key for v in ins if v.key is not None]
     numbers = [v for v in ins if v.key is None]
-    loops = min(same_turns(numbers), *(k.loops for k in keys), ALWAYS)
-    if name in ("random_wrap", "random_unwrap") and keys:  # a key and its words are the same
+    if name in ("random_wrap", "random_unwrap", "random_clone") and keys:
+        # A key and its words are the same.
         rank, axes = len(shape), keys[0].axes
         if axes is not None:
             axes = axes[:rank] if name == "random_wrap" else (*axes, *[None] * (rank - len(axes)))
         return keys[0]._replace(axes=axes)
-    if name not in ("random_split", "random_fold_in", "random_seed", "random_wrap"):
-        # It may be any of those, at any place.
-        root = keys[0].root if len(keys) == 1 else (JOINED, name, *map(bare, keys))
-        part = keys[0].part if len(keys) == 1 else None
-        return Noise(root, part, (None,) * len(shape), True, loops)  # noqa: FBT003
-    told = [v.low if isinstance(v.low, float) else SOME for v in numbers]
-    root = (name, *map(bare, keys), *told)
-    if any(v.distinct for v in numbers) and len(shape) == 1:
-        return made(root, Noise(root, loops=loops), shape)
-    of = keys[0] if keys else Noise(root)
+    if name not in ("random_split", "random_fold_in") or len(keys) != 1:
+        return Noise(ANY, axes=None)
+    of = keys[0]
+    loops = min(same_turns(numbers), of.loops)
+    fresh = any(v.counts is not None and v.loops == loops for v in numbers)
+    of = of._replace(loops=loops, fresh=fresh or (of.fresh and of.loops == loops))
+    if name == "random_split":
+        return made((name, bare(of), tuple(eqn.params["shape"])), of, shape)
+    number = numbers[0]
+    counted = number.counts and ("turn", sum(number.counts))
+    root = (name, bare(of), number.low if isinstance(number.low, float) else counted or SOME)
+    if number.distinct and len(shape) == 1:
+        return made(root, of._replace(axes=()), shape)
     rank = 0 if of.axes is None else len(of.axes)
-    several = len(shape) > rank and name != "random_split"
+    several = len(shape) > rank
     found = made(root, of, shape, dependent=len(shape) - rank if several else 0)
-    return found._replace(loops=loops, repeated=of.repeated or several)
+    return found._replace(repeated=of.repeated or several)
 
 
 def monotone(function: Callable[[float], float], sign: int = 0) -> Rule[Range]:

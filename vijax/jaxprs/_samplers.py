@@ -11,6 +11,7 @@ from jax.extend import core
 
 from vijax.jaxprs._equations import equations, function_name, inner_jaxprs, shape_of
 from vijax.jaxprs._interpreter import Rule
+from vijax.jaxprs._keys import is_followed
 from vijax.jaxprs._noise import ALWAYS, Noise, Noises, bare, made
 from vijax.jaxprs._range import FIXED, INF, MOVES, Range, is_real, not_known, point, sign_between
 from vijax.jaxprs._range_unary import default, is_key, monotone
@@ -55,19 +56,30 @@ def _span(low: float, high: float, *, dependent: int = 0) -> Rule[Range]:
 
     def rule(eqn: core.JaxprEqn, ins: list[Range]) -> list[Range]:
         noise = drawn(eqn, ins, dependent=dependent)
-        return [Range(noise, low, high, sign_between(low, high), real=real)]
+        return [_of_key(ins[0].key, Range(noise, low, high, sign_between(low, high), real=real))]
 
     return rule
+
+
+def _of_key(key: Noise | None, draws: Range) -> Range:
+    """Return draws of a key: constants where it is not the sampler's."""
+    if key is None:
+        return Range(sign=draws.sign, loops=ALWAYS)
+    if not is_followed(key):
+        return not_known([draws], "a key that it draws from is not followed to the sampler's own")
+    return draws
 
 
 def drawn(eqn: core.JaxprEqn, ins: list[Range], *, dependent: int = 0) -> Noises:
     """Return the draws that an equation makes of its key."""
     key, shape = ins[0].key, shape_of(eqn.outvars[0])
     if key is None:
-        return frozenset({Noise(id(eqn), loops=ALWAYS)})
+        return frozenset()
     root = ("draw", bare(key), function_name(eqn)[0] or eqn.primitive.name, shape)
     if _fewer_bits(eqn):
-        return frozenset({Noise(root, None, (None,) * len(shape), True, key.loops)})  # noqa: FBT003
+        return frozenset(
+            {key._replace(root=root, part=None, axes=(None,) * len(shape), repeated=True)}
+        )
     return frozenset({made(root, key, shape, dependent=dependent)})
 
 
@@ -90,15 +102,14 @@ def _own(eqn: core.JaxprEqn) -> Noises:
 def _uniform(eqn: core.JaxprEqn, ins: list[Range]) -> list[Range]:
     low, high = ins[1].low, ins[2].low
     if ins[1].noise or ins[2].noise:
-        return [not_known([*ins, Range(drawn(eqn, ins))], "its limits are draws")]
+        return [not_known([*ins[1:], Range(drawn(eqn, ins))], "its limits are draws")]
     if isinstance(low, float) and isinstance(high, float):
         # The smallest number above -1 or 0 stands for -1 or 0.
         low = -1.0 if 0 < low + 1 < 1e-6 else 0.0 if 0 < low < 1e-30 else low
-    return [
-        Range(
-            drawn(eqn, ins), low, high, ins[1].sign if ins[1].sign > 0 else sign_between(low, high)
-        )
-    ]
+    sign = ins[1].sign if ins[1].sign > 0 else sign_between(low, high)
+    if ins[0].key is None:
+        return [point(ins)._replace(sign=sign, loops=min(v.loops for v in ins[1:]))]
+    return [_of_key(ins[0].key, Range(drawn(eqn, ins), low, high, sign))]
 
 
 def _marked(eqn: core.JaxprEqn, ins: list[Range]) -> list[Range]:

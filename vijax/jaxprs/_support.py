@@ -11,6 +11,7 @@ from jaxtyping import Array, Key
 from vijax.jaxprs._derivative import flows
 from vijax.jaxprs._equations import trace, varies
 from vijax.jaxprs._flow import Flow
+from vijax.jaxprs._keys import SEED
 from vijax.jaxprs._libraries import declared_support
 from vijax.jaxprs._noise import Noise, own_draws, repeat_all
 from vijax.jaxprs._paths import LOOK_UP, Path
@@ -25,7 +26,7 @@ DECLARE = (
 )
 
 _USE_A_PATH = "Use gradients.reparam, where draws carry q's derivative, or a q of fixed support."
-_NO_PATH = "Its draws do not carry all of q's derivative either: declare what holds, or change q."
+_NO_PATH = "Use another q, whose draws carry all of its derivative, or declare what holds here."
 
 
 class Moving(NamedTuple):
@@ -106,7 +107,7 @@ def carried_away(
         return push(jax.tree.map(held, pull(_image(q, key, trusted))))
 
     closed, _ = trace(carried, key)
-    found = ranges(closed, [Range(key=Noise("key"))], _consts(closed))
+    found = ranges(closed, [Range(key=Noise(SEED))], _consts(closed))
     if any(moves(leaf) is not None and not leaf.unknown for leaf in found):
         return True
     proved = all(trusted) and all(moves(leaf) is None for leaf in found)
@@ -217,7 +218,7 @@ def _part_moves(
     consts = _consts(closed)
     if not closed.out_avals:
         closed, _ = trace(sample, key, *inputs)
-        given, consts = [Range(key=Noise("key")), *given], _consts(closed)
+        given, consts = [Range(key=Noise(SEED)), *given], _consts(closed)
     elif _concrete(closed.consts):
         # Whether these are constants beside parameters, the draws' own jaxpr tells.
         drawn, _ = trace(sample, key, *inputs)

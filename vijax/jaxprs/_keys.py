@@ -1,0 +1,102 @@
+"""How a random key was made of the one that a sampler is given, and whether two are seen to be different."""
+
+from typing import Any, Protocol, runtime_checkable
+
+SOME = "some number"
+"""In the root of a key: a number that is not known while tracing."""
+SEED = "key"
+"""The root of the key that a sampler is given."""
+ANY = "any key"
+"""The root of a key that is not followed: it may be any, a constant one too."""
+CARRIED = "carried"
+"""The root of a key that each turn of a loop replaces by one made of it."""
+
+
+@runtime_checkable
+class Key(Protocol):
+    """A key, as `Noise` has it."""
+
+    @property
+    def root(self) -> Any:
+        """Return what made it: (operation, the key, and the numbers or the shape it was made of)."""
+        ...
+
+    @property
+    def part(self) -> tuple[tuple[int, int], ...] | None:
+        """Return where it lies in what was made."""
+        ...
+
+
+_Step = tuple[int, int] | str
+
+
+def _path(key: Key) -> list[_Step] | None:
+    """Return how a key was made of the sampler's: which child at each step, or CARRIED; None of any other.
+
+    The child that `jax.random.fold_in` makes of a number is that of `split` at this place.
+    """
+    root = key.root
+    if root == SEED:
+        return []
+    if not isinstance(root, tuple):
+        return None
+    made_of = _path(root[1])
+    if made_of is None:
+        return None
+    operation, _, *how = root
+    if operation == CARRIED:
+        return [*made_of, CARRIED]
+    if operation == "random_fold_in":
+        number = how[0]
+        known = isinstance(number, float) and number.is_integer()
+        return [*made_of, (int(number) % 2**32, int(number) % 2**32 + 1) if known else SOME]
+    return [*made_of, _children(how[0], key.part)]
+
+
+def _children(shape: tuple[int, ...], part: Any) -> _Step:
+    """Return from which to which child of `split` a part lies, the places of its shape counted through."""
+    first = last = 0
+    for n, (start, stop) in zip(
+        shape, part[len(part) - len(shape) :] if part else [(0, n) for n in shape], strict=True
+    ):
+        first, last = first * n + start, last * n + stop - 1
+    return first, last + 1
+
+
+def keys_differ(key: Key, other: Key) -> bool:
+    """Whether two keys are seen to be different.
+
+    Children of a key are, and what is made of different keys, and keys of another depth. So one step
+    that differs will do, counted from the first key, or from the last, which is where two keys of one
+    depth meet again after a loop.
+    """
+    a, b = _path(key), _path(other)
+    if a is None or b is None:
+        return False
+    if _meet_apart(a, b) or _meet_apart(a[::-1], b[::-1]):
+        return True
+    return CARRIED not in (*a, *b) and len(a) != len(b)
+
+
+def _meet_apart(a: list[_Step], b: list[_Step]) -> bool:
+    """Whether two paths differ at a step, before any of which there is no telling how often it is taken."""
+    for one, other in zip(a, b, strict=False):
+        if CARRIED in (one, other):
+            return False
+        if isinstance(one, tuple) and isinstance(other, tuple):
+            if one[1] <= other[0] or other[1] <= one[0]:
+                return True
+    return False
+
+
+def descends(key: Key, carried: Key) -> bool:
+    """Whether a key is made of another, by a step at least."""
+    if not isinstance(key.root, tuple) or key.root[0] == CARRIED:
+        return False
+    of: Key = key.root[1]
+    return of.root == carried.root or descends(of, carried)
+
+
+def is_followed(key: Key) -> bool:
+    """Whether a key is seen to be made of the sampler's."""
+    return _path(key) is not None
