@@ -162,7 +162,17 @@ def expand(factor: Array, like: Array) -> Array:
     return jnp.reshape(factor, jnp.shape(factor) + (1,) * (jnp.ndim(like) - jnp.ndim(factor)))
 
 
-@jax.custom_jvp
+def beside(value: Array, other: Array) -> Array:
+    """Return a value that has the axes of jax.vmap that another one has: every custom_jvp function needs it whose
+    tangent depends on more than its value does.
+
+    Where a vmap goes through jit, scan or checkpoint JAX 0.10 to 0.12 takes the tangent to have the axes of the value,
+    so that the gradient is an error of shapes, or in silence as many times too large as the axis is long.
+    """
+    other = jnp.broadcast_to(jax.lax.stop_gradient(other).astype(value.dtype), value.shape)
+    return jax.lax.select(jnp.ones(value.shape, bool), value, other)
+
+
 def scale_gradient(z: Any, factor: Array) -> Any:
     """Return z unchanged, with its derivative multiplied by `factor`, which itself is not differentiated.
 
@@ -170,31 +180,40 @@ def scale_gradient(z: Any, factor: Array) -> Any:
         z: a pytree with leaves [*f, ...].
         factor: [*f], the shape that every leaf begins with.
     """
+    return _scale_gradient(jax.tree.map(lambda a: beside(a, expand(factor, a)), z), factor)
+
+
+@jax.custom_jvp
+def _scale_gradient(z: Any, factor: Array) -> Any:
     return z
 
 
-@scale_gradient.defjvp
+@_scale_gradient.defjvp
 def _scale_gradient_jvp(primals: Any, tangents: Any) -> Any:
     (z, factor), (dz, _) = primals, tangents
     scale = lambda t: t if t.dtype == jax.dtypes.float0 else (t * expand(factor, t)).astype(t.dtype)  # noqa: E731
     return z, jax.tree.map(scale, dz)
 
 
-@jax.custom_jvp
 def with_score(value: Array, score: Array) -> Array:
     """Return `value` with the derivatives of `score`, of any order: one number from a safe and a differentiable side.
 
     It replaces `stop(value) + score - stop(score)`, which is nan where score is infinite.
     """
+    return _with_score(beside(value, score), score)
+
+
+@jax.custom_jvp
+def _with_score(value: Array, score: Array) -> Array:
     return value
 
 
-@with_score.defjvp
+@_with_score.defjvp
 def _with_score_jvp(primals: Any, tangents: Any) -> Any:
     value, score = primals
     change = jnp.broadcast_to(tangents[1], jnp.shape(value)).astype(value.dtype)
-    # The primal result is made by with_score again: a stopped value here would be stopped in every second derivative.
-    return with_score(value, score), change
+    # The primal result is made by itself again: a stopped value here would be stopped in every second derivative.
+    return _with_score(value, score), change
 
 
 def once_differentiable(value: Array, refusal: Callable[[], Exception]) -> Array:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Key
 
 from vijax import checks, engine, jaxprs
-from vijax.numerics import with_score
+from vijax.numerics import beside, with_score
 from vijax.types import (
     Bound,
     Draws,
@@ -96,7 +96,7 @@ def each(
                     f"the estimator of {name!r} returned {type(found[-1]).__name__}, not an Estimate: one that carries "
                     "a state cannot be one of several; bind its state, or use gradients.disarm or vimco."
                 )
-        first, along = found[0], sum(estimate.value for estimate in found)
+        first, along = found[0], jnp.asarray(sum(estimate.value for estimate in found))
         result = Estimate(with_score(first.value, along), _together(q, first.draws))
         return engine.once_differentiable(result, "each")
 
@@ -181,6 +181,8 @@ def _by_draws_alone(
     at = jax.lax.stop_gradient(moving)
     # With what it closes over stopped, so that a derivative by that is not one of these slopes.
     slopes, (value, aux) = jaxprs.stopped(jax.grad(total, has_aux=True), at)[0](at)
+    for slope, leaf in zip(slopes, at, strict=True):
+        value = beside(value, jnp.sum(slope * leaf, tuple(range(value.ndim, slope.ndim))))
     return _along(value, slopes, moving), aux
 
 

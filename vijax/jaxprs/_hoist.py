@@ -1,6 +1,6 @@
 """Closed-over values of a function as arguments: to be handed to a custom_vjp, or to be stopped."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -60,7 +60,7 @@ def bare(tree: PyTree) -> tuple[PyTree, Callable[[PyTree], PyTree]]:
     return jax.tree.map(strip, tree), lambda numbers: jax.tree.map(wrap, numbers, kinds)
 
 
-def totals(parameters: list[Array]) -> list[Array]:
+def totals(parameters: Sequence[Any]) -> list[Array]:
     """Return zeros to sum gradients in: float32 at least, since many small terms stall in less."""
     return [jnp.zeros(jnp.shape(p), jnp.promote_types(p.dtype, jnp.float32)) for p in parameters]
 
