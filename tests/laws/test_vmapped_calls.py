@@ -76,7 +76,13 @@ ALWAYS = [f"{name}, jit, None" for name in ("dreg elbo", "dreg iwae", "vimco", "
 
 @pytest.mark.parametrize(
     "case",
-    some(CALLS, *ALWAYS, "dreg iwae, scan, None", "score, jit, 2", name=lambda c: "%s, %s, %s" % c),
+    some(
+        CALLS,
+        *ALWAYS,
+        "dreg iwae, scan, None",
+        "score, jit, 2",
+        name=lambda c: "{}, {}, {}".format(*c),
+    ),
 )
 def test_every_gradient_is_its_own(case, key):
     name, how, chunk_size = case
