@@ -171,7 +171,8 @@ def schools(z, centred):
     return prior + jnp.sum(spread) + jnp.sum(norm.logpdf(y, theta, s))
 
 
-@pytest.mark.parametrize("dtype", [np.float32, pytest.param(np.float64, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_a_posterior_without_a_mode_is_told(dtype, x64):
     """The centred eight schools: finite, and not a mode; the non-centred ones are silent, and on one."""
     like = {k: jnp.zeros(n, dtype) for k, n in (("mu", ()), ("log_tau", ()), ("theta", (8,)))}

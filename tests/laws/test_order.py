@@ -154,6 +154,7 @@ def test_a_draw_that_moves_between_groups_changes_multi_iwae(key):
 # --- variance of gradients
 
 
+@pytest.mark.slow
 def test_dreg_varies_less_than_reparam(key):
     """At K = 64, q off by half a standard deviation. Ratios of q's variance as measured: elbo 5.4, iwae 29,000; stated at half of that."""
     q = {

@@ -74,7 +74,7 @@ def conjugate():
     }
 
 
-@pytest.mark.parametrize("name", but(conjugate(), "numpyro"))
+@pytest.mark.parametrize("name", but(conjugate(), "numpyro", "tfp"))
 def test_a_conjugate_fit_reaches_the_exact_evidence(name):
     """Every draw to 2e-2 and their mean to 2e-3. The control: from the start it is nats away."""
     target, start = conjugate()[name]()

@@ -314,7 +314,8 @@ def test_minibatches_and_schedules(x64, key):
 
 
 @pytest.mark.parametrize(
-    "name", ["natural", "square_root", pytest.param("match", marks=pytest.mark.slow)]
+    "name",
+    ["natural", *(pytest.param(n, marks=pytest.mark.slow) for n in ("square_root", "match"))],
 )
 def test_a_memory_is_the_target_that_changes(name, key):
     """A cursor through the data, called once a step: the same as a new target made by hand for each step."""
