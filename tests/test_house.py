@@ -3,6 +3,7 @@
 import ast
 import doctest
 import inspect
+import math
 import re
 import subprocess
 import sys
@@ -277,6 +278,31 @@ def test_the_guide_to_extending_runs(loose_ranks):
     value = vj.gradients.dreg(bound)(jax.random.key(0), target, q, num_samples=4).value
     whole = vj.draws.weigh(jax.random.key(0), target, q, num_samples=4)
     np.testing.assert_allclose(value, 0.5 * jnp.mean(whole.log_w), rtol=1e-6)
+
+
+def test_the_guide_to_refusals_runs(loose_ranks):
+    """Its flow is refused without the declaration, and right with it."""
+    names = {}
+    text = (ROOT / "docs/refusals.md").read_text()
+    for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+        exec(compile(block, "refusals.md", "exec"), names)
+
+    def value(key, m, flow):
+        return names["objective"](key, lambda z: -0.5 * z**2, flow(m), num_samples=8).value
+
+    undeclared = type("Undeclared", (names["Flow"],), {"fixed_support": None})
+    with pytest.raises(ValueError, match="declare q.fixed_support = True"):
+        jax.grad(lambda m: value(jax.random.key(0), m, undeclared))(0.4)
+    e = np.linspace(-9, 9, 20_001)
+
+    def elbo(m):
+        slope = 1 + m * (1 - np.tanh(e) ** 2)
+        z, density = e + m * np.tanh(e), np.exp(-0.5 * e**2) / math.sqrt(2 * math.pi)
+        return np.trapezoid(density * (-0.5 * z**2 + 0.5 * e**2 + np.log(slope)), e)
+
+    truth = (elbo(0.401) - elbo(0.399)) / 0.002
+    gradient = lambda key: jax.grad(lambda m: value(key, m, names["Flow"]))(0.4)
+    vj.testing.check_unbiased(jax.random.key(1), gradient, truth, detects=0.1)
 
 
 @pytest.mark.slow
