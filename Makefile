@@ -12,7 +12,7 @@ NPROC ?= 8
 export VENV NPROC
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test slow bench notebooks docs lint format lock clean
+.PHONY: help venv demo test slow bench notebooks docs grid lint format lock clean
 
 help: ## list the commands
 	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  make \1	\2/p' Makefile | expand -t 18
@@ -39,11 +39,14 @@ notebooks: venv ## run every notebook, small
 		VIJAX_SMALL=1 MPLBACKEND=Agg "$(PY)" -u "$$notebook" || { echo "$$notebook failed" >&2; exit 1; }; \
 	done
 
-docs: ## build the documentation into out/docs; the grid of estimators comes from its tests
+docs: ## build the documentation into out/docs, with the figures of the notebooks, which are run where there are none
 	@sh scripts/bootstrap.sh docs
-	@[ -f out/grid.json ] || "$(PY)" -m pytest -q -m "" tests/laws/test_grid.py
-	"$(PY)" scripts/grid.py
+	@[ -f out/bounds_modes.png ] || $(MAKE) notebooks
 	"$(PY)" -m sphinx -W -b html docs out/docs
+
+grid: venv ## print docs/grid.md anew, from its tests: more than half an hour
+	"$(PY)" -m pytest -q -m "" tests/laws/test_grid.py
+	"$(PY)" scripts/grid.py
 
 lint: venv ## check style, layout and types
 	"$(PY)" -m ruff check .

@@ -1,10 +1,16 @@
 """How the documentation is built: the README, and the docstrings of each folder."""
 
 import re
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+from _formulas import block as formulas  # noqa: E402
+from _formulas import is_formula  # noqa: E402
 
 project = "vijax"
 author = "The vijax authors"
-extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.mathjax", "sphinx.ext.napoleon"]
 html_theme = "furo"
 nb_execution_mode = "off"
 smartquotes = False  # B' is a derivative
@@ -25,18 +31,24 @@ def mend(app, what, name, obj, options, lines):
         lambda m: "Reference: " + " ".join(m[1].split()),
         text,
     )
-    out, formula, section = [], False, False
-    for line in text.split("\n"):
+    out, section = [], False
+    rows = iter([*text.split("\n"), ""])
+    for line in rows:
         indented = line.startswith("    ")
         if line and not indented:
-            section, formula = bool(re.fullmatch(r"(Args|Returns|Raises|Fields):", line)), False
-        elif indented and not section and not formula:
-            out += ["::", ""]
-            formula = True
-        if not formula:
-            parts = line.split("`")  # every second one is code
-            line = "`".join(p if i % 2 else p.replace("*", r"\*") for i, p in enumerate(parts))
-        out.append(re.sub(r": ([A-Za-z])\.$", r": \1 .", line) if section else line)
+            section = bool(re.fullmatch(r"(Args|Returns|Raises|Fields):", line))
+        elif indented and not section:
+            block = [line]
+            for line in rows:  # noqa: B020, PLW2901
+                if line and not line.startswith("    "):
+                    break
+                block.append(line)
+            formula = is_formula(block)
+            out += formulas(block) if formula else ["::", "", *block, ""]
+        parts = line.split("`")  # every second one is code
+        line = "`".join(p if i % 2 else re.sub(r"([*|])", r"\\\1", p) for i, p in enumerate(parts))
+        if line[:4] != "    " or section:
+            out.append(re.sub(r": ([A-Za-z])\.$", r": \1 .", line) if section else line)
     lines[:] = out
 
 
