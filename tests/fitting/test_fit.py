@@ -291,3 +291,13 @@ def test_what_is_refused(key, unchecked):
             TypeError, match=r"init\(params\) returned, got a dict; begin with rule.init\(params\)"
         ):
             fit(key, rule, STATE.params, steps=2)
+
+
+def test_a_result_is_shown_in_a_line(key):
+    """Its arrays would fill pages of a notebook."""
+    rule = vj.updates.natural_gradient(lambda z: -0.5 * jnp.sum(z**2))
+    family = vj.families.mean_field()
+    found = fit(
+        key, rule, rule.init(family.init(None, jnp.zeros(2))), steps=9, reports=(), stop=None
+    )
+    assert repr(found).startswith("Fit(steps=9, bound=1.") and "\n" not in repr(found)

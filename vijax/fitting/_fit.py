@@ -62,6 +62,14 @@ class Fit(NamedTuple):
     stopped: str
     trouble: NotFinite | None
 
+    def __repr__(self) -> str:
+        """Say in a line what is in so many arrays."""
+        bound, error = (
+            np.array2string(np.asarray(a), precision=precision)
+            for a, precision in ((self.bound, 5), (self.bound_error, 2))
+        )
+        return f"Fit(steps={self.steps}, bound={bound} ± {error} nats, stopped={self.stopped!r})"
+
 
 def fit(
     key: Key[Array, ""],

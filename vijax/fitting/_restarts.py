@@ -62,6 +62,15 @@ class Restarts(NamedTuple):
     rhat: Float[Array, ""]
     died: Int[Array, " restarts"]
 
+    def __repr__(self) -> str:
+        """Say in a line what is in so many arrays."""
+        count, alike = len(self.died), int(np.sum(np.asarray(self.same_params)))
+        return (
+            f"Restarts({count} of them, {alike} like the best; best bound "
+            f"{float(self.bound[self.best]):.6g} nats, R-hat {float(self.rhat):.3g}, "
+            f"stopped={self.fit.stopped!r})"
+        )
+
 
 def restarts(
     key: Key[Array, ""],
