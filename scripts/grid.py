@@ -22,8 +22,8 @@ page from its results.
 - **refused**: an error while tracing that names the cure; it is printed below the table.
 - **biased**: by design, and the first line of its docstring says so.
 
-Printed here are {cells} cells ({counts}), of q: {kinds}. The tests hold nine kinds; `make docs` on a fresh clone
-runs and prints them all. Estimators that refuse every bound for a kind of q have no column there. The objectives
+Printed here are {cells} cells ({counts}), of q: {kinds}. The tests hold nine kinds; `make grid` runs
+and prints them all. Estimators that refuse every bound for a kind of q have no column there. The objectives
 of `fixed`, `wake` and `sleep` are not a bound's, and are held to their own in `tests/gradients/test_wake.py`.
 """  # noqa: E501
 
