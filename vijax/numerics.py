@@ -126,7 +126,10 @@ def leave_one_out_mean(x: Float[Array, "k *batch"]) -> Float[Array, "k *batch"]:
     finite = jnp.where(jnp.isinf(x), 0.0, x)
     others = (jnp.sum(finite, 0)[None] - finite) / (k - 1)
     low, high = ((x == end).astype(jnp.int32) for end in (-jnp.inf, jnp.inf))
-    elsewhere = lambda mark: jnp.sum(mark, 0)[None] > mark  # noqa: E731
+
+    def elsewhere(mark: Array) -> Array:
+        return jnp.sum(mark, 0)[None] > mark
+
     return jnp.where(elsewhere(low), -jnp.inf, jnp.where(elsewhere(high), jnp.inf, others))
 
 
@@ -191,7 +194,10 @@ def _scale_gradient(z: Any, factor: Array) -> Any:
 @_scale_gradient.defjvp
 def _scale_gradient_jvp(primals: Any, tangents: Any) -> Any:
     (z, factor), (dz, _) = primals, tangents
-    scale = lambda t: t if t.dtype == jax.dtypes.float0 else (t * expand(factor, t)).astype(t.dtype)  # noqa: E731
+
+    def scale(t: Any) -> Any:
+        return t if t.dtype == jax.dtypes.float0 else (t * expand(factor, t)).astype(t.dtype)
+
     return z, jax.tree.map(scale, dz)
 
 

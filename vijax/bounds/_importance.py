@@ -140,7 +140,10 @@ def _multi_iwae_own(
 ) -> tuple[Array, Array]:
     """Return for each draw the bound of its group."""
     l, w, total = _grouped(log_w, groups, weights)
-    each = lambda x: _ungroup(jnp.broadcast_to(x[None], l.shape), log_w)  # noqa: E731
+
+    def each(x: Array) -> Array:
+        return _ungroup(jnp.broadcast_to(x[None], l.shape), log_w)
+
     return each(total * log_mean_exp(l, weights=w)), each(total)
 
 

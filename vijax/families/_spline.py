@@ -38,7 +38,10 @@ def _inverse(interval: float, raw: Array, y: Array) -> tuple[Array, Array]:
 def _inverse_jvp(interval: float, at: Any, along: Any) -> tuple[Any, Any]:
     (raw, _), (d_raw, d_y) = at, along
     x, log_det = _inverse(interval, *at)
-    function = lambda raw, x: _forward(interval, raw, x)  # noqa: E731
+
+    def function(raw: Array, x: Array) -> tuple[Array, Array]:
+        return _forward(interval, raw, x)
+
     _, (by_raw, _) = jax.jvp(lambda raw: function(raw, x), (raw,), (d_raw,))
     d_x = (d_y - by_raw) * jnp.exp(-log_det)
     _, (_, d_log_det) = jax.jvp(function, (raw, x), (d_raw, d_x))
@@ -120,7 +123,9 @@ def spline_coupling(
                     total + jnp.sum(log_det),
                 ), None
 
-            start = lambda x: (x, jnp.zeros((), x.dtype))  # noqa: E731
+            def start(x: Array) -> tuple[Array, Array]:
+                return (x, jnp.zeros((), x.dtype))
+
             return lambda x: jax.lax.scan(layer, start(x), (params, orders), reverse=reverse)[0]
 
         return through(_forward, reverse=False), through(_inverse, reverse=True)

@@ -135,7 +135,10 @@ def _polish(descend: Callable[[PyTree], Array], last: _Climb, steps: int) -> Max
     """Go on by Newton's steps, which the rounding of values does not end, and say what is left."""
     best = last.best
     x, unravel = ravel_pytree(best.params)
-    density = lambda x: -descend(unravel(x))  # noqa: E731
+
+    def density(x: Array) -> Array:
+        return -descend(unravel(x))
+
     if x.size > _DENSE or jnp.finfo(x.dtype).bits < 32 or not _twice(density, x):
         unknown = jnp.full((), jnp.nan, x.dtype)
         ended = best.params, -best.value, steepest(best.gradient), last.taken

@@ -54,7 +54,9 @@ def gaussian(
     """
     scale = jnp.sqrt(history.alpha)
     pairs, size = history.steps.shape
-    small = lambda left, right: jnp.eye(pairs, dtype=left.dtype) + right @ left.T  # noqa: E731
+
+    def small(left: Array, right: Array) -> Array:
+        return jnp.eye(pairs, dtype=left.dtype) + right @ left.T
 
     def add(factor: tuple[Array, Array], pair: Any) -> tuple[tuple[Array, Array], None]:
         left, right = factor  # both [J, d]: the factor is I + leftᵀ right
@@ -73,7 +75,12 @@ def gaussian(
     (left, right), _ = jax.lax.scan(
         add, (nothing, nothing), (jnp.arange(pairs), history.steps, history.slopes)
     )
-    push = lambda e: scale * (e + left.T @ (right @ e))  # noqa: E731
-    pull = lambda g: (scale * g) + right.T @ (left @ (scale * g))  # noqa: E731
+
+    def push(e: Array) -> Array:
+        return scale * (e + left.T @ (right @ e))
+
+    def pull(g: Array) -> Array:
+        return (scale * g) + right.T @ (left @ (scale * g))
+
     root = QuasiNewtonRoot(jnp.log(scale), left.T, right)
     return AffineGaussian(unravel(position + push(pull(slope))), root)

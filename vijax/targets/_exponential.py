@@ -90,7 +90,10 @@ class Dirichlet(NamedTuple):
 
     def sample_and_log_prob(self, *, seed: Any, sample_shape: Any = ()) -> tuple[Array, Array]:
         c = self.concentration
-        soft = lambda key: jax.nn.softmax(jax.random.loggamma(key, c, dtype=c.dtype))  # noqa: E731
+
+        def soft(key: Array) -> Array:
+            return jax.nn.softmax(jax.random.loggamma(key, c, dtype=c.dtype))
+
         return _drawn(self, lambda key: jnp.maximum(soft(key), _tiny(c.dtype)), seed, sample_shape)
 
     def center(self) -> Array:

@@ -130,7 +130,10 @@ def _expected(
     dtype: Any,
 ) -> list[Array]:
     """Return the expectation of each site, by each count of nodes."""
-    of_noise = lambda e: predictor(q.affine(e))  # noqa: E731
+
+    def of_noise(e: Array) -> Array:
+        return predictor(q.affine(e))
+
     zero = jnp.zeros(q.uniforms, dtype)
     _linear(of_noise, zero)
     mean, push = jax.linearize(of_noise, zero)

@@ -104,7 +104,9 @@ def minorize(
         first = minorizer.statistics(predictor(z, like))
 
         def improve(at: PyTree, _: None) -> tuple[PyTree, None]:
-            value = lambda tilt: jnp.sum(below(at, tilt)[0](z))  # noqa: E731
+            def value(tilt: Array) -> Array:
+                return jnp.sum(below(at, tilt)[0](z))
+
             return minorizer.touch(jax.grad(value)(jax.tree.map(jnp.zeros_like, first))), None
 
         return jax.lax.scan(jax.checkpoint(improve), minorizer.touch(first), None, length=steps)[0]

@@ -139,8 +139,13 @@ def bohning_softmax(label: ArrayLike) -> Minorizer:
 
     Reference: Böhning, Multinomial logistic regression algorithm, 1992.
     """
-    spread = lambda d: jnp.sum(jnp.square(d), -1) - jnp.square(jnp.sum(d, -1)) / d.shape[-1]  # noqa: E731
-    log_f = lambda x: _pick(x, label) - jax.nn.logsumexp(x, -1)  # noqa: E731
+
+    def spread(d: Array) -> Array:
+        return jnp.sum(jnp.square(d), -1) - jnp.square(jnp.sum(d, -1)) / d.shape[-1]
+
+    def log_f(x: Array) -> Array:
+        return _pick(x, label) - jax.nn.logsumexp(x, -1)
+
     return parabola(log_f, lambda d: 0.5 * spread(d))
 
 
@@ -170,8 +175,12 @@ def bouchard(label: ArrayLike) -> Minorizer:
     def touch(mean: tuple[Array, Array]) -> tuple[Array, Array]:
         x, c = mean[0], mean[0].shape[-1]
         variance = jnp.maximum(mean[1] - jnp.square(x), 0.0)
-        squares = lambda alpha: variance + jnp.square(x - alpha[..., None])  # noqa: E731
-        slack = lambda alpha: jnp.sum((1 - 0.5 * c) * alpha) + jnp.sum(_log_cosh(squares(alpha)))  # noqa: E731
+
+        def squares(alpha: Array) -> Array:
+            return variance + jnp.square(x - alpha[..., None])
+
+        def slack(alpha: Array) -> Array:
+            return jnp.sum((1 - 0.5 * c) * alpha) + jnp.sum(_log_cosh(squares(alpha)))
 
         def newton(alpha: Array) -> tuple[Array, Array]:
             slope, curvature = jax.jvp(jax.grad(slack), (alpha,), (jnp.ones_like(alpha),))
@@ -213,7 +222,9 @@ def one_vs_each(label: ArrayLike, binary: Minorizer = jaakkola_jordan) -> Minori
     Reference: Titsias, One-vs-each approximation to softmax for scalable estimation of probabilities, 2016,
         arXiv:1609.07410.
     """
-    gaps = lambda x: _pick(x, label)[..., None] - x  # noqa: E731
+
+    def gaps(x: Array) -> Array:
+        return _pick(x, label)[..., None] - x
 
     def lower(x: Array, at: PyTree) -> Array:
         own = jax.nn.one_hot(

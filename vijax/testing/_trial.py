@@ -122,7 +122,10 @@ def examine(key: Any, deviation: Callable[[Any], Array], detects: Array, d: Desi
     of a studentised mean is off by a factor exp(skewness z³ / 3√n), which is kept below e.
     """
     key_pilot, key_run = jax.random.split(key)
-    scaled = lambda key: deviation(key) / detects  # noqa: E731  (so that no power leaves float32's range)
+
+    def scaled(key: Array) -> Array:
+        return deviation(key) / detects
+
     sums = gather(key_pilot, scaled, d.pilot, d.batch_size)
     variance, skewness, kurtosis = shape(sums)
     variance = variance * (1 + 3 * jnp.sqrt(jnp.maximum(kurtosis - 1, 0.0) / sums.keys))
