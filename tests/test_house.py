@@ -31,10 +31,10 @@ MAY_IMPORT = {
     "trees": {"types"},
     "resampling": set(),
     "checks": {"types"},
-    "gaussians": {"types"},
-    "jaxprs": {"types", "checks"},
+    "gaussians": {"types", "trees"},
+    "jaxprs": {"types", "trees", "checks"},
     # What every objective does, and the kinds of function.
-    "engine": {"types", "numerics", "checks", "jaxprs"},
+    "engine": {"types", "numerics", "trees", "checks", "jaxprs"},
     "draws": GROUND | {"jaxprs", "engine"},
     "gradients": GROUND | {"jaxprs", "engine", "draws"},
     # They rest on the ground and jaxprs, and never import each other.

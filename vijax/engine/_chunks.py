@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from vijax.jaxprs import bare, hoist, totals
+from vijax.trees import scan
 from vijax.types import PyTree
 
 Rows = tuple[tuple[Array, Array, PyTree], PyTree]
@@ -113,8 +114,8 @@ def _hoist_reply(reply: Callable[[Array], Array] | None, shapes: Any, k: int) ->
     if reply is None:
         return None, None
     (log_p, log_q, _), _ = shapes
-    dtype = jnp.result_type(log_p.dtype, log_q.dtype)
-    column = jax.ShapeDtypeStruct((k, *log_q.shape[1:]), dtype)
+    log_w = lambda p, q: jnp.broadcast_to((p - q)[:1], (k, *q.shape[1:]))  # noqa: E731
+    column = jax.eval_shape(log_w, log_p, log_q)
     hoisted, parameters, others, _ = hoist(reply, column)
     return hoisted, (parameters, others)
 
@@ -139,7 +140,7 @@ def _sum_over_chunks(
         _, pull, _ = jax.vjp(lambda p: one_chunk(p, others, seeds), parameters, has_aux=True)
         return jax.tree.map(lambda t, g: t + g.astype(t.dtype), total, pull(cotangent)[0]), None
 
-    total, _ = jax.lax.scan(add_chunk, totals(parameters), (seeds, cotangents))
+    total, _ = scan(add_chunk, totals(parameters), (seeds, cotangents))
     return jax.tree.map(lambda t, p: t.astype(p.dtype), total, parameters)
 
 

@@ -203,7 +203,7 @@ def _in_one_pass(request: Request, form: OnePass) -> Estimate | None:
     _, *batch = jax.eval_shape(form.sample, request.seeds)[1].shape
     if not batch or math.prod(batch) != 1:
         return None
-    score, (log_p, log_q), aux = one_pass(
+    found = one_pass(
         form.sample,
         form.weigh,
         request.seeds,
@@ -211,6 +211,9 @@ def _in_one_pass(request: Request, form: OnePass) -> Estimate | None:
         power=float(n),
         path=(1.0 - n, float(n)) if form.gated else (1.0, 0.0),
     )
+    if found is None:
+        return None
+    score, (log_p, log_q), aux = found
     draws = jax.lax.stop_gradient(Draws(None, log_p, log_q, None, aux, _caveat(request)))
     value = numerics.with_score(request.bound(draws.log_w), jnp.broadcast_to(score, batch))
     return Estimate(value, draws)

@@ -10,6 +10,7 @@ from jaxtyping import Array
 from vijax.engine._chunks import first_chunk, split_rows
 from vijax.jaxprs import bare, hoist, totals
 from vijax.numerics import expand
+from vijax.trees import mesh_axes, scan
 from vijax.types import PyTree
 
 Sample = Callable[[PyTree], tuple[PyTree, Array]]
@@ -42,7 +43,7 @@ def one_pass(
     *,
     power: float,
     path: tuple[float, float],
-) -> tuple[Array, tuple[Array, Array], PyTree]:
+) -> tuple[Array, tuple[Array, Array], PyTree] | None:
     """Weigh draws in chunks, and gather the gradient of their power mean as softmax is gathered online.
 
         B = 1/n log 1/K Σₖ wₖⁿ,     ∇B = Σₖ vₖ ∂log wₖ + Σₖ (a vₖ + b vₖ²) ∂log wₖ/∂zₖ ∂zₖ
@@ -64,7 +65,8 @@ def one_pass(
         path: a and b.
 
     Returns:
-        A scalar of no value whose derivative is ∇B, (log_p, log_q) [k, *batch], and aux.
+        A scalar of no value whose derivative is ∇B, (log_p, log_q) [k, *batch], and aux; None inside
+        shard_map where devices share parameters.
 
     Reference: Milakov, Gimelshein, Online normalizer calculation for softmax, 2018,
         arXiv:1805.02867.
@@ -73,6 +75,10 @@ def one_pass(
     first = first_chunk(padded)
     hoisted_sample, phi, sample_others, drawn = hoist(sample, first)
     hoisted_weigh, theta, weigh_others, (densities, _) = hoist(weigh, *drawn, first)
+    # Parameters that devices of a shard_map share have the gradients of several members.
+    axes = mesh_axes(densities)
+    if any(axes - mesh_axes(p) for p in (*phi, *theta)):
+        return None
     numbers, wrap = bare(padded)
 
     def evaluate(phi: Any, theta: Any, others: Any, seeds: PyTree) -> Any:
@@ -124,7 +130,7 @@ def one_pass(
             totals(phi),
         )
         is_draw = (jnp.arange(chunks * rows) < k).reshape(chunks, rows)
-        sums, evaluated = jax.lax.scan(one_chunk, start, (is_draw, seeds))
+        sums, evaluated = scan(one_chunk, start, (is_draw, seeds))
         return result(*evaluated), _gradients(sums, phi, theta, path)
 
     def backward(gradients: Any, cotangents: Any) -> Any:

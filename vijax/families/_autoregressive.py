@@ -11,6 +11,7 @@ from jaxtyping import Array
 from vijax.families import _networks as networks
 from vijax.families._flow import Map, over, positive
 from vijax.families._gaussian import full_rank
+from vijax.trees import scan
 from vijax.types import Family, PyTree
 
 _FULL_RANK = full_rank()
@@ -73,18 +74,16 @@ def inverse_autoregressive(
             for l in range(layers)[::-1]:
 
                 def solve(
-                    i: Array, found: tuple[Array, Array], l: int = l, y: Array = y
-                ) -> tuple[Array, Array]:
+                    found: tuple[Array, Array], i: Array, l: int = l, y: Array = y
+                ) -> tuple[tuple[Array, Array], None]:
                     x, seen = found
                     shift, log_scale = shift_and_scale(l, x)
                     here = positions[l] == i + 1
-                    return jnp.where(here, (y - shift) * jnp.exp(-log_scale), x), jnp.where(
-                        here, log_scale, seen
-                    )
+                    x = jnp.where(here, (y - shift) * jnp.exp(-log_scale), x)
+                    return (x, jnp.where(here, log_scale, seen)), None
 
-                y, log_scales = jax.lax.fori_loop(
-                    0, d, solve, (jnp.zeros_like(y), jnp.zeros_like(y))
-                )
+                start = (jnp.zeros_like(y), jnp.zeros_like(y))
+                (y, log_scales), _ = scan(solve, start, jnp.arange(d))
                 total = total + jnp.sum(log_scales)
             return y, total
 

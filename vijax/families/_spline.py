@@ -12,6 +12,7 @@ from jaxtyping import Array
 from vijax.families import _networks as networks
 from vijax.families._flow import Map, over, positive
 from vijax.families._gaussian import full_rank
+from vijax.trees import scan
 from vijax.types import Family, PyTree
 
 # Which bin a number falls into is a comparison, at which a jaxpr's paths would seem to end, and be refused. The spline
@@ -126,7 +127,7 @@ def spline_coupling(
             def start(x: Array) -> tuple[Array, Array]:
                 return (x, jnp.zeros((), x.dtype))
 
-            return lambda x: jax.lax.scan(layer, start(x), (params, orders), reverse=reverse)[0]
+            return lambda x: scan(layer, start(x), (params, orders), reverse=reverse)[0]
 
         return through(_forward, reverse=False), through(_inverse, reverse=True)
 

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 from jax.scipy.linalg import solve_triangular
 from jaxtyping import Array, Float
 
+from vijax.trees import own_direction
+
 Vector = Float[Array, "..."]
 """[*batch, d], or [*batch, T, d] where a chain of T blocks is kept."""
 
@@ -65,7 +67,7 @@ def symmetric(a: Array) -> Array:
 
 def _probe(product: Callable[[Array], Array], v: Array) -> Array:
     unit = jnp.eye(v.shape[-1], dtype=v.dtype)
-    columns = jax.vmap(lambda e: product(jnp.broadcast_to(e, v.shape)))(unit)
+    columns = jax.vmap(lambda e: product(own_direction(jnp.broadcast_to(e, v.shape), v)))(unit)
     return symmetric(jnp.moveaxis(columns, 0, -1))
 
 
@@ -97,7 +99,7 @@ dense = Precision(
 
 diagonal = Precision(
     kept=0,
-    probe=lambda product, v: product(jnp.ones_like(v)),
+    probe=lambda product, v: product(own_direction(jnp.ones_like(v), v)),
     times=lambda a, v: a * v,
     own=lambda a: a,
     factor=lambda a: jnp.sqrt(jnp.where(a > 0, a, jnp.nan)),

@@ -18,6 +18,7 @@ from vijax.gaussians._precision import (
     symmetric,
     transposed_matvec,
 )
+from vijax.trees import own_direction, scan
 
 Blocks = tuple[Array, Array]
 
@@ -28,7 +29,9 @@ def _probe(product: Callable[[Array], Array], v: Array) -> Blocks:
     time = jnp.arange(steps)
     colors = (time[None] % 3 == jnp.arange(3)[:, None]).astype(v.dtype)
     directions = colors[:, None, :, None] * jnp.eye(d, dtype=v.dtype)[None, :, None, :]
-    products = jax.vmap(jax.vmap(lambda e: product(jnp.broadcast_to(e, v.shape))))(directions)
+    products = jax.vmap(
+        jax.vmap(lambda e: product(own_direction(jnp.broadcast_to(e, v.shape), v)))
+    )(directions)
     columns = jnp.moveaxis(products, 1, -1)  # [3, d, *batch, T, d] to [3, *batch, T, d, d]
     by_time = jnp.moveaxis(columns, (0, -3), (0, 1))
     color = time % 3
@@ -54,7 +57,7 @@ def _factor(own: Array, below: Array) -> Blocks:
 
     first = jnp.eye(own.shape[-1], dtype=own.dtype)
     below = jnp.concatenate([jnp.zeros_like(own[:1]), below])
-    _, (roots, offs) = jax.lax.scan(step, first, (own, below))
+    _, (roots, offs) = scan(step, first, (own, below))
     return roots, offs[1:]
 
 
@@ -66,7 +69,7 @@ def _forward(roots: Array, offs: Array, v: Array) -> Array:
         return y, y
 
     offs = jnp.concatenate([jnp.zeros_like(roots[:1]), offs])
-    return jax.lax.scan(step, jnp.zeros_like(v[0]), (roots, offs, v))[1]
+    return scan(step, jnp.zeros_like(v[0]), (roots, offs, v))[1]
 
 
 @partial(jnp.vectorize, signature="(t,d,d),(s,d,d),(t,d)->(t,d)")
@@ -77,7 +80,7 @@ def _backward(roots: Array, offs: Array, v: Array) -> Array:
         return x, x
 
     offs = jnp.concatenate([offs, jnp.zeros_like(roots[:1])])
-    return jax.lax.scan(step, jnp.zeros_like(v[0]), (roots, offs, v), reverse=True)[1]
+    return scan(step, jnp.zeros_like(v[0]), (roots, offs, v), reverse=True)[1]
 
 
 def _pull(root: Blocks, v: Array) -> Array:

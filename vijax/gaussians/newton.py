@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from vijax.gaussians.triangle import factor_of_inverse
+from vijax.trees import own_point, while_loop
 
 _TRIES = 100  # halvings of a step: Newton's step from a flat place, such as a logistic tail, is too long by far
 
@@ -65,15 +66,16 @@ def climb(density: Density, start: Array, steps: Any) -> tuple[Array, Array, Sta
         here = jax.tree.map(lambda new, old: jnp.where(fine, new, old), there, here)
         return x, here, count + 1, fine
 
+    start = own_point(density, start)
     first = _look(density, start)
     sure = _finite(first)
-    mode, here, count, _ = jax.lax.while_loop(going, step, (start, first, jnp.int32(0), sure))
+    mode, here, count, _ = while_loop(going, step, (start, first, jnp.int32(0), sure))
     return mode, jnp.where(sure, here.root, jnp.nan), _standing(here), count
 
 
 def standing(density: Density, x: Float[Array, " d"]) -> Standing:
     """Return where x stands."""
-    return _standing(_look(density, x))
+    return _standing(_look(density, own_point(density, x)))
 
 
 def _standing(here: _Look) -> Standing:
@@ -112,7 +114,7 @@ def _search(density: Density, x: Array, here: _Look) -> tuple[Array, Array]:
         return enough | ((there >= value - noise) & (left < 0.25 * gain))
 
     tries = jnp.where(gain > noise, _TRIES, 1)
-    halvings = jax.lax.while_loop(
+    halvings = while_loop(
         lambda n: (n < tries) & ~better(0.5**n), lambda n: n + 1, jnp.zeros((), x.dtype)
     )
     found = halvings < tries
@@ -121,7 +123,7 @@ def _search(density: Density, x: Array, here: _Look) -> tuple[Array, Array]:
         return density(x + 0.5**n * direction)
 
     # A step far too long may be uphill and yet overshoot: halve it on while that is better.
-    halvings = jax.lax.while_loop(
+    halvings = while_loop(
         lambda n: found & (n < _TRIES) & (along(n + 1) > along(n) + noise),
         lambda n: n + 1,
         halvings,

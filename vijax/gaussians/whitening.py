@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from vijax.trees import own_point
 from vijax.types import PyTree
 
 
@@ -16,9 +17,10 @@ def whiten(gaussian: Any, z: PyTree, dtype: Any) -> Float[Array, " n"]:
     what q's own density does, and nothing is inverted that q does not invert.
     """
     jax.eval_shape(gaussian.log_prob, z)  # which refuses a z that is no draw of the family
-    drawn, pull = jax.vjp(gaussian.affine, jnp.zeros(gaussian.uniforms, dtype))
+    zero = own_point(gaussian.affine, jnp.zeros(gaussian.uniforms, dtype))
+    drawn, pull = jax.vjp(gaussian.affine, zero)
     z = jax.tree.map(lambda leaf, like: jnp.asarray(leaf, like.dtype), z, drawn)
-    (e,) = pull(jax.grad(lambda z: -gaussian.log_prob(z))(z))
+    (e,) = pull(jax.grad(lambda z: -gaussian.log_prob(z))(own_point(gaussian.log_prob, z)))
     return e
 
 
@@ -32,6 +34,6 @@ def squared_distance(gaussian: Any, z: PyTree, dtype: Any) -> Array:
     jax.eval_shape(gaussian.log_prob, z)  # which refuses a z that is no draw of the family
     loc = location(gaussian, dtype)
     z = jax.tree.map(lambda leaf, like: jnp.asarray(leaf, like.dtype), z, loc)
-    slope = jax.grad(gaussian.log_prob)(z)
+    slope = jax.grad(gaussian.log_prob)(own_point(gaussian.log_prob, z))
     inner = jax.tree.map(lambda z, loc, slope: jnp.sum((loc - z) * slope), z, loc, slope)
     return jnp.sum(jnp.stack([s.astype(dtype) for s in jax.tree.leaves(inner)]))

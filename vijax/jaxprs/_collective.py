@@ -6,6 +6,7 @@ from jax.extend import core
 
 from vijax.jaxprs._equations import equations
 from vijax.jaxprs._interpreter import Question, interpret
+from vijax.trees import mesh_axes
 
 COLLECTIVES = frozenset(
     "psum psum2 psum_invariant pmax pmin ppermute pgather all_to_all all_gather "
@@ -22,15 +23,13 @@ def collective(closed: core.ClosedJaxpr, count: int) -> str | None:
     if all(eqn.primitive.name not in COLLECTIVES for eqn in equations(closed.jaxpr)):
         return None  # as nearly always
     found: list[str] = []
-    differing: list[Any] = [
-        getattr(v.aval, "vma", frozenset()) for v in closed.jaxpr.invars[:count]
-    ]
+    differing = [mesh_axes(v.aval) for v in closed.jaxpr.invars[:count]]
 
     def rule(eqn: core.JaxprEqn, ins: list[bool]) -> list[bool]:
         if any(ins) and eqn.primitive.name in COLLECTIVES:
-            known = any(getattr(v.aval, "vma", frozenset()) for v in eqn.invars)
+            known = mesh_axes([v.aval for v in eqn.invars])
             names = set(_names(eqn))
-            if not known or any(names & set(axes) for axes in differing):
+            if not known or any(names & axes for axes in differing):
                 found.append(eqn.primitive.name)
         return [any(ins)] * len(eqn.outvars)
 

@@ -10,7 +10,7 @@ from jax.extend import core
 from jaxtyping import Array
 
 from vijax.jaxprs._derivative import flows
-from vijax.jaxprs._equations import DECLARED, trace, undeclared
+from vijax.jaxprs._equations import DECLARED, LAID_OUT, trace, undeclared
 from vijax.jaxprs._flow import Flow
 from vijax.jaxprs._interpreter import Question, interpret
 from vijax.jaxprs._stand_in import stand_in
@@ -257,10 +257,9 @@ def _power(limit: int) -> Callable[[core.JaxprEqn, list[Degree]], list[Degree]]:
     return rule
 
 
-_LINEAR = (
-    "add add_any broadcast_in_dim complex concatenate conj copy copy_p cumsum fft imag neg "
-    "pad real reduce_sum reduce_window_sum reshape rev sharding_constraint slice split squeeze "
-    "stack sub tile transpose unstack"
+_LINEAR = LAID_OUT | frozenset(
+    "add add_any broadcast_in_dim complex concatenate conj cumsum fft imag neg pad real reduce_sum "
+    "reduce_window_sum reshape rev slice split squeeze stack sub tile transpose unstack".split()
 )
 _PRODUCTS = "mul dot_general conv_general_dilated square integer_pow"
 # From which operand to which they only say where to read or write.
@@ -278,7 +277,7 @@ def question(limit: int) -> Question[Degree]:
         nothing=FREE,
         join=_join,
         rules={
-            **dict.fromkeys(_LINEAR.split(), _linear),
+            **dict.fromkeys(_LINEAR, _linear),
             **dict.fromkeys(_PRODUCTS.split(), _power(limit)),
             **dict.fromkeys(_INDICES, _indexed),
             "div": _quotient,

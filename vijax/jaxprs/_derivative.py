@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 
-from vijax.jaxprs._equations import DECLARED, inner_jaxpr, opened, shape_of, varies
+from vijax.jaxprs._equations import DECLARED, LAID_OUT, inner_jaxpr, opened, shape_of, varies
 from vijax.jaxprs._flow import (
     NOTHING,
     Flow,
@@ -263,7 +263,7 @@ _RULES = {
     **dict.fromkeys(_JUMPS.split(), _jump),
     **dict.fromkeys((*_INDICES, *_SCATTERS.split()), _indexed),
     **dict.fromkeys("broadcast_in_dim reshape squeeze".split(), _moved),
-    "copy": _same,
+    **dict.fromkeys(LAID_OUT, _same),
     **dict.fromkeys(("add", "sub", "add_any"), _sum),
     **dict.fromkeys(("mul", "div"), _product),
     **dict.fromkeys(("exp", "log"), _exponential),

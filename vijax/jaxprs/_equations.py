@@ -19,6 +19,10 @@ DECLARED = frozenset("custom_jvp_call custom_vjp_call custom_vjp_call_jaxpr cust
 PURE_HOST = frozenset({"pure_callback", "ffi_call"})
 A_REFERENCE = "a mutable reference"
 OPAQUE = PURE_HOST | {"io_callback", A_REFERENCE}
+# They leave a value as it is, and say where it lies: in which layout, on which devices.
+LAID_OUT = frozenset(
+    "copy copy_p layout_constraint mesh_cast pcast pvary reshard sharding_constraint".split()
+)
 # Where an equation keeps an inner jaxpr.
 INNER = ("jaxpr", "call_jaxpr", "fun_jaxpr")
 

@@ -6,19 +6,19 @@ from typing import Any
 import jax.numpy as jnp
 from jax.extend import core
 
-from vijax.jaxprs._equations import shape_of
+from vijax.jaxprs._equations import LAID_OUT, shape_of
 from vijax.jaxprs._places import reshaped
 
 # Each output element reads the same element of every operand of full rank, and no other.
-ELEMENTWISE = frozenset(
+ELEMENTWISE = LAID_OUT | frozenset(
     """abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e
-    bitcast_convert_type cbrt ceil clamp clz complex conj convert_element_type copy copy_p cos cosh
+    bitcast_convert_type cbrt ceil clamp clz complex conj convert_element_type cos cosh
     digamma div eq eq_to erf erf_inv erfc exp exp2 expm1 floor ge gt igamma igamma_grad_a igammac
-    imag integer_pow is_finite layout_constraint le le_to lgamma log log1p log2 logistic lt lt_to max
-    mesh_cast min mul mulhi name ne neg nextafter not one_minus_square or pcast polygamma polynomial
-    population_count pow pvary
-    random_gamma random_gamma_grad real reduce_precision regularized_incomplete_beta rem reshard
-    round rsqrt select_n sharding_constraint shift_left shift_right_arithmetic shift_right_logical
+    imag integer_pow is_finite le le_to lgamma log log1p log2 logistic lt lt_to max
+    min mul mulhi name ne neg nextafter not one_minus_square or polygamma polynomial
+    population_count pow
+    random_gamma random_gamma_grad real reduce_precision regularized_incomplete_beta rem
+    round rsqrt select_n shift_left shift_right_arithmetic shift_right_logical
     sign sin sinh sqrt square stop_gradient sub tan tanh xor zeta""".split()
 )
 # The parameter that names the axes along which elements meet; the others stay, moved up where it

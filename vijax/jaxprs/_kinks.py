@@ -10,7 +10,7 @@ from jax.extend import core
 from jaxtyping import Array
 
 from vijax.jaxprs._degree import Blame
-from vijax.jaxprs._equations import DECLARED, function_name, trace
+from vijax.jaxprs._equations import DECLARED, LAID_OUT, function_name, trace
 from vijax.jaxprs._interpreter import Question, Rule, interpret
 
 
@@ -263,9 +263,9 @@ _KINKS = (
 _JUMPS = "sign floor ceil round rem argmax argmin"
 _POSITIVE = frozenset("exp exp2 logistic erfc cosh".split())
 _SUMS = frozenset("add add_any reduce_sum cumsum".split())
-_KEEPS_SIGN = frozenset(
+_KEEPS_SIGN = LAID_OUT | frozenset(
     "add add_any mul div reduce_sum reduce_prod cumsum broadcast_in_dim reshape squeeze transpose "
-    "copy slice concatenate stack sqrt rsqrt cbrt pow convert_element_type log1p".split()
+    "slice concatenate stack sqrt rsqrt cbrt pow convert_element_type log1p".split()
 )
 
 

@@ -97,7 +97,7 @@ def _called(eqn: core.JaxprEqn, ins: list[Degree], outs: list[Degree]) -> list[D
 # Sums over devices, and what only moves values between them; `question` knows the others.
 _BETWEEN_DEVICES = (
     "all_gather all_gather_invariant all_to_all pbroadcast ppermute psum psum2 psum_invariant "
-    "psum_scatter pvary reduce_scatter"
+    "psum_scatter reduce_scatter"
 )
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from jax.extend import core
 
 from vijax.jaxprs import _noise as places
-from vijax.jaxprs._equations import shape_of
+from vijax.jaxprs._equations import LAID_OUT, shape_of
 from vijax.jaxprs._interpreter import Question, Rule, interpret
 from vijax.jaxprs._noise import ALWAYS, Noise, own_draws
 from vijax.jaxprs._range import (
@@ -151,10 +151,7 @@ def _compare(eqn: core.JaxprEqn, ins: list[Range]) -> Range:
     return found._replace(unknown=unknown)
 
 
-_KEEP = (
-    "copy copy_p reduce_precision optimization_barrier sharding_constraint real device_put "
-    "stop_gradient"
-)
+_KEEP = (*LAID_OUT, *"reduce_precision optimization_barrier real device_put stop_gradient".split())
 
 
 def _told(rule: Rule[Range]) -> Rule[Range]:
@@ -189,7 +186,7 @@ def _iota(eqn: core.JaxprEqn, ins: list[Range]) -> Range:
 
 
 _RULES: dict[str, Rule[Range]] = {
-    **dict.fromkeys(_KEEP.split(), each(_same)),
+    **dict.fromkeys(_KEEP, each(_same)),
     **dict.fromkeys("rev reduce_max reduce_min".split(), each(anywhere)),
     **dict.fromkeys("reshape squeeze expand_dims".split(), each(reshape)),
     "transpose": each(transpose),

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from vijax.trees import scan
 from vijax.types import PyTree
 
 Operator = Callable[[PyTree, PyTree], PyTree]
@@ -43,7 +44,7 @@ def sequential(operator: Operator, first: PyTree, elements: PyTree) -> PyTree:
         carry = operator(carry, element)
         return carry, carry
 
-    return _led_by(first, jax.lax.scan(step, first, elements)[1])
+    return _led_by(first, scan(step, first, elements)[1])
 
 
 def associative(operator: Operator, first: PyTree, elements: PyTree) -> PyTree:

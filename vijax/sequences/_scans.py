@@ -20,6 +20,7 @@ from vijax.sequences._algebra import (
     transpose,
 )
 from vijax.sequences._model import Steps
+from vijax.trees import scan
 
 
 class Scans(NamedTuple):
@@ -51,7 +52,7 @@ def _affine(a: Array, b: Array, reverse: bool) -> Array:  # noqa: FBT001
         v = link[0] @ v + link[1]
         return v, v
 
-    return jax.lax.scan(step, jnp.zeros_like(b[0]), (a, b), reverse=reverse)[1]
+    return scan(step, jnp.zeros_like(b[0]), (a, b), reverse=reverse)[1]
 
 
 def _spread(a: Array, c: Array) -> Array:
@@ -59,7 +60,7 @@ def _spread(a: Array, c: Array) -> Array:
         cov = symmetric(link[0] @ cov @ transpose(link[0]) + link[1])
         return cov, cov
 
-    return jax.lax.scan(step, jnp.zeros_like(c[0]), (a, c))[1]
+    return scan(step, jnp.zeros_like(c[0]), (a, c))[1]
 
 
 def _predicted(s: Steps) -> Array:
@@ -67,14 +68,14 @@ def _predicted(s: Steps) -> Array:
         cov = step(cov, s)
         return correct(cov, s)[1], cov
 
-    return jax.lax.scan(one, jnp.zeros_like(s.cov[0]), s)[1]
+    return scan(one, jnp.zeros_like(s.cov[0]), s)[1]
 
 
 def _future(elements: Element) -> Array:
     def step(precision: Array, e: Element) -> tuple[Array, Array]:
         return pull(e, tell(e, precision)[0], precision), precision
 
-    return jax.lax.scan(step, jnp.zeros_like(elements.precision[0]), elements, reverse=True)[1]
+    return scan(step, jnp.zeros_like(elements.precision[0]), elements, reverse=True)[1]
 
 
 sequential = Scans(_affine, _spread, _predicted, _future)

@@ -11,6 +11,7 @@ from jaxtyping import Array
 from vijax.gaussians import Gaussian, Precision, dense
 from vijax.gaussians.affine import LOG_2PI
 from vijax.gaussians.conditional import ravel_after
+from vijax.trees import own_point, scan
 from vijax.types import PyTree
 
 
@@ -37,6 +38,10 @@ class Block:
         shape = jax.eval_shape(self.join, like).shape
         self.axes = tuple(range(len(self.batch), len(shape)))
         self.size = math.prod(shape[len(self.batch) :])
+
+    def at(self, v: Array) -> Array:
+        """Return a point whose derivatives are each device's own."""
+        return own_point(self.density, v)
 
     def product(self, v: Array, e: Array) -> Array:
         """Return Λ e at v."""
@@ -138,7 +143,7 @@ def holds(f: Block, precision: Precision, matrix: Any, root: Any, v: Array) -> A
 
 def climbed(f: Block, steps: int) -> Array:
     """Return the b near a mode that Newton's steps from `like` lead to, without derivatives."""
-    start, precision = f.join(f.like), f.precision
+    start, precision = f.at(f.join(f.like)), f.precision
 
     def newton(v: Array, _: None) -> tuple[Array, None]:
         g = f.slope(v)
@@ -152,4 +157,4 @@ def climbed(f: Block, steps: int) -> Array:
         at = best.reshape(1, *best.shape, *(1,) * (v.ndim - best.ndim))
         return jnp.take_along_axis(tried, at, 0)[0], None
 
-    return jax.lax.stop_gradient(jax.lax.scan(newton, start, None, length=steps)[0])
+    return jax.lax.stop_gradient(scan(newton, start, None, length=steps)[0])

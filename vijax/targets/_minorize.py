@@ -12,6 +12,7 @@ from vijax.gaussians import Gaussian, Precision, dense
 from vijax.targets._block import require_floats, summed
 from vijax.targets._quadratic import collapse_gaussian
 from vijax.targets.minorizers import Minorizer
+from vijax.trees import own_point, scan
 from vijax.types import LogJoint, PyTree
 
 
@@ -107,9 +108,10 @@ def minorize(
             def value(tilt: Array) -> Array:
                 return jnp.sum(below(at, tilt)[0](z))
 
-            return minorizer.touch(jax.grad(value)(jax.tree.map(jnp.zeros_like, first))), None
+            none = own_point(value, jax.tree.map(jnp.zeros_like, first))
+            return minorizer.touch(jax.grad(value)(none)), None
 
-        return jax.lax.scan(jax.checkpoint(improve), minorizer.touch(first), None, length=steps)[0]
+        return scan(jax.checkpoint(improve), minorizer.touch(first), None, length=steps)[0]
 
     return Minorized(
         lambda z: below(local(z), None)[0](z), lambda z: below(local(z), None)[1](z), local

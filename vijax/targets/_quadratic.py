@@ -54,7 +54,7 @@ def collapse_gaussian(
     @precisely
     def found(z: PyTree) -> tuple[Array, Gaussian]:
         f = Block(log_joint, z, like, precision)
-        v = jnp.zeros_like(f.join(f.like))
+        v = f.at(jnp.zeros_like(f.join(f.like)))
         _quadratic(f, v)
         slope, curvature = jax.linearize(f.slope, v)  # whose primal part all directions share
         matrix = precision.probe(lambda e: -curvature(e), v)

@@ -7,6 +7,7 @@ from jaxtyping import Array
 
 from vijax.numerics import with_score
 from vijax.targets._range import exp_within_reach, last_axis, next_number, smallest
+from vijax.trees import scan
 
 
 def to_ordered(y: Array) -> tuple[Array, Array]:
@@ -24,7 +25,7 @@ def rising(z: Array) -> Array:
         return number, number
 
     steps = jnp.moveaxis(jax.lax.stop_gradient(z), -1, 0)
-    strict = jnp.concatenate([steps[:1], jax.lax.scan(above, steps[0], steps[1:])[1]])
+    strict = jnp.concatenate([steps[:1], scan(above, steps[0], steps[1:])[1]])
     return jnp.moveaxis(strict, 0, -1)
 
 

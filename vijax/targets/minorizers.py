@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jax.scipy.special import gammaln
 from jaxtyping import Array, ArrayLike
 
+from vijax.trees import scan
 from vijax.types import PyTree
 
 
@@ -202,7 +203,7 @@ def bouchard(label: ArrayLike) -> Minorizer:
             x, -1
         )  # where the slope is negative; positive where every logistic is within 1/c of its end
         high = jnp.max(x, -1) + jnp.sqrt(0.5 * c * jnp.max(variance, -1)) + math.log(2 * c)
-        (_, _, found), _ = jax.lax.scan(step, (low, high, 0.5 * (low + high)), None, length=20)
+        (_, _, found), _ = scan(step, (low, high, 0.5 * (low + high)), None, length=20)
         alpha = newton(jax.lax.stop_gradient(found))[
             1
         ]  # at the end Newton's step has the derivatives of the end

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from vijax.trees import own_direction, own_point
 from vijax.updates._gaussian import GaussianState
 from vijax.updates._whitened import Whitened
 
@@ -67,8 +68,9 @@ def _columns(log_p: LogP, noise: Array) -> tuple[Array, Array, Columns]:
         return jax.grad(mean, has_aux=True)(shift)
 
     d = noise.shape[1]
-    at, product, values = jax.linearize(slope, jnp.zeros(d, noise.dtype), has_aux=True)
-    eye = jnp.eye(d, dtype=noise.dtype)
+    zero = own_point(lambda shift: log_p(noise + shift[None]), jnp.zeros(d, noise.dtype))
+    at, product, values = jax.linearize(slope, zero, has_aux=True)
+    eye = own_direction(jnp.eye(d, dtype=noise.dtype), zero)
 
     def each(keep: Callable[[Array, Array], Array]) -> Array:
         return jax.lax.map(lambda e: keep(e, product(e)), eye, batch_size=min(16, d))
@@ -101,7 +103,7 @@ def slopes(log_p: LogP, noise: Array) -> tuple[Array, Array]:
         values = log_p(e)
         return jnp.sum(values), values
 
-    slope, values = jax.grad(total, has_aux=True)(noise)
+    slope, values = jax.grad(total, has_aux=True)(own_point(log_p, noise))
     return values, slope
 
 

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Key
 
 from vijax import checks
 from vijax.gaussians.triangle import half_log_det
-from vijax.trees import where
+from vijax.trees import where, while_loop
 from vijax.types import LogJoint, PyTree, Rule, Step, properties
 from vijax.updates import _gaussian
 from vijax.updates._gaussian import GaussianState
@@ -141,7 +141,7 @@ def take(
         return new, tried + 1, worse(new)
 
     # The first step is the loop's too: the model is compiled once for all of them.
-    new, tried, bad = jax.lax.while_loop(too_long, shorten, (state, jnp.int32(0), one > 0))
+    new, tried, bad = while_loop(too_long, shorten, (state, jnp.int32(0), one > 0))
     share = jnp.where(bad, 0.0, 0.5 ** (tried - 1)).astype(one.dtype)
     return where(bad, state, new)._replace(steps=state.steps + 1, taken=share)
 

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Key
 from vijax import checks, engine, jaxprs
 from vijax.gaussians.affine import standard_log_density
 from vijax.gaussians.triangle import half_log_det, times_root
+from vijax.trees import own_point
 from vijax.types import Caveat, Draws, LogJoint, PyTree, Step, properties
 from vijax.updates._gaussian import GaussianState
 
@@ -80,7 +81,7 @@ def report(
     def mean_log_p(loc: PyTree) -> Array:
         return jnp.mean(target.log_p(state._replace(loc=loc), target.noise))
 
-    gradient = {"loc": jax.grad(mean_log_p)(state.loc)}
+    gradient = {"loc": jax.grad(mean_log_p)(own_point(mean_log_p, state.loc))}
     return Step(jnp.mean(log_p - log_q), drawn, gradient)
 
 
