@@ -205,3 +205,20 @@ def test_chunks_do_not_stall_in_half_precision(n, key):
 
     whole, single = (jax.grad(value)(jnp.bfloat16(-1), size) for size in (None, 1))
     np.testing.assert_allclose(np.float32(single), np.float32(whole), rtol=0.05)
+
+
+def test_data_of_numpy_under_vmap(key):
+    """Under jit, vmap hands NumPy's arrays on as they are, which no custom_vjp takes as a constant."""
+
+    def value(slope, data, chunk_size):
+        def one(x):
+            q = Gauss(slope * x, -0.2 + 0 * x)
+            target = lambda z: -0.5 * z**2 - 0.5 * (x - slope * z) ** 2
+            objective = vj.gradients.dreg(vj.bounds.iwae)
+            return objective(key, target, q, num_samples=4, chunk_size=chunk_size).value
+
+        return jnp.sum(jax.vmap(one)(data))
+
+    data, slope = np.linspace(-1.0, 1.0, 3, dtype=np.float32), jnp.float32(0.3)
+    found = jax.jit(jax.value_and_grad(lambda slope: value(slope, data, 2)))(slope)
+    assert_close(found, jax.value_and_grad(lambda slope: value(slope, data, None))(slope))

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.extend import core
 from jaxtyping import Array
 
@@ -27,8 +28,9 @@ def hoist(
     """
     closed, shape = _without_references(function, *args)
     jaxpr, tree = closed.jaxpr, jax.tree.structure(shape)
-    is_parameter = [jnp.issubdtype(jnp.result_type(c), jnp.inexact) for c in closed.consts]
-    pairs = list(zip(closed.consts, is_parameter, strict=True))
+    consts = [_of_jax(c) for c in closed.consts]
+    is_parameter = [jnp.issubdtype(jnp.result_type(c), jnp.inexact) for c in consts]
+    pairs = list(zip(consts, is_parameter, strict=True))
     others, wrap = bare([c for c, p in pairs if not p])
 
     def hoisted(parameters: list[Array], others: list[Any], *args: PyTree) -> PyTree:
@@ -38,6 +40,11 @@ def hoist(
         return jax.tree.unflatten(tree, out)
 
     return hoisted, [jnp.asarray(c) for c, p in pairs if p], others, shape
+
+
+def _of_jax(const: Any) -> Any:
+    """Return a constant that a custom_vjp under jit takes: not NumPy's data, as jax.vmap hands them on."""
+    return jnp.copy(const) if isinstance(getattr(const, "val", None), np.ndarray) else const
 
 
 def bare(tree: PyTree) -> tuple[PyTree, Callable[[PyTree], PyTree]]:
