@@ -86,10 +86,12 @@ def test_shapes_of_log_joint(make, kind):
     [
         (vj.bounds.renyi, "renyi is not.*alpha"),
         (partial(vj.bounds.renyi, alhpa=0.5), "renyi with alhpa is not"),
-        (vj.gradients.reparam(vj.bounds.iwae), "objective is not"),
+        (vj.gradients.reparam(vj.bounds.iwae), "objective is not: .*estimator"),
+        (vj.gradients.reparam, "reparam is not: .*Give the estimator a bound"),
+        (jax.random.key(0), r"got a key: .*\(key, log_joint, q, num_samples=16\)"),
         (None, "bound must be callable"),
     ],
-    ids=["missing", "misspelt", "an objective", "none"],
+    ids=["missing", "misspelt", "an objective", "an estimator", "a key", "none"],
 )
 def test_bounds_that_cannot_be_called(make, bound, message):
     with pytest.raises(TypeError, match=message):

@@ -1,5 +1,6 @@
 """Checks at trace time, each with a message that names the argument, what was found, and the cure."""
 
+import operator
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from functools import partial
@@ -9,7 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vijax import types
+from vijax import calls, types
+from vijax.calls import described, is_known
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -18,7 +20,7 @@ def key(key: Any) -> None:
     """Refuse anything but one typed key."""
     dtype = getattr(key, "dtype", None)
     if dtype is None or not jnp.issubdtype(dtype, jax.dtypes.prng_key):
-        found, cure = f"{key!r:.40}", ""
+        found, cure = described(key), ""
         if isinstance(key, int):
             cure = f"; a seed becomes a key by jax.random.key({key})"
         elif dtype is not None:
@@ -33,15 +35,15 @@ def key(key: Any) -> None:
         )
 
 
-def static_count(value: Any, name: str, *, least: int = 1) -> None:
+def static_count(value: Any, name: str, *, least: int = 1, why: str = "") -> None:
     """Refuse counts that are not Python ints of at least `least`, known when a function is traced."""
-    traced = isinstance(value, jax.core.Tracer)
-    if isinstance(value, bool) or traced or not hasattr(value, "__index__"):
+    of_many = jnp.ndim(value) if hasattr(value, "dtype") else 0
+    if isinstance(value, bool) or not is_known(value) or of_many or not hasattr(value, "__index__"):
         raise TypeError(
             f"{name} must be a Python int, fixed when the function is traced; got {value!r}."
         )
-    if value < least:
-        raise ValueError(f"{name} must be at least {least}, got {value}.")
+    if operator.index(value) < least:
+        raise ValueError(f"{name} must be at least {least}, got {value}{why}.")
 
 
 def num_samples(num_samples: Any, chunk_size: Any = None) -> None:
@@ -61,16 +63,8 @@ def family(family: Any, name: str) -> None:
     """Refuse what is no family; nearly always one that was not called."""
     if not (hasattr(family, "init") and hasattr(family, "dist")):
         raise TypeError(
-            f"{name} must be a Family, such as families.full_rank() with its brackets, got {family!r:.60}."
+            f"{name} must be a Family, such as families.full_rank() with its brackets, got {described(family)}."
         )
-
-
-def whole(value: Any, name: str, why: str = "") -> None:
-    """Refuse counts that are not whole numbers of at least 1."""
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise TypeError(f"{name} must be a whole number, got {value!r}.")
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1, got {value}{why}.")
 
 
 CONDITIONAL = (
@@ -147,9 +141,7 @@ def target(
         The function. Without `only_mean` it evaluates where more than the mean counts, so that a
         target inside it that is unbiased in its mean alone is refused, however deep.
     """
-    if not callable(log_joint):
-        of = f": pass its {what}" if hasattr(log_joint, what) else ""
-        raise TypeError(f"{what} must be a function, got a {type(log_joint).__name__}{of}.")
+    calls.function(log_joint, what)
     known = types.properties(log_joint)
     if known.holds_log_q and not holds_log_q:
         raise ValueError(
@@ -250,7 +242,7 @@ def missing_leaf(error: KeyError | AttributeError, z: Any) -> ValueError | None:
 
 def start_gradient(value: Any, gradient: Any, who: str) -> None:
     """Refuse a start whose density is finite and whose gradient is not; under a trace nothing is known."""
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((value, gradient))):
+    if not is_known(value, gradient):
         return
     if not np.isfinite(value):
         return

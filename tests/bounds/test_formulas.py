@@ -217,7 +217,6 @@ def test_hyperparameters_may_be_traced(function, keyword, values, log_w, uncheck
     ("call", "message"),
     [
         (lambda l: bounds.jackknife(l, order=4), "order 1, 2 or 3"),
-        (lambda l: bounds.jackknife(l, order=1.0), "order 1, 2 or 3"),
         (lambda l: bounds.exp_cubo(l, n=0.5), "n must be at least 1"),
         (lambda l: bounds.cubo(l, n=np.float32(0.5)), "n must be at least 1"),
         (lambda l: bounds.ciwae(l, beta=np.float32(2.0)), "beta must lie"),
@@ -250,7 +249,9 @@ def test_refused_arguments(call, message, log_w, unchecked):
 
 def test_groups_divide_the_draws():
     for groups in (4, 0, 7):
-        with pytest.raises(ValueError, match="groups must divide the number of draws"):
+        with pytest.raises(
+            ValueError, match="groups must (divide the number of draws|be at least)"
+        ):
             bounds.multi_iwae(jnp.zeros((6, 2)), groups=groups)
     with pytest.raises(ValueError, match="use bounds.elbo"):
         closed_forms(partial(bounds.multi_iwae, groups=6)).leave_one_out(jnp.zeros((6, 2)))

@@ -341,7 +341,7 @@ def test_refusals(key, unchecked):
     for wrong in ({"layers": 0}, {"bins": 0}, {"interval": 0.0}, {"hidden": 8}, {"hidden": (8, 0)}):
         with pytest.raises(ValueError, match=f"{next(iter(wrong))} must be"):
             flow(**wrong)
-    with pytest.raises(TypeError, match="layers must be a whole number, got 2.5"):
+    with pytest.raises(TypeError, match="layers must be a Python int.*got 2.5"):
         flow(layers=2.5)
     q = FLOWS["spline_coupling"].dist(FLOWS["spline_coupling"].init(key, LIKE))
     with pytest.raises(ValueError, match="z must be one draw of this family.*vmap"):

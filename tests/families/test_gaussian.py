@@ -158,7 +158,7 @@ def test_latents_that_no_gaussian_holds(name, like, key):
 def test_rank_is_positive(unchecked):
     with pytest.raises(ValueError, match="rank must be at least 1.*mean_field"):
         vj.families.low_rank(rank=0)
-    with pytest.raises(TypeError, match="rank must be a whole number, got 1.5"):
+    with pytest.raises(TypeError, match="rank must be a Python int.*got 1.5"):
         vj.families.low_rank(rank=1.5)
 
 
@@ -185,7 +185,9 @@ def test_dtypes_follow_like(name, key, x64):
 def test_weak_numbers_draw_in_full_precision(name):
     """jnp.array(0.4) has a weak dtype, which would yield to half precision."""
     family = getattr(vj.families, name)()
-    by_hand = {"loc": jnp.array(0.4), "log_scale": jnp.array(-1.0), "lower": jnp.zeros(0)}
+    by_hand = {"loc": jnp.array(0.4), "log_scale": jnp.array(-1.0)}
+    if name == "full_rank":
+        by_hand["lower"] = jnp.zeros(0)
     for params in (family.init(None, jnp.array(0.4)), family.init(None, 0.4), by_hand):
         z, _ = family.dist(params).sample_and_log_prob(seed=jax.random.key(0), sample_shape=(2000,))
         assert z.dtype == jnp.float32

@@ -122,7 +122,7 @@ def test_every_estimator_is_unbiased_for_it(name, x64):
 @pytest.mark.usefixtures("unchecked")
 def test_refusals(key):
     q = Gauss(0.0, 0.0)
-    with pytest.raises(TypeError, match="whole number of data"):
+    with pytest.raises(TypeError, match="num_data must be a Python int"):
         vj.targets.tied(norm.logpdf, norm.logpdf, q, num_data=2.5)
     with pytest.raises(ValueError, match="at least 1"):
         vj.targets.tied(norm.logpdf, norm.logpdf, q, num_data=0)

@@ -10,11 +10,14 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from vijax import checks
+from vijax.bounds._admit import bound
+from vijax.calls import is_known
 from vijax.numerics import log_mean_exp
 from vijax.types import Level, with_closed_forms
 
 
 @with_closed_forms(smooth=True, independent=True)
+@bound
 def jackknife(
     log_w: Float[Array, "k *batch"], *, order: int = 1, weights: Array | None = None
 ) -> Float[Array, "*batch"]:
@@ -41,12 +44,8 @@ def jackknife(
         inference, 2018.
     """
     k = log_w.shape[0]
-    if (
-        isinstance(order, bool)
-        or not isinstance(order, int)
-        or order not in (1, 2, 3)
-        or k <= order
-    ):
+    checks.static_count(order, "order")
+    if order not in (1, 2, 3) or k <= order:
         raise ValueError(
             f"jackknife has order 1, 2 or 3 and takes k >= 1 + order draws, got order {order}, k = {k}."
         )
@@ -135,6 +134,7 @@ def _triple_differences(
 
 
 @with_closed_forms(smooth=True, independent=True)
+@bound
 def sumo(
     log_w: Float[Array, "k *batch"], *, level: Level, weights: Array | None = None
 ) -> Float[Array, "*batch"]:
@@ -199,6 +199,7 @@ def _cannot_lose(log_w: Array, **_: object) -> Array:
 
 
 @with_closed_forms(smooth=True, leave_one_out=_cannot_lose, independent=True)
+@bound
 def mlmc_iwae(
     log_w: Float[Array, "k *batch"], *, level: Level, weights: Array | None = None
 ) -> Float[Array, "*batch"]:
@@ -253,12 +254,12 @@ def mlmc_iwae(
 def _known(level: Level) -> Any:
     """Return the probabilities, of NumPy where they are known while tracing."""
     p = level.probabilities
-    return p if isinstance(p, jax.core.Tracer) else np.asarray(p)
+    return np.asarray(p) if is_known(p) else p
 
 
 def _positive(name: str, mass: Any, where: str, dtype: Any) -> Array:
     """Return 1, or nan where a mass by which the estimator divides is 0; refuse one that is known to be."""
-    if not isinstance(mass, jax.core.Tracer):
+    if is_known(mass):
         if not np.all(mass > 0):
             raise ValueError(
                 f"{name} needs a positive probability of {where}, and level.probabilities has {mass} there: what is "

@@ -5,6 +5,7 @@ from typing import Any
 
 from jaxtyping import Array, Float
 
+from vijax.bounds._admit import bound
 from vijax.bounds._importance import elbo
 from vijax.types import closed_forms, with_closed_forms
 
@@ -18,6 +19,7 @@ def _terms(log_w: Array, *, f: Callable[[Array], Array], weights: Array | None =
 
 
 @with_closed_forms(smooth=_smooth, terms=_terms)
+@bound
 def f_divergence(
     log_w: Float[Array, "k *batch"], *, f: Callable[[Array], Array], weights: Array | None = None
 ) -> Float[Array, "*batch"]:
@@ -34,7 +36,8 @@ def f_divergence(
     Args:
         log_w: log-weights in nats, [k, *batch].
         f: log u -> f(u), convex and 0 at u = 1; of `bounds.generators`, or yours.
-        weights: of the draws, [k] or [k, *batch], summing to 1 over axis 0; 1/k where None.
+        weights: of the draws, [k] or [k, *batch], summing to 1 over axis 0; 1/k where None. Of traced
+            ones the shape alone is checked.
 
     Returns:
         [*batch], in units of f; infinite, with slope 0, where f leaves the range of the dtype.

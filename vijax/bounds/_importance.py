@@ -5,6 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from vijax import checks
+from vijax.bounds._admit import bound
+from vijax.calls import is_known
 from vijax.numerics import (
     expand,
     leave_one_out_log_mean_exp,
@@ -39,6 +42,7 @@ def _iwae_power(*, weights: Array | None = None) -> float | None:
 @with_closed_forms(
     smooth=True, linear=True, power=_elbo_power, gate=_ones, leave_one_out=leave_one_out_mean
 )
+@bound
 def elbo(
     log_w: Float[Array, "k *batch"], *, weights: Array | None = None
 ) -> Float[Array, "*batch"]:
@@ -51,7 +55,8 @@ def elbo(
 
     Args:
         log_w: log-weights in nats, [k, *batch].
-        weights: of the draws, [k] or [k, *batch], summing to 1 over axis 0; 1/k where None.
+        weights: of the draws, [k] or [k, *batch], summing to 1 over axis 0; 1/k where None. Of traced
+            ones the shape alone is checked.
 
     Returns:
         [*batch], in nats.
@@ -75,6 +80,7 @@ def elbo(
     gate=normalized_weights,
     leave_one_out=leave_one_out_log_mean_exp,
 )
+@bound
 def iwae(
     log_w: Float[Array, "k *batch"], *, weights: Array | None = None
 ) -> Float[Array, "*batch"]:
@@ -86,7 +92,8 @@ def iwae(
 
     Args:
         log_w: log-weights in nats, [k, *batch].
-        weights: of the draws, [k] or [k, *batch], summing to 1 over axis 0; 1/k where None.
+        weights: of the draws, [k] or [k, *batch], summing to 1 over axis 0; 1/k where None. Of traced
+            ones the shape alone is checked.
 
     Returns:
         [*batch], in nats.
@@ -99,7 +106,8 @@ def iwae(
 def _grouped(log_w: Array, groups: int, weights: Array | None) -> tuple[Array, Array, Array]:
     """Return log_w as [k/groups, groups, *batch], the weights within each group, and each group's own weight."""
     k = log_w.shape[0]
-    if groups < 1 or k == 0 or k % groups:
+    checks.static_count(groups, "groups")
+    if k == 0 or k % groups:
         raise ValueError(
             f"groups must divide the number of draws: {groups} groups, log_w of shape {log_w.shape}."
         )
@@ -150,6 +158,7 @@ def _multi_iwae_own(
 @with_closed_forms(
     smooth=True, gate=_multi_iwae_gate, leave_one_out=_multi_iwae_leave_one_out, own=_multi_iwae_own
 )
+@bound
 def multi_iwae(
     log_w: Float[Array, "k *batch"], *, groups: int, weights: Array | None = None
 ) -> Float[Array, "*batch"]:
@@ -162,7 +171,8 @@ def multi_iwae(
     Args:
         log_w: log-weights in nats, [k, *batch]; group m is rows m k/M to (m+1) k/M - 1.
         groups: M, a divisor of k.
-        weights: of the draws, [k] or [k, *batch], summing to 1 over axis 0; 1/k where None.
+        weights: of the draws, [k] or [k, *batch], summing to 1 over axis 0; 1/k where None. Of traced
+            ones the shape alone is checked.
 
     Returns:
         [*batch], in nats.
@@ -200,6 +210,7 @@ def _ciwae_own(
 @with_closed_forms(
     smooth=True, gate=_ciwae_gate, leave_one_out=_ciwae_leave_one_out, own=_ciwae_own
 )
+@bound
 def ciwae(
     log_w: Float[Array, "k *batch"], *, beta: float | Array, weights: Array | None = None
 ) -> Float[Array, "*batch"]:
@@ -212,7 +223,8 @@ def ciwae(
     Args:
         log_w: log-weights in nats, [k, *batch].
         beta: weight of the ELBO.
-        weights: of the draws, [k] or [k, *batch], summing to 1 over axis 0; 1/k where None.
+        weights: of the draws, [k] or [k, *batch], summing to 1 over axis 0; 1/k where None. Of traced
+            ones the shape alone is checked.
 
     Returns:
         [*batch], in nats.
@@ -222,6 +234,6 @@ def ciwae(
 
     Reference: Rainforth et al., Tighter variational bounds are not necessarily better, 2018, arXiv:1802.04537.
     """
-    if isinstance(beta, (int, float, np.number)) and not 0 <= beta <= 1:
+    if is_known(beta) and not np.all((np.asarray(beta) >= 0) & (np.asarray(beta) <= 1)):
         raise ValueError(f"beta must lie between 0 and 1 for a bound, got {beta}.")
     return beta * elbo(log_w, weights=weights) + (1 - beta) * log_mean_exp(log_w, weights=weights)

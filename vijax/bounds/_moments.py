@@ -4,8 +4,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
+from vijax import checks
+from vijax.bounds._admit import bound
 from vijax.bounds._importance import elbo
 from vijax.bounds._total import exp
+from vijax.calls import is_known
 from vijax.types import with_closed_forms
 
 
@@ -28,6 +31,7 @@ def _powers(
 
 
 @with_closed_forms(smooth=True, terms=_powers)
+@bound
 def exp_cubo(
     log_w: Float[Array, "k *batch"],
     *,
@@ -47,7 +51,8 @@ def exp_cubo(
         log_w: log-weights in nats, [k, *batch].
         n: the order of the moment.
         reference: r in nats, () or [*batch].
-        weights: of the draws, [k] or [k, *batch], summing to 1 over axis 0; 1/k where None.
+        weights: of the draws, [k] or [k, *batch], summing to 1 over axis 0; 1/k where None. Of traced
+            ones the shape alone is checked.
 
     Returns:
         [*batch], in units of e^(n r); infinite, with slope 0, where it leaves the range of the dtype.
@@ -58,7 +63,7 @@ def exp_cubo(
     Reference: Dieng, Tran, Ranganath, Paisley, Blei, Variational inference via χ upper bound minimization, 2017,
         arXiv:1611.00328.
     """
-    if isinstance(n, (int, float, np.number)) and n < 1:
+    if is_known(n) and not np.all(np.asarray(n) >= 1):
         raise ValueError(f"n must be at least 1 for an upper bound, got {n}.")
     return elbo(_powers(log_w, n=n, reference=reference), weights=weights)
 
@@ -76,6 +81,7 @@ def _series(
 
 
 @with_closed_forms(smooth=True, terms=_series)
+@bound
 def perturbative(
     log_w: Float[Array, "k *batch"],
     *,
@@ -94,7 +100,8 @@ def perturbative(
         log_w: log-weights in nats, [k, *batch].
         reference: r = -V₀ in nats, () or [*batch].
         order: of the Taylor series; odd for a bound.
-        weights: of the draws, [k] or [k, *batch], summing to 1 over axis 0; 1/k where None.
+        weights: of the draws, [k] or [k, *batch], summing to 1 over axis 0; 1/k where None. Of traced
+            ones the shape alone is checked.
 
     Returns:
         [*batch], in units of eʳ.
@@ -104,7 +111,8 @@ def perturbative(
 
     Reference: Bamler, Zhang, Opper, Mandt, Perturbative black box variational inference, 2017, arXiv:1709.07433.
     """
-    if order < 1 or order % 2 == 0:
+    checks.static_count(order, "order")
+    if order % 2 == 0:
         raise ValueError(
             f"perturbative bounds p(x) for odd orders only, got {order}; take {order + 1}."
         )
@@ -120,6 +128,7 @@ def _pairs(log_w: Array, *, weights: Array | None = None) -> tuple[Array, float]
 
 
 @with_closed_forms(smooth=True, independent=True, own=_pairs)
+@bound
 def log_variance(
     log_w: Float[Array, "k *batch"], *, weights: Array | None = None
 ) -> Float[Array, "*batch"]:

@@ -5,7 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from vijax.bounds._admit import bound
 from vijax.bounds._importance import elbo, elbo_own
+from vijax.calls import is_known
 from vijax.numerics import (
     leave_one_out_log_mean_exp,
     leave_one_out_mean,
@@ -83,6 +85,7 @@ def _renyi_power(
     leave_one_out=_renyi_leave_one_out,
     own=_renyi_own,
 )
+@bound
 def renyi(
     log_w: Float[Array, "k *batch"], *, alpha: float | Array, weights: Array | None = None
 ) -> Float[Array, "*batch"]:
@@ -96,7 +99,8 @@ def renyi(
     Args:
         log_w: log-weights in nats, [k, *batch].
         alpha: order; 1 is the ELBO.
-        weights: of the draws, [k] or [k, *batch], summing to 1 over axis 0; 1/k where None.
+        weights: of the draws, [k] or [k, *batch], summing to 1 over axis 0; 1/k where None. Of traced
+            ones the shape alone is checked.
 
     Returns:
         [*batch], in nats.
@@ -121,6 +125,7 @@ def _cubo_power(*, n: float | Array = 2.0, weights: Array | None = None) -> floa
 @with_closed_forms(
     smooth=True, power=_cubo_power, gate=_cubo_gate, leave_one_out=_cubo_leave_one_out
 )
+@bound
 def cubo(
     log_w: Float[Array, "k *batch"], *, n: float | Array = 2.0, weights: Array | None = None
 ) -> Float[Array, "*batch"]:
@@ -134,7 +139,8 @@ def cubo(
     Args:
         log_w: log-weights in nats, [k, *batch].
         n: order, at least 1.
-        weights: of the draws, [k] or [k, *batch], summing to 1 over axis 0; 1/k where None.
+        weights: of the draws, [k] or [k, *batch], summing to 1 over axis 0; 1/k where None. Of traced
+            ones the shape alone is checked.
 
     Returns:
         [*batch], in nats.
@@ -142,7 +148,7 @@ def cubo(
     Reference: Dieng, Tran, Ranganath, Paisley, Blei, Variational inference via chi upper bound minimization, 2017,
         arXiv:1611.00328.
     """
-    if isinstance(n, (int, float, np.number)) and n < 1:
+    if is_known(n) and not np.all(np.asarray(n) >= 1):
         raise ValueError(
             f"n must be at least 1 for an upper bound, got {n}; for a lower one use renyi, alpha = 1 - n."
         )

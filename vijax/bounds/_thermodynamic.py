@@ -7,7 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
+from vijax.bounds._admit import bound
 from vijax.bounds._importance import elbo, elbo_own
+from vijax.calls import is_known
 from vijax.numerics import expand, normalized_weights
 from vijax.types import with_closed_forms
 
@@ -34,6 +36,7 @@ def _tilted_mean(log_w: Array, beta: Array | float, weights: Array | None) -> Ar
 
 
 @with_closed_forms(smooth=True)
+@bound
 def eubo(
     log_w: Float[Array, "k *batch"], *, weights: Array | None = None
 ) -> Float[Array, "*batch"]:
@@ -47,7 +50,8 @@ def eubo(
 
     Args:
         log_w: log-weights in nats, [k, *batch].
-        weights: of the draws, [k] or [k, *batch], summing to 1 over axis 0; 1/k where None.
+        weights: of the draws, [k] or [k, *batch], summing to 1 over axis 0; 1/k where None. Of traced
+            ones the shape alone is checked.
 
     Returns:
         [*batch], in nats; -inf where every draw is impossible, each of which alone counts for nothing.
@@ -71,6 +75,7 @@ def _tvo_lower_own(
 
 
 @with_closed_forms(smooth=True, own=_tvo_lower_own)
+@bound
 def tvo_lower(
     log_w: Float[Array, "k *batch"], *, partition: Partition, weights: Array | None = None
 ) -> Float[Array, "*batch"]:
@@ -85,7 +90,8 @@ def tvo_lower(
     Args:
         log_w: log-weights in nats, [k, *batch].
         partition: 0 = β₀ < β₁ < ... < β_T = 1, [T + 1].
-        weights: of the draws, [k] or [k, *batch], summing to 1 over axis 0; 1/k where None.
+        weights: of the draws, [k] or [k, *batch], summing to 1 over axis 0; 1/k where None. Of traced
+            ones the shape alone is checked.
 
     Returns:
         [*batch], in nats; -inf where any draw is impossible.
@@ -99,6 +105,7 @@ def tvo_lower(
 
 
 @with_closed_forms(smooth=True)
+@bound
 def tvo_upper(
     log_w: Float[Array, "k *batch"], *, partition: Partition, weights: Array | None = None
 ) -> Float[Array, "*batch"]:
@@ -112,7 +119,8 @@ def tvo_upper(
     Args:
         log_w: log-weights in nats, [k, *batch].
         partition: 0 = β₀ < β₁ < ... < β_T = 1, [T + 1].
-        weights: of the draws, [k] or [k, *batch], summing to 1 over axis 0; 1/k where None.
+        weights: of the draws, [k] or [k, *batch], summing to 1 over axis 0; 1/k where None. Of traced
+            ones the shape alone is checked.
 
     Returns:
         [*batch], in nats.
@@ -147,8 +155,8 @@ def _check_partition(partition: Partition, shape: tuple[int, ...]) -> None:
     what = "partition must be a vector 0 = β₀ < β₁ < ... < β_T = 1 of two points or more, jnp.linspace(0, 1, T + 1)"
     if len(shape) != 1 or shape[0] < 2:
         raise ValueError(f"{what}; got shape {shape}.")
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(partition)):
+    if not is_known(partition):
         return
     betas = np.asarray(partition, np.float64)
-    if betas[0] != 0 or abs(betas[-1] - 1) > 1e-6 or np.any(np.diff(betas) <= 0):
+    if not (betas[0] == 0 and abs(betas[-1] - 1) <= 1e-6 and np.all(np.diff(betas) > 0)):
         raise ValueError(f"{what}; got {betas}.")

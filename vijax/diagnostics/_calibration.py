@@ -75,10 +75,7 @@ def vsbc(
         distribution function, 1969.
     """
     checks.key(key)
-    if isinstance(replications, bool) or not hasattr(replications, "__index__"):
-        raise TypeError(
-            f"replications must be a Python int, fixed when the function is traced; got {replications!r}."
-        )
+    checks.static_count(replications, "replications")
     if replications < 10:
         raise ValueError(
             f"replications must be at least 10, got {replications}; 300 are a good start."

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from vijax.calls import described
 from vijax.diagnostics._moments import agree
 from vijax.resampling import systematic
 from vijax.types import Draws, Estimate
@@ -12,6 +13,11 @@ from vijax.types import Draws, Estimate
 def weighted(draws: Draws | Estimate) -> Draws:
     """Return draws, without what comes beside log p; refuse those that have no importance weights."""
     draws = draws.draws if isinstance(draws, Estimate) else draws
+    if not isinstance(draws, Draws):
+        raise TypeError(
+            f"draws must be Draws or an Estimate, as draws.weigh(key, log_joint, q, num_samples=4000) makes them, got "
+            f"{described(draws)}; of a fit: fitting.weigh(key, found, log_joint, family, num_samples=4000)."
+        )
     if draws.only_mean is not None:
         raise ValueError(
             f"these draws have no importance weights: {draws.only_mean}. Weigh draws of q by all of the data, "

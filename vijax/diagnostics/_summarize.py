@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from vijax.calls import is_known
 from vijax.checks import named_scalars
 from vijax.diagnostics._chains import rhat_among
 from vijax.diagnostics._evidence import Measured, mean_of
@@ -120,7 +121,7 @@ _compiled_fast = jax.jit(_numbers, compiler_options={"xla_backend_optimization_l
 def _runs_once(given: PyTree) -> bool:
     """Return whether to compile fast, which is for the outermost program, on a CPU, and not too many numbers."""
     leaves = jax.tree.leaves(given)
-    outermost = not any(isinstance(leaf, jax.core.Tracer) for leaf in leaves)
+    outermost = is_known(leaves)
     return (
         outermost
         and jax.default_backend() == "cpu"

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from vijax.calls import log_weights
 from vijax.numerics import log_normalized, normalized_weights
 
 RESOLVED = (
@@ -90,6 +91,7 @@ def ess(
 
     Reference: Kong, A note on importance sampling using standardized weights, 1992.
     """
+    log_weights(log_w, "diagnostics.ess")
     squares = jnp.sum(jnp.square(normalized_weights(log_w)), 0)
     found = jnp.where(squares == 0, 0.0, 1 / jnp.where(squares == 0, 1.0, squares))
     return jnp.where(unresolved(log_w, resolution)[1], jnp.nan, found)
@@ -121,6 +123,7 @@ def khat(
     Reference: Vehtari, Simpson, Gelman, Yao, Gabry, Pareto smoothed importance sampling, 2024, arXiv:1507.02646; Zhang,
         Stephens, A new and efficient estimation method for the generalized Pareto distribution, 2009.
     """
+    log_weights(log_w, "diagnostics.khat")
     return _by_column(_shape, log_w, resolution).reshape(log_w.shape[1:])
 
 
@@ -145,6 +148,7 @@ def psis(log_w: Float[Array, "k *batch"]) -> Float[Array, "k *batch"]:
 
     Reference: Vehtari, Simpson, Gelman, Yao, Gabry, Pareto smoothed importance sampling, 2024, arXiv:1507.02646.
     """
+    log_weights(log_w, "diagnostics.psis")
     return jnp.moveaxis(_by_column(_smoothed, log_w, None), 0, -1).reshape(log_w.shape)
 
 

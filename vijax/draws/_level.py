@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Key
 
 from vijax import checks
+from vijax.calls import is_known
 from vijax.types import Level
 
 
@@ -38,7 +39,7 @@ def level(
     """
     checks.key(key)
     p: Any = probabilities
-    if not isinstance(p, jax.core.Tracer):
+    if is_known(p):
         # Of NumPy it stays known under jit, so that the bound can check it.
         p = np.asarray(p)
         p = p.astype(jnp.result_type(p, float))
@@ -86,14 +87,11 @@ def geometric(m: int, *, ratio: float = 2**-1.5) -> Float[Array, " m"]:
         arXiv:2001.04676.
     """
     _levels(m)
-    if not isinstance(ratio, jax.core.Tracer) and not ratio > 0:
+    if is_known(ratio) and not 0 < ratio < np.inf:
         raise ValueError(f"ratio must be positive, got {ratio!r}.")
     p: Any = jnp.asarray(ratio) ** jnp.arange(m)
     return p / jnp.sum(p)
 
 
 def _levels(m: Any) -> None:
-    if isinstance(m, bool) or not hasattr(m, "__index__") or m < 1:
-        raise ValueError(
-            f"m, the number of levels, must be a whole number of at least 1, got {m!r}."
-        )
+    checks.static_count(m, "m, the number of levels,")

@@ -6,12 +6,14 @@ import jax
 from jaxtyping import Array, Key
 
 from vijax import checks
+from vijax.calls import usage
 from vijax.engine import evaluate, iid, plan
 from vijax.types import Draw, Draws, LogJoint, lift, properties
 
 CURE = "give it all the data, or take the ELBO of an objective, gradients.reparam(bounds.elbo), and its draws"
 
 
+@usage("draws.weigh", "draws.weigh(key, log_joint, q, num_samples=4000)")
 def weigh(
     key: Key[Array, ""], log_joint: LogJoint, q: Any, *, num_samples: int, draw: Draw = iid
 ) -> Draws:

@@ -15,6 +15,7 @@ from vijax.engine._objective import (
     estimate,
     make_objective,
     once_differentiable,
+    taking,
 )
 from vijax.engine._one_pass import one_pass
 from vijax.engine._refusals import CURE, densities_disagree, not_one_value_per_draw, support_moves
@@ -54,4 +55,5 @@ __all__ = [
     "require",
     "split",
     "support_moves",
+    "taking",
 ]

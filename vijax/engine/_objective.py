@@ -4,20 +4,33 @@ import inspect
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Key
 
 from vijax import checks, jaxprs, numerics
+from vijax.calls import usage
 from vijax.engine import _refusals as refusals
 from vijax.engine._bound import require_smooth
 from vijax.engine._chunks import Rows, chunked
 from vijax.engine._evaluate import Plan
 from vijax.engine._one_pass import Sample, Weigh, one_pass
 from vijax.engine._request import Needs, Request, admit, require
-from vijax.types import Bound, Caveat, Draw, Draws, Estimate, LogJoint, Objective, PyTree
+from vijax.types import (
+    Bound,
+    Caveat,
+    Distribution,
+    Draw,
+    Draws,
+    Estimate,
+    LogJoint,
+    Objective,
+    PyTree,
+)
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Evaluated(NamedTuple):
@@ -112,6 +125,9 @@ def make_objective(
     for_path = bound if path_bound is None else path_bound
     needs = estimator.needs if isinstance(estimator, Estimator) else Needs()
 
+    made = f"gradients.{name}({checks.describe(bound)})"
+
+    @usage(made, f"{made}(key, log_joint, q, num_samples=16)")
     def objective(
         key: Key[Array, ""],
         log_joint: LogJoint,
@@ -137,13 +153,30 @@ def make_objective(
     return objective
 
 
+def taking(name: str, arguments: str = "bounds.elbo") -> Callable[[F], F]:
+    """Decorate an estimator, whose arguments are named where a key and a model were given instead."""
+    made = f"gradients.{name}({arguments})"
+    return usage(
+        f"gradients.{name}", f"{made}, and the outcome as (key, log_joint, q, num_samples=16)"
+    )
+
+
 def _refuse_more_arguments(bound: Any) -> None:
-    """Refuse a bound that cannot be called with log_w alone."""
+    """Refuse what is no bound, and one that cannot be called with log_w alone."""
+    if not callable(bound) or isinstance(bound, Distribution):
+        raise refusals.not_a_function(bound)
     try:
-        inspect.signature(bound).bind(None)
-    except (TypeError, ValueError) as error:
-        if isinstance(error, ValueError) and not isinstance(bound, partial):
-            return  # a builtin that tells no signature
+        expected = inspect.signature(bound)
+    except ValueError as error:
+        if isinstance(bound, partial):
+            raise refusals.not_a_bound(bound, error) from None
+        return  # a builtin that tells no signature
+    names = list(expected.parameters)
+    if names[:1] == ["bound"] or "num_samples" in names:
+        raise refusals.an_estimator(bound)
+    try:
+        expected.bind(None)
+    except TypeError as error:
         raise refusals.not_a_bound(bound, error) from None
 
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from vijax import checks, jaxprs
+from vijax.calls import described
 from vijax.types import Draw, keywords
 
 CURE = (
@@ -19,6 +20,23 @@ def not_a_bound(bound: Any, error: Exception) -> TypeError:
     return TypeError(
         f"bound must be callable with log_w alone, and {checks.describe(bound)}{given} is not ({error}); bind its "
         "keywords, as in functools.partial(bounds.renyi, alpha=0.5)."
+    )
+
+
+def not_a_function(bound: Any) -> TypeError:
+    """A bound that is none: a key, a distribution or log-weights."""
+    return TypeError(
+        f"bound must be callable with log_w alone, as bounds.elbo is, got {described(bound)}: an estimator takes the "
+        "bound first, and what it makes the key, the model and q: "
+        "gradients.reparam(bounds.elbo)(key, log_joint, q, num_samples=16)."
+    )
+
+
+def an_estimator(bound: Any) -> TypeError:
+    """An estimator, or an objective, in the place of a bound."""
+    return TypeError(
+        f"bound must be callable with log_w alone, as bounds.iwae is, and {checks.describe(bound)} is not: it is an "
+        "estimator, or an objective already. Give the estimator a bound, gradients.dreg(bounds.iwae)."
     )
 
 

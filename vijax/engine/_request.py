@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from vijax import checks, jaxprs
+from vijax import calls, checks, jaxprs
 from vijax.engine import _refusals as refusals
 from vijax.engine._bound import is_mean, with_weights
 from vijax.engine._evaluate import Plan, evaluate, plan
@@ -188,6 +188,7 @@ def admit(
 ) -> Request:
     """Check what all objectives ask of the bound, the target, q and the draws; return the request."""
     checks.key_and_counts(key, num_samples, chunk_size)
+    calls.function(log_joint, "log_joint")
     forms, target = closed_forms(bound), properties(log_joint)
     one_bound = path_bound is bound
     linear_path = forms.linear if one_bound else closed_forms(path_bound).linear

@@ -9,7 +9,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
 from vijax import checks
-from vijax.families._gaussian import affine_member
+from vijax.families._gaussian import affine_member, fields
 from vijax.gaussians.affine import standard_quantile
 from vijax.gaussians.whitening import location, whiten
 from vijax.types import Family, PyTree
@@ -95,6 +95,7 @@ def over(
         return {"base": params, "layers": init(of_layers, size(base, params, flow), dtype)}
 
     def dist(params: PyTree) -> _Flow:
+        fields(params, flow, "base", "layers")
         d = size(base, params["base"], flow)
         dtype = jnp.result_type(*jax.tree.leaves(params))
         return _Flow(base.dist(params["base"]), *maps(params["layers"], d), dtype)
@@ -105,4 +106,4 @@ def over(
 def positive(**counts: int) -> None:
     """Refuse counts that are not whole numbers of at least 1."""
     for name, count in counts.items():
-        checks.whole(count, name)
+        checks.static_count(count, name)

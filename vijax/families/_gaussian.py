@@ -1,6 +1,7 @@
 """Gaussian families over any pytree of latents, with parameters in a plain pytree."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -9,10 +10,13 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array
 
 from vijax import checks
+from vijax.calls import described
 from vijax.gaussians.affine import AffineGaussian, DiagonalRoot
 from vijax.gaussians.roots import TriangularRoot, low_rank_root
 from vijax.gaussians.triangle import unit_triangle
 from vijax.types import Affine, Family, PyTree, offers
+
+_FIELDS = {"loc", "log_scale", "lower", "factor"}  # of all Gaussian families
 
 # Not distrax's Gaussians: they keep bound methods of an object, and leak tracers under vmap.
 
@@ -45,6 +49,7 @@ def mean_field(*, scale: float = 0.1) -> Family:
         return params
 
     def dist(params: PyTree) -> AffineGaussian:
+        fields(params, "mean_field", "loc", "log_scale")
         loc, log_scale = _scales(params)
         return AffineGaussian(loc, DiagonalRoot(log_scale))
 
@@ -78,6 +83,7 @@ def full_rank(*, scale: float = 0.1) -> Family:
         return {**params, "lower": jnp.zeros(entries, vector.dtype)}
 
     def dist(params: PyTree) -> AffineGaussian:
+        fields(params, "full_rank", "loc", "log_scale", "lower")
         loc, log_scale = _scales(params)
         lower = params["lower"].astype(jnp.result_type(*jax.tree.leaves(loc)))
         return AffineGaussian(loc, TriangularRoot(log_scale, unit_triangle(lower, log_scale.size)))
@@ -107,7 +113,7 @@ def low_rank(*, rank: int, scale: float = 0.1) -> Family:
     Reference: Ong, Nott, Smith, Gaussian variational approximation with a factor covariance structure, 2018,
         arXiv:1701.03208.
     """
-    checks.whole(rank, "rank", "; rank 0 is mean_field")
+    checks.static_count(rank, "rank", why="; rank 0 is mean_field")
     _admit(scale)
 
     def init(key: Any, like: PyTree) -> PyTree:
@@ -116,6 +122,7 @@ def low_rank(*, rank: int, scale: float = 0.1) -> Family:
         return {**params, "factor": 0.1 * scale * jax.random.normal(key, shape, vector.dtype)}
 
     def dist(params: PyTree) -> AffineGaussian:
+        fields(params, "low_rank", "loc", "log_scale", "factor")
         loc, log_scale = _scales(params)
         return AffineGaussian(loc, low_rank_root(log_scale, params["factor"]))
 
@@ -163,6 +170,18 @@ def _scales(params: PyTree) -> tuple[PyTree, Array]:
     vector, _ = ravel_pytree(loc)
     log_scale, _ = ravel_pytree(_strong(params["log_scale"]))
     return loc, jnp.broadcast_to(log_scale, vector.shape)
+
+
+def fields(params: PyTree, family: str, *own: str) -> None:
+    """Refuse params of another family, whose fields would go unread or are missing."""
+    is_mapping = isinstance(params, Mapping)
+    found = set(params) if is_mapping else {described(params)}
+    if not is_mapping or (_FIELDS & found) - set(own) or set(own) - found:
+        names = ", ".join(sorted(map(str, found)))
+        raise TypeError(
+            f"params must be those of families.{family}, {', '.join(own)}, got {names}: begin with "
+            "the family's own init(key, like)."
+        )
 
 
 def _admit(scale: float) -> None:

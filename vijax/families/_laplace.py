@@ -11,6 +11,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array
 
 from vijax import checks
+from vijax.calls import is_known
 from vijax.families._gaussian import full_rank
 from vijax.gaussians.newton import Standing, climb
 from vijax.gaussians.newton import standing as stands
@@ -63,7 +64,7 @@ def laplace(log_joint: LogJoint, *, steps: int = 100) -> Family:
         first, slope = jax.value_and_grad(density)(start)
         checks.start_gradient(first, unravel(slope), "families.laplace")
         mode, root, at, taken = climb(density, start, steps)
-        if not isinstance(at.arrived, jax.core.Tracer) and not bool(at.arrived):
+        if is_known(at.arrived) and not bool(at.arrived):
             warnings.warn(_why(at, int(taken)), stacklevel=2)
         log_scale, lower = parameters_of_covariance(root)
         return {"loc": unravel(mode), "log_scale": unravel(log_scale), "lower": lower}

@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 
 from vijax import checks
 from vijax.families._adapt import adapt
+from vijax.families._gaussian import fields
 from vijax.numerics import log_mean_exp
 from vijax.types import Family, PyTree
 
@@ -76,7 +77,7 @@ def mixture(family: Family, *, components: int) -> Family:
         2021, arXiv:2003.01687.
     """
     checks.family(family, "family")
-    checks.whole(components, "components")
+    checks.static_count(components, "components")
 
     def init(key: Any, like: PyTree) -> PyTree:
         params = [family.init(k, like) for k in jax.random.split(key, components)]
@@ -87,6 +88,7 @@ def mixture(family: Family, *, components: int) -> Family:
         }
 
     def dist(params: PyTree) -> _Mixture:
+        fields(params, "mixture", "logits", "components")
         params = jax.tree.map(jnp.asarray, params)
         return _Mixture(jax.nn.log_softmax(params["logits"]), params["components"], family.dist)
 

@@ -9,6 +9,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array
 
 from vijax import checks
+from vijax.calls import is_known
 from vijax.families._gaussian import affine_member, full_rank
 from vijax.gaussians.whitening import location, squared_distance
 from vijax.types import Family, PyTree
@@ -76,7 +77,7 @@ def student_t(*, degrees: float | int, base: Family = _FULL_RANK) -> Family:
     Reference: Domke, Sheldon, Importance weighting and variational inference, 2018, arXiv:1808.09034 (elliptical q).
     """
     checks.family(base, "base")
-    if isinstance(degrees, jax.core.Tracer):
+    if not is_known(degrees):
         raise TypeError(
             "degrees must be a number, fixed when the function is traced; got a traced array."
         )

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from vijax import checks
+from vijax import calls, checks
 from vijax.trees import strong_dtypes
 from vijax.types import Estimate, PyTree, Rule, Step
 
@@ -63,6 +63,12 @@ def ascent(estimate: Callable[..., Any], optimizer: Any) -> Rule:
     Reference: Robbins, Monro, A stochastic approximation method, 1951; Kingma, Welling,
         Auto-encoding variational Bayes, 2014, arXiv:1312.6114.
     """
+    calls.function(estimate, "estimate")
+    if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
+        raise TypeError(
+            f"optimizer must be one of Optax, such as optax.adam(1e-3), got {calls.described(optimizer)}: "
+            "ascent(estimate, optimizer)."
+        )
 
     def init(params: PyTree, memory: PyTree = None) -> AscentState:
         params = strong_dtypes(params)

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Key
 
 from vijax import checks, jaxprs
+from vijax.calls import described, is_known
 from vijax.fitting import _checkpoint, _iterates, _loop, _reports, _stopping, _tail
 from vijax.fitting._checkpoint import Checkpoints
 from vijax.fitting._drive import Ended, Saved, Settings, drive
@@ -141,7 +142,8 @@ def fit(
     checks.key(key)
     check_rule(rule, "fit(key, rule, state, steps=...)")
     _check_options(steps, log_every, checkpoints)
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((key, state))):
+    _check_state(state)
+    if not is_known(key, state):
         raise TypeError(
             "fit runs on the host, between compiled chunks; under jit or vmap use lax.scan over the step."
         )
@@ -175,16 +177,25 @@ def check_rule(rule: Any, call: str) -> None:
     )
 
 
+def _check_state(state: PyTree) -> None:
+    for name, leaf in checks.named_leaves(state):
+        if not hasattr(leaf, "dtype") and not isinstance(leaf, (bool, int, float, complex)):
+            raise TypeError(
+                f"state must be what the rule's init(params) returned, a pytree of arrays, and leaf '{name}' is "
+                f"{described(leaf)}: begin with rule.init(params), params = family.init(key, like)."
+            )
+
+
 def _check_options(steps: Any, log_every: Any, checkpoints: Any) -> None:
     if not isinstance(checkpoints, Checkpoints | None):
         raise TypeError(
             f"checkpoints must be fitting.Checkpoints(path, every=steps), got {checkpoints!r}."
         )
-    checks.whole(steps, "steps")
+    checks.static_count(steps, "steps")
     if log_every is not None:
-        checks.whole(log_every, "log_every")
+        checks.static_count(log_every, "log_every")
     if checkpoints is not None:
-        checks.whole(checkpoints.every, "every")
+        checks.static_count(checkpoints.every, "every")
 
 
 def _resumed(checkpoints: Checkpoints, here: Saved) -> Loop:

@@ -11,6 +11,7 @@ from vijax.gradients._score import ALONE, LEAVE_ONE_OUT, centred, surrogate
 from vijax.types import Bound, Joint, Objective, PyTree
 
 
+@engine.taking("auto")
 def auto(bound: Bound) -> Objective:
     """Unbiased gradient of any bound for any q: pathwise where the draws carry the derivative, leave-one-out elsewhere.
 

@@ -22,6 +22,7 @@ Controlled = Callable[..., tuple[Estimate, PyTree]]
 """(key, log_joint, q, parameters, *, num_samples, chunk_size=None) -> (Estimate, gradient of the variance)."""
 
 
+@engine.taking("relax", "bounds.elbo, control=control")
 def relax(bound: Bound, *, control: Control) -> Controlled:
     """RELAX gradient of the ELBO for discrete latents: unbiased for any control variate, with one that learns.
 
@@ -55,6 +56,7 @@ def relax(bound: Bound, *, control: Control) -> Controlled:
     return _controlled(bound, control, "relax", "what `control` takes first, such as its weights")
 
 
+@engine.taking("rebar")
 def rebar(bound: Bound) -> Controlled:
     """REBAR gradient of the ELBO for discrete latents: unbiased, its control variate the relaxed model, scaled.
 

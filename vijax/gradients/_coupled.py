@@ -15,6 +15,7 @@ from vijax.types import Bound, Objective
 Direction = Callable[[Array, Array, Array, Array], Array]
 
 
+@engine.taking("arm")
 def arm(bound: Bound) -> Objective:
     """Augment-REINFORCE-merge gradient of the ELBO for Bernoulli and categorical latents: unbiased; see `disarm` first.
 
@@ -37,6 +38,7 @@ def arm(bound: Bound) -> Objective:
     return _coupled(bound, lambda u, a, b, other: u - 0.5, "arm")
 
 
+@engine.taking("disarm")
 def disarm(bound: Bound) -> Objective:
     """DisARM (U2G) gradient of the ELBO for Bernoulli and categorical latents: unbiased, never above ARM's variance.
 

@@ -26,6 +26,7 @@ from vijax.types import (
 Estimator = Callable[[Bound], Objective]
 
 
+@engine.taking("each", "bounds.elbo, {'z': gradients.dreg, 'bits': gradients.disarm}")
 def each(
     bound: Bound, estimators: Mapping[str, Estimator] | tuple[Estimator, ...] | list[Estimator]
 ) -> Objective:

@@ -17,6 +17,7 @@ from vijax.types import Bound, Joint, LogJoint, Objective, PyTree, derive, prope
 MEAN = "judges each latent by a part of log w"
 
 
+@engine.taking("factored")
 def factored(bound: Bound) -> Objective:
     """Unbiased gradient of the ELBO whose score signals are local: each leaf hears only the factors that depend on it.
 

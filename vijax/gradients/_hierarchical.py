@@ -14,6 +14,7 @@ from vijax.numerics import with_score
 from vijax.types import Bound, Objective, PyTree, closed_forms
 
 
+@engine.taking("gdreg", "bounds.iwae, prior=prior, push=push, pull=pull")
 def gdreg(
     bound: Bound, *, prior: Any, push: Callable[[PyTree], PyTree], pull: Callable[[PyTree], PyTree]
 ) -> Objective:

@@ -14,6 +14,7 @@ from vijax.gradients._sums import changes, coordinates_first, each_coordinate, s
 from vijax.types import Bound, Objective
 
 
+@engine.taking("measure_valued")
 def measure_valued(bound: Bound) -> Objective:
     """Measure-valued gradient of any bound for Gaussian latents: unbiased, with no derivative of the model in z.
 

@@ -14,6 +14,7 @@ from vijax.types import Bound, Draw, Objective, PyTree
 Gate = Callable[[Array], Array]
 
 
+@engine.taking("reparam")
 def reparam(bound: Bound, *, draw: Draw = draws.iid) -> Objective:
     """Reparameterised gradient of any bound, for any q whose draws carry its derivative; first choice for elbo.
 
@@ -43,6 +44,7 @@ def reparam(bound: Bound, *, draw: Draw = draws.iid) -> Objective:
     return engine.make_objective("reparam", bound, draw, PATHWISE)
 
 
+@engine.taking("dreg")
 def dreg(bound: Bound, *, draw: Draw = draws.iid) -> Objective:
     """Doubly-reparameterised gradient of any bound: unbiased, without the score of q; first choice for iwae.
 
@@ -78,6 +80,7 @@ def dreg(bound: Bound, *, draw: Draw = draws.iid) -> Objective:
     return engine.make_objective("dreg", bound, draw, DOUBLY)
 
 
+@engine.taking("split", "model=bounds.iwae, q=bounds.elbo")
 def split(*, model: Bound, q: Bound, draw: Draw = draws.iid) -> Objective:
     """Two bounds from one set of draws: an unbiased gradient of one for the model, and of another, by `dreg`, for q.
 

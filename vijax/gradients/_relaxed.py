@@ -21,6 +21,7 @@ from vijax.types import Bound, Objective
 Point = Callable[[Any, Array, Array], Array]
 
 
+@engine.taking("gumbel_softmax", "bounds.elbo, temperature=0.5")
 def gumbel_softmax(bound: Bound, *, temperature: ArrayLike) -> Objective:
     """Gumbel-softmax (binary Concrete) gradient of any bound: biased, in value too; discrete as temperature → 0.
 
@@ -53,6 +54,7 @@ def gumbel_softmax(bound: Bound, *, temperature: ArrayLike) -> Objective:
     return _relaxed("gumbel_softmax", bound, point, stop_density=False)
 
 
+@engine.taking("straight_through", "bounds.elbo, temperature=0.5")
 def straight_through(bound: Bound, *, temperature: ArrayLike) -> Objective:
     """Straight-through Gumbel-softmax gradient of any bound: biased, though its value is the discrete bound's own.
 
@@ -87,6 +89,7 @@ def straight_through(bound: Bound, *, temperature: ArrayLike) -> Objective:
     return _relaxed("straight_through", bound, point, stop_density=True)
 
 
+@engine.taking("gumbel_rao", "bounds.elbo, temperature=0.5, inner=10")
 def gumbel_rao(bound: Bound, *, temperature: ArrayLike, inner: int) -> Objective:
     """Gumbel-Rao gradient of any bound: biased exactly as `straight_through`, with less variance at no model's cost.
 

@@ -13,6 +13,7 @@ from vijax.numerics import expand, leave_one_out_mean, with_score
 from vijax.types import Bound, ClosedForms, Objective, keywords
 
 
+@engine.taking("score")
 def score(bound: Bound, *, baseline: ArrayLike | None = None) -> Objective:
     """Score-function gradient (REINFORCE) of any bound: unbiased for any q of fixed support, with the highest variance.
 
@@ -43,6 +44,7 @@ def score(bound: Bound, *, baseline: ArrayLike | None = None) -> Objective:
     return engine.make_objective("score", bound, draws.iid, engine.Estimator(needs, strategy))
 
 
+@engine.taking("vimco")
 def vimco(bound: Bound) -> Objective:
     """Leave-one-out score gradient of any bound: for any q of fixed support; first choice without a path.
 

@@ -16,6 +16,7 @@ from vijax.numerics import with_score
 from vijax.types import Bound, Draw, Objective
 
 
+@engine.taking("local_expectation")
 def local_expectation(bound: Bound) -> Objective:
     """Local-expectation gradient of any bound: unbiased, every discrete latent summed over its states, one at a time.
 
@@ -71,6 +72,7 @@ def _local_expectation(request: engine.Request) -> engine.Strategy:
     return engine.Strategy(evaluate, value)
 
 
+@engine.taking("top_states", "bounds.elbo, states=4")
 def top_states(bound: Bound, *, states: int) -> Objective:
     """Top-states gradient of the ELBO for one categorical: unbiased, the likeliest states summed and the rest drawn.
 

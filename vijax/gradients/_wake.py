@@ -23,6 +23,7 @@ def _at_fixed_draws(name: str, bound: Bound, value: Callable[[Array, Array], Arr
     return engine.make_objective(name, bound, draws.iid, engine.Estimator(needs, strategy))
 
 
+@engine.taking("fixed")
 def fixed(bound: Bound) -> Objective:
     """Gradient of any bound in log p and log q at draws held fixed; it is not the gradient of E_q[B] in q, as which it
     would be biased.
@@ -50,6 +51,7 @@ def fixed(bound: Bound) -> Objective:
     return _at_fixed_draws("fixed", bound, lambda log_p, log_q: bound(log_p - log_q))
 
 
+@engine.taking("wake")
 def wake(bound: Bound) -> Objective:
     """Reweighted wake-sleep: the model ascends the bound, unbiased; q ascends its own objective, -KL(p(z|x) ‖ q), by
     self-normalised weights and so biased at finite k.

@@ -53,6 +53,7 @@ def dadvi(
         objective: faster, more accurate, and even more black box, 2024, arXiv:2304.05527.
     """
     log_joint = checks.target(log_joint, "solvers.dadvi", keyed=True, has_aux=True)
+    checks.family(family, "family")
     objective = reparam(elbo, draw=draw)
     start = family.init(jax.random.fold_in(key, num_samples), like)
 

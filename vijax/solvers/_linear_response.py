@@ -99,6 +99,7 @@ def linear_response(
         arXiv:1709.02536; Giordano, Ingram, Broderick, 2024, arXiv:2304.05527.
     """
     log_joint = checks.target(log_joint, "solvers.linear_response", keyed=True, has_aux=True)
+    checks.family(family, "family")
     flat, unravel = ravel_pytree(params)
 
     def fixed_draws(vector: Array) -> tuple[Array, Array]:

@@ -57,9 +57,7 @@ def minibatch(
 
     Reference: Hoffman, Blei, Wang, Paisley, Stochastic variational inference, 2013, arXiv:1206.7051.
     """
-    if isinstance(num_data, bool) or not hasattr(num_data, "__index__"):
-        raise TypeError(f"num_data must be the whole number of data N, got {num_data!r}.")
-
+    checks.static_count(num_data, "num_data")
     for name, part in (("log_prior", log_prior), ("log_likelihood", log_likelihood)):
         if properties(part).scales_data:
             raise ValueError(TWICE.format(name))

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from vijax.calls import is_known
 from vijax.types import PyTree
 
 
@@ -75,7 +76,7 @@ def require_slopes(
     for name in names:
         flat = (slopes[0][name] == 0) & (slopes[1][name] == 0)
         flat &= ~((low[name] > 0) & (high[name] < 0))
-        traced = isinstance(flat, jax.core.Tracer)
+        traced = not is_known(flat)
         if traced or bool(jnp.any(flat)):
             what = "may have elements" if traced else f"has {int(jnp.sum(flat))} elements"
             raise ValueError(

@@ -65,7 +65,7 @@ def split(
 
     Reference: Kingma, Welling, Auto-encoding variational Bayes, 2014, arXiv:1312.6114 (its second estimator).
     """
-    posterior, prior = lift(q), lift(prior)
+    posterior, prior = lift(q), lift(prior, "prior")
 
     exact = lambda z: -_sum_over_leaves(kl, posterior, prior, z)  # noqa: E731
     return _with(log_likelihood, exact, posterior, ("log_likelihood(z)", "KL"))

@@ -51,10 +51,7 @@ def tied(
         arXiv:1511.03243; Li, Gal, Dropout inference in Bayesian neural networks with alpha-divergences, 2017,
         arXiv:1703.02914.
     """
-    if isinstance(num_data, bool) or not hasattr(num_data, "__index__"):
-        raise TypeError(f"num_data must be the whole number of data N, got {num_data!r}.")
-    if num_data < 1:
-        raise ValueError(f"num_data must be at least 1, got {num_data}.")
+    checks.static_count(num_data, "num_data")
     posterior = lift(q)
     log_prior = checks.target(log_prior, "targets.tied", what="log_prior")
     log_likelihood = checks.target(log_likelihood, "targets.tied", what="log_likelihood", cure=CURE)

@@ -25,6 +25,7 @@ import numpy as np
 from jax.nn import log_sigmoid, sigmoid
 from jaxtyping import Array, ArrayLike
 
+from vijax.calls import is_known
 from vijax.targets._constraint import Constraint, Logged, with_log
 from vijax.targets._range import (
     bound_like,
@@ -132,11 +133,7 @@ def interval(low: ArrayLike | None = None, high: ArrayLike | None = None) -> Con
         raise ValueError(
             "interval needs low, high or both; a latent without bounds has the constraint None."
         )
-    known = {
-        name: np.asarray(bound)
-        for name, bound in bounds.items()
-        if not isinstance(bound, jax.core.Tracer)
-    }
+    known = {name: np.asarray(bound) for name, bound in bounds.items() if is_known(bound)}
     for name, bound in known.items():
         if not jnp.issubdtype(bound.dtype, jnp.number):
             raise TypeError(
@@ -204,7 +201,7 @@ def affine(loc: ArrayLike, scale: ArrayLike) -> Constraint:
     Reference: Papaspiliopoulos, Roberts, Sköld, A general framework for the parametrization of hierarchical models,
         2007.
     """
-    if not isinstance(scale, jax.core.Tracer) and np.any(np.asarray(scale) <= 0):
+    if is_known(scale) and not np.all(np.asarray(scale) > 0):
         raise ValueError(f"scale must be positive, got {scale}.")
 
     def forward(y: Array) -> tuple[Array, Array]:

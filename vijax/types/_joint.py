@@ -1,13 +1,15 @@
 """A distribution over several latents, drawn one after another."""
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
-from vijax.types._values import Distribution, PyTree
+from vijax.types._values import Distribution, Family, PyTree
 
 
 class Joint:
@@ -112,13 +114,34 @@ def is_conditional(part: Any) -> bool:
     return callable(part) and not isinstance(part, Distribution) and not hasattr(part, "log_prob")
 
 
-def lift(q: Any) -> Any:
-    """Return q itself where it is a distribution, and a Joint where it is a dict, list or tuple of them."""
+def lift(q: Any, what: str = "q") -> Any:
+    """Return q itself where it is a distribution, and a Joint where it is a dict, list or tuple of them.
+
+    `what` is the argument's name, for messages.
+    """
     if isinstance(q, Distribution):
         return q
-    if isinstance(q, (Mapping, tuple, list)):
+    found, cure = type(q).__name__, "for a TFP or NumPyro distribution use families.adapt(q)"
+    leaves = list(q.values() if isinstance(q, Mapping) else q) if _is_container(q) else []
+    if isinstance(q, Family):
+        cure = "a family makes one of its params, family.dist(family.init(key, like))"
+    elif leaves and all(isinstance(leaf, (jax.Array, np.ndarray)) for leaf in leaves):
+        found = f"a {found} of arrays"
+        cure = "params become one by family.dist(params)"
+    elif _is_container(q):
         return Joint(q)
+    elif inspect.isroutine(q):
+        found = f"a function, {q.__name__}"
+        cure = f"a family makes a {what} of its params, family.dist(params)"
+        if what == "q":
+            cure = f"log_joint comes before q, and {cure}"
+        else:
+            cure = f"a log-density goes into log_joint, {what}.log_prob makes one, and {cure}"
     raise TypeError(
-        f"q must offer sample_and_log_prob(*, seed, sample_shape) and log_prob(z), or be a dict, list or tuple of such "
-        f"distributions; got {type(q).__name__}. For a TFP or NumPyro distribution use families.adapt(q)."
+        f"{what} must offer sample_and_log_prob(*, seed, sample_shape) and log_prob(z), or be a dict, list or tuple of "
+        f"such distributions; got {found}: {cure}."
     )
+
+
+def _is_container(q: Any) -> bool:
+    return isinstance(q, (Mapping, tuple, list))

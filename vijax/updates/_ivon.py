@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from vijax import checks
+from vijax.calls import is_known
 from vijax.trees import finite_leaves, where
 from vijax.types import PyTree
 from vijax.updates._rule import Rate
@@ -107,7 +108,7 @@ def ivon(
                 f"{name} must be one number, shared by all params, got shape {jnp.shape(value)}."
             )
         # Traced where optax.inject_hyperparams makes the optimizer anew in a jitted step.
-        if not (isinstance(value, jax.core.Tracer) or fine(value)):
+        if not (not is_known(value) or fine(value)):
             raise ValueError(f"{name} must be {allowed}, got {value}.")
 
     def init(params: PyTree) -> IvonState:

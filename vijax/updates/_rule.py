@@ -3,11 +3,11 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from vijax import checks
+from vijax.calls import is_known
 from vijax.gaussians.triangle import half_log_det
 from vijax.trees import where, while_loop
 from vijax.types import LogJoint, PyTree, Rule, Step, properties
@@ -154,7 +154,7 @@ def rate_at(rate: Rate, state: GaussianState) -> Array:
 def check_rate(rate: Rate, *, most: float = 1.0) -> None:
     """Refuse a learning rate that no step could use."""
     # A traced rate, and what a schedule says, are seen only while running.
-    if callable(rate) or isinstance(rate, jax.core.Tracer):
+    if callable(rate) or not is_known(rate):
         return
     if not (jnp.ndim(rate) == 0 and 0 < rate <= most):
         allowed = f"in (0, {most:g}]" if most < float("inf") else "positive"

@@ -1,0 +1,92 @@
+"""Calls that do not fit: what was handed over, in words, and how the function is called."""
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vijax import types
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def is_known(*values: Any) -> bool:
+    """Return whether numbers are known while a function is traced: of Python, NumPy or JAX, and not tracers."""
+    return not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(values))
+
+
+def usage(name: str, example: str) -> Callable[[F], F]:
+    """Return a decorator that answers a call which lacks an argument, or has one too many, by an example."""
+
+    def decorate(function: F) -> F:
+        expected = inspect.signature(function)
+
+        @functools.wraps(function)
+        def called(*args: Any, **given: Any) -> Any:
+            try:
+                expected.bind(*args, **given)
+            except TypeError as error:
+                found = ", ".join([*map(described, args), *(f"{name}=" for name in given)])
+                raise TypeError(f"{name} got ({found}): {error}. Call it as {example}.") from None
+            return function(*args, **given)
+
+        return called  # type: ignore[return-value]
+
+    return decorate
+
+
+def function(value: Any, name: str) -> None:
+    """Refuse what is no function; a target that is one of its own, or came in the place of q."""
+    if callable(value) and not isinstance(value, types.Distribution):
+        return
+    cure = ""
+    if hasattr(value, name):
+        cure = f": pass its {name}"
+    elif isinstance(value, types.Distribution):
+        cure = f": {name} comes before q; of another one pass its log_prob"
+    elif isinstance(value, (jax.Array, np.ndarray, float)):
+        cure = ": pass the function of z, not its value"
+    raise TypeError(f"{name} must be a function, got {described(value)}{cure}.")
+
+
+def log_weights(
+    log_w: Any, who: str, cure: str = "give it those of draws.weigh(...).log_w"
+) -> None:
+    """Refuse what are no log-weights [k, *batch]; `cure` is of a function, a key or a distribution."""
+    dtype: Any = getattr(log_w, "dtype", None)
+    is_key = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
+    if is_key or not isinstance(log_w, (jax.Array, np.ndarray)):
+        if hasattr(log_w, "log_w") or hasattr(log_w, "draws"):
+            cure = "give it their log_w: draws.log_w, or estimate.draws.log_w"
+        elif not (is_key or callable(log_w) or hasattr(log_w, "log_prob")):
+            cure = "give it an array [k, *batch]"
+        raise TypeError(f"{who} judges log-weights, and log_w is {described(log_w)}: {cure}.")
+    if log_w.ndim == 0 or log_w.shape[0] == 0:
+        raise ValueError(
+            f"log-weights must have shape [k, *batch] with k >= 1, got {log_w.shape}: the axis of "
+            "the draws comes first."
+        )
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise TypeError(f"log-weights must be real floating, in nats, got {dtype}: log_w * 1.0.")
+
+
+def described(value: Any) -> str:
+    """Return in a few words what a value is."""
+    dtype, kind = getattr(value, "dtype", None), type(value).__name__
+    if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key):
+        return "a key"
+    if isinstance(value, (jax.Array, np.ndarray, np.generic)):
+        return f"an array {dtype}{list(value.shape)}"
+    if isinstance(value, types.Family):
+        return "a Family"
+    if isinstance(value, types.Distribution):
+        return f"a distribution, {kind}"
+    if inspect.isroutine(value):
+        return "a function" if value.__name__ == "<lambda>" else f"a function, {value.__name__}"
+    if isinstance(value, (bool, int, float, str)) or value is None:
+        return repr(value)
+    return f"a {kind}"
