@@ -349,13 +349,18 @@ def load(folder: Path, name: str) -> Posterior:
     )
 
 
+def data_folder(options: Options) -> Path | None:
+    root = options.data or os.environ.get("VIJAX_DATA")
+    return Path(root) if root else None
+
+
 def over(options: Options, rows: Callable[[Path], Iterator[Row]]) -> Iterator[Row]:
     """Yield the rows of a benchmark over this folder, in double precision; or one that says it is missing."""
-    for root in (options.data, os.environ.get("VIJAX_DATA")):
-        if root and (found := Path(root) / "posteriordb").is_dir():
-            with jax.enable_x64(True):
-                yield from rows(found)
-            return
+    root = data_folder(options)
+    if root and (found := root / "posteriordb").is_dir():
+        with jax.enable_x64(True):
+            yield from rows(found)
+        return
     yield missing(
         "posteriordb", "reference draws", "the folder posteriordb, in --data DIR or VIJAX_DATA"
     )
@@ -363,11 +368,14 @@ def over(options: Options, rows: Callable[[Path], Iterator[Row]]) -> Iterator[Ro
 
 def table(posterior: Posterior) -> np.ndarray:
     """Return the reference draws, [n, d], in the order in which JAX flattens what the posterior reports."""
-    shapes = jax.eval_shape(
-        lambda y: posterior.report(posterior.target.constrain(y)), posterior.start
-    )
+    report = lambda y: posterior.report(posterior.target.constrain(y))  # noqa: E731
+    return flat(posterior.reference, jax.eval_shape(report, posterior.start))
+
+
+def flat(reference: dict[str, np.ndarray], reported: Latents) -> np.ndarray:
+    """Return reference draws of what is reported, [n, d], in the order of its leaves."""
     columns = [
-        np.reshape(posterior.reference[n], (-1, math.prod(shapes[n].shape))) for n in sorted(shapes)
+        np.reshape(reference[n], (-1, math.prod(reported[n].shape))) for n in sorted(reported)
     ]
     return np.concatenate(columns, 1)
 
