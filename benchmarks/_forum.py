@@ -94,6 +94,12 @@ def horseshoe_tau0(sigma: Array) -> Array:
     return 6 / (COLUMNS - 6) * sigma / math.sqrt(PATIENTS)
 
 
+def horseshoe_scales(z: Latents) -> Array:
+    """Return the log prior of τ and λ."""
+    tau0 = horseshoe_tau0(z["sigma"])
+    return half_cauchy(z["tau"] / tau0) - jnp.log(tau0) + jnp.sum(half_cauchy(z["lam"]))
+
+
 def horseshoe_rest(z: Latents) -> Array:
     """Return the log prior of the slab's variance and of the noise."""
     return inverse_gamma(z["c2"], 2.0, 2.0) + half_normal(z["sigma"], 1.0)
@@ -120,9 +126,8 @@ def horseshoe(root: Path | None) -> Question:
     log_likelihood = horseshoe_answers()
 
     def log_joint(z: Latents) -> Array:
-        tau0 = horseshoe_tau0(z["sigma"])
-        prior = half_cauchy(z["tau"] / tau0) - jnp.log(tau0) + jnp.sum(half_cauchy(z["lam"]))
-        prior += horseshoe_rest(z) + jnp.sum(norm.logpdf(z["beta"], 0, slab(z)))
+        prior = horseshoe_scales(z) + horseshoe_rest(z)
+        prior += jnp.sum(norm.logpdf(z["beta"], 0, slab(z)))
         return prior + log_likelihood(z["beta"], z["sigma"])
 
     bounds = dict.fromkeys(("sigma", "tau", "c2", "lam"), POSITIVE)
