@@ -13,7 +13,7 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 import jax
 
 import benchmarks
-from benchmarks._report import Options, Table, read, write
+from benchmarks._report import Options, Table, follow, read
 
 
 def main() -> None:
@@ -44,11 +44,10 @@ def main() -> None:
         "jax": jax.__version__,
         "device": device,
     }
-    options = Options(args.quick, args.data, read(args.json))
-    for r in importlib.import_module(f"benchmarks.{args.name}").run(options):
-        table.add(r | context)
-        if args.json:  # row by row: an interrupted run keeps what it has measured
-            write(table.rows, args.json)
+    benchmark = importlib.import_module(f"benchmarks.{args.name}")
+    earlier = read(args.json, getattr(benchmark, "known", None))
+    rows = benchmark.run(Options(args.quick, args.data, earlier))
+    follow((r | context for r in rows), table, args.json, earlier)
     table.close()
     print(f"{time.time() - start:.0f} s")
 

@@ -1,7 +1,7 @@
 """Rows of a benchmark: what each holds, how it is printed, where it is kept."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -116,13 +116,25 @@ class Table:
             print(f"  {r['metric']}:{line(r)}")
 
 
-def write(rows: list[Row], path: Path) -> None:
+def write(rows: Sequence[Row], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     whole = path.with_suffix(".part")
     whole.write_text(json.dumps(rows, indent=1) + "\n")
     whole.replace(path)
 
 
-def read(path: Path | None) -> tuple[Row, ...]:
-    """Return the rows that an earlier run has left, for benchmarks that go on from there."""
-    return tuple(json.loads(path.read_text())) if path and path.exists() else ()
+def read(path: Path | None, known: Callable[[Row], bool] | None) -> tuple[Row, ...]:
+    """Return the rows of an earlier run that a benchmark need not measure again; none where it does not say which."""
+    if not (known and path and path.exists()):
+        return ()
+    return tuple(filter(known, json.loads(path.read_text())))
+
+
+def follow(rows: Iterable[Row], table: Table, path: Path | None, earlier: tuple[Row, ...]) -> None:
+    """Print rows as they come and keep them, with those of an earlier run whose turn has not come yet."""
+    left = list(earlier)
+    for r in rows:
+        left = [other for other in left if other != r]
+        table.add(r)
+        if path:
+            write([*table.rows, *left], path)

@@ -152,16 +152,19 @@ def counts(rows: list[Row]) -> Iterator[Row]:
             yield row(name, "stopped before", len(early), "", bar=0, note=note)
 
 
-def run(options: Options) -> Iterator[Row]:
-    known = [r for r in options.earlier if FIT in r["metric"] and "seed" in r]
+def known(r: Row) -> bool:
+    """Whether a row of an earlier run is a fit, not to be run again."""
+    return FIT in r["metric"] and "seed" in r
 
+
+def run(options: Options) -> Iterator[Row]:
     def rows(root: Path) -> Iterator[Row]:
         seen: list[Row] = []
         names = [n for n in _posteriors.MODELS if n not in SLOW], SLOW
         for some in [QUICK] if options.quick else names:
             for (name, method), posterior in itertools.product(METHODS.items(), some):
                 is_this = lambda r, n=name, p=posterior: (r["name"], r["posterior"]) == (n, p)  # noqa: E731
-                own = list(filter(is_this, known))
+                own = list(filter(is_this, options.earlier))
                 yield from own
                 seen += own
                 load = partial(_posteriors.load, root, posterior)

@@ -211,14 +211,16 @@ def expected(name: str, family: str) -> int | None:
     return -1 if family == FULL_RANK and name in (*REGRESSIONS, *advised) else None
 
 
+def known(r: Row) -> bool:
+    """Whether a row of an earlier run is a verdict, not to be found again."""
+    return "alone" in r
+
+
 def judged_rows(
-    known: tuple[Row, ...], seen: list[tuple[list[Judged], Judged]], case: Case
+    earlier: tuple[Row, ...], seen: list[tuple[list[Judged], Judged]], case: Case
 ) -> Iterator[Row]:
     """Yield the row of a case, as an earlier run left it or made now, and remember what it says."""
-    found = next(
-        (r for r in known if (r["name"], r["metric"]) == (case.name, case.metric) and "alone" in r),
-        None,
-    )
+    found = next((r for r in earlier if (r["name"], r["metric"]) == (case.name, case.metric)), None)
     if found is None:
         try:
             found = verdict_row(case, *measure(case))

@@ -9,7 +9,7 @@ import pytest
 from jax.scipy.stats import norm
 
 import vijax as vj
-from benchmarks import _after, _forum, _forum_groups, _nuts, verdict
+from benchmarks import _after, _forum, _forum_groups, _nuts, _report, verdict
 from benchmarks.verdict import Judged
 
 pytestmark = pytest.mark.usefixtures("loose_ranks")  # the models are written as users write them
@@ -146,12 +146,29 @@ def test_a_case_that_is_known_is_not_run_again():
     assert list(verdict.judged_rows((left,), seen, case(never))) == [left]
     assert seen == [([Judged(0, 0.1, 0.1)], Judged(1, 0.5, 0.1))]
     other = left | {"name": "b"}
-    (row,) = verdict.judged_rows(
-        (other, {"name": "a", "metric": left["metric"]}), seen, case(never)
-    )
+    (row,) = verdict.judged_rows((other,), seen, case(never))
     assert row["met"] is False
     assert "it was run again" in row["note"]
     assert len(seen) == 1
+
+
+def test_an_interrupted_run_keeps_what_is_known(tmp_path):
+    """What is known and has not had its turn, what is new, and no counts of an earlier run."""
+    path = tmp_path / "rows.json"
+    fits = [_report.row(name, "verdict", 1.0, "", alone=[]) for name in "abc"]
+    _report.write([*fits, _report.row("misses", "all", 3.0, "")], path)
+    earlier = _report.read(path, verdict.known)
+    assert list(earlier) == fits
+
+    def rows():
+        yield fits[0]
+        yield _report.row("new", "verdict", 0.0, "", alone=[])
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        _report.follow(rows(), _report.Table(), path, earlier)
+    assert [r["name"] for r in _report.read(path, lambda r: True)] == ["a", "new", "b", "c"]
+    assert _report.read(path, None) == ()
 
 
 def test_counts():
