@@ -300,4 +300,5 @@ def test_a_result_is_shown_in_a_line(key):
     found = fit(
         key, rule, rule.init(family.init(None, jnp.zeros(2))), steps=9, reports=(), stop=None
     )
-    assert repr(found).startswith("Fit(steps=9, bound=1.") and "\n" not in repr(found)
+    assert repr(found).startswith("Fit(steps=9, bound=1.")
+    assert "\n" not in repr(found)
