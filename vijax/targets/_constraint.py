@@ -51,7 +51,7 @@ def with_log(constraint: Constraint) -> Constraint:
 
     >>> from vijax.targets import constraints
     >>> constraints.with_log(constraints.positive).forward(-200.0)[0].log
-    Array(-200., dtype=float32, weak_type=True)
+    Array(-200., dtype=float32)
 
     Args:
         constraint: `positive`, `softplus`, `interval`, `positive_ordered` or `simplex`.
