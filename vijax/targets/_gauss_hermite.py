@@ -12,6 +12,7 @@ from vijax import checks, jaxprs
 from vijax.targets._split import WHY
 from vijax.types import Affine, LogJoint, PyTree, derive, offers, properties
 
+EXPECTED = WHY.format("expected likelihood")
 SITE = "give it the terms of all the data, or scale those of a minibatch by N/B inside"
 
 
@@ -35,6 +36,9 @@ def gauss_hermite(
             target = split(gauss_hermite(log_site, predictor, q), prior, q)
             return reparam(elbo)(jax.random.key(0), target, q, num_samples=1).value      # whatever the key
         fit = maximize(bound, family.init(key, like))
+
+    Of a minibatch of B data out of N, log_site is N/B times the terms: its sum has no noise but that of
+    the batch, and `targets.minibatch` is left out.
 
     Sites must be smooth: of one with a kink or a jump (a Laplace density, a hinge, a step) the
     slopes would be wrong, and it is refused. Where every log f is concave (logistic, probit,
@@ -65,11 +69,11 @@ def gauss_hermite(
     log_site = checks.target(log_site, "targets.gauss_hermite", what="log_site", cure=SITE)
 
     def target(z: PyTree) -> Array:
-        checks.mean_alone(WHY.format("expected likelihood"))
+        checks.mean_alone(EXPECTED)
         dtype = jax.eval_shape(q.log_prob, z).dtype
         return jaxprs.mean_alone(jnp.sum(_expected(log_site, predictor, q, (nodes,), dtype)[0]))
 
-    return derive(target, target, only_mean=WHY.format("expected likelihood"))
+    return derive(target, target, only_mean=EXPECTED)
 
 
 def gauss_hermite_error(

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from vijax import checks, jaxprs
+from vijax.targets._gauss_hermite import EXPECTED
 from vijax.types import LogJoint, PyTree, derive, properties
 
 # Whether inside a minibatch's own functions. JAX's caches heed it: a jitted minibatch is traced, and refused, anew.
@@ -16,6 +17,12 @@ WHY = "a minibatch estimates log p(x, z) without bias, but not its exponential"
 TWICE = (
     "{0} is itself a targets.minibatch, and N/B would be applied twice. Give minibatch the plain log prior, and one "
     "term for each datum; the factor N/B is its own work."
+)
+
+NO_NOISE = (
+    "{0} is itself a targets.gauss_hermite, whose terms are summed already. Scale them inside, and leave minibatch "
+    "out: targets.split(targets.gauss_hermite(lambda x: N / B * log_site(x), predictor, q), prior, q), with the "
+    "predictor and the data of the batch; likewise for a sparse Gaussian process."
 )
 
 
@@ -51,9 +58,9 @@ def minibatch(
 
     Raises:
         TypeError: where num_data is not a whole number.
-        ValueError: for a prior or likelihood that is a minibatch already, also (when called) inside a function; (when
-            called) where the likelihood's terms are not [B, *batch], or B exceeds N; by an objective of a log_joint
-            that is not linear in this one's value.
+        ValueError: for a prior or likelihood that is a minibatch, or a `gauss_hermite`, already, also (when called)
+            inside a function; (when called) where the likelihood's terms are not [B, *batch], or B exceeds N; by an
+            objective of a log_joint that is not linear in this one's value.
 
     Reference: Hoffman, Blei, Wang, Paisley, Stochastic variational inference, 2013, arXiv:1206.7051.
     """
@@ -61,6 +68,8 @@ def minibatch(
     for name, part in (("log_prior", log_prior), ("log_likelihood", log_likelihood)):
         if properties(part).scales_data:
             raise ValueError(TWICE.format(name))
+        if properties(part).only_mean == EXPECTED:
+            raise ValueError(NO_NOISE.format(name))
         checks.target(part, "targets.minibatch", only_mean=True, what=name)
 
     def log_joint(*z: PyTree) -> Any:  # of several where a target of (z, b) is asked for

@@ -4,9 +4,11 @@ from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
 from jaxtyping import Array
 
 from vijax import checks
+from vijax.gaussians.affine import AffineGaussian, DiagonalRoot
 from vijax.types import (
     Divergence,
     Entropy,
@@ -14,6 +16,7 @@ from vijax.types import (
     LogJoint,
     PyTree,
     derive,
+    is_conditional,
     lift,
     offers,
     properties,
@@ -24,8 +27,53 @@ WHY = "a target with a closed-form {} has the right mean, but its exponential ha
 
 
 def kl_divergence(q: Any, prior: Any) -> Array:
-    """Return KL(q ‖ prior) by q's own method of that name, as distrax, TFP and vijax's Gaussian families have it."""
+    """Return KL(q ‖ prior) by q's own method of that name, as distrax, TFP and vijax's Gaussian families have it.
+
+    Where one of the two is of a Gaussian family, the other may be a Normal or a diagonal multivariate one of distrax
+    or TFP, or a pytree of those.
+    """
+    if isinstance(q, AffineGaussian) != isinstance(prior, AffineGaussian):
+        q, prior = _as_affine(q), _as_affine(prior)
     return _closed(q, Divergence, "kl_divergence", prior)
+
+
+def _as_affine(p: Any) -> Any:
+    """Return a Gaussian of independent numbers, or a pytree of such, as one of a family; anything else as it is."""
+    if isinstance(p, AffineGaussian):
+        return p
+    names = p.names() if isinstance(p, Joint) else []
+    if any(is_conditional(p.conditionals[name]) for name in names):
+        return p
+    parts = {name: _as_affine(p.conditional(name, {})) for name in names}
+    if isinstance(p, Joint) and all(isinstance(q, AffineGaussian) for q in parts.values()):
+        loc, scale = (p.collect({n: of(q) for n, q in parts.items()}) for of in (_loc, _log_scale))
+    elif _is_diagonal(getattr(p, "adapted", p)):
+        known = getattr(p, "adapted", p)
+        loc, scale = jnp.asarray(known.mean()), jnp.log(known.stddev())
+    else:
+        return p
+    return AffineGaussian(loc, DiagonalRoot(ravel_pytree(scale)[0]))
+
+
+def _loc(q: AffineGaussian) -> PyTree:
+    return q.loc
+
+
+def _log_scale(q: AffineGaussian) -> PyTree:
+    return ravel_pytree(q.loc)[1](q.root.log_scale)
+
+
+def _is_diagonal(p: Any) -> bool:
+    """Whether p is a library's Gaussian of independent numbers, of batch shape ()."""
+    inner = p
+    while type(inner).__name__ == "Independent":
+        inner = inner.distribution
+    names = ("Normal", "MultivariateNormalDiag")
+    return (
+        type(inner).__name__ in names
+        and hasattr(p, "stddev")
+        and tuple(getattr(p, "batch_shape", (None,))) == ()
+    )
 
 
 def split(
@@ -47,7 +95,8 @@ def split(
         reparam(elbo)(key, split(log_likelihood, prior, q), q, num_samples=K)
 
     Known: what distrax and TFP register, leaf by leaf for dicts and tuples (a leaf given earlier ones at the drawn
-    values of those, as ladder VAEs do), and Gaussian families of vijax among each other. A mixture's divergence from a
+    values of those, as ladder VAEs do), Gaussian families of vijax among each other, and from or to Normals and
+    diagonal Gaussians of distrax and TFP, whose batch axes Independent makes a latent's. A mixture's divergence from a
     Gaussian has no closed form: leave it to Monte Carlo, log_joint(z) = log_likelihood(z) + prior.log_prob(z).
 
     Args:
@@ -66,6 +115,9 @@ def split(
     Reference: Kingma, Welling, Auto-encoding variational Bayes, 2014, arXiv:1312.6114 (its second estimator).
     """
     posterior, prior = lift(q), lift(prior, "prior")
+    of_family = isinstance(posterior, AffineGaussian) or isinstance(prior, AffineGaussian)
+    if of_family and kl is kl_divergence:
+        posterior, prior = _as_affine(posterior), _as_affine(prior)
 
     exact = lambda z: -_sum_over_leaves(kl, posterior, prior, z)  # noqa: E731
     return _with(log_likelihood, exact, posterior, ("log_likelihood(z)", "KL"))
@@ -136,7 +188,8 @@ def _sum_over_leaves(term: Callable[[Any, Any], Array], q: Any, prior: Any, z: P
     if names[0] != names[1]:
         raise ValueError(
             f"q and prior must have the same leaves, drawn in the same order: q has {names[0]}, prior {names[1]} "
-            "(None: one distribution over all)."
+            "(None: one distribution over all; of a Gaussian family the divergence is known from a pytree of Normals "
+            "and diagonal Gaussians, each of batch shape (): distrax.Independent(distrax.Normal(loc, scale), 1))."
         )
     total: Any = None
     earlier: dict[Any, Any] = {}
