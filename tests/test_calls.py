@@ -109,6 +109,14 @@ CALLS = {
     ),
     "log-weights to be summarized": (lambda: D.summarize(LOG_W), "Draws or an Estimate.*weigh"),
     "k-hat of draws": (lambda: D.khat(DRAWS), "give it their log_w"),
+    "q for latents": (
+        lambda: FAMILY.init(KEY, Q),
+        "like must be a pytree of latents.*got a distribution, AffineGaussian: a dict of arrays",
+    ),
+    "a start of q": (
+        lambda: vj.solvers.pathfinder(KEY, target, Q, num_samples=4),
+        "like must be a pytree of latents",
+    ),
     "params of full_rank": (
         lambda: FAMILY.dist(F.full_rank().init(KEY, jnp.zeros(2))),
         "families.mean_field, loc, log_scale, got loc, log_scale, lower",

@@ -53,6 +53,15 @@ def function(value: Any, name: str) -> None:
     raise TypeError(f"{name} must be a function, got {described(value)}{cure}.")
 
 
+def latents(like: Any) -> None:
+    """Refuse a distribution or a family in the place of latents: of its arrays a q would be made."""
+    if isinstance(like, (types.Distribution, types.Family)):
+        raise TypeError(
+            f"like must be a pytree of latents, such as one draw of z, got {described(like)}: a dict of arrays in the "
+            "shapes of z, zeros where nothing is known."
+        )
+
+
 def log_weights(
     log_w: Any, who: str, cure: str = "give it those of draws.weigh(...).log_w"
 ) -> None:

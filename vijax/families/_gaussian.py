@@ -10,7 +10,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array
 
 from vijax import checks
-from vijax.calls import described
+from vijax.calls import described, latents
 from vijax.gaussians.affine import AffineGaussian, DiagonalRoot
 from vijax.gaussians.roots import TriangularRoot, low_rank_root
 from vijax.gaussians.triangle import unit_triangle
@@ -148,6 +148,7 @@ def _strong(tree: PyTree) -> PyTree:
 
 def _start(like: PyTree, scale: float) -> tuple[PyTree, Array]:
     """Return {"loc", "log_scale"} at `like`, and `like` as one vector."""
+    latents(like)
     for leaf in jax.tree.leaves(like):
         if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
             raise TypeError(

@@ -72,7 +72,8 @@ def student_t(*, degrees: float | int, base: Family = _FULL_RANK) -> Family:
     Raises:
         TypeError: for degrees that are not a number fixed while tracing; (dist) for a base whose members offer no
             `affine`.
-        ValueError: for degrees that are not positive and finite.
+        ValueError: for degrees that are not positive and finite; (dist) for so few that draws leave the range of
+            the params' dtype: .31 in float32, .04 in float64.
 
     Reference: Domke, Sheldon, Importance weighting and variational inference, 2018, arXiv:1808.09034 (elliptical q).
     """
@@ -87,6 +88,14 @@ def student_t(*, degrees: float | int, base: Family = _FULL_RANK) -> Family:
 
     def dist(params: PyTree) -> _StudentT:
         gaussian = affine_member(base, params, "student_t")
-        return _StudentT(gaussian, degrees, jnp.result_type(*jax.tree.leaves(params)))
+        dtype = jnp.result_type(*jax.tree.leaves(params))
+        # P(√(ν / χ²) > s) is about s^-ν, and the density squares what is drawn.
+        least = 2 * math.log(1e6) / math.log(float(jnp.finfo(dtype).max))
+        if degrees < least:
+            raise ValueError(
+                f"degrees must be at least {least:.2f} in {dtype}, got {degrees}: with fewer, one draw in a million or "
+                "more leaves its range, and log q is -inf. Take more degrees, or params of a wider dtype."
+            )
+        return _StudentT(gaussian, degrees, dtype)
 
     return Family(base.init, dist)

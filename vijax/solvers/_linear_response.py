@@ -125,7 +125,8 @@ def linear_response(
         lambda move: jax.jvp(lambda vector: fixed_draws(vector)[0], (flat,), (move,))[1]
     )
     influence = fixed_draws(flat)[1] + log_w_along(moves).T
-    error = _standard_error(influence, independent=draw.independent)
+    rounding = jnp.finfo(mean.dtype).eps * jnp.max(jnp.abs(fixed_draws(flat)[1]), 0)
+    error = jnp.hypot(_standard_error(influence, independent=draw.independent), rounding)
 
     like = jax.eval_shape(lambda vector: of(_one_draw(family.dist(unravel(vector)), key)), flat)
     as_given = ravel_pytree(jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), like))[1]

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int, Key
 
-from vijax import checks, engine
+from vijax import calls, checks, engine
 from vijax.gaussians import AffineGaussian
 from vijax.solvers._path import Problem, climb_to_mode
 from vijax.types import Draws, LogJoint, PyTree
@@ -106,6 +106,7 @@ def _log_p(log_joint: LogJoint, z: PyTree) -> Array:
 
 
 def _checked_start(like: PyTree) -> PyTree:
+    calls.latents(like)
     like = jax.tree.map(jnp.asarray, like)
     dtypes = {leaf.dtype for leaf in jax.tree.leaves(like)}
     if len(dtypes) != 1 or not jnp.issubdtype(min(dtypes), jnp.floating):
