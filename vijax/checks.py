@@ -92,6 +92,19 @@ def own_derivative(through: str = _NOT_LINEAR) -> AbstractContextManager[None]:
     return _asked(_asked.value or through)
 
 
+_reading_all = jax.make_user_context()
+
+
+def reading_all() -> AbstractContextManager[None]:
+    """Enter a fit, in which leaves of q that log_joint never reads are refused: no step would end."""
+    return _reading_all("a fit")
+
+
+def must_read_all() -> bool:
+    """Return whether this trace is that of a fit."""
+    return _reading_all.value is not None
+
+
 def mean_alone(why: str) -> None:
     """Refuse, inside a target that is unbiased in its mean alone, an evaluation in which more counts."""
     if _asked.value == _BEYOND_MEAN:

@@ -9,16 +9,15 @@ from jaxtyping import Array
 from vijax.calls import is_known
 from vijax.checks import named_scalars
 from vijax.diagnostics._chains import rhat_among
-from vijax.diagnostics._evidence import Measured, mean_of
+from vijax.diagnostics._evidence import mean_of
 from vijax.diagnostics._moments import weighted_moments
 from vijax.diagnostics._posterior import of_draws
 from vijax.diagnostics._runs import as_runs, shares_of, taken_alike
 from vijax.diagnostics._summary import Summary
 from vijax.diagnostics._verdict import verdict
+from vijax.numerics import comparable
 from vijax.types import Draws, Estimate, PyTree
 
-FAR = 10.0  # nats below the best: beside it a mode of such an ELBO has e^-10 of the mass
-STANDARD_ERRORS = 4.0
 FEW = 1_000_000  # numbers among the draws, of which the faster to compile program takes a second
 
 
@@ -74,7 +73,7 @@ def _numbers(z: PyTree, log_p: Array, log_q: Array, shares: Array, alike: Array 
     flat = jnp.concatenate([jnp.reshape(leaf, (runs, k, -1)) for leaf in jax.tree.leaves(z)], 2)
     log_w = jnp.where(shares > 0, log_p - log_q, -jnp.inf)
     elbos = jax.vmap(lambda log_w, share: mean_of(log_w, weights=share))(log_w, shares)
-    best, compared = _comparable(elbos)
+    best, compared = comparable(elbos.value, elbos.error)
     x, share = flat[best], shares[best]
     found = of_draws(x, log_p[best], log_q[best], share)
     # What q says, and what its weights correct: smoothed, for it is of those that k-hat speaks.
@@ -127,12 +126,3 @@ def _runs_once(given: PyTree) -> bool:
         and jax.default_backend() == "cpu"
         and sum(jnp.size(leaf) for leaf in leaves) <= FEW
     )
-
-
-def _comparable(elbos: Measured) -> tuple[Array, Array]:
-    """Return which run has the highest ELBO, and which are not worse by far, the nan among these, [runs]."""
-    value = jnp.where(jnp.isnan(elbos.value), -jnp.inf, elbos.value)
-    best = jnp.argmax(value)
-    reach = FAR + STANDARD_ERRORS * jnp.hypot(elbos.error, elbos.error[best])
-    near = (value > -jnp.inf) & (value >= value[best] - reach)
-    return best, near.at[best].set(True)

@@ -132,6 +132,8 @@ def evaluate(
         if call not in seen:
             seen[call] = log_joint, _trace(one, z, log_q, key)  # held, so that its id is its own
         closed, through = seen[call][1]
+        if closed is not None and checks.must_read_all() and not known.holds_log_q:
+            _refuse_unread(closed, z)
         if members is not None:
             members.apart(closed, z, log_q, key)
         with nullcontext() if through is None else checks.own_derivative(through):
@@ -164,6 +166,18 @@ def _trace(one: Callable[..., PyTree], *draw: PyTree) -> Traced:
         raise refusals.mean_passed_through(passed.primitive)
     slope = jaxprs.beyond_mean_slope(closed)
     return Traced(closed, slope and f"'{slope.primitive}' in log_joint, which is not linear in it")
+
+
+def _refuse_unread(closed: core.ClosedJaxpr, z: PyTree) -> None:
+    """Refuse leaves of a draw that log p never reads."""
+    read, names = jaxprs.read_by(closed)[0], [name for name, _ in checks.named_leaves(z)]
+    unread = [name for at, name in enumerate(names) if at not in read]
+    if unread:
+        missed = ", ".join(f"'{name}'" for name in unread)
+        raise ValueError(
+            f"log_joint never reads {missed}, so that the ELBO grows with its scale without end, and q has the leaves "
+            f"{names}: leave it out of params, or give it a prior."
+        )
 
 
 def _apart(out: Any, known: Properties) -> tuple[Any, PyTree]:

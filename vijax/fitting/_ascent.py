@@ -56,9 +56,10 @@ def ascent(estimate: Callable[..., Any], optimizer: Any) -> Rule:
         dtypes of the state.
 
     Raises:
-        TypeError: (init) for params that are no floats; (step) where the estimate returns no
-            Estimate, or for a state that `init` did not make.
-        ValueError: (step) where the value is not a scalar.
+        TypeError: for an optimizer that is none; (init) for params that are no floats; (step) where
+            the estimate returns no Estimate, or for a state that `init` did not make.
+        ValueError: (step) where the value is not a scalar, and for leaves of q that log_joint never
+            reads, with whose scale the bound would grow without end.
 
     Reference: Robbins, Monro, A stochastic approximation method, 1951; Kingma, Welling,
         Auto-encoding variational Bayes, 2014, arXiv:1312.6114.
@@ -91,7 +92,8 @@ def ascent(estimate: Callable[..., Any], optimizer: Any) -> Rule:
             return _scalar(made), (made, memory)
 
         differentiate = jax.value_and_grad(value, has_aux=True)
-        (bound, (made, memory)), gradient = differentiate(state.params)
+        with checks.reading_all():
+            (bound, (made, memory)), gradient = differentiate(state.params)
         params, optimized = _climb(optimizer, state, bound, gradient)
         new = AscentState(params, optimized, jax.lax.stop_gradient(memory))
         return new, Step(bound, made.draws, gradient)

@@ -238,11 +238,20 @@ def told_of(report: Any) -> Told:
             "step must return (state, types.Step(value, draws)), the value a float array of JAX, or "
             f"that value alone; got {getattr(value, 'dtype', type(value).__name__)}."
         )
-    log_w = jnp.zeros(0, value.dtype) if draws is None else draws.log_p - draws.log_q
+    log_w = jnp.zeros(0, value.dtype) if draws is None else _alike(draws)
     taken = jnp.asarray(getattr(report, "taken", 1.0)) > 0
     moved = jnp.broadcast_to(taken.astype(value.dtype), value.shape)
     gradient = getattr(report, "gradient", None)
     return Told(*jax.lax.stop_gradient((value, moved, log_w, gradient)))
+
+
+def _alike(draws: Any) -> Array:
+    """Return log-weights of draws that count alike: of strata, with their shares within."""
+    log_w, weights = draws.log_p - draws.log_q, getattr(draws, "weights", None)
+    if weights is None:
+        return log_w
+    share = weights.reshape(*weights.shape, *(1,) * (log_w.ndim - weights.ndim))
+    return log_w + jnp.log(len(log_w) * share)
 
 
 def _check_same(before: PyTree, after: PyTree) -> None:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from vijax import numerics
 from vijax.fitting import _loop
 from vijax.fitting._fit import Fit, check_rule, fit
 from vijax.fitting._marginals import scale_units
@@ -47,7 +48,8 @@ class Restarts(NamedTuple):
         same_params: whose averages are those of the best, to four standard errors and `tolerance`
             units.
         distance: the largest difference of any parameter from the best's, in units.
-        rhat: of all that live, the largest over parameters; 1 where they agree.
+        rhat: the largest over parameters, 1 where they agree, of those whose bound is not worse by far
+            (10 nats and 4 standard errors, as in `diagnostics.summarize`); nan where one stands alone.
         died: the step at which each stopped being finite, -1 where it never did.
     """
 
@@ -178,7 +180,9 @@ def _compared(found: Fit, units: PyTree, tolerance: float) -> Restarts:
     bound = jnp.where(alive, found.bound, jnp.nan)
     best = int(jnp.nanargmax(bound))
     distance, excess = _distances(found, units, best, tolerance, alive)
-    rhats = jax.tree.map(partial(_rhat, alive), found.average, found.tail.spread)
+    compared = np.asarray(numerics.comparable(bound, found.bound_error)[1])
+    rhats = jax.tree.map(partial(_rhat, compared), found.average, found.tail.spread)
+    agreement = _largest([jnp.float32(1.0), *jax.tree.leaves(rhats)])
     reach = STANDARD_ERRORS * jnp.hypot(found.bound_error, found.bound_error[best])
     return Restarts(
         fit=found,
@@ -189,7 +193,7 @@ def _compared(found: Fit, units: PyTree, tolerance: float) -> Restarts:
         same_bound=bound[best] - bound <= reach,
         same_params=excess <= 1,
         distance=distance,
-        rhat=_largest([jnp.float32(1.0), *jax.tree.leaves(rhats)]),
+        rhat=agreement if compared.sum() > 1 else jnp.full_like(agreement, jnp.nan),
         died=found.state.died,
     )
 
@@ -236,12 +240,12 @@ def _distances(
     return distance, excess
 
 
-def _rhat(alive: np.ndarray, average: Array, spread: Array) -> Array:
-    """Return the largest R-hat between the restarts that live, over the numbers of a leaf, ()."""
-    count = alive.sum()
+def _rhat(compared: np.ndarray, average: Array, spread: Array) -> Array:
+    """Return the largest R-hat between restarts that are compared, over the numbers of a leaf, ()."""
+    count = compared.sum()
 
     def total(a: Array) -> Array:
-        return jnp.sum(where(alive, a, jnp.zeros_like(a)), 0)
+        return jnp.sum(where(compared, a, jnp.zeros_like(a)), 0)
 
     mean = total(average) / count
     between = total(jnp.square(average - mean[None])) / max(count - 1, 1)

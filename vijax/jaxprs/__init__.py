@@ -22,7 +22,7 @@ from vijax.jaxprs._mean_alone import (
 from vijax.jaxprs._outer import Outer, accidental_outer
 from vijax.jaxprs._paths import LOOK_UP, NOISE, PARAMETER, Path, by_leaf, joint_paths, paths
 from vijax.jaxprs._programs import once
-from vijax.jaxprs._reads import reads
+from vijax.jaxprs._reads import read_by, reads
 from vijax.jaxprs._stand_in import misfit
 from vijax.jaxprs._support import Moving, Scored, carried_away, moving_support, scored_leaves
 
@@ -61,6 +61,7 @@ __all__ = [
     "not_smooth",
     "once",
     "paths",
+    "read_by",
     "reads",
     "scored_leaves",
     "shape_of",

@@ -27,10 +27,14 @@ def reads(function: Callable[..., PyTree], *args: PyTree) -> PyTree:
         A pytree like the function's result, each leaf a frozenset of positions.
     """
     closed, shape = trace(function, *args)
+    return jax.tree.unflatten(jax.tree.structure(shape), read_by(closed))
+
+
+def read_by(closed: core.ClosedJaxpr) -> list[frozenset[int]]:
+    """Return which inputs each output of a trace depends on."""
     inputs = [1 << position for position in range(len(closed.jaxpr.invars))]
     masks = interpret(closed, inputs, _QUESTION, [0] * len(closed.consts))
-    leaves = [frozenset(at for at in range(len(inputs)) if mask >> at & 1) for mask in masks]
-    return jax.tree.unflatten(jax.tree.structure(shape), leaves)
+    return [frozenset(at for at in range(len(inputs)) if mask >> at & 1) for mask in masks]
 
 
 # A set of inputs is a whole number, with a bit for each.

@@ -6,7 +6,7 @@ from jaxtyping import Array, Key
 from vijax import checks, draws
 from vijax.bounds import elbo
 from vijax.gradients import reparam
-from vijax.solvers._maximize import Maximum, maximize
+from vijax.solvers._maximize import Maximum, climb
 from vijax.types import Draw, Family, LogJoint, PyTree
 
 
@@ -52,12 +52,12 @@ def dadvi(
     Reference: Giordano, Ingram, Broderick, Black box variational inference with a deterministic
         objective: faster, more accurate, and even more black box, 2024, arXiv:2304.05527.
     """
-    log_joint = checks.target(log_joint, "solvers.dadvi", keyed=True, has_aux=True)
+    target = checks.target(log_joint, "solvers.dadvi", keyed=True, has_aux=True)
     checks.family(family, "family")
     objective = reparam(elbo, draw=draw)
     start = family.init(jax.random.fold_in(key, num_samples), like)
 
     def bound(params: PyTree) -> Array:
-        return objective(key, log_joint, family.dist(params), num_samples=num_samples).value
+        return objective(key, target, family.dist(params), num_samples=num_samples).value
 
-    return maximize(bound, start, steps=steps, slope=slope)
+    return climb(bound, start, steps=steps, slope=slope, owner=log_joint)

@@ -1,7 +1,7 @@
 """Climb a smooth deterministic function to what its floats can resolve."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -93,6 +93,18 @@ def maximize(
         Challis, Barber, Gaussian Kullback-Leibler approximate inference, 2013 (the concave case).
     """
     checks.target(function, "solvers.maximize", what="function")
+    return climb(function, start, steps=steps, slope=slope, owner=function)
+
+
+def climb(
+    function: Callable[[PyTree], Array],
+    start: PyTree,
+    *,
+    steps: int,
+    slope: float | None,
+    owner: Callable[..., Any],
+) -> Maximum:
+    """Climb as `maximize` does, by a program that is kept for as long as its owner lives."""
     start = _checked_start(function, start)
     dtype = jax.tree.leaves(start)[0].dtype
 
@@ -104,7 +116,7 @@ def maximize(
     def program(descend: Callable[[PyTree], Array]) -> Callable[[PyTree], Maximum]:
         return lambda start: _polish(descend, _quasi_newton(descend, start, steps, slope), steps)
 
-    return jaxprs.once(function, program, descend, start, ("maximize", steps, slope))
+    return jaxprs.once(owner, program, descend, start, ("maximize", steps, slope))
 
 
 def _quasi_newton(

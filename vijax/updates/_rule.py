@@ -13,7 +13,7 @@ from vijax.trees import where, while_loop
 from vijax.types import LogJoint, PyTree, Rule, Step, properties
 from vijax.updates import _gaussian
 from vijax.updates._gaussian import GaussianState
-from vijax.updates._whitened import Whitened, refuse_unread, report, whiten
+from vijax.updates._whitened import Whitened, report, whiten
 
 Rate = float | Array | Callable[[Array], Array]
 """A learning rate: a number, or a schedule from the count of steps."""
@@ -79,12 +79,12 @@ def gaussian_rule(
         state = state._replace(memory=None)  # no step reads it, and no loop need carry it
 
         target = admit_mean(target) if admit is None else admit(target)
-        refuse_unread(target, state)
         count = default_samples(state) if num_samples is None else num_samples
-        whitened = whiten(key, target, state, count, paired=paired)
-        proposal = propose(state, whitened)
-        new = take(state, whitened, proposal.move, halvings)
-        reported = report(state, whitened, proposal.log_p, properties(target).only_mean)
+        with checks.reading_all():
+            whitened = whiten(key, target, state, count, paired=paired)
+            proposal = propose(state, whitened)
+            new = take(state, whitened, proposal.move, halvings)
+            reported = report(state, whitened, proposal.log_p, properties(target).only_mean)
         return new._replace(memory=memory), reported._replace(taken=new.taken)
 
     return Rule(init, step, _gaussian.params)

@@ -1,14 +1,14 @@
 """The target in units of q: log p and log q as functions of standard normal noise."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Key
 
-from vijax import checks, engine, jaxprs
+from vijax import engine
 from vijax.gaussians.affine import standard_log_density
 from vijax.gaussians.triangle import half_log_det, times_root
 from vijax.trees import own_point
@@ -83,21 +83,3 @@ def report(
 
     gradient = {"loc": jax.grad(mean_log_p)(own_point(mean_log_p, state.loc))}
     return Step(jnp.mean(log_p - log_q), drawn, gradient)
-
-
-def refuse_unread(log_joint: LogJoint, state: GaussianState) -> None:
-    """Refuse leaves of q that log_joint never reads: the ELBO grows with their scale for ever."""
-    keyed = properties(log_joint).keyed
-
-    def log_p(z: PyTree, key: Any) -> Array:
-        one = jax.tree.map(lambda leaf: leaf[None], z)
-        return engine.evaluate(log_joint, one, jnp.zeros(1), key[None] if keyed else None)[0]
-
-    read = jaxprs.reads(log_p, state.loc, jax.random.key(0))
-    names = [name for name, _ in checks.named_leaves(state.loc)]
-    unread = [f"'{name}'" for at, name in enumerate(names) if at not in read]
-    if unread:
-        raise ValueError(
-            f"log_joint never reads {', '.join(unread)}, so that the ELBO grows with its scale "
-            f"without end, and q has the leaves {names}: leave it out of params, or give it a prior."
-        )
