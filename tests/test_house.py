@@ -316,3 +316,18 @@ def test_the_guide_to_digits_runs(loose_ranks):
     assert np.isfinite(names["target"](names["at"]))
     assert np.abs(names["error"]).max() < 1e-5
     assert names["slope"]["log_mean"] != 0
+
+
+@pytest.mark.slow
+def test_the_guide_after_a_two_runs(loose_ranks):
+    """Slopes integrated out and drawn again, a quadrature that is exact, a scale that is the image of a normal."""
+    names = {}
+    text = (ROOT / "docs/after_a_two.md").read_text()
+    for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+        exec(compile(block, "after_a_two.md", "exec"), names)
+    assert int(names["summary"].verdict) <= 1
+    assert "effects[7,1]" in names["summary"].names
+    assert np.abs(names["error"]).max() < 1e-5
+    np.testing.assert_allclose(
+        names["norm"].cdf(-2.0), np.arctan(names["lam"][0]) * 2 / np.pi, rtol=1e-5
+    )
