@@ -6,13 +6,12 @@ host callback returns is unknown to each of them.
 
 from vijax.jaxprs._axes import Axes, axes
 from vijax.jaxprs._collective import collective
-from vijax.jaxprs._degree import Blame, not_linear, not_quadratic
+from vijax.jaxprs._degree import Blame
 from vijax.jaxprs._derivative import flows
 from vijax.jaxprs._equations import OPAQUE, hidden, shape_of, trace
 from vijax.jaxprs._fingerprint import fingerprint
 from vijax.jaxprs._flow import Flow, merge
 from vijax.jaxprs._hoist import bare, hoist, stopped, totals
-from vijax.jaxprs._kinks import not_smooth
 from vijax.jaxprs._mean_alone import (
     beyond_mean,
     beyond_mean_slope,
@@ -21,10 +20,13 @@ from vijax.jaxprs._mean_alone import (
 )
 from vijax.jaxprs._outer import Outer, accidental_outer
 from vijax.jaxprs._paths import LOOK_UP, NOISE, PARAMETER, Path, by_leaf, joint_paths, paths
+from vijax.jaxprs._polynomial import not_linear, not_quadratic
 from vijax.jaxprs._programs import once
 from vijax.jaxprs._reads import read_by, reads
+from vijax.jaxprs._scored import Scored, scored_leaves
+from vijax.jaxprs._smooth import not_smooth
 from vijax.jaxprs._stand_in import misfit
-from vijax.jaxprs._support import Moving, Scored, carried_away, moving_support, scored_leaves
+from vijax.jaxprs._support import Moving, carried_away, moving_support
 
 __all__ = [
     "Axes",

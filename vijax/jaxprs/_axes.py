@@ -14,12 +14,14 @@ from vijax.jaxprs._interpreter import Loops, Question, interpret
 from vijax.jaxprs._kept import NEVER, REDUCED_OVER_DEVICES, Ramp, kept, ramp_of
 from vijax.jaxprs._places import Place, moved, reshaped, tiled
 
+# A PartitionSpec: for each axis of an array, the axes of the mesh that cut it.
+Spec = Sequence[str | tuple[str, ...] | None]
+
+# None: free of what is followed. Else for each axis followed its `Place`: the array's own axis
+# that it still is, or the digits that it has become under reshapes; an axis below zero is the loop
+# over it whose body this is, counted from the innermost, -1; or the name of the primitive that
+# mixed it.
 Axes = tuple[Place, ...] | None
-"""None: free of what is followed. Else for each axis followed its `Place`: the array's own axis
-that it still is, or the digits that it has become under reshapes; an axis below zero is the loop
-over it whose body this is, counted from the innermost, -1; or the name of the primitive that mixed
-it.
-"""
 
 
 def axes(closed: core.ClosedJaxpr, inputs: Sequence[Axes]) -> list[Axes]:
@@ -34,6 +36,13 @@ def axes(closed: core.ClosedJaxpr, inputs: Sequence[Axes]) -> list[Axes]:
 
     Returns:
         For each output the same: (0,) where axis 0 of the input has become axis 0 and nothing met.
+
+    Example:
+        >>> x = jnp.ones((4, 3))
+        >>> axes(jax.make_jaxpr(lambda x: jnp.sum(x**2, 1))(x), [(0,)])
+        [(0,)]
+        >>> axes(jax.make_jaxpr(lambda x: jnp.cumsum(x, 0))(x), [(0,)])
+        [('cumsum',)]
     """
     values = [_NOTHING if axes is None else _Value(axes, None) for axes in inputs]
     return [value.axes for value in interpret(closed, values, _QUESTION)]
@@ -59,6 +68,7 @@ def _join(several: Sequence[_Value], name: str) -> _Value:
             joined = axes if joined is None else joined
         else:
             joined = tuple(_meet(a, b, name) for a, b in zip(joined, axes, strict=True))
+    # An index stays one only where all cases are the same index.
     same = all(value == several[0] for value in several)
     return several[0] if several and same else _value(joined)
 
@@ -93,6 +103,7 @@ def _constant(value: Any) -> _Value:
     kind = getattr(getattr(value, "dtype", None), "kind", "")
     if isinstance(value, jax.core.Tracer) or kind not in ("i", "u", "b") or np.ndim(value) != 1:
         return _NOTHING
+    # An all-False mask is what an index gives to "is it below zero"; arange(n) is an index itself.
     numbers = np.asarray(value)
     if kind == "b":
         return _NOTHING if np.any(numbers) else _Value(None, NEVER)
@@ -115,6 +126,7 @@ def _rule(eqn: core.JaxprEqn, ins: list[_Value]) -> list[_Value]:
     name, ramps = eqn.primitive.name, [value.ramp for value in ins]
     if name == "select_n" and ramps[0] == NEVER:  # an index is never below zero
         return [ins[1]]
+    # Where the axes of each operand are in the result, by what the primitive does with axes.
     arrived: list[_Value] = []
     for i, value in enumerate(ins):
         if value.axes is None:
@@ -127,17 +139,20 @@ def _rule(eqn: core.JaxprEqn, ins: list[_Value]) -> list[_Value]:
             arrived.append(_value(tuple(tiled(p, shape, reps) for p in value.axes)))
         else:
             arrived.append(_moved(value, partial(_stays, kept(eqn, i, ramps), name)))
-    found = _join(arrived, name)
+    # Operands whose axes meet at one place stay apart; those that lie elsewhere are mixed.
+    joined = _join(arrived, name)
     ramp = ramp_of(eqn, ramps)
-    return [found if ramp is None else _Value(found.axes, ramp)] * len(eqn.outvars)
+    return [joined if ramp is None else _Value(joined.axes, ramp)] * len(eqn.outvars)
 
 
 def _stays(stay: dict[int, int], name: str, axis: int) -> int | str:
+    # A loop around the equation, below zero, goes on whatever the equation does.
     return axis if axis < 0 else stay.get(axis, name)
 
 
 def _inlined(eqn: core.JaxprEqn, ins: list[_Value]) -> list[_Value]:
     """Follow axes through a call that is none of the usual ones."""
+    # Newer releases keep the jaxpr under "call", or expand the primitive only when they lower it.
     inner = eqn.params.get("call") or inner_jaxpr(eqn) or _expanded(eqn)
     if inner is None or len(opened(inner).invars) != len(ins):
         return [_opaque(eqn.primitive.name, ins)] * len(eqn.outvars)
@@ -155,6 +170,7 @@ def _expanded(eqn: core.JaxprEqn) -> core.ClosedJaxpr | None:
     return trace(lambda *flat: primitive.expand(*jax.tree.unflatten(tree, flat)), *inputs)[0]
 
 
+# Calls that are none of the interpreter's own, by the names of several releases of JAX.
 CALLED = ("call_hi_primitive", "custom_vmap_call", "eval_jaxpr")
 
 
@@ -163,6 +179,7 @@ def _shard_map(eqn: core.JaxprEqn, ins: list[_Value]) -> list[_Value]:
     cuts: dict[int, Any] = {}  # of each followed axis, the axes of the mesh that cut it
     for value, specs in zip(ins, eqn.params["in_specs"], strict=True):
         for k, place in enumerate(value.axes or ()):
+            # Two operands whose members are cut in other ways do not meet member by member.
             if not isinstance(place, str) and cuts.setdefault(k, _cut(place, specs)) != _cut(
                 place, specs
             ):
@@ -173,15 +190,17 @@ def _shard_map(eqn: core.JaxprEqn, ins: list[_Value]) -> list[_Value]:
         n for cut in cuts.values() for n in cut or ()
     }
 
+    # psum over ("i",) joins blocks along "i": harmless unless "i" cuts a followed axis.
     def collective(eqn: core.JaxprEqn, ins: list[_Value]) -> list[_Value]:
         apart = harmless >= {*eqn.params["axes"]}
         return ins if apart else [_moved(v, lambda _: eqn.primitive.name) for v in ins]
 
+    # The body sees blocks, each with the same axes as the whole.
     rules = {**_QUESTION.rules, **dict.fromkeys(REDUCED_OVER_DEVICES, collective)}
     body = core.ClosedJaxpr(opened(eqn.params["jaxpr"]), ())
     outs = interpret(body, ins, replace(_QUESTION, rules=rules))
 
-    def whole(value: _Value, specs: Any) -> _Value:
+    def whole(value: _Value, specs: Spec) -> _Value:
         """Mix what does not leave cut as it came."""
         pairs = enumerate(value.axes or ())
         return _value(
@@ -195,7 +214,7 @@ def _shard_map(eqn: core.JaxprEqn, ins: list[_Value]) -> list[_Value]:
     return [whole(value, specs) for value, specs in zip(outs, eqn.params["out_specs"], strict=True)]
 
 
-def _cut(place: Place, specs: Any) -> tuple[str, ...] | None:
+def _cut(place: Place, specs: Spec) -> tuple[str, ...] | None:
     """Return the axes of a mesh that cut a followed axis, () for none; None where parts do."""
     if not isinstance(place, int):
         return None

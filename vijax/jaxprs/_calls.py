@@ -6,6 +6,7 @@ from typing import NamedTuple
 import jax
 from jax.extend import core
 
+# The folder of JAX's own files; frames in it are no user's.
 JAX = paths_of.join(paths_of.dirname(jax.__file__ or ""), "")
 INSTALLED = paths_of.join(paths_of.dirname(paths_of.dirname(JAX)), "")  # site-packages
 
@@ -23,7 +24,8 @@ class Call(NamedTuple):
 
 
 def call_of(eqn: core.JaxprEqn) -> Call:
-    """Return the call that an equation is part of; its file is "" where no frame outside JAX is known."""
+    """Return the call that an equation is part of; its file is "" where only JAX's frames are known."""
+    # Inmost first. The first frame outside JAX made the call; those before it are JAX's functions.
     frames = getattr(eqn.source_info.traceback, "frames", ())
     outside = next((i for i, f in enumerate(frames) if not f.file_name.startswith(JAX)), None)
     functions = tuple(f.function_name for f in frames[:outside])

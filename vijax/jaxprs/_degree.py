@@ -1,19 +1,14 @@
-"""Whether a function is linear, or quadratic, in its argument: read from its jaxpr."""
+"""The degree of each variable of a jaxpr, as a polynomial in the argument."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
-from jaxtyping import Array
 
-from vijax.jaxprs._derivative import flows
-from vijax.jaxprs._equations import DECLARED, LAID_OUT, trace, undeclared
-from vijax.jaxprs._flow import Flow
-from vijax.jaxprs._interpreter import Question, interpret
-from vijax.jaxprs._stand_in import stand_in
+from vijax.jaxprs._equations import DECLARED, LAID_OUT
+from vijax.jaxprs._interpreter import Question
 
 
 class Blame(NamedTuple):
@@ -45,112 +40,14 @@ class Degree(NamedTuple):
     declared: bool = False
 
 
+# Degree 0, compared by identity, and degree 1.
 FREE, ARGUMENT = Degree(), Degree(1)
-
-Function = Callable[[Array], Array]
-
-
-def not_linear(function: Function, at: Array) -> Blame | None:
-    """Return what keeps a function of one array from being affine in it, or None."""
-    return _above(1, function, at)
-
-
-def not_quadratic(function: Function, at: Array) -> Blame | None:
-    """Return what keeps a function of one array from being quadratic in it, or None."""
-    return _above(2, function, at)
-
-
-def _above(limit: int, function: Function, at: Array) -> Blame | None:
-    """Return what raises the degree of a function above the limit, if anything.
-
-    Rules for each primitive prove most polynomials at once. What they do not know is one still if
-    its last derivative does not read the argument, and neither it nor those before have jumps: |x|
-    has second derivative 0. Where a derivative was declared, the value must be a polynomial by its
-    own derivatives, and those declared be these.
-    """
-    closed = trace(function, at)[0]
-    found = _join(interpret(closed, [ARGUMENT], _QUESTIONS[limit], [FREE] * len(closed.consts)), "")
-    if found.blame is None and not found.declared:
-        return None
-    if found.blame is not None and (found.blame.opaque or found.degree > limit):
-        return found.blame
-    if not found.declared:
-        return _by_derivatives(limit, function, closed, found, at)
-    own = undeclared(closed)
-    of_value = trace(own, at)[0]
-    consts = [FREE] * len(of_value.consts)
-    degree = _join(interpret(of_value, [ARGUMENT], _QUESTIONS[limit], consts), "")
-    blame = degree.blame
-    if degree.declared:  # in a loop, where its function cannot be put in its place
-        return found.blame or Blame("a declared derivative")
-    if blame is not None:
-        blame = _by_derivatives(limit, own, of_value, degree, at)
-    if blame is None and _declared_otherwise(limit, closed, at):
-        blame = Blame("a declared derivative")
-    return None if blame is None else found.blame or blame
-
-
-def _by_derivatives(
-    limit: int, function: Function, closed: core.ClosedJaxpr, found: Degree, at: Array
-) -> Blame | None:
-    """Return what raises the degree, of a function whose derivatives are its own."""
-    argument = Flow(smooth=frozenset({"argument"}))
-    reached = flows(closed, [argument], Flow())
-    if limit > 1:
-        reached += flows(trace(_slope(function), at)[0], [argument], Flow())
-    jumps = sorted(how for flow in reached if (how := flow.broken_by("argument")) is not None)
-    if not jumps:
-        ends = flows(trace(_last(limit, function), at, at)[0], [argument, Flow()], Flow())
-        if not any(flow.sources() for flow in ends):
-            return None
-    return found.blame or Blame(jumps[0] if jumps else "mul")
-
-
-def _slope(function: Function) -> Function:
-    return jax.grad(lambda x: jnp.sum(function(x)))
-
-
-def _last(limit: int, function: Function) -> Callable[[Array, Array], Array]:
-    """Return (x, direction) -> the first or second derivative along the direction."""
-    below = function if limit == 1 else _slope(function)
-    return lambda x, along: jax.jvp(below, (x,), (along,))[1]
-
-
-def _declared_otherwise(limit: int, closed: core.ClosedJaxpr, at: Array) -> bool:
-    """Whether declared derivatives are others than the value's own, tried on stand-in numbers."""
-    rng = np.random.default_rng(2)
-    with jax.ensure_compile_time_eval():
-        pairs = [stand_in(rng, const) for const in closed.consts]
-        numbers = [c if p is None else jnp.asarray(p, c.dtype) for c, p in pairs]
-        with_numbers = core.ClosedJaxpr(closed.jaxpr, numbers)
-
-        def declared(x: Array) -> Array:
-            return jnp.sum(core.jaxpr_as_fun(with_numbers)(x)[0])
-
-        def own(x: Array) -> Array:
-            return jnp.sum(undeclared(with_numbers)(x))
-
-        points = [jnp.asarray(rng.normal(size=at.shape), at.dtype) for _ in range(3)]
-
-        def derivatives(function: Function) -> np.ndarray:
-            found = [_slope(function)(x) for x in points[:2]]
-            found += [_last(2, function)(points[0], points[2])] if limit > 1 else []
-            return np.asarray(found, np.float64)
-
-        expected = derivatives(own)
-        close = float(jnp.finfo(at.dtype).eps) ** 0.5 * (1 + np.max(np.abs(expected), initial=0.0))
-        try:
-            found = derivatives(declared)
-        except TypeError:  # a custom_vjp has no forward mode, of which Hessians are made
-            return True
-        # What is nan tells nothing, and proves nothing.
-        return not bool(np.all(np.abs(found - expected) <= close))
-
 
 # --- the question
 
 
-def _join(several: Sequence[Degree], name: str) -> Degree:
+def join(several: Sequence[Degree], name: str) -> Degree:
+    # A sum has the largest degree of its terms.
     some = [d for d in several if d is not FREE]
     if len(some) <= 1:
         return some[0] if some else FREE
@@ -158,26 +55,28 @@ def _join(several: Sequence[Degree], name: str) -> Degree:
 
 
 def _first(several: Sequence[Degree]) -> Blame | None:
+    # What cannot be seen into comes first: no derivative can clear it.
     blames = [d.blame for d in several if d.blame is not None]
     return next((b for b in blames if b.opaque), blames[0] if blames else None)
 
 
 def _blamed(several: Sequence[Degree], primitive: str) -> Degree:
     """Return the degree of what is no polynomial; operands already blamed keep their blame."""
-    joined = _join(several, primitive)
+    joined = join(several, primitive)
     return joined if joined is FREE or joined.blame else joined._replace(blame=Blame(primitive))
 
 
 def _choose(which: Degree, cases: Sequence[Degree], name: str) -> Degree:
-    return _join(cases, name) if which is FREE else _blamed([*cases, which], name)
+    # A choice by the argument is piecewise; by anything else, it is one of the cases.
+    return join(cases, name) if which is FREE else _blamed([*cases, which], name)
 
 
 def _opaque(name: str, several: Sequence[Degree]) -> Degree:
-    joined = _join(several, name)
+    joined = join(several, name)
     return FREE if joined is FREE else joined._replace(blame=Blame(name, opaque=True))
 
 
-def _constant(value: Any) -> Degree:
+def _constant(value: object) -> Degree:
     return FREE
 
 
@@ -198,7 +97,7 @@ def _called(eqn: core.JaxprEqn, _: list[Degree], outs: list[Degree]) -> list[Deg
 
 
 def _linear(eqn: core.JaxprEqn, ins: list[Degree]) -> list[Degree]:
-    return [_join(ins, eqn.primitive.name)] * len(eqn.outvars)
+    return [join(ins, eqn.primitive.name)] * len(eqn.outvars)
 
 
 def _other(eqn: core.JaxprEqn, ins: list[Degree]) -> list[Degree]:
@@ -206,18 +105,20 @@ def _other(eqn: core.JaxprEqn, ins: list[Degree]) -> list[Degree]:
 
 
 def _quotient(eqn: core.JaxprEqn, ins: list[Degree]) -> list[Degree]:
+    # f(x) / c has the degree of f; f(x) / g(x) has none.
     return [ins[0] if ins[1] is FREE else _blamed(ins, eqn.primitive.name)]
 
 
 def _solve(eqn: core.JaxprEqn, ins: list[Degree]) -> list[Degree]:
+    # L⁻¹ f(x) has the degree of f.
     return [ins[1] if ins[0] is FREE else _blamed(ins, eqn.primitive.name)]
 
 
 def _linear_solve(eqn: core.JaxprEqn, ins: list[Degree]) -> list[Degree]:
     """Solve operators that are free of the argument for right sides that may not be."""
     operands = sum(eqn.params["const_lengths"])
-    operator = _join(ins[:operands], eqn.primitive.name)
-    right = _join(ins[operands:], eqn.primitive.name)
+    operator = join(ins[:operands], eqn.primitive.name)
+    right = join(ins[operands:], eqn.primitive.name)
     return [right if operator is FREE else _blamed(ins, eqn.primitive.name)] * len(eqn.outvars)
 
 
@@ -226,6 +127,7 @@ def _select(eqn: core.JaxprEqn, ins: list[Degree]) -> list[Degree]:
 
 
 def _convert(eqn: core.JaxprEqn, ins: list[Degree]) -> list[Degree]:
+    # To whole numbers, or to less than two bytes, is a rounding.
     target = eqn.params["new_dtype"]
     real = jnp.issubdtype(target, jnp.inexact) and np.dtype(target).itemsize >= 2
     return [ins[0] if real else _blamed(ins, "cast")]
@@ -234,7 +136,7 @@ def _convert(eqn: core.JaxprEqn, ins: list[Degree]) -> list[Degree]:
 def _indexed(eqn: core.JaxprEqn, ins: list[Degree]) -> list[Degree]:
     """Let operands through that are copied; the others say where to."""
     start, stop = _INDICES[eqn.primitive.name]
-    return [_choose(_join(ins[start:stop], ""), [*ins[:start], *ins[stop:]], eqn.primitive.name)]
+    return [_choose(join(ins[start:stop], ""), [*ins[:start], *ins[stop:]], eqn.primitive.name)]
 
 
 def _equal(eqn: core.JaxprEqn, ins: list[Degree]) -> list[Degree]:
@@ -247,9 +149,10 @@ def _power(limit: int) -> Callable[[core.JaxprEqn, list[Degree]], list[Degree]]:
     """Return the rule of products, whose degrees add up to the limit at most."""
 
     def rule(eqn: core.JaxprEqn, ins: list[Degree]) -> list[Degree]:
+        # Of x·y the sum of both degrees; x² and xⁿ are products of one operand with itself.
         name = eqn.primitive.name
         power = {"square": 2, "integer_pow": eqn.params.get("y", 1)}.get(name, 1)
-        degree, joined = power * sum(d.degree for d in ins), _join(ins, name)
+        degree, joined = power * sum(d.degree for d in ins), join(ins, name)
         if joined.blame is not None or power < 0:
             return [_blamed(ins, name)]
         return [joined._replace(degree=degree, blame=Blame(name) if degree > limit else None)]
@@ -257,10 +160,12 @@ def _power(limit: int) -> Callable[[core.JaxprEqn, list[Degree]], list[Degree]]:
     return rule
 
 
+# Linear in all operands together: the degree of the result is the largest of theirs.
 _LINEAR = LAID_OUT | frozenset(
     "add add_any broadcast_in_dim complex concatenate conj cumsum fft imag neg pad real reduce_sum "
     "reduce_window_sum reshape rev slice split squeeze stack sub tile transpose unstack".split()
 )
+# Linear in each operand by itself.
 _PRODUCTS = "mul dot_general conv_general_dilated square integer_pow"
 # From which operand to which they only say where to read or write.
 _INDICES: dict[str, tuple[int, int | None]] = {
@@ -272,10 +177,10 @@ _INDICES: dict[str, tuple[int, int | None]] = {
 
 
 def question(limit: int) -> Question[Degree]:
-    """Return the question of the degree, with blame for what is above the limit."""
+    """Return the question of the degree, with blame for what is above the limit, 1 or 2."""
     return Question(
         nothing=FREE,
-        join=_join,
+        join=join,
         rules={
             **dict.fromkeys(_LINEAR, _linear),
             **dict.fromkeys(_PRODUCTS.split(), _power(limit)),
@@ -294,6 +199,3 @@ def question(limit: int) -> Question[Degree]:
         constant=_constant,
         called=_called,
     )
-
-
-_QUESTIONS = {limit: question(limit) for limit in (1, 2)}

@@ -1,28 +1,26 @@
 """Which sources reach an output with their derivative, and which through a jump that loses it."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 
-from vijax.jaxprs._equations import DECLARED, LAID_OUT, inner_jaxpr, opened, shape_of, varies
+from vijax.jaxprs._equations import DECLARED, LAID_OUT, Atom, inner_jaxpr, opened, shape_of, varies
 from vijax.jaxprs._flow import (
     NOTHING,
     Flow,
-    Shift,
     alike,
     anew,
     broken,
-    combine,
     merge,
     never_cancels,
     placed,
     stopped,
 )
 from vijax.jaxprs._interpreter import Question, interpret
+from vijax.jaxprs._shift_rules import added, exponential, maximum, moved, multiplied, totaled
 
 
 def flows(
@@ -40,7 +38,15 @@ def flows(
 
     Returns:
         The flow of each output.
+
+    Example:
+        >>> a, e = (Flow(smooth=frozenset({name})) for name in ("parameter", "noise"))
+        >>> closed = jax.make_jaxpr(lambda a, e: a + jnp.floor(e))(0.0, 0.0)
+        >>> (out,) = flows(closed, [a, e], Flow())
+        >>> out.broken_by("parameter"), out.broken_by("noise")
+        (None, 'floor')
     """
+    # The walk tells what nothing reaches by identity with NOTHING.
     const = _bare(const)
     traced = any(isinstance(c, jax.core.Tracer) for c in closed.consts)
     consts = [const if _is_parameter(c, traced=traced) else NOTHING for c in closed.consts]
@@ -52,7 +58,7 @@ def _bare(flow: Flow) -> Flow:
     return NOTHING if flow == NOTHING else flow
 
 
-def _is_parameter(value: Any, *, traced: bool) -> bool:
+def _is_parameter(value: object, *, traced: bool) -> bool:
     """Tell parameters from constants of the code, which numpy arrays are.
 
     Beside tracers, a concrete array is a constant too; alone, it stands for what would be traced.
@@ -62,11 +68,12 @@ def _is_parameter(value: Any, *, traced: bool) -> bool:
     return varies(value) if traced else True
 
 
-def _constant(value: Any) -> Flow:
+def _constant(value: object) -> Flow:
     return NOTHING
 
 
 def _choose(which: Flow, cases: Sequence[Flow], how: str) -> Flow:
+    # The derivative of a choice is that of the chosen case; how it is chosen has none.
     return alike(merge([broken(which, how), *cases]), cases, how)
 
 
@@ -74,7 +81,7 @@ def _opaque(name: str, flows: Sequence[Flow]) -> Flow:
     return merge(flows)._replace(opaque=frozenset({name}))
 
 
-def _inexact(variable: Any) -> bool:
+def _inexact(variable: Atom) -> bool:
     dtype = getattr(variable.aval, "dtype", np.dtype(bool))
     kind = getattr(dtype, "kind", "")  # that of most, told at once; bfloat16 has "V", and keys none
     return kind == "f" or (kind not in "biu" and bool(jnp.issubdtype(dtype, jnp.inexact)))
@@ -82,6 +89,7 @@ def _inexact(variable: Any) -> bool:
 
 def _called(eqn: core.JaxprEqn, ins: list[Flow], outs: list[Flow]) -> list[Flow]:
     """Tell apart what was stopped within two calls of one function."""
+    # A function traced once has the same equations at each call, so the call's id joins theirs.
     outside = {shift.part for flow in ins for shift in flow.shifts}
 
     def inside(flow: Flow) -> Flow:
@@ -99,6 +107,7 @@ def _called(eqn: core.JaxprEqn, ins: list[Flow], outs: list[Flow]) -> list[Flow]
 
 
 def _default(eqn: core.JaxprEqn, ins: list[Flow]) -> list[Flow]:
+    # A primitive without a rule is smooth; stopped parts of its operands do not cancel in it.
     flow = anew(merge(ins), id(eqn))
     if all(_inexact(v) for v in eqn.outvars) or not any(_inexact(v) for v in eqn.invars):
         return [flow] * len(eqn.outvars)
@@ -115,6 +124,7 @@ def _jump(eqn: core.JaxprEqn, ins: list[Flow]) -> list[Flow]:
 
 
 def _stop(eqn: core.JaxprEqn, ins: list[Flow]) -> list[Flow]:
+    # The stopped part is named by its equation, so that only the same value cancels with it.
     flow = stopped(ins[0], id(eqn))
     shape = shape_of(eqn.outvars[0])
     return [flow._replace(shifts=frozenset(placed(s, shape) for s in flow.shifts))]
@@ -124,27 +134,8 @@ def _same(eqn: core.JaxprEqn, ins: list[Flow]) -> list[Flow]:
     return [ins[0]]
 
 
-def _moved(eqn: core.JaxprEqn, ins: list[Flow]) -> list[Flow]:
-    """Follow the axes of stopped parts through broadcasts and axes of length 1; lose them elsewhere."""
-    flow = ins[0]
-    if not flow.shifts:
-        return [flow]
-    shape, out = shape_of(eqn.invars[0]), shape_of(eqn.outvars[0])
-    if eqn.primitive.name == "broadcast_in_dim":
-        to = dict(enumerate(map(int, eqn.params["broadcast_dimensions"])))
-    elif [n for n in shape if n > 1] == [n for n in out if n > 1]:
-        longer = (a for a, n in enumerate(out) if n > 1)
-        to = {a: next(longer) for a, n in enumerate(shape) if n > 1}
-    else:
-        return [anew(flow, id(eqn))]
-    moved = (
-        s._replace(axes=None if s.axes is None else tuple(to[a] for a in s.axes))
-        for s in (placed(s, shape) for s in flow.shifts)
-    )
-    return [flow._replace(shifts=frozenset(moved))]
-
-
 def _select(eqn: core.JaxprEqn, ins: list[Flow]) -> list[Flow]:
+    # As in `_choose`: the first operand chooses among the others.
     flow = merge([broken(ins[0], "select_n"), *ins[1:]])
     return [alike(flow, ins[1:], id(eqn))]
 
@@ -173,60 +164,12 @@ def _reduce_precision(eqn: core.JaxprEqn, ins: list[Flow]) -> list[Flow]:
 
 def _indexed(eqn: core.JaxprEqn, ins: list[Flow]) -> list[Flow]:
     """Break the operands that only say where to read or write."""
+    # Indices are all operands from `start` on, or, of a scatter, the second: (operand, where, updates).
     name = eqn.primitive.name
     start = _INDICES.get(name, 1)
     where = ins[start:] if name in _INDICES else ins[1:2]
     rest = ins[:start] if name in _INDICES else [ins[0], *ins[2:]]
     return [anew(merge([*rest, broken(merge(where), name)]), id(eqn))] * len(eqn.outvars)
-
-
-# --- the rules that a stopped shift of softmax or logsumexp passes through
-
-
-def _sum(eqn: core.JaxprEqn, ins: list[Flow]) -> list[Flow]:
-    flow = merge(ins)
-    if not flow.shifts:
-        return [flow]
-    if all(shift.factor for shift in flow.shifts):
-        return [alike(flow, ins, id(eqn))]
-    sign = -1 if eqn.primitive.name == "sub" else 1
-    operands = zip(ins, (1, sign), strict=True)
-    return [combine(flow, operands, factor=False, part=id(eqn))]
-
-
-def _product(eqn: core.JaxprEqn, ins: list[Flow]) -> list[Flow]:
-    sign = -1 if eqn.primitive.name == "div" else 1
-    operands = zip(ins, (1, sign), strict=True)
-    return [combine(merge(ins), operands, factor=True, part=id(eqn))]
-
-
-def _total(eqn: core.JaxprEqn, ins: list[Flow]) -> list[Flow]:
-    """Sums of one operand, and |x|, keep a positive factor that is common to what is summed."""
-    flow = ins[0]
-    over = tuple(map(int, eqn.params.get("axes", ())))
-
-    def common(shift: Shift) -> bool:
-        return shift.factor and shift.axes is not None and not set(over) & set(shift.axes)
-
-    if not all(map(common, flow.shifts)):
-        return [anew(flow, id(eqn))]
-    left = [a for a in range(len(shape_of(eqn.invars[0]))) if a not in over]
-    moved = (s._replace(axes=tuple(left.index(a) for a in s.axes or ())) for s in flow.shifts)
-    return [flow._replace(shifts=frozenset(moved))]
-
-
-def _maximum(eqn: core.JaxprEqn, ins: list[Flow]) -> list[Flow]:
-    flow = merge(ins)
-    terms = not any(s.factor for s in flow.shifts)
-    return [alike(flow, ins, id(eqn)) if terms else anew(flow, id(eqn))]
-
-
-def _exponential(eqn: core.JaxprEqn, ins: list[Flow]) -> list[Flow]:
-    """exp makes factors of terms, log terms of factors."""
-    flow, factor = ins[0], eqn.primitive.name == "log"
-    if any(s.factor != factor for s in flow.shifts):
-        return [anew(flow, id(eqn))]
-    return [flow._replace(shifts=frozenset(s._replace(factor=not factor) for s in flow.shifts))]
 
 
 # Operands from here on only say where to read or write; of a scatter it is the second alone.
@@ -243,6 +186,8 @@ _JUMPS = (
 
 def _declared(eqn: core.JaxprEqn, ins: list[Flow]) -> list[Flow]:
     """Take a declared derivative for that of the value where the value is not made of jumps alone."""
+    # As declared, results are smooth in all operands. A straight-through estimator declares a
+    # derivative for what is piecewise constant, and there the value decides.
     flow, inner = anew(merge(ins), id(eqn)), inner_jaxpr(eqn)
     body = None if inner is None else opened(inner)
     if body is None or not flow.smooth or len(body.invars) != len(ins) or body.constvars:
@@ -253,22 +198,24 @@ def _declared(eqn: core.JaxprEqn, ins: list[Flow]) -> list[Flow]:
 
 
 def _less(flow: Flow, value: Flow) -> Flow:
+    # Sources that reach the value by jumps alone.
     jumps = {(s, how) for s, how in value.broken if s in flow.smooth - value.smooth}
     lost = {s for s, _ in jumps}
     return flow._replace(smooth=flow.smooth - lost, broken=flow.broken | jumps) if lost else flow
 
 
+# Common to both questions; they differ in what was declared and in what was stopped.
 _RULES = {
     "custom_linear_solve": _smooth,
     **dict.fromkeys(_JUMPS.split(), _jump),
     **dict.fromkeys((*_INDICES, *_SCATTERS.split()), _indexed),
-    **dict.fromkeys("broadcast_in_dim reshape squeeze".split(), _moved),
+    **dict.fromkeys("broadcast_in_dim reshape squeeze".split(), moved),
     **dict.fromkeys(LAID_OUT, _same),
-    **dict.fromkeys(("add", "sub", "add_any"), _sum),
-    **dict.fromkeys(("mul", "div"), _product),
-    **dict.fromkeys(("exp", "log"), _exponential),
-    "max": _maximum,
-    **dict.fromkeys(("reduce_sum", "abs"), _total),
+    **dict.fromkeys(("add", "sub", "add_any"), added),
+    **dict.fromkeys(("mul", "div"), multiplied),
+    **dict.fromkeys(("exp", "log"), exponential),
+    "max": maximum,
+    **dict.fromkeys(("reduce_sum", "abs"), totaled),
     "select_n": _select,
     "sort": _sort,
     "convert_element_type": _convert,
@@ -287,6 +234,7 @@ _DERIVATIVES: Question[Flow] = Question(
     called=_called,
     between_turns=never_cancels,
 )
+# Of the values themselves: bodies are looked into, and what is stopped keeps its value.
 _VALUES: Question[Flow] = Question(
     nothing=NOTHING,
     join=lambda flows, _: merge(flows),

@@ -8,6 +8,8 @@ from jax.extend import core
 
 from vijax.types import PyTree
 
+# What an equation reads: a variable, or a number written into the jaxpr.
+Atom = core.Var | core.Literal
 # Their one inner jaxpr is applied to the operands as they are; that of a reduction, say, is not.
 CALLS = frozenset(
     "checkpoint closed_call core_call core_closed_call custom_jvp_call custom_vjp_call "
@@ -28,7 +30,13 @@ INNER = ("jaxpr", "call_jaxpr", "fun_jaxpr")
 
 
 def trace(function: Callable[..., PyTree], *args: PyTree) -> tuple[core.ClosedJaxpr, PyTree]:
-    """Trace a function; return its jaxpr, closed-over values as consts, and its output's shapes."""
+    """Trace a function; return its jaxpr, closed-over values as consts, and its output's shapes.
+
+    Example:
+        >>> closed, shape = trace(lambda x: jnp.sin(x), jnp.ones(3))
+        >>> [eqn.primitive.name for eqn in closed.jaxpr.eqns], shape.shape
+        (['sin'], (3,))
+    """
     return jax.make_jaxpr(function, return_shape=True)(*args)
 
 
@@ -44,11 +52,12 @@ def _evaluate(jaxpr: core.Jaxpr, consts: Sequence[Any], args: Sequence[Any]) -> 
     known: dict[Any, Any] = dict(zip(jaxpr.constvars, consts, strict=True))
     known.update(zip(jaxpr.invars, args, strict=True))
 
-    def read(variable: Any) -> Any:
+    def read(variable: Atom) -> Any:
         return variable.val if isinstance(variable, core.Literal) else known[variable]
 
     for eqn in jaxpr.eqns:
         ins, inner = [read(v) for v in eqn.invars], inner_jaxpr(eqn)
+        # A call is replaced by its body, so that JAX differentiates that and not what was declared.
         fits = inner is not None and len(opened(inner).invars) == len(ins)
         if eqn.primitive.name in CALLS and inner is not None and fits:
             outs = _evaluate(opened(inner), getattr(inner, "consts", ()), ins)
@@ -60,7 +69,13 @@ def _evaluate(jaxpr: core.Jaxpr, consts: Sequence[Any], args: Sequence[Any]) -> 
 
 
 def hidden(closed: core.ClosedJaxpr) -> str | None:
-    """Return the first primitive that keeps values out of sight: in a reference, or on the host."""
+    """Return the first primitive that keeps values out of sight: in a reference, or on the host.
+
+    Example:
+        >>> from jax.experimental import io_callback
+        >>> hidden(jax.make_jaxpr(lambda x: io_callback(np.sin, x, x))(jnp.zeros(())))
+        'io_callback'
+    """
     for eqn in equations(closed.jaxpr):
         if eqn.primitive.name == "io_callback" or touches_reference(eqn):
             return str(eqn.primitive.name)
@@ -77,6 +92,7 @@ def equations(jaxpr: core.Jaxpr) -> Iterator[core.JaxprEqn]:
 
 def inner_jaxprs(eqn: core.JaxprEqn) -> list[core.Jaxpr]:
     """Return the jaxprs that an equation carries, open, under whatever names."""
+    # A cond holds a tuple of branches, most others one jaxpr for each parameter.
     values = (v if isinstance(v, (tuple, list)) else (v,) for v in eqn.params.values())
     inner = (i for value in values for i in value)
     return [opened(i) for i in inner if isinstance(i, (core.Jaxpr, core.ClosedJaxpr))]
@@ -99,6 +115,7 @@ def function_name(eqn: core.JaxprEqn) -> tuple[str, str]:
     inner = inner_jaxpr(eqn)
     if inner is None:
         return "", ""
+    # JAX writes "name at /path/file.py:line".
     info = getattr(opened(inner), "debug_info", None)
     name, _, place = str(getattr(info, "func_src_info", "")).partition(" at ")
     folders = place.replace("\\", "/")
@@ -107,12 +124,13 @@ def function_name(eqn: core.JaxprEqn) -> tuple[str, str]:
     return name, package
 
 
-def varies(value: Any) -> bool:
+def varies(value: object) -> bool:
     """Return whether an array may depend on the inputs of a trace, as parameters do.
 
     A constant of the code is a tracer too under jit. What it was made of is found through JAX's own
     record, where this JAX keeps one; a tracer without record counts as a parameter.
     """
+    # Walk from the value to all that it was computed from, until an input is met.
     seen: set[int] = set()
     pending: list[Any] = [value]
     while pending:
@@ -121,6 +139,7 @@ def varies(value: Any) -> bool:
             continue
         seen.add(id(tracer))
         made_of = _made_of(tracer)
+        # Beyond some depth the walk costs more than a refusal, which is the safe answer.
         if made_of is None or len(seen) > 1000:
             return True
         pending.extend(made_of)
@@ -128,15 +147,17 @@ def varies(value: Any) -> bool:
 
 
 def _made_of(tracer: Any) -> list[Any] | None:
-    """Return what a tracer of a jaxpr was computed from; None for an input, and where it is not known."""
+    """Return what a tracer was computed from; None for an input, and where it is not known."""
     if type(tracer).__name__ != "DynamicJaxprTracer":
         return None
+    # These attributes are private to JAX: where a release lacks one, nothing is known.
     try:
         if tracer.parent is not None:
             # What a mutable reference holds may come from anywhere.
             return None if tracer.parent.effects else list(tracer.parent.in_tracers)
         if isinstance(tracer.val, core.Literal):
             return []
+        # A constant of the trace: the value that it stands for may be a tracer of another trace.
         held = tracer._trace.frame.constvar_to_val[tracer.val]
     except (AttributeError, KeyError, TypeError):
         return None
@@ -148,12 +169,17 @@ def opened(jaxpr: core.Jaxpr | core.ClosedJaxpr) -> core.Jaxpr:
     return jaxpr.jaxpr if isinstance(jaxpr, core.ClosedJaxpr) else jaxpr
 
 
-def shape_of(variable: Any) -> tuple[int, ...]:
-    """Return the shape of a variable or literal of a jaxpr; () for what has none."""
+def shape_of(variable: Atom) -> tuple[int, ...]:
+    """Return the shape of a variable or literal of a jaxpr; () for what has none.
+
+    Example:
+        >>> shape_of(jax.make_jaxpr(jnp.sin)(jnp.ones((2, 3))).jaxpr.invars[0])
+        (2, 3)
+    """
     return getattr(variable.aval, "shape", ())
 
 
-def is_reference(variable: Any) -> bool:
+def is_reference(variable: Atom) -> bool:
     """Whether a variable of a jaxpr is a mutable reference."""
     return "Ref" in type(variable.aval).__name__
 

@@ -47,24 +47,35 @@ class Flow(NamedTuple):
 
     def broken_by(self, source: str) -> str | None:
         """Return the primitive through which `source` jumps, or may jump unseen, on its way here."""
+        # What comes through an opaque primitive may have jumped there, unseen.
         if self.opaque and source in self.smooth:
             return min(self.opaque)
         jumps = {how for s, how in self.broken if s == source}
         if any(shift.source == source for shift in self.shifts):
             jumps.add("stop_gradient")
+        # Of several, a jump of the value says more than a stopped derivative.
         return min(jumps - {"stop_gradient"} or jumps, default=None)
 
 
+# Of what no source reaches; compared by identity.
 NOTHING = Flow()
 
 
 def merge(flows: Iterable[Flow]) -> Flow:
-    """Return the flow of a variable that depends differentiably on others."""
+    """Return the flow of a variable that depends differentiably on others.
+
+    Example:
+        >>> a, b = Flow(smooth=frozenset({"a"})), Flow(broken=frozenset({("b", "floor")}))
+        >>> both = merge([a, b])
+        >>> both.broken_by("a"), both.broken_by("b")
+        (None, 'floor')
+    """
     some = [f for f in flows if f is not NOTHING and any(f)]
     if not some:
         return NOTHING
     if all(f is some[0] for f in some):
         return some[0]
+    # Field by field, the union of what each has.
     return Flow(*(frozenset().union(*parts) for parts in zip(*some, strict=True)))
 
 
@@ -72,6 +83,7 @@ def broken(flow: Flow, how: str) -> Flow:
     """Return the flow of what is piecewise constant in a variable."""
     if not flow.smooth and not flow.shifts:
         return flow
+    # Its derivative is zero: whatever arrived with one, or with part of one, has lost it.
     lost = {*flow.smooth, *(shift.source for shift in flow.shifts)}
     return Flow(frozenset(), flow.broken | {(s, how) for s in lost}, flow.opaque)
 
@@ -95,7 +107,7 @@ def placed(shift: Shift, shape: tuple[int, ...]) -> Shift:
 
 
 def never_cancels(flow: Flow) -> Flow:
-    """Return a flow whose stopped parts are lost for good: of another turn of a loop, they are others."""
+    """Return a flow whose stopped parts are lost: those of another turn of a loop are others."""
     lost = {(shift.source, "stop_gradient") for shift in flow.shifts}
     return flow._replace(broken=flow.broken | lost, shifts=frozenset()) if lost else flow
 
@@ -120,8 +132,10 @@ def combine(
     """
     if not flow.shifts:
         return flow
+    # x + exp(c): a term beside a factor, or the other way around, does not add up.
     if any(shift.factor != factor for shift in flow.shifts):
         return anew(flow, part)
+    # Σ signᵢ coefficientᵢ for each stopped part; those that add up to 0 have canceled.
     total: dict[Shift, int] = {}
     for operand, sign in operands:
         for shift in operand.shifts:

@@ -10,17 +10,18 @@ from vijax.jaxprs._equations import (
     A_REFERENCE,
     CALLS,
     PURE_HOST,
+    Atom,
     inner_jaxpr,
     opened,
     shape_of,
     touches_reference,
 )
 
+# What a question knows of one variable.
 V = TypeVar("V")
-"""What a question knows of one variable."""
 
+# (equation, what is known of its operands) -> what is known of its results.
 Rule = Callable[[core.JaxprEqn, list[V]], list[V]]
-"""(equation, what is known of its operands) -> what is known of its results."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +107,7 @@ def interpret(
         What is known of each output.
     """
     known = [question.constant(c) for c in closed.consts] if consts is None else list(consts)
+    # Whatever is known of any value may have been written to a mutable reference.
     reach = [*inputs, *known, *question.sources]
     return _Walk(question, reach).jaxpr(closed.jaxpr, known, list(inputs))
 
@@ -130,27 +132,34 @@ class _Walk(Generic[V]):
     def equation(self, eqn: core.JaxprEqn, ins: list[V]) -> list[V]:
         """Return what is known of the results of one equation."""
         name, question, count = eqn.primitive.name, self.question, len(eqn.outvars)
+        # 1. A rule for the primitive, or for the function that a call is known to be.
         rule = question.rules.get(name)
         if rule is None and name in CALLS and question.functions is not None:
             rule = question.functions(eqn)
+            # A marked call is a source, even where no operand depends on anything.
             if rule is not None and question.sources:
                 return rule(eqn, ins)
+        # 2. Calls, branches and loops: the walk goes on inside.
         if rule is None and name in _STRUCTURES:
             return _STRUCTURES[name](self, eqn, ins)
         if not count:  # a printed value, a check, a write
             return []
+        # 3. What cannot be seen into. A pure callback reads its operands alone; what has a memory
+        # may return anything that reached the trace before.
         if name in PURE_HOST:
             return [question.opaque(name, ins)] * count
         if name == "io_callback":
             return [question.opaque(name, self.reach)] * count
         if touches_reference(eqn):
             return [question.opaque(A_REFERENCE, self.reach)] * count
+        # 4. Results of operands that depend on nothing depend on nothing, unless a source is inside.
         nothing = question.nothing
         within = bool(question.sources) and inner_jaxpr(eqn) is not None
         if all(value is nothing for value in ins) and (ins or rule is None) and not within:
             return [nothing] * count
         if rule is not None:
             return rule(eqn, ins)
+        # 5. A primitive without a rule, which may have a jaxpr of its own.
         inner = inner_jaxpr(eqn)
         if inner is None:
             return question.default(eqn, ins)
@@ -173,6 +182,7 @@ class _Walk(Generic[V]):
     def fixpoint(self, step: Callable[[list[V]], list[V]], carry: list[V], name: str) -> list[V]:
         """Join what a loop carries with what a turn makes of it, until no turn adds anything."""
         join = self.question.join
+        # It ends: what is known of a value only grows under join, within finitely many values.
         while True:
             outs = self.between_turns(step(carry))
             new = [join([a, b], name) for a, b in zip(carry, outs, strict=True)]
@@ -194,11 +204,13 @@ def _barrier(walk: _Walk[V], eqn: core.JaxprEqn, ins: list[V]) -> list[V]:
 
 
 def _cond(walk: _Walk[V], eqn: core.JaxprEqn, ins: list[V]) -> list[V]:
+    # The first operand tells which branch; the others are what each is called with.
     results = [walk.call(branch, ins[1:]) for branch in eqn.params["branches"]]
     return [walk.question.choose(ins[0], cases, "cond") for cases in zip(*results, strict=True)]
 
 
 def _while(walk: _Walk[V], eqn: core.JaxprEqn, ins: list[V]) -> list[V]:
+    # Operands: what the condition closes over, what the body closes over, the first carry.
     of_cond, of_body = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
     cond_consts, body_consts = ins[:of_cond], ins[of_cond : of_cond + of_body]
     # vmap of a loop has a condition for each of its members, which go on by themselves.
@@ -220,6 +232,7 @@ def _scan(walk: _Walk[V], eqn: core.JaxprEqn, ins: list[V]) -> list[V]:
     # outside the body.
     carried = sum(map(_same_rank, eqn.outvars, opened(body).outvars))
     constant = sum(map(_same_rank, eqn.invars, opened(body).invars)) - carried
+    # Operands: what the body closes over, the first carry, what is scanned over.
     consts, carry, xs = (
         ins[:constant],
         ins[constant : constant + carried],
@@ -234,30 +247,35 @@ def _scan(walk: _Walk[V], eqn: core.JaxprEqn, ins: list[V]) -> list[V]:
     else:
         xs = walk.between_turns(xs)
 
+    # What one turn hands to the next: the carry alone, seen from the next turn.
     def turn(carry: list[V]) -> list[V]:
         outs = walk.call(body, [*consts, *carry, *xs])[:carried]
         return outs if loops is None else [loops.carry(v) for v in outs]
 
     carry = walk.fixpoint(turn, carry, "scan")
+    # Once more, with a carry that holds in every turn, for what is collected.
     outs = walk.call(body, [*consts, *carry, *xs])
     if loops is not None:
         return [loops.leave(v) for v in carry] + [loops.stack(v) for v in outs[carried:]]
+    # The last carry is a turn's result; a loop of no turns hands on the first.
     last = outs[:carried] if eqn.params["length"] else carry
     return [*last, *walk.between_turns(outs[carried:])]
 
 
 def _linear_solve(walk: _Walk[V], eqn: core.JaxprEqn, ins: list[V]) -> list[V]:
     """Follow the solver alone: of operators and transposes only derivatives are made."""
+    # Operands: consts of matvec, vecmat, solve and transposed solve, then the right side.
     lengths = eqn.params["const_lengths"]
     start = lengths.matvec + lengths.vecmat
     consts, right = ins[start : start + lengths.solve], ins[sum(lengths) :]
     return walk.call(eqn.params["jaxprs"].solve, [*consts, *right])
 
 
-def _same_rank(outside: Any, inside: Any) -> bool:
+def _same_rank(outside: Atom, inside: Atom) -> bool:
     return len(shape_of(outside)) == len(shape_of(inside))
 
 
+# How the walk goes on where an equation holds jaxprs; a rule of the question has precedence.
 _STRUCTURES: dict[str, Callable[[_Walk[Any], core.JaxprEqn, list[Any]], list[Any]]] = {
     **dict.fromkeys(CALLS, _call),
     "cond": _cond,

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax.numpy as jnp
 from jax.extend import core
+from jax.typing import DTypeLike
 
 from vijax.jaxprs._equations import LAID_OUT, shape_of
 from vijax.jaxprs._places import reshaped
@@ -30,6 +31,7 @@ ALONG = {
     "split": "axis",
     **dict.fromkeys("cumlogsumexp cummax cummin cumprod cumsum".split(), "axis"),
 }
+# Likewise, of primitives that remove those axes from their result.
 AWAY = {
     "unstack": "axis",
     "squeeze": "dimensions",
@@ -38,7 +40,9 @@ AWAY = {
         "axes",
     ),
 }
+# Elements meet along the axes that have a window of more than one.
 WINDOWS = frozenset("reduce_window reduce_window_max reduce_window_min reduce_window_sum".split())
+# Of the last two axes; those before are a batch of matrices.
 LINEAR_ALGEBRA = frozenset(
     """cholesky cholesky_update eig eigh geqrf householder_product lu qr schur svd
     triangular_solve tridiagonal_solve""".split()
@@ -46,11 +50,10 @@ LINEAR_ALGEBRA = frozenset(
 # Over axes of a mesh; within a block they are elementwise.
 REDUCED_OVER_DEVICES = frozenset("pmax pmin psum psum2 psum_invariant".split())
 
+# What is known of whole numbers that are free of what is followed: (axis,) where each is its own
+# index along that axis; of coordinates, the same for each column of the last axis; NEVER where a
+# truth value is False everywhere.
 Ramp = tuple[int | None, ...] | str | None
-"""What is known of whole numbers that are free of what is followed: (axis,) where each is its own
-index along that axis; of coordinates, the same for each column of the last axis; NEVER where a
-truth value is False everywhere.
-"""
 NEVER = "never"
 
 
@@ -63,6 +66,7 @@ def ramp_of(eqn: core.JaxprEqn, ramps: Sequence[Ramp]) -> Ramp:
         pairs = zip(eqn.invars, ramps, strict=True)
         columns = tuple(c for v, ramp in pairs for c in _columns(shape_of(v), ramp))
         return columns if any(c is not None for c in columns) else None
+    # What follows keeps an index, an index along one axis, as one.
     first = ramps[0] if ramps else None
     if not isinstance(first, tuple) or len(first) != 1 or first[0] is None:
         return None
@@ -71,7 +75,7 @@ def ramp_of(eqn: core.JaxprEqn, ramps: Sequence[Ramp]) -> Ramp:
         return None  # where numbers wrap around, two members have one index
     if name in ("convert_element_type", "copy", "stop_gradient"):
         return first
-    if name == "lt":
+    if name == "lt":  # index < 0, by which JAX wraps negative indices
         other = eqn.invars[1]
         below = isinstance(other, core.Literal) and not shape_of(other) and other.val <= 0
         return NEVER if below else None
@@ -93,6 +97,7 @@ def _columns(shape: Sequence[int], ramp: Ramp) -> tuple[int | None, ...]:
         return (None,) * shape[-1]
     if len(ramp) == shape[-1] > 1:
         return ramp
+    # Along its own last axis each column holds another number, which is no index of rows.
     return (None if ramp[0] == len(shape) - 1 else ramp[0],) * shape[-1]
 
 
@@ -108,27 +113,28 @@ def kept(eqn: core.JaxprEqn, i: int, ramps: Sequence[Ramp]) -> dict[int, int]:
         return same if len(shape) == len(out) else {}
     if name in ALONG or name in AWAY:
         found = params[ALONG.get(name) or AWAY[name]]
+        # One axis or several, counted from the end where negative.
         gone = {int(a) % len(shape) for a in (found if hasattr(found, "__iter__") else (found,))}
         stay = [a for a in same if a not in gone]
         return {a: j for j, a in enumerate(stay)} if name in AWAY else {a: a for a in stay}
-    if name == "broadcast_in_dim" and i == 0:
+    if name == "broadcast_in_dim" and i == 0:  # an axis of length 1 that is stretched is gone
         to = [int(b) for b in params["broadcast_dimensions"]]
         return {a: b for a, b in enumerate(to) if shape[a] == out[b]}
-    if name == "stack":
+    if name == "stack":  # axes behind the new one move up
         return {a: a + (a >= params["axis"]) for a in same}
     if name == "transpose":
         return {int(a): j for j, a in enumerate(params["permutation"])}
-    if name == "pad" and i == 0:
+    if name == "pad" and i == 0:  # (low, high, interior)
         return {a: a for a in same if tuple(params["padding_config"][a]) == (0, 0, 0)}
     if name in ("slice", "dynamic_slice") and i == 0:  # whole along an axis: it can only start at 0
         strides = params.get("strides") or (1,) * len(shape)
         return {a: a for a in same if out[a] == shape[a] and strides[a] == 1}
-    if name == "dynamic_update_slice" and i < 2:
+    if name == "dynamic_update_slice" and i < 2:  # the update must be whole along the axis too
         return {a: a for a in same if shape_of(eqn.invars[1])[a] == out[a]} if i else same
     if name == "triangular_solve" and i == 1:  # its columns, or rows, are systems of their own
         last = len(shape) - (1 if params["left_side"] else 2)
         return {a: a for a in (*range(len(shape) - 2), last)}
-    if name in LINEAR_ALGEBRA:
+    if name in LINEAR_ALGEBRA:  # vectors beside matrices have one axis less
         return {a: a for a in range(max(len(shape_of(v)) for v in eqn.invars) - 2)}
     if name == "lu_pivots_to_permutation":
         return {a: a for a in range(len(shape) - 1)}
@@ -139,6 +145,7 @@ def kept(eqn: core.JaxprEqn, i: int, ramps: Sequence[Ramp]) -> dict[int, int]:
         return {a: a for a in same if a != along % len(shape)}
     if name in WINDOWS and i == 0 and len(eqn.outvars) == 1:
         return {a: a for a in same if _no_window(params, a)}
+    # A convolution sums over positions and channels; the images of a batch stay apart.
     if name == "conv_general_dilated" and i == 0 and params["batch_group_count"] == 1:
         numbers = params["dimension_numbers"]
         return {int(numbers.lhs_spec[0]): int(numbers.out_spec[0])}
@@ -158,6 +165,7 @@ def _no_window(params: dict[str, Any], axis: int) -> bool:
 
 
 def _dot_general(eqn: core.JaxprEqn, i: int) -> dict[int, int]:
+    # The result has the axes [batch..., free of the left..., free of the right...].
     contracting, batching = eqn.params["dimension_numbers"]
     free = []
     for operand, meet, pair in zip(eqn.invars, contracting, batching, strict=True):
@@ -168,16 +176,19 @@ def _dot_general(eqn: core.JaxprEqn, i: int) -> dict[int, int]:
 
 
 def _gather(eqn: core.JaxprEqn, i: int, ramp: Ramp) -> dict[int, int]:
+    # Each row of indices reads one slice; the result has the axes of rows and those of slices.
     numbers, sizes = eqn.params["dimension_numbers"], eqn.params["slice_sizes"]
     rows = [a for a in range(len(shape_of(eqn.outvars[0]))) if a not in numbers.offset_dims]
     indices = shape_of(eqn.invars[1])
     if i == 1:  # the last axis of the indices holds the coordinates of one place
         return {a: rows[a] for a in range(len(indices) - 1)}
+    # Axes that a slice keeps, and of those the ones that it reads as a whole.
     shape = shape_of(eqn.invars[0])
     inside = (*numbers.collapsed_slice_dims, *numbers.operand_batching_dims)
     window = [a for a in range(len(shape)) if a not in inside]
     pairs = zip(window, sorted(map(int, numbers.offset_dims)), strict=True)
     whole = {a: b for a, b in pairs if sizes[a] == shape[a]}
+    # Axes that are rows of the result: a batch of gathers, or x[arange(n)], which reads its own row.
     batch = zip(numbers.operand_batching_dims, numbers.start_indices_batching_dims, strict=True)
     own = _own_rows([*map(int, numbers.start_index_map)], shape, indices, ramp)
     single = {a: rows[r] for a, r in own.items() if a in numbers.collapsed_slice_dims}
@@ -185,6 +196,7 @@ def _gather(eqn: core.JaxprEqn, i: int, ramp: Ramp) -> dict[int, int]:
 
 
 def _scatter(eqn: core.JaxprEqn, i: int, ramp: Ramp) -> dict[int, int]:
+    # The reverse of a gather: axis of the indices -> axis of the array that is written.
     numbers = eqn.params["dimension_numbers"]
     pairs = zip(numbers.scatter_indices_batching_dims, numbers.operand_batching_dims, strict=True)
     batch = {int(a): int(b) for a, b in pairs}
@@ -193,6 +205,7 @@ def _scatter(eqn: core.JaxprEqn, i: int, ramp: Ramp) -> dict[int, int]:
     batch |= {r: a for a, r in own.items() if a in numbers.inserted_window_dims}
     if i == 1:
         return batch
+    # i == 2, the updates: axes of rows by their indices, axes of a slice where it is whole.
     rows = [a for a in range(len(updates)) if a not in numbers.update_window_dims]
     inside = (*numbers.inserted_window_dims, *numbers.operand_batching_dims)
     window = [a for a in range(len(operand)) if a not in inside]
@@ -213,8 +226,9 @@ def _own_rows(
     }
 
 
-def _holds(dtype: Any, count: int) -> bool:
+def _holds(dtype: DTypeLike, count: int) -> bool:
     """Whether a dtype tells as many indices apart."""
+    # A float of p bits of mantissa, eps = 2^(1-p), holds whole numbers up to 2^p.
     if jnp.issubdtype(dtype, jnp.integer):
         return bool(jnp.iinfo(dtype).max >= count - 1)
     return bool(jnp.issubdtype(dtype, jnp.floating) and 2 / jnp.finfo(dtype).eps >= count)

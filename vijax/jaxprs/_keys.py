@@ -1,15 +1,15 @@
-"""How a random key was made of the one that a sampler is given, and whether two are seen to be different."""
+"""How a random key was made of a sampler's own, and whether two are shown to be different."""
 
 from typing import Any, Protocol, runtime_checkable
 
+# In the root of a key: a number that is not known while tracing.
 SOME = "some number"
-"""In the root of a key: a number that is not known while tracing."""
+# The root of the key that a sampler is given.
 SEED = "key"
-"""The root of the key that a sampler is given."""
+# The root of a key that is not followed: it may be any, a constant one too.
 ANY = "any key"
-"""The root of a key that is not followed: it may be any, a constant one too."""
+# The root of a key that each turn of a loop replaces by one made of it.
 CARRIED = "carried"
-"""The root of a key that each turn of a loop replaces by one made of it."""
 
 
 @runtime_checkable
@@ -27,11 +27,14 @@ class Key(Protocol):
         ...
 
 
+# One step from a key to one made of it: children start, ..., stop - 1, or CARRIED, or SOME.
 _Step = tuple[int, int] | str
+# Where a part of an array lies: (start, stop) for each axis.
+Part = tuple[tuple[int, int], ...] | None
 
 
 def _path(key: Key) -> list[_Step] | None:
-    """Return how a key was made of the sampler's: which child at each step, or CARRIED; None of any other.
+    """Return how a key was made of the sampler's: which child at each step; None of any other.
 
     The child that `jax.random.fold_in` makes of a number is that of `split` at this place.
     """
@@ -48,13 +51,16 @@ def _path(key: Key) -> list[_Step] | None:
         return [*made_of, CARRIED]
     if operation == "random_fold_in":
         number = how[0]
+        # fold_in takes its number as 32 bits, so -1 is 2³² - 1.
         known = isinstance(number, float) and number.is_integer()
         return [*made_of, (int(number) % 2**32, int(number) % 2**32 + 1) if known else SOME]
     return [*made_of, _children(how[0], key.part)]
 
 
-def _children(shape: tuple[int, ...], part: Any) -> _Step:
-    """Return from which to which child of `split` a part lies, the places of its shape counted through."""
+def _children(shape: tuple[int, ...], part: Part) -> _Step:
+    """Return from which to which child of `split` a part lies."""
+    # Children are numbered in row-major order: from the first element of the part to its last. A
+    # part may have axes in front, which keys that were split side by side gave it.
     first = last = 0
     for n, (start, stop) in zip(
         shape, part[len(part) - len(shape) :] if part else [(0, n) for n in shape], strict=True
@@ -75,14 +81,16 @@ def keys_differ(key: Key, other: Key) -> bool:
         return False
     if _meet_apart(a, b) or _meet_apart(a[::-1], b[::-1]):
         return True
+    # Paths of different lengths never end at one key, unless a loop makes one of unknown length.
     return CARRIED not in (*a, *b) and len(a) != len(b)
 
 
 def _meet_apart(a: list[_Step], b: list[_Step]) -> bool:
-    """Whether two paths differ at a step, before any of which there is no telling how often it is taken."""
+    """Whether two paths differ at a step that no step of unknown count precedes."""
     for one, other in zip(a, b, strict=False):
         if CARRIED in (one, other):
             return False
+        # Ranges of children without any in common.
         if isinstance(one, tuple) and isinstance(other, tuple):
             if one[1] <= other[0] or other[1] <= one[0]:
                 return True

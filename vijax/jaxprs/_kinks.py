@@ -1,17 +1,14 @@
-"""Whether a function is smooth in its argument: its kinks and jumps, read from its jaxpr."""
+"""The kinks and jumps on the argument's way to each variable of a jaxpr."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
-from jaxtyping import Array
 
-from vijax.jaxprs._degree import Blame
-from vijax.jaxprs._equations import DECLARED, LAID_OUT, function_name, trace
-from vijax.jaxprs._interpreter import Question, Rule, interpret
+from vijax.jaxprs._equations import DECLARED, LAID_OUT, Atom, function_name
+from vijax.jaxprs._interpreter import Question, Rule
 
 
 class Bend(NamedTuple):
@@ -37,46 +34,21 @@ class Bend(NamedTuple):
     declared: str | None = None
 
 
+# Free of the argument with no sign known; the argument; a constant that is 0 or less.
 FREE, ARGUMENT, NOT_POSITIVE = Bend(), Bend(depends=True), Bend(positive=False)
 # Constants; the walk asks no rule of FREE.
 POSITIVE, UNSIGNED = Bend(positive=True, nonzero=True), Bend()
 
 
-def not_smooth(function: Callable[[Array], Array], at: Array) -> Blame | None:
-    """Return what bends or breaks a function of one array, or None.
-
-    A function with a derivative of its own (`jnp.logaddexp`, `jax.nn.relu`) is judged by that
-    derivative: kinks in how it is computed may cancel. What is smooth in form and too sharp for the
-    use, such as sqrt(x² + 1e-9), is not seen.
-    """
-    found = _of(function, at, _QUESTION)
-    if found.blame is None and found.declared is not None:
-        slope = _of(_slope(function), at, _OF_SLOPE)
-        found = found if slope.blame is None else slope._replace(blame=found.declared)
-    return None if found.blame is None else Blame(found.blame, opaque=found.opaque)
-
-
-def _of(function: Callable[[Array], Array], at: Array, question: Question[Bend]) -> Bend:
-    return _join(interpret(trace(function, at)[0], [ARGUMENT], question), "")
-
-
-def _slope(function: Callable[[Array], Array]) -> Callable[[Array], Array]:
-    def slope(x: Array) -> Array:
-        try:
-            return jax.grad(lambda x: jnp.sum(function(x)))(x)
-        except ValueError:  # a while loop has no reverse mode
-            return jax.jvp(function, (x,), (jnp.ones_like(x),))[1]
-
-    return slope
-
-
 # --- the question
 
 
-def _join(several: Sequence[Bend], name: str) -> Bend:
+def join(several: Sequence[Bend], name: str) -> Bend:
+    # Signs are for the rules to add: of what depends on several, none is known.
     some = [bend for bend in several if bend.depends]
     if len(some) <= 1:
         return some[0]._replace(positive=None, nonzero=False) if some else FREE
+    # The worst comes first: what cannot be seen into, then jumps, then kinks.
     blamed = sorted((b for b in some if b.blame), key=lambda b: (not b.opaque, not b.jumps))
     first = blamed[0] if blamed else some[0]
     declared = next((b.declared for b in some if b.declared is not None), None)
@@ -84,7 +56,8 @@ def _join(several: Sequence[Bend], name: str) -> Bend:
 
 
 def _blamed(several: Sequence[Bend], name: str, *, jumps: bool) -> Bend:
-    joined = _join(several, name)
+    # A kink is not blamed over again, unless it turns out to be a jump.
+    joined = join(several, name)
     if not joined.depends or joined.opaque or (joined.blame and (joined.jumps or not jumps)):
         return joined
     return joined._replace(blame=joined.blame or name, jumps=jumps)
@@ -92,27 +65,29 @@ def _blamed(several: Sequence[Bend], name: str, *, jumps: bool) -> Bend:
 
 def _choose(which: Bend, cases: Sequence[Bend], name: str) -> Bend:
     """Blame a choice for what chooses; between constants it is a jump."""
-    joined = _join([which, *cases], name)
+    joined = join([which, *cases], name)
     if not which.blame or any(case.depends for case in cases):
         return _with_sign(joined, cases) if joined.depends else FREE
     return _blamed([joined], name, jumps=True)
 
 
 def _opaque(name: str, several: Sequence[Bend]) -> Bend:
-    joined = _join(several, name)
+    joined = join(several, name)
     return joined._replace(blame=name, opaque=True) if joined.depends else FREE
 
 
-def _constant(value: Any) -> Bend:
+def _constant(value: object) -> Bend:
     known = isinstance(value, (np.ndarray, np.generic, float, int)) and np.size(value)
     if not known or np.asarray(value).dtype.kind not in "fi":
         return UNSIGNED
+    # Positive throughout, nowhere, or in parts.
     above = np.asarray(value) > 0
     return POSITIVE if np.all(above) else UNSIGNED if np.any(above) else NOT_POSITIVE
 
 
 def _called(eqn: core.JaxprEqn, _: list[Bend], outs: list[Bend]) -> list[Bend]:
     """Leave kinks within a function with a derivative of its own to that derivative."""
+    # log(1 + exp(x)) is positive, which its way of computing does not show.
     if eqn.params.get("name") == "softplus":
         return [bend._replace(positive=True, nonzero=True) for bend in outs]
     if eqn.primitive.name not in DECLARED:
@@ -130,13 +105,15 @@ def _called(eqn: core.JaxprEqn, _: list[Bend], outs: list[Bend]) -> list[Bend]:
 
 
 def _smooth(eqn: core.JaxprEqn, ins: list[Bend]) -> list[Bend]:
-    joined, name = _join(ins, eqn.primitive.name), eqn.primitive.name
+    # What is known of the result's sign, from the primitive or from those of its operands.
+    joined, name = join(ins, eqn.primitive.name), eqn.primitive.name
     if name in _KEEPS_SIGN:
         joined = _with_sign(joined, ins, every=name not in _SUMS)
     if name in _POSITIVE:
         joined = joined._replace(positive=True, nonzero=True)
     elif _is_square(eqn):
         joined = joined._replace(positive=True, nonzero=all(b.nonzero for b in ins))
+    # The walk compares constants of which nothing is known with FREE by identity.
     if not joined.depends:
         known = FREE if joined == FREE else joined
         return [known] * len(eqn.outvars)
@@ -147,7 +124,7 @@ def _smooth(eqn: core.JaxprEqn, ins: list[Bend]) -> list[Bend]:
 
 
 def _with_sign(joined: Bend, several: Sequence[Bend], *, every: bool = True) -> Bend:
-    """Return what several make together: positive where all are, and not 0 where all or any are not."""
+    """Return several together: positive where all are, and not 0 where all or any are not."""
     positive = all(b.positive for b in several)
     nonzero = positive and (all if every else any)(b.nonzero for b in several)
     return joined._replace(positive=True if positive else None, nonzero=nonzero)
@@ -159,7 +136,7 @@ def _is_square(eqn: core.JaxprEqn) -> bool:
     return (even or itself or eqn.primitive.name == "square") and _is_real(eqn)
 
 
-def _dtype(variable: Any) -> Any:
+def _dtype(variable: Atom) -> Any:
     return getattr(variable.aval, "dtype", np.dtype(bool))
 
 
@@ -173,6 +150,7 @@ def _root(eqn: core.JaxprEqn, ins: list[Bend]) -> list[Bend]:
 
 
 def _power(eqn: core.JaxprEqn, ins: list[Bend]) -> list[Bend]:
+    # xⁿ is smooth for a whole n; for any other, its derivative ends at x = 0 as a root's does.
     exponent = eqn.invars[1]
     whole = isinstance(exponent, core.Literal) and bool(np.all(np.mod(exponent.val, 1) == 0))
     whole = whole or bool(jnp.issubdtype(_dtype(exponent), jnp.integer))
@@ -190,21 +168,23 @@ def _angle(eqn: core.JaxprEqn, ins: list[Bend]) -> list[Bend]:
     return _smooth(eqn, ins) if right or real else [_blamed(ins, eqn.primitive.name, jumps=True)]
 
 
-def _inexact(variable: Any) -> bool:
+def _inexact(variable: Atom) -> bool:
     return jnp.issubdtype(getattr(variable.aval, "dtype", np.dtype(bool)), jnp.inexact)
 
 
-def _boolean(variable: Any) -> bool:
+def _boolean(variable: Atom) -> bool:
     return bool(getattr(variable.aval, "dtype", None) == np.dtype(bool))
 
 
 def _kink(eqn: core.JaxprEqn, ins: list[Bend]) -> list[Bend]:
+    # |x| of a positive x is x.
     if eqn.primitive.name == "abs" and ins[0].positive:
         return [ins[0]]
     return [_blamed(ins, eqn.primitive.name, jumps=False)] * len(eqn.outvars)
 
 
 def _jump(eqn: core.JaxprEqn, ins: list[Bend]) -> list[Bend]:
+    # The sign of a positive x is 1.
     if eqn.primitive.name == "sign" and ins[0].positive:
         return [FREE]
     return [_blamed(ins, eqn.primitive.name, jumps=True)] * len(eqn.outvars)
@@ -219,7 +199,8 @@ def _compare(eqn: core.JaxprEqn, ins: list[Bend]) -> list[Bend]:
 
 def _equal(eqn: core.JaxprEqn, ins: list[Bend]) -> list[Bend]:
     """Let through what holds almost nowhere: x equal to a constant, or x unequal to itself."""
-    alone = not (ins[0].depends and ins[1].depends) and not _join(ins, "").blame
+    # An operand that already has kinks may be constant on a whole interval, as relu(x) is.
+    alone = not (ins[0].depends and ins[1].depends) and not join(ins, "").blame
     if alone or eqn.invars[0] is eqn.invars[1]:
         return [FREE]
     return [_blamed(ins, eqn.primitive.name, jumps=False)]
@@ -227,6 +208,7 @@ def _equal(eqn: core.JaxprEqn, ins: list[Bend]) -> list[Bend]:
 
 def _stop(eqn: core.JaxprEqn, ins: list[Bend]) -> list[Bend]:
     """Let the largest term pass that a stable log-sum-exp subtracts and adds."""
+    # Its kinks cancel where the term is added again; a jump would not.
     bend = ins[0]
     kept = bend.jumps or bend.opaque
     return [bend if kept else bend._replace(blame=None)]
@@ -256,13 +238,18 @@ def _known(eqn: core.JaxprEqn) -> Rule[Bend] | None:
     return _smooth if place == "vijax" and name in _KNOWN else None
 
 
+# Continuous, with derivatives that jump where two operands or elements are equal.
 _KINKS = (
     "abs max min clamp reduce_max reduce_min cummax cummin sort top_k reduce_window_max "
     "reduce_window_min select_and_gather_add"
 )
+# Piecewise constant.
 _JUMPS = "sign floor ceil round rem argmax argmin"
+# Positive for every argument.
 _POSITIVE = frozenset("exp exp2 logistic erfc cosh".split())
+# Of positive terms: not 0 where any of them is not.
 _SUMS = frozenset("add add_any reduce_sum cumsum".split())
+# Positive where all operands are.
 _KEEPS_SIGN = LAID_OUT | frozenset(
     "add add_any mul div reduce_sum reduce_prod cumsum broadcast_in_dim reshape squeeze transpose "
     "slice concatenate stack sqrt rsqrt cbrt pow convert_element_type log1p".split()
@@ -272,7 +259,7 @@ _KEEPS_SIGN = LAID_OUT | frozenset(
 def _question(*, kinks: bool) -> Question[Bend]:
     return Question(
         nothing=FREE,
-        join=_join,
+        join=join,
         rules={
             **(dict.fromkeys(_KINKS.split(), _kink) if kinks else {}),
             **(dict.fromkeys(("sqrt", "rsqrt", "cbrt"), _root) if kinks else {}),
@@ -297,4 +284,5 @@ def _question(*, kinks: bool) -> Question[Bend]:
     )
 
 
-_QUESTION, _OF_SLOPE = _question(kinks=True), _question(kinks=False)
+# Of a declared derivative jumps alone are asked for: they are the kinks of its function.
+OF_VALUE, OF_SLOPE = _question(kinks=True), _question(kinks=False)

@@ -12,7 +12,7 @@ from vijax.jaxprs._samplers import between, onto_reals
 from vijax.types import PyTree
 
 INF = math.inf
-# Of distrax, whose distributions declare nothing.
+# The ends of supports of distrax, whose distributions declare nothing.
 _DISTRAX = {
     **dict.fromkeys(
         "Normal Laplace Logistic Gumbel LogStddevNormal MultivariateNormalDiag "
@@ -26,16 +26,17 @@ _DISTRAX = {
     "VonMises": (-math.pi, math.pi),
 }
 _WRAPPERS = ("Independent", "ExpandedDistribution", "MaskedDistribution")  # of NumPyro
+# Of a transformed distribution, once its support is no set that NumPyro names.
 _UNKNOWN = object()
 
 
-def library(q: Any) -> str:
+def library(q: object) -> str:
     """Return which of the three libraries defines the class of q, or ""."""
     package = type(q).__module__.partition(".")[0]
     return package if package in ("distrax", "numpyro", "tensorflow_probability") else ""
 
 
-def declared_support(q: Any) -> PyTree | None:
+def declared_support(q: object) -> PyTree | None:
     """Return draws that stand for all of q's support, where its library declares it, or None."""
     try:
         return _image(q)
@@ -49,6 +50,7 @@ class _NotDeclared(Exception):
 
 def _image(q: Any) -> Any:
     q = getattr(q, "adapted", q)  # by families.adapt
+    # By the library of its class; a user's subclass of NumPyro's counts where it states a support.
     of = {
         "distrax": _distrax,
         "numpyro": _numpyro,
@@ -78,7 +80,7 @@ def _distrax(q: Any) -> Any:
         return _any_of([_image(q._component_a), _image(q._component_b)])
     if name == "Joint":
         return jax.tree.map(_image, q.distributions, is_leaf=lambda d: hasattr(d, "log_prob"))
-    if name in ("Clipped", "ClippedNormal", "ClippedLogistic"):
+    if name in ("Clipped", "ClippedNormal", "ClippedLogistic"):  # atoms at both ends
         return jnp.clip(_image(q.distribution), q.minimum, q.maximum)
     if name == "Transformed":
         return _through(q.bijector, _image(q.distribution))
@@ -96,8 +98,10 @@ def _any_of(images: Sequence[Any]) -> Any:
 def _through(bijector: Any, z: Any) -> Any:
     """Carry a support through a bijector of distrax, or of TFP."""
     name, module = type(bijector).__name__, type(bijector).__module__
+    # Maps of the real line onto itself, which their jaxprs do not show.
     if name == "LambertWTail" or _is_masked_line(bijector):
         return onto_reals(z)
+    # distrax and TFP apply the last bijector of a chain first.
     if name == "Chain":
         for inner in reversed(bijector.bijectors):
             z = _through(inner, z)
@@ -129,13 +133,13 @@ def _backward(bijector: Any, z: Any) -> Any:
     return _onto(bijector, z) if _is_layer(bijector) else bijector.inverse(z)
 
 
-def _is_masked_line(bijector: Any) -> bool:
+def _is_masked_line(bijector: object) -> bool:
     """Whether it is TFP's RealNVP or masked autoregressive flow of lines."""
     given = getattr(bijector, "parameters", None)
     return isinstance(given, dict) and given.get("shift_and_log_scale_fn") is not None
 
 
-def _is_layer(bijector: Any) -> bool:
+def _is_layer(bijector: object) -> bool:
     return type(bijector).__name__ in ("MaskedCoupling", "SplitCoupling", "RationalQuadraticSpline")
 
 
@@ -146,6 +150,7 @@ def _onto(layer: Any, z: Any) -> Any:
         return onto_reals(z)
     if name == "MaskedCoupling":
         return _through(layer._inner_bijector(layer.conditioner(jnp.zeros_like(z))), z)
+    # A split coupling changes one part, given the other: onto the line, if its inner map is.
     kept, changed = layer._split(jnp.zeros_like(z))
     inner = layer._inner_bijector(layer.conditioner(kept))
     return onto_reals(_through(inner, onto_reals(z, jnp.shape(changed))), jnp.shape(z))
@@ -154,11 +159,12 @@ def _onto(layer: Any, z: Any) -> Any:
 # --- NumPyro
 
 
-def _declares_itself(q: Any) -> bool:
+def _declares_itself(q: object) -> bool:
     """Whether a class of one's own, made of NumPyro's, states `support` where it states its draws."""
     classes = type(q).__mro__
     if not any(c.__module__.startswith("numpyro.") for c in classes):
         return False
+    # The most derived class that states each, counted along the order of resolution.
     at = {
         name: next((i for i, c in enumerate(classes) if name in vars(c)), len(classes))
         for name in ("support", "sample", "log_prob")
@@ -177,6 +183,7 @@ def _numpyro(q: Any) -> Any:
         # A mixture's declared support does not tell where its parts end.
         whole = type(_scalar_part(q.base_dist)).__name__ != "MixtureGeneral"
         support, z = q.base_dist.support if whole else _UNKNOWN, _image(q.base_dist)
+        # A transform that starts from exactly its domain ends in its codomain; others are traced.
         for transform in q.transforms:
             if support is not _UNKNOWN and _same_set(support, transform.domain):
                 support = transform.codomain
@@ -194,7 +201,7 @@ def _scalar_part(q: Any) -> Any:
     return q
 
 
-def _same_set(a: Any, b: Any) -> bool:
+def _same_set(a: object, b: object) -> bool:
     """Whether two constraints are the same, without limits of their own."""
     a, b = _scalar(a), _scalar(b)
     return type(a) is type(b) and not jax.tree.leaves((a, b)) and type(a).__name__ != "object"
@@ -212,6 +219,7 @@ def _of_constraint(constraint: Any, shape: tuple[int, ...]) -> Any:
     name = type(constraint).__name__
     if low is not None or high is not None:
         return between(-INF if low is None else low, INF if high is None else high, shape)
+    # Any other array that a constraint holds may be a limit of a kind that is not known here.
     limits = [leaf for leaf in jax.tree.leaves(constraint) if not isinstance(leaf, (bool, int))]
     if limits or getattr(constraint, "is_discrete", False):
         raise _NotDeclared
@@ -242,6 +250,7 @@ def _tensorflow_probability(q: Any) -> Any:
         return jnp.asarray(q.mean())
     if name == "GeneralizedPareto" and _is_positive(q.parameters["concentration"]):
         return between(q.loc, INF, q.batch_shape, q.dtype)
+    # The bijector from the real line onto the event space says where its ends are.
     make = getattr(q, "experimental_default_event_space_bijector", None)
     bijector = make() if make is not None else None
     if bijector is None or isinstance(q.event_shape, (dict, list)):
@@ -255,6 +264,6 @@ def _tensorflow_probability(q: Any) -> Any:
     raise _NotDeclared
 
 
-def _is_positive(value: Any) -> bool:
+def _is_positive(value: object) -> bool:
     """Whether a number that is known while tracing is not negative."""
     return not isinstance(value, jax.core.Tracer) and bool(np.all(np.asarray(value) >= 0))

@@ -1,7 +1,6 @@
 """Values that are right in their mean alone: marked where they are made, and followed to log p."""
 
 from dataclasses import replace
-from typing import Any
 
 import jax
 import numpy as np
@@ -10,15 +9,28 @@ from jax.extend import core
 from vijax.jaxprs._degree import FREE, Blame, Degree, question
 from vijax.jaxprs._equations import CALLS, DECLARED, equations, function_name
 from vijax.jaxprs._interpreter import Question, Rule, interpret
+from vijax.types import PyTree
 
 
-def mean_alone(value: Any) -> Any:
-    """Return a value, marked in the jaxpr as one whose mean alone is right."""
+def mean_alone(value: PyTree) -> PyTree:
+    """Return a value, marked in the jaxpr as one whose mean alone is right.
+
+    Example:
+        >>> closed = jax.make_jaxpr(lambda x: jnp.exp(mean_alone(x)))(1.0)
+        >>> beyond_mean(closed).primitive
+        'exp'
+    """
     return _mean_alone(value) if isinstance(value, jax.Array) else value
 
 
-def mean_slope_alone(value: Any) -> Any:
-    """Return a value, marked in the jaxpr as one whose derivative is right in its mean alone."""
+def mean_slope_alone(value: PyTree) -> PyTree:
+    """Return a value, marked in the jaxpr as one whose derivative is right in its mean alone.
+
+    Example:
+        >>> closed = jax.make_jaxpr(lambda x: mean_slope_alone(x) ** 2)(1.0)
+        >>> beyond_mean_slope(closed).primitive
+        'integer_pow'
+    """
     return _mean_slope_alone(value) if isinstance(value, jax.Array) else value
 
 
@@ -36,22 +48,36 @@ def _mean_slope_alone(value: jax.Array) -> jax.Array:
 
 
 def beyond_mean(closed: core.ClosedJaxpr) -> Blame | None:
-    """Return what keeps the first output from being linear in values whose mean alone is right."""
+    """Return what keeps the first output from being linear in values whose mean alone is right.
+
+    Example:
+        >>> closed = jax.make_jaxpr(lambda x: 2 * mean_alone(x) + x**2)(1.0)
+        >>> beyond_mean(closed) is None
+        True
+    """
     return _above(closed, _VALUE)
 
 
 def beyond_mean_slope(closed: core.ClosedJaxpr) -> Blame | None:
-    """Return the same for values whose derivative is right in its mean alone; stopped, they are free."""
+    """Return the same for values whose derivative is right in its mean alone; stopped, they are free.
+
+    Example:
+        >>> closed = jax.make_jaxpr(lambda x: jax.lax.stop_gradient(mean_slope_alone(x)) ** 2)(1.0)
+        >>> beyond_mean_slope(closed) is None
+        True
+    """
     return _above(closed, _SLOPE)
 
 
 def _above(closed: core.ClosedJaxpr, mark: str) -> Blame | None:
+    # Nearly all traces hold no mark, and none of these is walked.
     if not any(_marks(eqn, mark) for eqn in equations(closed.jaxpr)):
         return None
     inputs, consts = [FREE] * len(closed.jaxpr.invars), [FREE] * len(closed.consts)
     return interpret(closed, inputs, _QUESTIONS[mark], consts)[0].blame
 
 
+# A mark is a call of one of the two functions above, told by its name.
 _VALUE, _SLOPE = "_mean_alone", "_mean_slope_alone"
 
 
@@ -82,6 +108,7 @@ def _finite_or(rule: Rule[Degree]) -> Rule[Degree]:
 
 
 def _marked(eqn: core.JaxprEqn, ins: list[Degree]) -> list[Degree]:
+    # A new source of degree 1; a mark within a mark keeps what was blamed before.
     blame = next((d.blame for d in ins if d.blame is not None), None)
     return [Degree(1, blame)] * len(eqn.outvars)
 
@@ -102,6 +129,7 @@ _BETWEEN_DEVICES = (
 
 
 def _question(*marks: str, stopped: Rule[Degree]) -> Question[Degree]:
+    # The question of degree 1, of marked calls instead of inputs.
     linear = question(1)
     rules = {
         **linear.rules,
@@ -122,6 +150,7 @@ def _question(*marks: str, stopped: Rule[Degree]) -> Question[Degree]:
     )
 
 
+# Stopping a value does not make it exact; of a stopped slope nothing is left.
 _QUESTIONS = {
     _VALUE: _question(_VALUE, stopped=question(1).rules["add"]),
     # The product of both kinds may be of one key.

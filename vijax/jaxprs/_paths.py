@@ -13,16 +13,17 @@ from vijax.jaxprs._derivative import flows
 from vijax.jaxprs._equations import trace
 from vijax.jaxprs._flow import Flow
 from vijax.jaxprs._jumps import jumping_density
-from vijax.types import Draw, Joint, PyTree
+from vijax.types import Distribution, Draw, Joint, PyTree
 
+# The sources that are followed to each leaf.
 NOISE = Flow(smooth=frozenset({"noise"}))
 PARAMETER = Flow(smooth=frozenset({"parameter"}))
 
 
 # The cure for values of a discrete draw that move.
 LOOK_UP = (
-    "Let q draw which value it is, and look the value up in log_joint, whose own derivative sees it "
-    "move; use gradients.vimco or gradients.auto then."
+    "Let q draw which value it is, and look the value up in log_joint, whose own derivative sees "
+    "it move; use gradients.vimco or gradients.auto then."
 )
 
 
@@ -41,11 +42,24 @@ class Path(NamedTuple):
     atoms: str | None = None
 
 
-def paths(q: Any, draw: Draw, key: Key[Array, ""]) -> dict[str, Path]:
+def paths(q: Distribution, draw: Draw, key: Key[Array, ""]) -> dict[str, Path]:
     """Return the path of each leaf of q's draws, by its name; a bare array is called z.
 
     A parameter that reaches a leaf through a comparison, argmax, rounding, cast or index is missing
     from that leaf's derivative, and a leaf that noise reaches only so is discrete.
+
+    Args:
+        q: the distribution, or a Joint.
+        draw: how a draw is made.
+        key: any.
+
+    Returns:
+        The leaves' paths.
+
+    Example:
+        >>> q = vj.families.mean_field().dist({"loc": jnp.zeros(2), "log_scale": jnp.zeros(2)})
+        >>> paths(q, vj.draws.iid, jax.random.key(0))["z"]
+        Path(broken=None, parametric=True, atoms=None)
     """
     if isinstance(q, Joint):
         return by_leaf(joint_paths(q, key))
@@ -62,6 +76,13 @@ def joint_paths(q: Joint, key: Key[Array, ""]) -> dict[Any, dict[str, Path]]:
     """Return the paths of each conditional.
 
     An earlier leaf counts as a parameter where it carries a derivative.
+
+    Example:
+        >>> normal = vj.families.mean_field().dist
+        >>> params = {"loc": jnp.zeros(()), "log_scale": jnp.zeros(())}
+        >>> q = vj.types.Joint({"a": normal(params), "b": lambda earlier: normal(params)})
+        >>> {name: leaves["z"].broken for name, leaves in joint_paths(q, jax.random.key(0)).items()}
+        {'a': None, 'b': None}
     """
     return _conditional_paths(lambda: q, q.names(), key, [], [])
 
@@ -82,6 +103,7 @@ def _conditional_paths(
         given: shapes of the leaves given from outside, one pytree for each Joint around this.
         given_flows: how their arrays carry the derivative.
     """
+    # Of the leaves that were drawn before: their shapes, and how they carry the derivative.
     found: dict[Any, dict[str, Path]] = {}
     shapes: dict[Any, PyTree] = {}
     leaf_flows: dict[Any, list[Flow]] = {}
@@ -93,6 +115,7 @@ def _conditional_paths(
             *given_flows,
             *(flow for other in sorted(shapes) for flow in leaf_flows[other]),
         ]
+        # The leaves are inputs of the trace, so that only what is new to this one is followed.
         closed, shape = trace(conditional.sample, key, *inputs)
         if isinstance(conditional.part, Joint):
             within = conditional.part.names()
@@ -101,6 +124,7 @@ def _conditional_paths(
             )
         else:
             found[name] = _leaf_paths(conditional.part, shape, closed, [NOISE, *input_flows])
+        # A leaf with a broken path will be stopped, or scored: it carries nothing on.
         carried = all(path.broken is None for path in found[name].values())
         leaf_flows[name] = [PARAMETER if carried else Flow()] * len(jax.tree.leaves(shape))
         shapes[name] = shape
@@ -123,7 +147,13 @@ class _Conditional:
 
 
 def by_leaf(found: Mapping[Any, Mapping[str, Path]]) -> dict[str, Path]:
-    """Return the paths of a Joint's conditionals in one dict, by the names that errors use."""
+    """Return the paths of a Joint's conditionals in one dict, by the names that errors use.
+
+    Example:
+        >>> path = Path(broken=None, parametric=True)
+        >>> list(by_leaf({"a": {"z": path}, "b": {"c": path}}))
+        ['a', 'b.c']
+    """
     return {
         str(name) if leaf == "z" else f"{name}.{leaf}": path
         for name, leaves in found.items()
@@ -132,16 +162,18 @@ def by_leaf(found: Mapping[Any, Mapping[str, Path]]) -> dict[str, Path]:
 
 
 def _leaf_paths(
-    q: Any, shape: PyTree, closed: core.ClosedJaxpr, inputs: Sequence[Flow]
+    q: object, shape: PyTree, closed: core.ClosedJaxpr, inputs: Sequence[Flow]
 ) -> dict[str, Path]:
     """Return the paths of the leaves that a sampler's jaxpr returns."""
     declared = getattr(q, "reparameterized", None)
     jump = jumping_density(q) if declared is None else None
+    # How sources reach the leaves' derivatives, and how they reach their values.
     derivatives = flows(closed, inputs, PARAMETER)
     values = flows(closed, inputs, PARAMETER, values=True)
     found = {}
     named = checks.named_leaves(shape)
     for (name, leaf), flow, value in zip(named, derivatives, values, strict=True):
+        # Noise moves the value continuously: the draw has a density along this leaf.
         continuous = "noise" in value.smooth or bool(declared)
         real = jnp.issubdtype(leaf.dtype, jnp.inexact)
         parametric = real and continuous and "parameter" in value.sources()
@@ -157,8 +189,8 @@ def _atoms(value: Flow) -> str | None:
         return None
     if value.opaque:
         return (
-            f"comes through {min(value.opaque)}, which cannot be analysed: declare q.fixed_support = "
-            "True if no value that it takes, and no end of its support, depends on q's parameters"
+            f"comes through {min(value.opaque)}, which cannot be analysed: declare "
+            "q.fixed_support = True if no value that it takes, and no end of its support, depends on q's parameters"
         )
     return (
         "is discrete, or certain, and takes values that move with q's parameters, a derivative that "
@@ -166,7 +198,9 @@ def _atoms(value: Flow) -> str | None:
     )
 
 
-def _broken(leaf: Any, flow: Flow, value: Flow, *, declared: bool | None) -> str | None:
+def _broken(
+    leaf: jax.ShapeDtypeStruct, flow: Flow, value: Flow, *, declared: bool | None
+) -> str | None:
     if not jnp.issubdtype(leaf.dtype, jnp.inexact):
         return f"is discrete ({leaf.dtype})"
     if declared is not None:
@@ -174,8 +208,10 @@ def _broken(leaf: Any, flow: Flow, value: Flow, *, declared: bool | None) -> str
     if value.opaque:
         return (
             f"comes through {min(value.opaque)}, which cannot be analysed: declare "
-            "q.reparameterized = True if draws are differentiable in its parameters, False otherwise"
+            "q.reparameterized = True if draws are differentiable in its parameters, False "
+            "otherwise"
         )
+    # What parameters reach through a jump has not all of its derivative.
     how = flow.broken_by("parameter")
     if how is None and "parameter" not in value.smooth:
         how = value.broken_by("parameter")  # the derivative that was declared is not the value's
@@ -185,6 +221,7 @@ def _broken(leaf: Any, flow: Flow, value: Flow, *, declared: bool | None) -> str
             "draw, and log q at the draw, are continuous there, declare it: "
             "families.adapt(q, reparameterized=True))"
         )
+    # Last, what noise reaches through jumps alone is discrete.
     how = value.broken_by("noise")
     if "noise" not in value.smooth and how is not None:
         return f"is discrete: its noise arrives only through '{how}'"

@@ -11,7 +11,7 @@ class Digit(NamedTuple):
     Fields:
         axis: of the array; below zero, a loop over it.
         size: how many values the digit takes.
-        inner: how many neighbouring indices of the axis share one value.
+        inner: how many neighboring indices of the axis share one value.
     """
 
     axis: int
@@ -19,8 +19,8 @@ class Digit(NamedTuple):
     inner: int
 
 
+# The array's own axis; the name of what mixed it; or its digits, the most significant first.
 Place = int | str | tuple[Digit, ...]
-"""The array's own axis; the name of what mixed it; or its digits, the most significant first."""
 
 
 def moved(place: Place, to: Callable[[int], int | str]) -> Place:
@@ -48,12 +48,14 @@ def reshaped(place: Place, shape: Sequence[int], out: Sequence[int]) -> Place:
     for axis, size, inner in digits:
         stride = inner * math.prod(shape[axis + 1 :]) if axis >= 0 else inner
         strides.append(Digit(axis, size, stride) if axis < 0 else Digit(0, size, stride))
+    # The same digits, expressed by the axes of the new shape.
     new: list[Digit] = []
     for digit in _merged(strides):
         pieces = [digit] if digit.axis < 0 else _cut(digit.size, digit.inner, out)
         if pieces is None:
             return "reshape"
         new.extend(pieces)
+    # One digit that is all of an axis is that axis.
     new = _merged(new)
     axis, size, inner = new[0]
     return axis if len(new) == 1 and axis >= 0 and (size, inner) == (out[axis], 1) else tuple(new)
@@ -61,16 +63,18 @@ def reshaped(place: Place, shape: Sequence[int], out: Sequence[int]) -> Place:
 
 def tiled(place: Place, shape: Sequence[int], reps: Sequence[int]) -> Place:
     """Return where a followed axis is once the array is repeated along its axes."""
+    # Tiling is a new axis of `reps` in front of each axis, joined with it: [r₀, n₀, r₁, n₁, ...].
     apart = [n for pair in zip(reps, shape, strict=True) for n in pair]
     out = [r * n for r, n in zip(reps, shape, strict=True)]
     return reshaped(moved(place, lambda a: a if a < 0 else 2 * a + 1), apart, out)
 
 
 def _merged(digits: Sequence[Digit]) -> list[Digit]:
-    """Join neighbouring digits of one axis that are one digit."""
+    """Join neighboring digits of one axis that are one digit."""
     merged: list[Digit] = []
     for digit in digits:
         last = merged[-1] if merged else None
+        # What is above counts on where what is below ends: together (index // inner) % (size · size').
         if last and last.axis == digit.axis and last.inner == digit.inner * digit.size:
             merged[-1] = Digit(digit.axis, last.size * digit.size, digit.inner)
         else:
@@ -83,8 +87,10 @@ def _cut(size: int, stride: int, out: Sequence[int]) -> list[Digit] | None:
     pieces: list[Digit] = []
     below = 1  # elements for each step along the axis
     for axis in reversed(range(len(out))):
+        # Along this axis the position, in the order of all elements, moves by below, ..., above.
         above = below * out[axis]
         if size > 1 and stride < above:
+            # The part of the digit that falls within this axis; the rest is for axes further out.
             here = min(size, above // stride)
             fits = stride % below == 0 and above % (stride * here) == 0 and size % here == 0
             if not fits:

@@ -2,7 +2,7 @@
 
 import re
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from typing import Any
 
 import jax
@@ -12,15 +12,17 @@ from jax.extend import core
 from vijax.jaxprs._equations import equations, hidden, trace
 from vijax.types import PyTree
 
+# function -> (start -> result)
 Make = Callable[[Callable[..., PyTree]], Callable[..., PyTree]]
 
+# Each owner's programs, by (text of the trace, structure of start, kind); they go with the owner.
 _programs: weakref.WeakKeyDictionary[Any, dict[Any, Any]] = weakref.WeakKeyDictionary()
 
 
 def once(
-    owner: Any, make: Make, function: Callable[..., PyTree], start: PyTree, kind: Any
+    owner: object, make: Make, function: Callable[..., PyTree], start: PyTree, kind: Hashable
 ) -> PyTree:
-    """Return make(function)(start), compiled once for as long as its owner lives and the trace is the same.
+    """Return make(function)(start), compiled once while its owner lives and the trace is the same.
 
     The function is traced anew at every call, which is quick, and the arrays that it closes over are
     arguments of the program: unlike under jax.jit none of them goes stale.
@@ -31,9 +33,16 @@ def once(
         function: of one argument like start.
         start: a pytree of arrays.
         kind: hashable, what else `make` depends on.
+
+    Example:
+        >>> scale, owner = jnp.asarray(3.0), lambda: None
+        >>> slope = once(owner, jax.grad, lambda x: scale * x**2, jnp.asarray(2.0), "slope")
+        >>> float(slope), len(_programs[owner])
+        (12.0, 1)
     """
     closed, shape = trace(function, start)
     key = (_text(closed), jax.tree.structure(start), kind)
+    # What has no weak reference, or no hash, is not kept, and neither is what the text does not tell.
     try:
         programs = _programs.setdefault(owner, {})
         hash(key)
@@ -45,6 +54,7 @@ def once(
         jaxpr, tree = closed.jaxpr, jax.tree.structure(shape)
         dtypes = [aval.dtype for aval in closed.in_avals]
 
+        # The arrays that the function closes over are arguments, so that others take their place.
         def run(consts: list[Any], start: PyTree) -> PyTree:
             call = core.jaxpr_as_fun(core.ClosedJaxpr(jaxpr, consts))
 
@@ -61,9 +71,10 @@ def once(
 
 
 def _text(closed: core.ClosedJaxpr) -> str | None:
-    """Return all of a trace but its constants, and None where it does not show: arrays within, and effects."""
+    """Return all of a trace but its constants; None where effects or arrays within do not show."""
     if closed.effects or hidden(closed) or any(map(_is_array, _inner(closed.jaxpr))):
         return None
+    # The constants' shapes and dtypes, but not their numbers.
     avals = [str(variable.aval) for variable in closed.jaxpr.constvars]
     # Names of objects; those of one owner's functions that change do so with what is traced.
     return re.sub(r"0x[0-9a-f]+", "", f"{avals} {closed.jaxpr}")
@@ -80,5 +91,5 @@ def _inner(jaxpr: core.Jaxpr) -> Iterator[Any]:
                 yield part
 
 
-def _is_array(value: Any) -> bool:
+def _is_array(value: object) -> bool:
     return isinstance(value, (np.ndarray, jax.Array)) and np.size(value) > 1

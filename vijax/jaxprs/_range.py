@@ -1,21 +1,14 @@
 """Between which ends an array's values lie, and whether those ends move with q's parameters."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vijax.jaxprs._noise import (
-    ALWAYS,
-    Noise,
-    Noises,
-    has_own,
-    repeat_all,
-    share,
-)
+from vijax.jaxprs._noise import ALWAYS, Noise, Noises
 
 INF = math.inf
 
@@ -89,31 +82,6 @@ def moves(value: Range) -> str | None:
 # --- ends
 
 
-def _add_ends(a: End, b: End) -> End:
-    if isinstance(a, float) and isinstance(b, float):
-        return a + b
-    for one, other in ((a, b), (b, a)):
-        if isinstance(one, float) and math.isinf(one):
-            return one if other != INFINITE else INFINITE
-    if INFINITE in (a, b):
-        return INFINITE
-    return MOVES if MOVES in (a, b) else FIXED
-
-
-def _multiply_ends(a: End, b: End, sign: int) -> End:
-    """Return an end times a given factor b, of a known sign or 0."""
-    if isinstance(a, float) and isinstance(b, float):
-        return 0.0 if 0.0 in (a, b) else a * b
-    if 0.0 in (a, b):
-        return 0.0
-    for one in (a, b):
-        if isinstance(one, float) and math.isinf(one):
-            return one * sign if sign and one is a else INFINITE
-    if INFINITE in (a, b):
-        return INFINITE
-    return MOVES if MOVES in (a, b) else FIXED
-
-
 def is_real(value: Range) -> bool:
     spans = (value.low, value.high) == (-INF, INF)
     return bool(value.noise) and spans and not value.unknown and not value.seams
@@ -144,150 +112,3 @@ def point(values: Sequence[Range]) -> Range:
     if unknown:
         return Range(low=MOVES, high=MOVES, unknown=unknown)
     return MOVING if any(MOVES in (v.low, v.high) for v in values) else GIVEN
-
-
-# --- arithmetic
-
-
-def negated(x: Range) -> Range:
-    if x.unknown:
-        return x._replace(sign=-x.sign)
-
-    def end(at: End) -> End:
-        return -at if isinstance(at, float) else at
-
-    return x._replace(low=end(x.high), high=end(x.low), sign=-x.sign)
-
-
-def _as_given(a: Range, b: Range, combine: Callable[[Range, Range], Range]) -> Range | None:
-    """Combine two values of which one repeats its draws more: by one draw, vectors do not span the line.
-
-    For given values of that draw, the whole is what the other makes of it.
-    """
-    if a.unknown or b.unknown or share(a.noise, b.noise):
-        return None
-    for one, other in ((a, b), (b, a)):
-        if repeat_all(one.noise) and other.noise and not repeat_all(other.noise):
-            given = MOVING if MOVES in (one.low, one.high) else GIVEN
-            found = combine(given._replace(sign=one.sign), other)
-            return found._replace(noise=a.noise | b.noise)
-    return None
-
-
-def _spans(value: Range) -> bool:
-    """Whether all elements span the line together, by draws of their own."""
-    own = [not n.repeated for n in value.noise]
-    return is_real(value) and (any(own) if value.real else all(own))
-
-
-def add(a: Range, b: Range) -> Range:
-    sign = a.sign if a.sign == b.sign else 0
-    if a.unknown or b.unknown:
-        return not_known([a, b], "")._replace(sign=sign)
-    noise = a.noise | b.noise
-    if a.noise and b.noise:
-        given = _as_given(a, b, add)
-        if given is not None:
-            return given
-        if share(a.noise, b.noise):
-            if a.real and b.real and has_own(a.noise, b.noise):
-                return Range(noise, -INF, INF, real=True)
-            return not_known([a, b], "it is a sum of several functions of the same draw")
-        if _spans(a) or _spans(b):
-            return Range(noise, -INF, INF, real=a.real and b.real)
-        if MOVES in (a.low, a.high, b.low, b.high):
-            return Range(noise, MOVES, MOVES, sign=sign)
-    drawn, given = (a, b) if a.noise else (b, a)
-    if drawn.noise and drawn.seams and given.low == MOVES:
-        return not_known([a, b], SEAMS)
-    low, high = _add_ends(a.low, b.low), _add_ends(a.high, b.high)
-    seams = any(v.seams and v.noise for v in (a, b))
-    real = drawn.real and not seams
-    return Range(noise, low, high, sign or sign_between(low, high), real=real, seams=seams)
-
-
-def multiply(a: Range, b: Range) -> Range:
-    sign = a.sign * b.sign
-    if a.unknown or b.unknown:
-        return not_known([a, b], "")._replace(sign=sign)
-    noise = a.noise | b.noise
-    if not noise:
-        known = isinstance(a.low, float) and isinstance(b.low, float)
-        low: End = float(a.low) * float(b.low) if known else FIXED
-        found = Range(low=low, high=low) if known else point([a, b])
-        return found._replace(sign=sign, seams=a.seams or b.seams)
-    if a.noise and b.noise:
-        given = _as_given(a, b, multiply)
-        return _multiply_draws(a, b, sign) if given is None else given
-    if b.noise:
-        a, b = b, a
-    if a.seams and b.low == MOVES:
-        return Range(noise, MOVES, MOVES, sign)
-    if is_real(a):
-        return a._replace(real=a.real and not b.seams, seams=b.seams)
-    low, high = _multiply_ends(a.low, b.low, b.sign), _multiply_ends(a.high, b.low, b.sign)
-    if b.sign < 0:
-        low, high = high, low
-    return Range(noise, low, high, sign, seams=a.seams or b.seams)
-
-
-def _multiply_draws(a: Range, b: Range, sign: int) -> Range:
-    if share(a.noise, b.noise):
-        return not_known([a, b], "it is a product of several functions of the same draw")
-    noise, seams = a.noise | b.noise, a.seams or b.seams
-    if seams and MOVES in (a.low, a.high, b.low, b.high):
-        return not_known([a, b], SEAMS)
-    if is_real(a) or is_real(b):
-        return Range(noise, -INF, INF, seams=seams)
-    if a.sign > 0 and b.sign > 0:
-        low, high = _multiply_ends(a.low, b.low, 1), _multiply_ends(a.high, b.high, 1)
-        return Range(noise, low, high, sign, seams=seams)
-    return not_known([a, b], "it is a product of draws whose signs are not known")
-
-
-def reciprocal(x: Range) -> Range:
-    def end(at: End) -> End:
-        if isinstance(at, float):
-            return INF * (x.sign or 1) if at == 0 else 1 / at
-        return 0.0 if at == INFINITE else at
-
-    if x.unknown or not x.noise:
-        value = end(x.low)
-        return x._replace(low=value, high=value)
-    if is_real(x):
-        return x._replace(real=False)
-    if not x.sign:
-        return not_known([x], "it is divided by draws whose sign is not known")
-    return x._replace(low=end(x.high), high=end(x.low), real=False)
-
-
-def _bounded(which: Callable[..., Any]) -> Callable[[Range, Range], Range]:
-    """Return max or min of two."""
-
-    def end(a: End, b: End) -> End:
-        if isinstance(a, float) and isinstance(b, float):
-            return float(which(a, b))
-        outer, inner = which(-INF, INF), -which(-INF, INF)
-        for one, other in ((a, b), (b, a)):
-            if one == outer:
-                return one
-            if one == inner:
-                return other
-        return MOVES if MOVES in (a, b) else FIXED
-
-    def bounded(a: Range, b: Range) -> Range:
-        if a.unknown or b.unknown:
-            return not_known([a, b], "")
-        if share(a.noise, b.noise) or INFINITE in (a.low, a.high, b.low, b.high):
-            return not_known([a, b], "its draws are compared with themselves")
-        if a.noise and b.noise and MOVES in (a.low, a.high, b.low, b.high):
-            return not_known([a, b], SEAMS)
-        sign = a.sign if a.sign == b.sign else int(which is max and 1 in (a.sign, b.sign))
-        noise = a.noise | b.noise
-        seams = bool(noise) and (a.seams or b.seams or (a.low, a.high) != (b.low, b.high))
-        return Range(noise, end(a.low, b.low), end(a.high, b.high), sign, seams=seams)
-
-    return bounded
-
-
-maximum, minimum = _bounded(max), _bounded(min)

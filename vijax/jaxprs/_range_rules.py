@@ -19,14 +19,16 @@ from vijax.jaxprs._range import (
     INFINITE,
     MOVES,
     Range,
-    add,
     constant,
+    not_known,
+    point,
+)
+from vijax.jaxprs._range_arithmetic import (
+    add,
     maximum,
     minimum,
     multiply,
     negated,
-    not_known,
-    point,
     reciprocal,
 )
 from vijax.jaxprs._range_join import choose, join, same_turns

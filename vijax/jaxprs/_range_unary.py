@@ -22,12 +22,14 @@ from vijax.jaxprs._range import (
     End,
     Range,
     is_real,
-    negated,
     not_known,
     point,
-    reciprocal,
     sign_between,
     sign_of,
+)
+from vijax.jaxprs._range_arithmetic import (
+    negated,
+    reciprocal,
 )
 from vijax.jaxprs._range_join import same_turns
 

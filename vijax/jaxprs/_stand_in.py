@@ -10,26 +10,44 @@ from jax.extend import core
 from jaxtyping import Array
 
 from vijax.jaxprs._equations import hidden, trace
+from vijax.types import PyTree
 
+# Probabilities -> the numbers that stand for a parameter: themselves, their logs, real numbers.
 Spelling = Callable[[np.ndarray], np.ndarray]
-"""Probabilities -> the numbers that stand for a parameter: themselves, their logs, real numbers."""
 
 
 def misfit(
-    both: Callable[[Any], tuple[Array, Array]],
-    points: Sequence[Any],
+    both: Callable[[PyTree], tuple[Array, Array]],
+    points: Sequence[PyTree],
     spellings: Sequence[tuple[Spelling, Spelling]],
 ) -> float:
     """Return how far a log-density is from the sum of its terms, in units of rounding, or inf.
 
-    Tried while tracing: both(point) gives them, [*batch] and [*batch, ...], and numbers stand in
-    for every parameter it closes over, which may be tracers and have no numbers yet. Each spelling
-    says what kind of numbers, near and far: one that fits near must fit far too, and one or
-    more must fit. A density that keeps values in a mutable reference or on the host fits nothing.
+    Tried while tracing: numbers stand in for every parameter that `both` closes over, which may be
+    tracers and have no numbers yet. A density that keeps values in a mutable reference or on the
+    host fits nothing.
+
+    Args:
+        both: point -> (log-density [*batch], its terms [*batch, ...]).
+        points: where they are compared.
+        spellings: what kind of numbers the parameters may be, near and far: one that fits near must
+            fit far too, and one or more must fit.
+
+    Returns:
+        The largest error, at most 1 where the density is the sum of the terms.
+
+    Example:
+        >>> same = (lambda p: p, lambda p: p)
+        >>> x = jnp.ones(3)
+        >>> misfit(lambda x: (jnp.sum(x**2), x**2), [x], [same]) <= 1
+        True
+        >>> misfit(lambda x: (jnp.sum(x**2) + 1, x**2), [x], [same]) > 1
+        True
     """
     closed, (left, terms) = trace(both, points[0])
     if terms.shape[: left.ndim] != left.shape or hidden(closed) is not None:
         return float("inf")
+    # The rounding of a sum of n terms grows as √n; 5% at most, for low precision.
     rng = np.random.default_rng(1)
     count = max(np.prod(terms.shape[left.ndim :]), 1.0)
     allowed = min(0.05, (8 + 4 * count**0.5) * float(jnp.finfo(left.dtype).eps))
@@ -43,6 +61,7 @@ def misfit(
             evaluate = core.jaxpr_as_fun(core.ClosedJaxpr(closed.jaxpr, numbers))
             worst = 0.0
             for point in points:
+                # |a - Σ b| / (allowed (1 + Σ |b|)) for each member of the batch.
                 a, b = (np.asarray(out, np.float64) for out in evaluate(point))
                 axes = tuple(range(a.ndim, b.ndim))
                 size = np.abs(b).sum(axes)
@@ -51,6 +70,7 @@ def misfit(
                 worst = max(worst, float(np.max(np.where(np.isnan(off), np.inf, off), initial=0.0)))
             return worst
 
+        # Far numbers, where terms may be too large to tell, are tried for what fits near alone.
         near = [(error(spell, np.inf), far) for spell, far in spellings]
         fitting = [(off, far) for off, far in near if off <= 1]
         errors = [off for off, _ in fitting] + [error(far, 0.0) for _, far in fitting]

@@ -1,16 +1,14 @@
-"""Whether q's support moves with its parameters, and which leaves of a Joint need a score."""
+"""Whether q's support moves with its parameters, so that the mean of its score is not zero."""
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 from jax.extend import core
 from jaxtyping import Array, Key
 
-from vijax.jaxprs._derivative import flows
 from vijax.jaxprs._equations import trace, varies
-from vijax.jaxprs._flow import Flow
 from vijax.jaxprs._keys import SEED
 from vijax.jaxprs._libraries import declared_support
 from vijax.jaxprs._noise import Noise, own_draws, repeat_all
@@ -18,13 +16,14 @@ from vijax.jaxprs._paths import LOOK_UP, Path
 from vijax.jaxprs._range import GIVEN, MOVING, Range, constant, moves
 from vijax.jaxprs._range_rules import ranges
 from vijax.jaxprs._samplers import NOT_ONTO, between, held
-from vijax.types import Joint, PyTree
+from vijax.types import Distribution, Joint, PyTree
 
 DECLARE = (
     "declare q.fixed_support = True, or families.adapt(q, fixed_support=True), if its support does "
     "not depend on its parameters"
 )
 
+# The cures: by the path where there is one, and else by another q.
 _USE_A_PATH = "Use gradients.reparam, where draws carry q's derivative, or a q of fixed support."
 _NO_PATH = "Use another q, whose draws carry all of its derivative, or declare what holds here."
 
@@ -36,21 +35,7 @@ class Moving(NamedTuple):
     cure: str = _USE_A_PATH
 
 
-class Scored(NamedTuple):
-    """The leaves of a Joint that need a score.
-
-    Fields:
-        names: those without a path, and earlier ones that reach their density through a jump, which
-            the density's own derivative would miss.
-        moving: why the score of one of `names` has a mean other than zero, as `moving_support`
-            says, or None.
-    """
-
-    names: set[Any]
-    moving: Moving | None
-
-
-def moving_support(q: Any, key: Key[Array, ""], leaves: Mapping[str, Path]) -> Moving | None:
+def moving_support(q: object, key: Key[Array, ""], leaves: Mapping[str, Path]) -> Moving | None:
     """Return why q's support may move with its parameters, or None; where it does, E[score] ≠ 0.
 
     None takes evidence: q declares `fixed_support`, its library declares a support whose limits no
@@ -61,6 +46,12 @@ def moving_support(q: Any, key: Key[Array, ""], leaves: Mapping[str, Path]) -> M
         q: a distribution, or a Joint.
         key: any.
         leaves: the paths of the draw's leaves.
+
+    Example:
+        >>> q = vj.families.mean_field().dist({"loc": jnp.zeros(2), "log_scale": jnp.zeros(2)})
+        >>> leaves = vj.jaxprs.paths(q, vj.draws.iid, jax.random.key(0))
+        >>> moving_support(q, jax.random.key(0), leaves) is None
+        True
     """
     moving = _part_moves(lambda: q, key, (), (), leaves)
     if moving and moving.cure == _USE_A_PATH and any(path.broken for path in leaves.values()):
@@ -68,39 +59,29 @@ def moving_support(q: Any, key: Key[Array, ""], leaves: Mapping[str, Path]) -> M
     return moving
 
 
-def scored_leaves(q: Joint, key: Key[Array, ""], found: Mapping[Any, Mapping[str, Path]]) -> Scored:
-    """Return which leaves of a Joint need a score, from the paths that `joint_paths` found."""
-    names = q.names()
-    scored = {name for name in names if any(path.broken for path in found[name].values())}
-    if not scored:
-        return Scored(scored, None)
-    z = jax.eval_shape(lambda k: q.sample_and_log_prob(seed=k)[0], key)
-    pending = list(scored)
-    while pending:
-        name = pending.pop()
-        earlier = names[: names.index(name)]
-        more = _jumping(_density(q, z, name), z, earlier) - scored
-        scored |= more
-        pending.extend(more)
-    for name in names:
-        if name in scored:
-            # Earlier leaves that are not stopped carry the parameters here.
-            carrying = [n for n in names if n not in scored]
-            moving = _joint_moves(
-                lambda: q, key, (), (), [name], z, found, order=names, carrying=carrying
-            )
-            if moving is not None:
-                return Scored(scored, moving)
-    return Scored(scored, None)
-
-
 def carried_away(
-    q: Any, key: Key[Array, ""], push: Callable[[PyTree], PyTree], pull: Callable[[PyTree], PyTree]
+    q: Distribution,
+    key: Key[Array, ""],
+    push: Callable[[PyTree], PyTree],
+    pull: Callable[[PyTree], PyTree],
 ) -> bool | None:
     """Return whether push(pull(z)) carries an end of q's support along with its parameters.
 
-    None where an end cannot be followed.
+    Args:
+        q: the distribution of z.
+        key: any.
+        push: a map that reads q's parameters.
+        pull: its inverse, which does too.
+
+    Returns:
+        True or False where it is proved; None where an end cannot be followed.
+
+    Example:
+        >>> q = vj.families.mean_field().dist({"loc": jnp.zeros(2), "log_scale": jnp.zeros(2)})
+        >>> carried_away(q, jax.random.key(0), lambda u: u + 1.0, lambda z: z - 1.0)
+        False
     """
+    # z is held while the parameters of pull and push change: where its ends are, they stay.
     trusted: list[bool] = []
 
     def carried(key: Key[Array, ""]) -> PyTree:
@@ -114,7 +95,7 @@ def carried_away(
     return False if proved else None
 
 
-def _image(q: Any, key: Key[Array, ""], trusted: list[bool]) -> PyTree:
+def _image(q: Distribution, key: Key[Array, ""], trusted: list[bool]) -> PyTree:
     """Return draws that stand for all of q's support; of one that is declared, for the real line.
 
     Which is so of vijax's own families: `trusted` notes it.
@@ -124,6 +105,7 @@ def _image(q: Any, key: Key[Array, ""], trusted: list[bool]) -> PyTree:
         for name, own in zip(q.names(), q.keys(key), strict=True):
             leaves[name] = _image(q.conditional(name, leaves), own, trusted)
         return q.collect(leaves)
+    # What its library declares; else its sampler's own draws, unless q declares a fixed support.
     image = declared_support(q)
     if image is not None:
         return image
@@ -137,7 +119,7 @@ def _image(q: Any, key: Key[Array, ""], trusted: list[bool]) -> PyTree:
 # --- one distribution, or one conditional
 
 
-def _joint_moves(
+def joint_moves(
     joint: Callable[..., Joint],
     key: Key[Array, ""],
     inputs: tuple[PyTree, ...],
@@ -163,6 +145,7 @@ def _joint_moves(
         carrying: earlier leaves that carry the derivative of q's parameters; all others are given.
     """
     for name in names:
+        # Earlier leaves are inputs of the trace: given, or moving as parameters do.
         earlier = {n: z[n] for n in order[: order.index(name)]}
         more = [
             MOVING if n in carrying else GIVEN
@@ -170,7 +153,7 @@ def _joint_moves(
             for _ in jax.tree.leaves(earlier[n])
         ]
 
-        def part(*inputs: PyTree, name: Any = name) -> Any:
+        def part(*inputs: PyTree, name: Hashable = name) -> Any:
             return joint(*inputs[:-1]).conditional(name, inputs[-1])
 
         moving = _part_moves(part, key, (*inputs, earlier), [*given, *more], leaves[name])
@@ -187,6 +170,8 @@ def _part_moves(
     leaves: Mapping[str, Path],
 ) -> Moving | None:
     """Return why the support of the distribution part(*inputs) may move."""
+    # 1. What q declares: an ability of its own, or its library's limits. The trace that asks makes
+    # q of the given leaves; `last` hands it out.
     last: list[Any] = [None]
 
     def support(*inputs: PyTree) -> PyTree:
@@ -199,11 +184,13 @@ def _part_moves(
     declared = getattr(q, "fixed_support", None)
     if declared is not None:
         return None if declared else Moving("q declares fixed_support = False")
+    # 2. A Joint, part by part.
     if isinstance(q, Joint):
         z = jax.eval_shape(lambda *given: part(*given).sample_and_log_prob(seed=key)[0], *inputs)
         names = q.names()
         within = {name: _within(leaves, name) for name in names}
-        return _joint_moves(part, key, inputs, given, names, z, within, order=names)
+        return joint_moves(part, key, inputs, given, names, z, within, order=names)
+    # 3. Discrete values that move; a q without any continuous leaf that parameters reach is done.
     for leaf, path in leaves.items():
         if path.atoms is not None:
             return Moving(f"leaf '{leaf}' {path.atoms}", LOOK_UP)
@@ -215,6 +202,7 @@ def _part_moves(
     def sample(key: Key[Array, ""], *inputs: PyTree) -> PyTree:
         return part(*inputs).sample_and_log_prob(seed=key, sample_shape=())[0]
 
+    # 4. The range of what the library declares, or else of the sampler's draws.
     consts = _consts(closed)
     if not closed.out_avals:
         closed, _ = trace(sample, key, *inputs)
@@ -229,7 +217,7 @@ def _part_moves(
     return _why(found, list(closed.out_avals))
 
 
-def _within(leaves: Mapping[str, Path], name: Any) -> dict[str, Path]:
+def _within(leaves: Mapping[str, Path], name: Hashable) -> dict[str, Path]:
     """Return the paths of one conditional's leaves, by the names that they have within it."""
     start = f"{name}."
     within = {leaf.removeprefix(start): p for leaf, p in leaves.items() if leaf.startswith(start)}
@@ -251,7 +239,7 @@ def _consts(closed: core.ClosedJaxpr, *, beside: Sequence[Any] = ()) -> list[Ran
     """
     traced = any(isinstance(c, jax.core.Tracer) for c in (*closed.consts, *beside))
 
-    def of(value: Any) -> Range:
+    def of(value: object) -> Range:
         if varies(value) or (isinstance(value, jax.Array) and not traced):
             return MOVING
         return constant(value)
@@ -261,6 +249,7 @@ def _consts(closed: core.ClosedJaxpr, *, beside: Sequence[Any] = ()) -> list[Ran
 
 def _why(outputs: Sequence[Range], shapes: Sequence[Any]) -> Moving | None:
     """Return why the set of several leaves may move: that of each, or of what they share."""
+    # Each leaf by itself, then all together: dependent leaves may lie on a curve that moves.
     for found, of in zip(outputs, shapes, strict=True):
         why = moves(found)
         if why is not None:
@@ -270,31 +259,3 @@ def _why(outputs: Sequence[Range], shapes: Sequence[Any]) -> Moving | None:
     if not own_draws(outputs):
         return Moving(f"several leaves are functions of the same draw ({DECLARE})")
     return None
-
-
-# --- which leaves need a score
-
-
-def _density(q: Joint, z: PyTree, name: Any) -> core.ClosedJaxpr:
-    """Trace the log-density of one leaf as a function of it, and of the draw for earlier ones."""
-    names = q.names()
-    earlier = names[: names.index(name)]
-
-    def log_prob(leaf: PyTree, z: PyTree) -> Array:
-        return q.conditional(name, {n: z[n] for n in earlier}).log_prob(leaf)
-
-    return trace(log_prob, z[name], z)[0]
-
-
-def _jumping(density: core.ClosedJaxpr, z: PyTree, earlier: Sequence[Any]) -> set[Any]:
-    """Return which of the earlier leaves reach a density through a jump."""
-    sources = {name: Flow(smooth=frozenset({f"leaf {at}"})) for at, name in enumerate(earlier)}
-    order = sorted(z) if isinstance(z, dict) else range(len(z))
-    given = [sources.get(n, Flow()) for n in order for _ in jax.tree.leaves(z[n])]
-    own = [Flow()] * (len(density.jaxpr.invars) - len(given))
-    outputs = flows(density, [*own, *given], Flow())
-
-    def jumps(source: str) -> bool:
-        return any(flow.broken_by(source) is not None for flow in outputs)
-
-    return {name for at, name in enumerate(earlier) if jumps(f"leaf {at}")}
