@@ -24,14 +24,14 @@ class Call(NamedTuple):
 
 
 def call_of(eqn: core.JaxprEqn) -> Call:
-    """Return the call that an equation is part of; its file is "" where only JAX's frames are known."""
+    """Return the call that an equation is part of; its file is "" where only JAX's are known."""
     # Inmost first. The first frame outside JAX made the call; those before it are JAX's functions.
     frames = getattr(eqn.source_info.traceback, "frames", ())
     outside = next((i for i, f in enumerate(frames) if not f.file_name.startswith(JAX)), None)
     functions = tuple(f.function_name for f in frames[:outside])
     if outside is None:
         return Call("", 0, functions, "")
-    # A library that was installed is not where a user looks.
+    # A library that was installed is no place for a user to change.
     own = (f for f in frames[outside:] if not f.file_name.startswith(INSTALLED))
     shown = next((f"{paths_of.basename(f.file_name)}:{f.line_num}" for f in own), "")
     return Call(frames[outside].file_name, frames[outside].line_num, functions, shown)

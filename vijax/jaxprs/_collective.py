@@ -28,7 +28,7 @@ def collective(closed: core.ClosedJaxpr, count: int) -> str | None:
     """
     if all(eqn.primitive.name not in COLLECTIVES for eqn in equations(closed.jaxpr)):
         return None  # as nearly always
-    found: list[str] = []
+    reached: list[str] = []
     # For each input, the axes of a mesh along which devices hold different values of it.
     differing = [mesh_axes(v.aval) for v in closed.jaxpr.invars[:count]]
 
@@ -38,7 +38,7 @@ def collective(closed: core.ClosedJaxpr, count: int) -> str | None:
             known = mesh_axes([v.aval for v in eqn.invars])
             names = set(_names(eqn))
             if not known or any(names & axes for axes in differing):
-                found.append(eqn.primitive.name)
+                reached.append(eqn.primitive.name)
         return [any(ins)] * len(eqn.outvars)
 
     # What is followed: whether one of the first `count` inputs reaches a value.
@@ -54,7 +54,7 @@ def collective(closed: core.ClosedJaxpr, count: int) -> str | None:
     )
     inputs = [i < count for i in range(len(closed.jaxpr.invars))]
     interpret(closed, inputs, question, [False] * len(closed.consts))
-    return found[0] if found else None
+    return reached[0] if reached else None
 
 
 def _names(eqn: core.JaxprEqn) -> tuple[Any, ...]:

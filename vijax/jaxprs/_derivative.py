@@ -164,7 +164,7 @@ def _reduce_precision(eqn: core.JaxprEqn, ins: list[Flow]) -> list[Flow]:
 
 def _indexed(eqn: core.JaxprEqn, ins: list[Flow]) -> list[Flow]:
     """Break the operands that only say where to read or write."""
-    # Indices are all operands from `start` on, or, of a scatter, the second: (operand, where, updates).
+    # Indices are all operands from `start` on; of a scatter, the second: (operand, where, updates).
     name = eqn.primitive.name
     start = _INDICES.get(name, 1)
     where = ins[start:] if name in _INDICES else ins[1:2]
@@ -185,7 +185,7 @@ _JUMPS = (
 
 
 def _declared(eqn: core.JaxprEqn, ins: list[Flow]) -> list[Flow]:
-    """Take a declared derivative for that of the value where the value is not made of jumps alone."""
+    """Take a declared derivative for the value's where the value is not made of jumps alone."""
     # As declared, results are smooth in all operands. A straight-through estimator declares a
     # derivative for what is piecewise constant, and there the value decides.
     flow, inner = anew(merge(ins), id(eqn)), inner_jaxpr(eqn)
@@ -224,7 +224,7 @@ _RULES = {
 _DERIVATIVES: Question[Flow] = Question(
     nothing=NOTHING,
     join=lambda flows, _: merge(flows),
-    # As their authors declared, or implicit, so that bodies are not looked into.
+    # As their authors declared, or implicit, so that bodies are not followed.
     rules={**_RULES, **dict.fromkeys(DECLARED, _declared), "stop_gradient": _stop},
     default=_default,
     choose=_choose,
@@ -234,7 +234,7 @@ _DERIVATIVES: Question[Flow] = Question(
     called=_called,
     between_turns=never_cancels,
 )
-# Of the values themselves: bodies are looked into, and what is stopped keeps its value.
+# Of the values themselves: bodies are followed, and what is stopped keeps its value.
 _VALUES: Question[Flow] = Question(
     nothing=NOTHING,
     join=lambda flows, _: merge(flows),

@@ -41,7 +41,7 @@ def trace(function: Callable[..., PyTree], *args: PyTree) -> tuple[core.ClosedJa
 
 
 def undeclared(closed: core.ClosedJaxpr) -> Callable[..., Any]:
-    """Return a jaxpr's first result as a function whose derivative is the value's own, and no other.
+    """Return a jaxpr's first result as a function whose derivative is the value's own.
 
     Functions with a declared derivative are put in their place; within loops they stay.
     """
@@ -101,9 +101,9 @@ def inner_jaxprs(eqn: core.JaxprEqn) -> list[core.Jaxpr]:
 def inner_jaxpr(eqn: core.JaxprEqn) -> core.Jaxpr | core.ClosedJaxpr | None:
     """Return the jaxpr that an equation carries under one of the usual names, if it does."""
     for name in INNER:
-        found = eqn.params.get(name)
-        if found is not None:
-            return found
+        inner = eqn.params.get(name)
+        if inner is not None:
+            return inner
     return None
 
 
@@ -131,16 +131,16 @@ def varies(value: object) -> bool:
     record, where this JAX keeps one; a tracer without record counts as a parameter.
     """
     # Walk from the value to all that it was computed from, until an input is met.
-    seen: set[int] = set()
+    visited: set[int] = set()
     pending: list[Any] = [value]
     while pending:
         tracer = pending.pop()
-        if not isinstance(tracer, jax.core.Tracer) or id(tracer) in seen:
+        if not isinstance(tracer, jax.core.Tracer) or id(tracer) in visited:
             continue
-        seen.add(id(tracer))
+        visited.add(id(tracer))
         made_of = _made_of(tracer)
         # Beyond some depth the walk costs more than a refusal, which is the safe answer.
-        if made_of is None or len(seen) > 1000:
+        if made_of is None or len(visited) > 1000:
             return True
         pending.extend(made_of)
     return False

@@ -46,7 +46,7 @@ class Flow(NamedTuple):
         return set(self.smooth) | {source for source, _ in self.broken} | stopped
 
     def broken_by(self, source: str) -> str | None:
-        """Return the primitive through which `source` jumps, or may jump unseen, on its way here."""
+        """Return the primitive through which `source` jumps, or may jump, on its way here."""
         # What comes through an opaque primitive may have jumped there, unseen.
         if self.opaque and source in self.smooth:
             return min(self.opaque)

@@ -143,7 +143,7 @@ def _without_references(
     if any(is_reference(variable) for variable in closed.jaxpr.constvars):
         raise ValueError(
             "a function evaluated in chunks, or with its parameters held fixed, closes over a "
-            "mutable reference, and what that holds cannot be known: read it before, and close over "
-            "the value ref[...]."
+            "mutable reference, and what that holds cannot be known: read it before, and close "
+            "over the value ref[...]."
         )
     return closed, shape

@@ -68,7 +68,7 @@ class Question(Generic[V]):
         loops: what a scan changes, if anything.
         between_turns: how values change that a turn of a scan or while loop hands to the next, and,
             without `loops`, that a scan slices or collects.
-        functions: the rule of a call whose function is known by name, or None to look into it.
+        functions: the rule of a call whose function is known by name, or None to follow its body.
         sources: where those calls are what is followed, whatever their operands are, what their
             results may be; a mutable reference may hold one.
     """
@@ -152,7 +152,7 @@ class _Walk(Generic[V]):
             return [question.opaque(name, self.reach)] * count
         if touches_reference(eqn):
             return [question.opaque(A_REFERENCE, self.reach)] * count
-        # 4. Results of operands that depend on nothing depend on nothing, unless a source is inside.
+        # 4. Nothing comes of operands that depend on nothing, unless a source is inside.
         nothing = question.nothing
         within = bool(question.sources) and inner_jaxpr(eqn) is not None
         if all(value is nothing for value in ins) and (ins or rule is None) and not within:
@@ -247,7 +247,7 @@ def _scan(walk: _Walk[V], eqn: core.JaxprEqn, ins: list[V]) -> list[V]:
     else:
         xs = walk.between_turns(xs)
 
-    # What one turn hands to the next: the carry alone, seen from the next turn.
+    # What one turn hands to the next: the carry alone, as that one has it.
     def turn(carry: list[V]) -> list[V]:
         outs = walk.call(body, [*consts, *carry, *xs])[:carried]
         return outs if loops is None else [loops.carry(v) for v in outs]

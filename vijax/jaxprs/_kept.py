@@ -112,9 +112,9 @@ def kept(eqn: core.JaxprEqn, i: int, ramps: Sequence[Ramp]) -> dict[int, int]:
     if name in ELEMENTWISE:
         return same if len(shape) == len(out) else {}
     if name in ALONG or name in AWAY:
-        found = params[ALONG.get(name) or AWAY[name]]
+        along = params[ALONG.get(name) or AWAY[name]]
         # One axis or several, counted from the end where negative.
-        gone = {int(a) % len(shape) for a in (found if hasattr(found, "__iter__") else (found,))}
+        gone = {int(a) % len(shape) for a in (along if hasattr(along, "__iter__") else (along,))}
         stay = [a for a in same if a not in gone]
         return {a: j for j, a in enumerate(stay)} if name in AWAY else {a: a for a in stay}
     if name == "broadcast_in_dim" and i == 0:  # an axis of length 1 that is stretched is gone
@@ -188,7 +188,7 @@ def _gather(eqn: core.JaxprEqn, i: int, ramp: Ramp) -> dict[int, int]:
     window = [a for a in range(len(shape)) if a not in inside]
     pairs = zip(window, sorted(map(int, numbers.offset_dims)), strict=True)
     whole = {a: b for a, b in pairs if sizes[a] == shape[a]}
-    # Axes that are rows of the result: a batch of gathers, or x[arange(n)], which reads its own row.
+    # Axes that are rows of the result: a batch of gathers, or x[arange(n)], each its own row.
     batch = zip(numbers.operand_batching_dims, numbers.start_indices_batching_dims, strict=True)
     own = _own_rows([*map(int, numbers.start_index_map)], shape, indices, ramp)
     single = {a: rows[r] for a, r in own.items() if a in numbers.collapsed_slice_dims}

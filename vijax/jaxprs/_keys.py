@@ -18,7 +18,7 @@ class Key(Protocol):
 
     @property
     def root(self) -> Any:
-        """Return what made it: (operation, the key, and the numbers or the shape it was made of)."""
+        """Return what made it: (operation, the key, and the numbers or the shape)."""
         ...
 
     @property
@@ -70,11 +70,11 @@ def _children(shape: tuple[int, ...], part: Part) -> _Step:
 
 
 def keys_differ(key: Key, other: Key) -> bool:
-    """Whether two keys are seen to be different.
+    """Whether two keys are shown to be different.
 
-    Children of a key are, and what is made of different keys, and keys of another depth. So one step
-    that differs will do, counted from the first key, or from the last, which is where two keys of one
-    depth meet again after a loop.
+    Children of a key are, and what is made of different keys, and keys of another depth. So one
+    step that differs will do, counted from the first key, or from the last, which is where two keys
+    of one depth meet again after a loop.
     """
     a, b = _path(key), _path(other)
     if a is None or b is None:
@@ -106,5 +106,5 @@ def descends(key: Key, carried: Key) -> bool:
 
 
 def is_followed(key: Key) -> bool:
-    """Whether a key is seen to be made of the sampler's."""
+    """Whether a key is shown to be made of the sampler's."""
     return _path(key) is not None

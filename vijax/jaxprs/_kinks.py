@@ -19,10 +19,10 @@ class Bend(NamedTuple):
         blame: the first primitive on its way that has a kink or a jump.
         jumps: whether that is a jump for certain, where a choice may join two equal ends.
         opaque: whether it is a mutable reference or a host callback.
-        positive: whether the value is seen to be positive almost everywhere, or a constant to be 0
+        positive: whether the value is shown to be positive almost everywhere, or a constant to be 0
             or less.
-        nonzero: whether it is seen to be positive everywhere.
-        declared: a primitive with a kink on the way, inside a function with a derivative of its own.
+        nonzero: whether it is shown to be positive everywhere.
+        declared: a primitive with a kink on the way, inside a function with a declared derivative.
     """
 
     depends: bool = False

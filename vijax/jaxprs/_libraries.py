@@ -1,4 +1,4 @@
-"""Supports as distrax, NumPyro and TFP declare them, as arrays that stand for every value in one."""
+"""Supports that distrax, NumPyro and TFP declare, as arrays that stand for every value in one."""
 
 import math
 from collections.abc import Sequence
@@ -89,10 +89,10 @@ def _distrax(q: Any) -> Any:
 
 def _any_of(images: Sequence[Any]) -> Any:
     """Return the support of a mixture, whose parts do not hide each other's ends."""
-    found = images[0]
+    union = images[0]
     for image in images[1:]:
-        found = jnp.where(between(0.0, 1.0) > 0.5, found, image)
-    return found
+        union = jnp.where(between(0.0, 1.0) > 0.5, union, image)
+    return union
 
 
 def _through(bijector: Any, z: Any) -> Any:
@@ -160,7 +160,7 @@ def _onto(layer: Any, z: Any) -> Any:
 
 
 def _declares_itself(q: object) -> bool:
-    """Whether a class of one's own, made of NumPyro's, states `support` where it states its draws."""
+    """Whether a user's class, made of NumPyro's, states `support` where it states its draws."""
     classes = type(q).__mro__
     if not any(c.__module__.startswith("numpyro.") for c in classes):
         return False

@@ -59,7 +59,7 @@ def beyond_mean(closed: core.ClosedJaxpr) -> Blame | None:
 
 
 def beyond_mean_slope(closed: core.ClosedJaxpr) -> Blame | None:
-    """Return the same for values whose derivative is right in its mean alone; stopped, they are free.
+    """Return the same where the derivative alone is right in its mean; stopped, values are free.
 
     Example:
         >>> closed = jax.make_jaxpr(lambda x: jax.lax.stop_gradient(mean_slope_alone(x)) ** 2)(1.0)

@@ -1,18 +1,18 @@
 """Which draws values depend on, and whether they may be the same: what a range is independent of.
 
-Two draws are told apart by their keys, by the parts of one array that they are, or by the turns of a
-loop. Whatever is not told apart so counts as the same.
+Two draws are told apart by their keys, by the parts of one array that they are, or by the turns of
+a loop. Whatever is not told apart so counts as the same.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-from vijax.jaxprs._keys import keys_differ
+from vijax.jaxprs._keys import Part, keys_differ
 
+# As many loops as there may be around a draw that is the same in every turn of all of them.
 ALWAYS = 1_000
-"""As many loops as there may be around a draw that is the same in every turn of all of them."""
+# In which turn of a loop a draw is made: in this one, in one before, or in one that is not known.
 NOW, BEFORE, SOMETIME = "now", "before", "sometime"
-"""In which turn of a loop a draw is made: in this one, in one before, or in one that is not known."""
 
 
 class Noise(NamedTuple):
@@ -24,13 +24,13 @@ class Noise(NamedTuple):
         axes: for each axis of the array at hand the root's, or None where slices along it do not
             tell elements of the root apart; None in all where nothing is known.
         repeated: whether elements of the array at hand may be the same draw.
-        loops: how many of the loops around it have the same draw in every turn, counted from within.
-        fresh: whether the next loop, further out than those, is seen to have another in every turn.
+        loops: how many of the loops around it have the same draw in every turn, from within.
+        fresh: whether the next loop, further out than those, is shown to have another each turn.
         turn: when it was made, for what is known of one turn alone.
     """
 
     root: Any
-    part: tuple[tuple[int, int], ...] | None = None
+    part: Part = None
     axes: tuple[int | None, ...] | None = ()
     repeated: bool = False
     loops: int = 0
@@ -68,7 +68,8 @@ def same(a: Noise, b: Noise) -> bool:
     return not keys_differ(_key_of(a), _key_of(b))
 
 
-def _overlap(a: Any, b: Any) -> bool:
+def _overlap(a: Part, b: Part) -> bool:
+    """Whether two parts of one array do: intervals along every axis must."""
     if a is None or b is None or len(a) != len(b):
         return True
     return all(i < n and j < m for (i, m), (j, n) in zip(a, b, strict=True))
@@ -96,15 +97,17 @@ def has_own(a: Noises, b: Noises) -> bool:
 
 def own_draws(values: Sequence[Drawn]) -> bool:
     """Whether each of several values has a draw of its own, or all span the line by themselves."""
+    # In order of how many draws each reads, every value must bring one that none before it had.
     noisy = sorted((v for v in values if v.noise), key=lambda v: len(v.noise))
-    seen: set[Noise] = set()
+    observed: set[Noise] = set()
     alone = True
     for value in noisy:
-        fresh = [i for i in value.noise if not any(same(i, j) for j in seen)]
+        fresh = [i for i in value.noise if not any(same(i, j) for j in observed)]
         if not fresh:
             return False
+        # With nothing but fresh draws in each, the values are independent.
         alone = alone and len(fresh) == len(value.noise)
-        seen |= value.noise
+        observed |= value.noise
     return alone or all(v.real for v in noisy)
 
 
@@ -131,6 +134,7 @@ def part_of(noise: Noises, starts: Sequence[int], stops: Sequence[int]) -> Noise
     def cut(n: Noise) -> Noise:
         if n.part is None or n.axes is None:
             return n
+        # Starts and stops count along the array at hand, and parts along the root's axes.
         part = list(n.part)
         for axis, start, stop in zip(n.axes, starts, stops, strict=True):
             if axis is not None:
@@ -157,6 +161,7 @@ def reshaped(noise: Noises, before: Sequence[int], after: Sequence[int]) -> Nois
     """Return draws of an array of another shape: places stay known where only axes of 1 differ."""
     if [n for n in before if n != 1] != [n for n in after if n != 1]:
         return anywhere(noise)
+    # The longer axes are the same ones, in their order.
     wide = iter([i for i, n in enumerate(before) if n != 1])
     return moved(noise, [None if n == 1 else next(wide) for n in after])
 
@@ -171,6 +176,7 @@ def entered(n: Noise) -> Noise:
 
 def of_each_turn(n: Noise) -> Noise:
     """Return a draw of which each turn of a loop has another element, along the first axis."""
+    # Where the first axis does not tell elements of the root apart, every turn has the same draws.
     first, *rest = n.axes or (None,)
     axes = tuple(rest) if n.axes else None
     if n.repeated or n.loops or first is None:
@@ -194,18 +200,20 @@ def stacked(n: Noise) -> Noise:
     """Return a draw of each turn of a loop, collected along a new first axis."""
     if n.loops or not n.fresh or n.turn != NOW or n.part is None or n.axes is None:
         return left(n)
+    # As one draw with the turns as its first axis.
     axes = (0, *(None if i is None else i + 1 for i in n.axes))
     part = ((0, _MANY), *n.part)
     return n._replace(part=part, axes=axes, fresh=False, turn=SOMETIME)
 
 
-_MANY = 2**62  # turns, at most
+# Turns, at most: a loop's length is not known where its body is followed.
+_MANY = 2**62
 
 
 # --- what keys make
 
 
-def made(root: Any, of: Noise, shape: Sequence[int], *, dependent: int = 0) -> Noise:
+def made(root: Hashable, of: Noise, shape: Sequence[int], *, dependent: int = 0) -> Noise:
     """Return the keys, or the draws, that an operation makes of each of some keys.
 
     Args:
@@ -216,6 +224,8 @@ def made(root: Any, of: Noise, shape: Sequence[int], *, dependent: int = 0) -> N
     """
     if of.axes is None:
         return of._replace(root=root, part=None)
+    # Axes of the keys, where these differ; then new ones, each element a draw of its own; last
+    # those along which the elements of one draw lie, as of a Dirichlet.
     more = len(shape) - len(of.axes) - dependent
     apart = [i is not None for i in of.axes] + [True] * more + [False] * dependent
     axes = tuple(at if known else None for at, known in enumerate(apart))

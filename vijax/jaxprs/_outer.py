@@ -28,7 +28,7 @@ from vijax.jaxprs._outer_axes import (
 
 
 class Outer(NamedTuple):
-    """An outer product that no one asked for.
+    """An outer product by an implicit broadcast.
 
     Fields:
         short: the shape of the row, (N,).
@@ -68,7 +68,7 @@ def accidental_outer(closed: core.ClosedJaxpr) -> Outer | None:
                 reached.append(Outer(*pair, places[id(eqn)]))
         return [Known(depends, elementwise(v, known)) for v in eqn.outvars]
 
-    # A broadcast knows by its operand whether it restores the axes of a reduction, as keepdims does.
+    # A broadcast that restores the axes of a reduction, as keepdims does, is told by its operand.
     made_by: dict[int, core.JaxprEqn] = dict(_reductions(closed.jaxpr))
 
     def broadcast_in_dim(eqn: core.JaxprEqn, ins: list[Known]) -> list[Known]:

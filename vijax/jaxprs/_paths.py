@@ -1,6 +1,6 @@
 """What carries q's derivative to its draws, leaf by leaf."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -104,7 +104,7 @@ def _conditional_paths(
         given_flows: how their arrays carry the derivative.
     """
     # Of the leaves that were drawn before: their shapes, and how they carry the derivative.
-    found: dict[Any, dict[str, Path]] = {}
+    by_name: dict[Any, dict[str, Path]] = {}
     shapes: dict[Any, PyTree] = {}
     leaf_flows: dict[Any, list[Flow]] = {}
     for name in names:
@@ -119,22 +119,22 @@ def _conditional_paths(
         closed, shape = trace(conditional.sample, key, *inputs)
         if isinstance(conditional.part, Joint):
             within = conditional.part.names()
-            found[name] = by_leaf(
+            by_name[name] = by_leaf(
                 _conditional_paths(conditional.at, within, key, inputs, input_flows)
             )
         else:
-            found[name] = _leaf_paths(conditional.part, shape, closed, [NOISE, *input_flows])
+            by_name[name] = _leaf_paths(conditional.part, shape, closed, [NOISE, *input_flows])
         # A leaf with a broken path will be stopped, or scored: it carries nothing on.
-        carried = all(path.broken is None for path in found[name].values())
+        carried = all(path.broken is None for path in by_name[name].values())
         leaf_flows[name] = [PARAMETER if carried else Flow()] * len(jax.tree.leaves(shape))
         shapes[name] = shape
-    return found
+    return by_name
 
 
 class _Conditional:
     """One conditional of a Joint as a function of what it is given; `part` is what it was last."""
 
-    def __init__(self, joint: Callable[..., Joint], name: Any) -> None:
+    def __init__(self, joint: Callable[..., Joint], name: Hashable) -> None:
         self.joint, self.name = joint, name
         self.part: Any = None
 
@@ -146,7 +146,7 @@ class _Conditional:
         return self.part.sample_and_log_prob(seed=key, sample_shape=())[0]
 
 
-def by_leaf(found: Mapping[Any, Mapping[str, Path]]) -> dict[str, Path]:
+def by_leaf(conditionals: Mapping[Any, Mapping[str, Path]]) -> dict[str, Path]:
     """Return the paths of a Joint's conditionals in one dict, by the names that errors use.
 
     Example:
@@ -156,7 +156,7 @@ def by_leaf(found: Mapping[Any, Mapping[str, Path]]) -> dict[str, Path]:
     """
     return {
         str(name) if leaf == "z" else f"{name}.{leaf}": path
-        for name, leaves in found.items()
+        for name, leaves in conditionals.items()
         for leaf, path in leaves.items()
     }
 
@@ -170,7 +170,7 @@ def _leaf_paths(
     # How sources reach the leaves' derivatives, and how they reach their values.
     derivatives = flows(closed, inputs, PARAMETER)
     values = flows(closed, inputs, PARAMETER, values=True)
-    found = {}
+    leaves = {}
     named = checks.named_leaves(shape)
     for (name, leaf), flow, value in zip(named, derivatives, values, strict=True):
         # Noise moves the value continuously: the draw has a density along this leaf.
@@ -179,8 +179,8 @@ def _leaf_paths(
         parametric = real and continuous and "parameter" in value.sources()
         atoms = _atoms(value) if real and not continuous else None
         broken = _broken(leaf, flow, value, declared=declared)
-        found[name] = Path(broken or (jump if parametric else None), parametric, atoms)
-    return found
+        leaves[name] = Path(broken or (jump if parametric else None), parametric, atoms)
+    return leaves
 
 
 def _atoms(value: Flow) -> str | None:
@@ -190,11 +190,12 @@ def _atoms(value: Flow) -> str | None:
     if value.opaque:
         return (
             f"comes through {min(value.opaque)}, which cannot be analysed: declare "
-            "q.fixed_support = True if no value that it takes, and no end of its support, depends on q's parameters"
+            "q.fixed_support = True if no value that it takes, and no end of its support, depends "
+            "on q's parameters"
         )
     return (
-        "is discrete, or certain, and takes values that move with q's parameters, a derivative that "
-        "no score has"
+        "is discrete, or certain, and takes values that move with q's parameters, a derivative "
+        "that no score has"
     )
 
 

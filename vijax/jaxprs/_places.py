@@ -74,7 +74,7 @@ def _merged(digits: Sequence[Digit]) -> list[Digit]:
     merged: list[Digit] = []
     for digit in digits:
         last = merged[-1] if merged else None
-        # What is above counts on where what is below ends: together (index // inner) % (size · size').
+        # The digit above counts on where this one ends: together they are one of size · size'.
         if last and last.axis == digit.axis and last.inner == digit.inner * digit.size:
             merged[-1] = Digit(digit.axis, last.size * digit.size, digit.inner)
         else:

@@ -54,14 +54,14 @@ def _above(limit: int, function: Function, at: Array) -> Blame | None:
     """
     # 1. By rules for each primitive: None is a proof, where all derivatives are the value's own.
     closed = trace(function, at)[0]
-    found = join(interpret(closed, [ARGUMENT], _QUESTIONS[limit], [FREE] * len(closed.consts)), "")
-    if found.blame is None and not found.declared:
+    result = join(interpret(closed, [ARGUMENT], _QUESTIONS[limit], [FREE] * len(closed.consts)), "")
+    if result.blame is None and not result.declared:
         return None
-    if found.blame is not None and (found.blame.opaque or found.degree > limit):
-        return found.blame
+    if result.blame is not None and (result.blame.opaque or result.degree > limit):
+        return result.blame
     # 2. By derivatives: the last one must not read the argument.
-    if not found.declared:
-        return _by_derivatives(limit, function, closed, found, at)
+    if not result.declared:
+        return _by_derivatives(limit, function, closed, result, at)
     # 3. Behind a declared derivative: the value's own, of the bodies in its place.
     own = undeclared(closed)
     of_value = trace(own, at)[0]
@@ -69,17 +69,17 @@ def _above(limit: int, function: Function, at: Array) -> Blame | None:
     degree = join(interpret(of_value, [ARGUMENT], _QUESTIONS[limit], consts), "")
     blame = degree.blame
     if degree.declared:  # in a loop, where its function cannot be put in its place
-        return found.blame or Blame("a declared derivative")
+        return result.blame or Blame("a declared derivative")
     if blame is not None:
         blame = _by_derivatives(limit, own, of_value, degree, at)
     # The value is a polynomial; a derivative declared otherwise, as by a clipped gradient, is not.
     if blame is None and _declared_otherwise(limit, closed, at):
         blame = Blame("a declared derivative")
-    return None if blame is None else found.blame or blame
+    return None if blame is None else result.blame or blame
 
 
 def _by_derivatives(
-    limit: int, function: Function, closed: core.ClosedJaxpr, found: Degree, at: Array
+    limit: int, function: Function, closed: core.ClosedJaxpr, result: Degree, at: Array
 ) -> Blame | None:
     """Return what raises the degree, of a function whose derivatives are its own."""
     # Neither the value nor, for a quadratic, its slope may jump.
@@ -94,7 +94,7 @@ def _by_derivatives(
         ends = flows(trace(_last(limit, function), at, at)[0], [argument, Flow()], Flow())
         if not any(flow.sources() for flow in ends):
             return None
-    return found.blame or Blame(jumps[0] if jumps else "mul")
+    return result.blame or Blame(jumps[0] if jumps else "mul")
 
 
 def _slope(function: Function) -> Function:
@@ -126,16 +126,16 @@ def _declared_otherwise(limit: int, closed: core.ClosedJaxpr, at: Array) -> bool
         points = [jnp.asarray(rng.normal(size=at.shape), at.dtype) for _ in range(3)]
 
         def derivatives(function: Function) -> np.ndarray:
-            found = [_slope(function)(x) for x in points[:2]]
-            found += [_last(2, function)(points[0], points[2])] if limit > 1 else []
-            return np.asarray(found, np.float64)
+            result = [_slope(function)(x) for x in points[:2]]
+            result += [_last(2, function)(points[0], points[2])] if limit > 1 else []
+            return np.asarray(result, np.float64)
 
         # Equal up to half of the digits.
         expected = derivatives(own)
         close = float(jnp.finfo(at.dtype).eps) ** 0.5 * (1 + np.max(np.abs(expected), initial=0.0))
         try:
-            found = derivatives(declared)
+            result = derivatives(declared)
         except TypeError:  # a custom_vjp has no forward mode, of which Hessians are made
             return True
         # What is nan tells nothing, and proves nothing.
-        return not bool(np.all(np.abs(found - expected) <= close))
+        return not bool(np.all(np.abs(result - expected) <= close))

@@ -24,8 +24,8 @@ def once(
 ) -> PyTree:
     """Return make(function)(start), compiled once while its owner lives and the trace is the same.
 
-    The function is traced anew at every call, which is quick, and the arrays that it closes over are
-    arguments of the program: unlike under jax.jit none of them goes stale.
+    The function is traced anew at every call, which is quick, and the arrays that it closes over
+    are arguments of the program: unlike under jax.jit none of them goes stale.
 
     Args:
         owner: for whom the program is kept; what cannot be referred to weakly keeps none.
@@ -42,7 +42,7 @@ def once(
     """
     closed, shape = trace(function, start)
     key = (_text(closed), jax.tree.structure(start), kind)
-    # What has no weak reference, or no hash, is not kept, and neither is what the text does not tell.
+    # What has no weak reference, or no hash, is not kept; nor is what the text does not tell.
     try:
         programs = _programs.setdefault(owner, {})
         hash(key)

@@ -12,10 +12,10 @@ from vijax.jaxprs._noise import ALWAYS, Noise, Noises
 
 INF = math.inf
 
+# An end of a range: its value where that is known while tracing, or one of the words below.
 End = float | str
-"""An end of a range: its value where that is known while tracing, or one of the words below."""
+# A constant of unknown value; infinite, of unknown sign; what depends on a parameter.
 FIXED, INFINITE, MOVES = "fixed", "infinite", "moves"
-"""A constant of unknown value; infinite, of unknown sign; what depends on a parameter."""
 
 
 class Range(NamedTuple):
@@ -50,10 +50,11 @@ class Range(NamedTuple):
     counts: tuple[float, float] | None = None
 
 
+# A constant, whose value is not known while tracing.
 GIVEN = Range()
-"""A constant, whose value is not known while tracing."""
+# A parameter, or what depends on parameters alone.
 MOVING = Range(low=MOVES, high=MOVES)
-"""A parameter, or what depends on parameters alone."""
+# Why nothing is known of a sum, product or maximum of draws with seams.
 SEAMS = "its parts end at different places, which a parameter moves"
 
 
@@ -62,6 +63,7 @@ def constant(value: Any) -> Range:
     number = jnp.issubdtype(jnp.result_type(value), jnp.number)
     if isinstance(value, jax.core.Tracer) or not np.size(value) or not number:
         return GIVEN._replace(loops=ALWAYS)
+    # One number for all elements has known ends; of several, only a common sign is kept.
     array = np.asarray(value, np.float64)
     low, high = float(array.min()), float(array.max())
     if low == high:
@@ -83,15 +85,18 @@ def moves(value: Range) -> str | None:
 
 
 def is_real(value: Range) -> bool:
+    """Whether draws span the real line with a density that does not jump."""
     spans = (value.low, value.high) == (-INF, INF)
     return bool(value.noise) and spans and not value.unknown and not value.seams
 
 
 def sign_of(end: End) -> int:
+    """Return the sign of a known end, 0 of any other."""
     return int(np.sign(end)) if isinstance(end, float) and not math.isnan(end) else 0
 
 
 def sign_between(low: End, high: End) -> int:
+    """Return the sign of all values between two ends, 0 where it is not known."""
     if isinstance(low, float) and low >= 0:
         return 1
     return -1 if isinstance(high, float) and high <= 0 else 0
@@ -101,6 +106,7 @@ def sign_between(low: End, high: End) -> int:
 
 
 def not_known(values: Sequence[Range], why: str) -> Range:
+    """Return what depends on draws in a way that is not followed, with the first reason."""
     noise = frozenset().union(*(v.noise for v in values))
     why = next((v.unknown for v in values if v.unknown), why)
     return Range(noise, MOVES, MOVES, unknown=why) if noise else point(values)

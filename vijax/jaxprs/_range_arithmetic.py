@@ -25,11 +25,13 @@ from vijax.jaxprs._range import (
 
 
 def _add_ends(a: End, b: End) -> End:
+    """Return a + b of two ends on one side."""
     if isinstance(a, float) and isinstance(b, float):
         return a + b
     for one, other in ((a, b), (b, a)):
         if isinstance(one, float) and math.isinf(one):
             return one if other != INFINITE else INFINITE
+    # A finite number does not move what is infinite; anything else that moves does.
     if INFINITE in (a, b):
         return INFINITE
     return MOVES if MOVES in (a, b) else FIXED
@@ -39,6 +41,7 @@ def _multiply_ends(a: End, b: End, sign: int) -> End:
     """Return an end times a given factor b, of a known sign or 0."""
     if isinstance(a, float) and isinstance(b, float):
         return 0.0 if 0.0 in (a, b) else a * b
+    # 0 stays 0 whatever the factor is, and infinite stays infinite whatever moves it.
     if 0.0 in (a, b):
         return 0.0
     for one in (a, b):
@@ -53,6 +56,7 @@ def _multiply_ends(a: End, b: End, sign: int) -> End:
 
 
 def negated(x: Range) -> Range:
+    """Return -x, whose ends have changed places."""
     if x.unknown:
         return x._replace(sign=-x.sign)
 
@@ -63,17 +67,18 @@ def negated(x: Range) -> Range:
 
 
 def _as_given(a: Range, b: Range, combine: Callable[[Range, Range], Range]) -> Range | None:
-    """Combine two values of which one repeats its draws more: by one draw, vectors do not span the line.
+    """Combine two values of which one repeats a draw in all elements, and so does not span a space.
 
-    For given values of that draw, the whole is what the other makes of it.
+    Given the value of that draw, the whole is what the other makes of it.
     """
     if a.unknown or b.unknown or share(a.noise, b.noise):
         return None
     for one, other in ((a, b), (b, a)):
         if repeat_all(one.noise) and other.noise and not repeat_all(other.noise):
+            # As if the repeated draw were a constant, which moves where its ends do.
             given = MOVING if MOVES in (one.low, one.high) else GIVEN
-            found = combine(given._replace(sign=one.sign), other)
-            return found._replace(noise=a.noise | b.noise)
+            result = combine(given._replace(sign=one.sign), other)
+            return result._replace(noise=a.noise | b.noise)
     return None
 
 
@@ -84,22 +89,27 @@ def _spans(value: Range) -> bool:
 
 
 def add(a: Range, b: Range) -> Range:
+    """Return a + b."""
     sign = a.sign if a.sign == b.sign else 0
     if a.unknown or b.unknown:
         return not_known([a, b], "")._replace(sign=sign)
     noise = a.noise | b.noise
+    # Both are draws.
     if a.noise and b.noise:
         given = _as_given(a, b, add)
         if given is not None:
             return given
         if share(a.noise, b.noise):
+            # x + 2x spans the line, and x - x does not: a draw that only one of them has proves it.
             if a.real and b.real and has_own(a.noise, b.noise):
                 return Range(noise, -INF, INF, real=True)
             return not_known([a, b], "it is a sum of several functions of the same draw")
+        # A draw that spans the line carries any independent one along.
         if _spans(a) or _spans(b):
             return Range(noise, -INF, INF, real=a.real and b.real)
         if MOVES in (a.low, a.high, b.low, b.high):
             return Range(noise, MOVES, MOVES, sign=sign)
+    # Draws plus a constant, or two bounded draws whose ends stay: [a₀ + b₀, a₁ + b₁].
     drawn, given = (a, b) if a.noise else (b, a)
     if drawn.noise and drawn.seams and given.low == MOVES:
         return not_known([a, b], SEAMS)
@@ -110,24 +120,28 @@ def add(a: Range, b: Range) -> Range:
 
 
 def multiply(a: Range, b: Range) -> Range:
+    """Return a · b."""
     sign = a.sign * b.sign
     if a.unknown or b.unknown:
         return not_known([a, b], "")._replace(sign=sign)
     noise = a.noise | b.noise
+    # Two constants.
     if not noise:
         known = isinstance(a.low, float) and isinstance(b.low, float)
         low: End = float(a.low) * float(b.low) if known else FIXED
-        found = Range(low=low, high=low) if known else point([a, b])
-        return found._replace(sign=sign, seams=a.seams or b.seams)
+        result = Range(low=low, high=low) if known else point([a, b])
+        return result._replace(sign=sign, seams=a.seams or b.seams)
     if a.noise and b.noise:
         given = _as_given(a, b, multiply)
         return _multiply_draws(a, b, sign) if given is None else given
+    # Draws a times a constant b: a seam between the ends moves with b, and the line stays the line.
     if b.noise:
         a, b = b, a
     if a.seams and b.low == MOVES:
         return Range(noise, MOVES, MOVES, sign)
     if is_real(a):
         return a._replace(real=a.real and not b.seams, seams=b.seams)
+    # [a₀ b, a₁ b], turned around by a negative b.
     low, high = _multiply_ends(a.low, b.low, b.sign), _multiply_ends(a.high, b.low, b.sign)
     if b.sign < 0:
         low, high = high, low
@@ -135,11 +149,13 @@ def multiply(a: Range, b: Range) -> Range:
 
 
 def _multiply_draws(a: Range, b: Range, sign: int) -> Range:
+    """Return a product of draws."""
     if share(a.noise, b.noise):
         return not_known([a, b], "it is a product of several functions of the same draw")
     noise, seams = a.noise | b.noise, a.seams or b.seams
     if seams and MOVES in (a.low, a.high, b.low, b.high):
         return not_known([a, b], SEAMS)
+    # Of independent draws: on the line where one of them spans it, [a₀ b₀, a₁ b₁] of positive ones.
     if is_real(a) or is_real(b):
         return Range(noise, -INF, INF, seams=seams)
     if a.sign > 0 and b.sign > 0:
@@ -149,6 +165,8 @@ def _multiply_draws(a: Range, b: Range, sign: int) -> Range:
 
 
 def reciprocal(x: Range) -> Range:
+    """Return 1 / x."""
+
     def end(at: End) -> End:
         if isinstance(at, float):
             return INF * (x.sign or 1) if at == 0 else 1 / at
@@ -157,6 +175,7 @@ def reciprocal(x: Range) -> Range:
     if x.unknown or not x.noise:
         value = end(x.low)
         return x._replace(low=value, high=value)
+    # 1/x of the whole line is the line without 0.
     if is_real(x):
         return x._replace(real=False)
     if not x.sign:
@@ -170,6 +189,7 @@ def _bounded(which: Callable[..., Any]) -> Callable[[Range, Range], Range]:
     def end(a: End, b: End) -> End:
         if isinstance(a, float) and isinstance(b, float):
             return float(which(a, b))
+        # Of a maximum: ∞ wins, and -∞ never does; of a minimum, the reverse.
         outer, inner = which(-INF, INF), -which(-INF, INF)
         for one, other in ((a, b), (b, a)):
             if one == outer:
@@ -185,6 +205,8 @@ def _bounded(which: Callable[..., Any]) -> Callable[[Range, Range], Range]:
             return not_known([a, b], "its draws are compared with themselves")
         if a.noise and b.noise and MOVES in (a.low, a.high, b.low, b.high):
             return not_known([a, b], SEAMS)
+        # A maximum with something positive is positive. Where the end of one cuts off the other's
+        # values, an atom lies there.
         sign = a.sign if a.sign == b.sign else int(which is max and 1 in (a.sign, b.sign))
         noise = a.noise | b.noise
         seams = bool(noise) and (a.seams or b.seams or (a.low, a.high) != (b.low, b.high))

@@ -1,4 +1,4 @@
-"""Ranges of what may be any of several values: of a choice, of parts put together, of a loop's turns."""
+"""Ranges of what may be any of several values: of a choice, of parts put together, of a loop."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -22,6 +22,7 @@ def join(values: Sequence[Range], name: str) -> Range:
         return values[0]._replace(counts=counts)
     if keys:
         return Range(key=Noise(ANY, axes=None))
+    # The union of the values, each of which may be the one.
     noise = frozenset().union(*(v.noise for v in values))
     if any(v.unknown for v in values):
         return not_known(values, "")
@@ -29,23 +30,26 @@ def join(values: Sequence[Range], name: str) -> Range:
     # An atom that moves, or a jump of the density, is not hidden by a range around it.
     if any(MOVES in end for end in ends):
         return Range(noise, MOVES, MOVES)
+    # Values that end at different places make the density jump, and constants are atoms.
     seams = any(v.seams or (not v.noise and (noise or v.low == 0)) for v in values)
     seams = seams or (bool(noise) and len(set(ends)) > 1)
     lows, highs = {low for low, _ in ends}, {high for _, high in ends}
     low = lows.pop() if len(lows) == 1 else _extreme(lows, min)
     high = highs.pop() if len(highs) == 1 else _extreme(highs, max)
-    # Turn after turn a known end would grow for ever; and what is given is one of the values, not all.
+    # Turn after turn a known end would grow for ever; what is given is one of the values, not all.
     if name in _LOOPS or not noise:
         low, high = (
             e if len({x[i] for x in ends}) == 1 else FIXED for i, e in enumerate((low, high))
         )
+    # What all have in common: a sign, each draw spanning the line, loops that leave them the same.
     sign = values[0].sign if len({v.sign for v in values}) == 1 else 0
     real = not seams and all(v.real for v in values if v.noise) and bool(noise)
     loops = 0 if name in _LOOPS else same_turns(values)
-    found = Range(noise, low, high, sign, real=real, seams=seams, loops=loops)
-    return found._replace(counts=counts)
+    result = Range(noise, low, high, sign, real=real, seams=seams, loops=loops)
+    return result._replace(counts=counts)
 
 
+# Names under which the interpreter joins a carry with what a turn makes of it.
 _LOOPS = ("scan", "while")
 
 
@@ -56,6 +60,7 @@ def same_turns(values: Sequence[Range]) -> int:
 
 def _in_turns(keys: Sequence[Noise]) -> Noise:
     """Return the key that a loop carries, of what it is and what a turn makes of it."""
+    # The first is what the loop began with, or has carried so far; the last what this turn made.
     carried, made = keys[0], keys[-1]
     unchanged = (*bare(carried), carried.axes) == (*bare(made), made.axes) and len(keys) > 1
     if carried.root[0] != CARRIED:
@@ -67,14 +72,15 @@ def _in_turns(keys: Sequence[Noise]) -> Noise:
 
 
 def first_of_a_loop(x: Range) -> Range:
-    """Return what a loop begins with: numbers change from turn to turn, and keys that a turn makes anew."""
+    """Return what a loop begins with: numbers and keys that each turn may replace."""
     if x.key is not None:
         root = (CARRIED, bare(x.key))
         return x._replace(key=x.key._replace(root=root, part=None, loops=0, fresh=True, turn=NOW))
-    found = x._replace(noise=mapped(x.noise, entered), loops=0, distinct=False, counts=None)
+    result = x._replace(noise=mapped(x.noise, entered), loops=0, distinct=False, counts=None)
     if x.noise or not isinstance(x.low, float):
-        return found
-    return found._replace(low=FIXED, high=FIXED, counts=(x.low, 0.0))
+        return result
+    # A number may be the loop's counter, from there on.
+    return result._replace(low=FIXED, high=FIXED, counts=(x.low, 0.0))
 
 
 def _extreme(ends: set[End], which: Callable[..., Any]) -> End:
@@ -86,6 +92,7 @@ def _extreme(ends: set[End], which: Callable[..., Any]) -> End:
 
 
 def choose(which: Range, cases: Sequence[Range], name: str) -> Range:
+    """Return what is chosen among cases, by draws or by what is given."""
     if which.unknown or any(share(which.noise, c.noise) for c in cases):
         return not_known([which, *cases], "its draws are chosen by a comparison with themselves")
     joined = join(cases, name)

@@ -8,7 +8,7 @@ from typing import Any
 from jax.extend import core
 
 from vijax.jaxprs import _noise as places
-from vijax.jaxprs._equations import shape_of
+from vijax.jaxprs._equations import Atom, shape_of
 from vijax.jaxprs._interpreter import Loops
 from vijax.jaxprs._noise import Noises
 from vijax.jaxprs._range import Range, not_known
@@ -22,42 +22,49 @@ def with_draws(x: Range, change: Callable[[Noises], Noises]) -> Range:
 
 
 def anywhere(eqn: core.JaxprEqn, ins: list[Range]) -> Range:
+    """Return the operand's range, its elements at places that are no longer known."""
     return with_draws(ins[0], places.anywhere)
 
 
 def reshape(eqn: core.JaxprEqn, ins: list[Range]) -> Range:
+    """Return the range after a reshape, squeeze or expand_dims."""
     before, after = shape_of(eqn.invars[0]), shape_of(eqn.outvars[0])
     return with_draws(ins[0], lambda n: places.reshaped(n, before, after))
 
 
 def transpose(eqn: core.JaxprEqn, ins: list[Range]) -> Range:
+    """Return the range after a permutation of axes."""
     return with_draws(ins[0], lambda n: places.moved(n, eqn.params["permutation"]))
 
 
 def slice_of(eqn: core.JaxprEqn, ins: list[Range]) -> Range:
     """Parts of a draw that do not overlap are independent."""
     starts, stops = eqn.params["start_indices"], eqn.params["limit_indices"]
-    found = with_draws(ins[0], lambda n: places.part_of(n, starts, stops))
+    result = with_draws(ins[0], lambda n: places.part_of(n, starts, stops))
+    # With strides a part is no interval.
     apart = any(n != 1 for n in eqn.params["strides"] or ())
-    return with_draws(found, places.anywhere) if apart else found
+    return with_draws(result, places.anywhere) if apart else result
 
 
 def _pieces(axis: int, sizes: Sequence[Any], shape: Sequence[int], x: Range) -> list[Range]:
     """Return what lies behind each other along an axis."""
-    found, start = [], 0
+    # Piece by piece, start, ..., start + n - 1 along the axis, and all along the others.
+    pieces, start = [], 0
     for n in map(int, sizes):
         starts = [start if i == axis else 0 for i in range(len(shape))]
         stops = [start + n if i == axis else m for i, m in enumerate(shape)]
-        found.append(with_draws(x, partial(places.part_of, starts=starts, stops=stops)))
+        pieces.append(with_draws(x, partial(places.part_of, starts=starts, stops=stops)))
         start += n
-    return found
+    return pieces
 
 
 def split(eqn: core.JaxprEqn, ins: list[Range]) -> list[Range]:
+    """Return the range of each piece."""
     return _pieces(eqn.params["axis"], eqn.params["sizes"], shape_of(eqn.invars[0]), ins[0])
 
 
 def unstack(eqn: core.JaxprEqn, ins: list[Range]) -> list[Range]:
+    """Return the range of each piece of length 1, without that axis."""
     axis, shape = eqn.params["axis"], shape_of(eqn.invars[0])
     rest = [i for i in range(len(shape)) if i != axis]
     pieces = _pieces(axis, [1] * len(eqn.outvars), shape, ins[0])
@@ -67,6 +74,7 @@ def unstack(eqn: core.JaxprEqn, ins: list[Range]) -> list[Range]:
 def broadcast(eqn: core.JaxprEqn, ins: list[Range]) -> Range:
     """Elements that repeat a draw do not have one of their own."""
     before, after = shape_of(eqn.invars[0]), shape_of(eqn.outvars[0])
+    # An axis of the operand where its length is kept; None for a new one, or one that is stretched.
     come_from: list[int | None] = [None] * len(after)
     for axis, to in enumerate(eqn.params["broadcast_dimensions"]):
         come_from[to] = axis if before[axis] == after[to] else None
@@ -78,11 +86,12 @@ def take(eqn: core.JaxprEqn, ins: list[Range]) -> Range:
     """Of what is read at some place: any element, so a known value is no longer known."""
     if any(v.noise for v in ins[1:]):
         return not_known(ins, "its draws say where to read")
+    # A gather may read one element many times.
     several = eqn.primitive.name == "gather" and math.prod(shape_of(eqn.outvars[0])) > 1
     return with_draws(ins[0], lambda n: places.anywhere(n, repeated=several))
 
 
-def spread(x: Range, variable: Any, eqn: core.JaxprEqn) -> Range:
+def spread(x: Range, variable: Atom, eqn: core.JaxprEqn) -> Range:
     """Return a scalar operand as the array of the result's shape that it stands for."""
     before, after = shape_of(variable), shape_of(eqn.outvars[0])
     if before == after or not x.noise:
@@ -91,32 +100,36 @@ def spread(x: Range, variable: Any, eqn: core.JaxprEqn) -> Range:
 
 
 def alone(x: Range, variable: core.Var) -> Range:
+    """Return the range of a variable: one element alone repeats nothing."""
     if math.prod(shape_of(variable)) > 1 or not any(n.repeated for n in x.noise):
         return x
     return with_draws(x, lambda n: places.mapped(n, lambda one: one._replace(repeated=False)))
 
 
 def _handed_on(x: Range) -> Range:
-    """Of what a turn of a loop hands to the next, whose draws are others; a key is told by what made it."""
+    """Of what a turn of a loop hands to the next: keys are told apart by what made them."""
     return x._replace(noise=places.mapped(x.noise, places.handed_on), loops=0)
 
 
 def _of_each_turn(x: Range) -> Range:
     """Of what is scanned over."""
-    found = with_draws(x, lambda n: places.mapped(n, places.of_each_turn))
-    return found._replace(
+    # Of arange(n) each turn has another number, which counts the turns from 0.
+    result = with_draws(x, lambda n: places.mapped(n, places.of_each_turn))
+    return result._replace(
         loops=0 if x.distinct else x.loops + 1, counts=(0.0, 0.0) if x.distinct else None
     )
 
 
 def _left(x: Range) -> Range:
-    found = with_draws(x, lambda n: places.mapped(n, places.left))
-    return found._replace(loops=max(x.loops - 1, 0), counts=x.counts if x.loops else None)
+    """Of the last carry, as what follows the loop has it."""
+    result = with_draws(x, lambda n: places.mapped(n, places.left))
+    return result._replace(loops=max(x.loops - 1, 0), counts=x.counts if x.loops else None)
 
 
 def _stacked(x: Range) -> Range:
-    found = with_draws(x, lambda n: places.mapped(n, places.stacked))
-    return found._replace(loops=0, counts=None)
+    """Of what is collected along the loop."""
+    result = with_draws(x, lambda n: places.mapped(n, places.stacked))
+    return result._replace(loops=0, counts=None)
 
 
 LOOPS: Loops[Range] = Loops(

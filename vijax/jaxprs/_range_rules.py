@@ -72,6 +72,7 @@ def ranges(
 
 
 def _opaque(name: str, values: Sequence[Range]) -> Range:
+    # A draw of unknown range, the same in every turn: no other is shown to be independent of it.
     return Range(
         frozenset({Noise(name, loops=ALWAYS)}),
         MOVES,
@@ -84,17 +85,19 @@ def _opaque(name: str, values: Sequence[Range]) -> Range:
 
 
 def _same(eqn: core.JaxprEqn, ins: list[Range]) -> Range:
+    # The first operand, which further ones, as of a copy_p, do not change if they are no draws.
     return default(eqn, ins) if any(v.noise for v in ins[1:]) else ins[0]
 
 
 def _sum(eqn: core.JaxprEqn, ins: list[Range]) -> Range:
-    found = add(*ins)
+    # A counter of turns to which a known whole number is added still counts.
+    result = add(*ins)
     whole = jnp.issubdtype(eqn.outvars[0].aval.dtype, jnp.integer)  # type: ignore[attr-defined]
     for number, more in (ins, ins[::-1]):
         if whole and number.counts is not None and isinstance(more.low, float) and not more.noise:
             start, offset = number.counts
-            return found._replace(counts=(start, offset + more.low))
-    return found
+            return result._replace(counts=(start, offset + more.low))
+    return result
 
 
 def _negative(eqn: core.JaxprEqn, ins: list[Range]) -> Range:
@@ -114,6 +117,7 @@ def _clamp(eqn: core.JaxprEqn, ins: list[Range]) -> Range:
 
 def _linear(eqn: core.JaxprEqn, ins: list[Range]) -> Range:
     """Mix elements linearly: draws that span the line still do, for a matrix of full rank."""
+    # A matrix of parameters or data times draws; both drawn would be a product.
     noisy = [i for i, v in enumerate(ins) if v.noise]
     if len(noisy) == 1 and ins[noisy[0]].real:
         made, of = (math.prod(shape_of(v)) for v in (eqn.outvars[0], eqn.invars[noisy[0]]))
@@ -123,6 +127,7 @@ def _linear(eqn: core.JaxprEqn, ins: list[Range]) -> Range:
 
 
 def _reduce_sum(eqn: core.JaxprEqn, ins: list[Range]) -> Range:
+    # A sum of n terms has n times their ends: 0, infinite ends and those that move stay as they are.
     x = with_draws(ins[0], places.anywhere)
     if x.noise and (x.unknown or x.real):
         return x
@@ -133,13 +138,16 @@ def _reduce_sum(eqn: core.JaxprEqn, ins: list[Range]) -> Range:
 
 
 def _concatenate(eqn: core.JaxprEqn, ins: list[Range]) -> Range:
+    # Elements that share a draw lie on a curve, whatever ends each of them has.
     if not own_draws(ins):
         return not_known(ins, "its elements are functions of the same draw")
     return with_draws(join(ins, eqn.primitive.name), places.anywhere)
 
 
 def _cast(eqn: core.JaxprEqn, ins: list[Range]) -> Range:
-    x, to, of = ins[0], eqn.params["new_dtype"], eqn.invars[0].aval.dtype  # type: ignore[attr-defined]
+    x, to = ins[0], eqn.params["new_dtype"]
+    of = eqn.invars[0].aval.dtype  # type: ignore[attr-defined]
+    # To a float, or of given whole numbers to four bytes or more: the values stay.
     whole = jnp.issubdtype(of, jnp.integer) and jnp.dtype(to).itemsize >= 4
     if jnp.issubdtype(to, jnp.inexact) or (whole and not x.noise):
         return x
@@ -147,31 +155,36 @@ def _cast(eqn: core.JaxprEqn, ins: list[Range]) -> Range:
 
 
 def _compare(eqn: core.JaxprEqn, ins: list[Range]) -> Range:
+    # A truth value is 0 or 1, two atoms; why nothing is known of what is compared stays known.
     noise = frozenset().union(*(v.noise for v in ins))
-    found = point(ins) if not noise else Range(noise, 0.0, 1.0, seams=True)
+    result = point(ins) if not noise else Range(noise, 0.0, 1.0, seams=True)
     unknown = next((v.unknown for v in ins if v.unknown), "")
-    return found._replace(unknown=unknown)
+    return result._replace(unknown=unknown)
 
 
+# They keep the value of their first operand.
 _KEEP = (*LAID_OUT, *"reduce_precision optimization_barrier real device_put stop_gradient".split())
 
 
 def _told(rule: Rule[Range]) -> Rule[Range]:
-    """Return a rule that tells too how draws spread over the result, and for how many loops given values stay."""
+    """Return a rule that also tells how draws spread over the result, and given values over loops."""
 
     def ruled(eqn: core.JaxprEqn, ins: list[Range]) -> list[Range]:
+        # A scalar operand stands for an array whose elements all repeat its draw.
         if eqn.primitive.name in _ELEMENTWISE:
             ins = [spread(x, v, eqn) for x, v in zip(ins, eqn.invars, strict=True)]
+        # A key, or its words, that anything else is done to is followed by what is made of it.
         changed = eqn.primitive.name not in _MOVES and any(v.key is not None for v in ins)
-        loops, found = same_turns(ins), each(default)(eqn, ins) if changed else rule(eqn, ins)
+        loops, result = same_turns(ins), each(default)(eqn, ins) if changed else rule(eqn, ins)
         return [
             alone(x, v) if x.noise else x._replace(loops=loops)
-            for x, v in zip(found, eqn.outvars, strict=True)
+            for x, v in zip(result, eqn.outvars, strict=True)
         ]
 
     return ruled
 
 
+# Of these a scalar operand, or one with axes of length 1, may meet larger ones.
 _ELEMENTWISE = frozenset("add sub mul div max min pow select_n clamp".split())
 
 
@@ -184,9 +197,11 @@ _MOVES = frozenset(
 
 
 def _iota(eqn: core.JaxprEqn, ins: list[Range]) -> Range:
+    # arange(n) has no number twice; in more axes it repeats them.
     return GIVEN._replace(distinct=len(shape_of(eqn.outvars[0])) == 1)
 
 
+# The rule of each primitive; what is not here is not followed, see `default`.
 _RULES: dict[str, Rule[Range]] = {
     **dict.fromkeys(_KEEP, each(_same)),
     **dict.fromkeys("rev reduce_max reduce_min".split(), each(anywhere)),

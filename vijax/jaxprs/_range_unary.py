@@ -2,14 +2,13 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 
-from vijax.jaxprs._equations import shape_of
+from vijax.jaxprs._equations import Atom, shape_of
 from vijax.jaxprs._interpreter import Rule
 from vijax.jaxprs._keys import ANY, SOME
 from vijax.jaxprs._noise import Noise, bare, made
@@ -40,7 +39,7 @@ def each(rule: Callable[[core.JaxprEqn, list[Range]], Range]) -> Rule[Range]:
 
 
 def default(eqn: core.JaxprEqn, ins: list[Range]) -> Range:
-    """Of a primitive without a rule: a key is told apart by what it is made of, a draw is not followed."""
+    """Of a primitive without a rule: a key is told by what made it, a draw is not followed."""
     if any(v.key is not None for v in ins) or any(is_key(v) for v in eqn.outvars):
         return Range(key=_key(eqn, ins))
     if not any(v.noise for v in ins):
@@ -48,7 +47,7 @@ def default(eqn: core.JaxprEqn, ins: list[Range]) -> Range:
     return not_known(ins, f"'{eqn.primitive.name}' of its draws is not followed")
 
 
-def is_key(variable: Any) -> bool:
+def is_key(variable: Atom) -> bool:
     """Whether a variable of a jaxpr is a random key, or an array of them."""
     return jnp.issubdtype(getattr(variable.aval, "dtype", np.float32), jax.dtypes.prng_key)
 
@@ -66,25 +65,35 @@ def _key(eqn: core.JaxprEqn, ins: list[Range]) -> Noise:
         return keys[0]._replace(axes=axes)
     if name not in ("random_split", "random_fold_in") or len(keys) != 1:
         return Noise(ANY, axes=None)
+    # It is the same in every turn of as many loops as both its own key and its number are; in the
+    # next one it is another in every turn if its number counts the turns, or if its key is.
     of = keys[0]
     loops = min(same_turns(numbers), of.loops)
     fresh = any(v.counts is not None and v.loops == loops for v in numbers)
     of = of._replace(loops=loops, fresh=fresh or (of.fresh and of.loops == loops))
     if name == "random_split":
         return made((name, bare(of), tuple(eqn.params["shape"])), of, shape)
+    # fold_in of a known number, of a counter of turns, or of some number that is not known.
     number = numbers[0]
     counted = number.counts and ("turn", sum(number.counts))
     root = (name, bare(of), number.low if isinstance(number.low, float) else counted or SOME)
+    # vmap over arange(n): n different keys, as of a split.
     if number.distinct and len(shape) == 1:
         return made(root, of._replace(axes=()), shape)
+    # Over any other numbers, some of the keys may be the same.
     rank = 0 if of.axes is None else len(of.axes)
     several = len(shape) > rank
-    found = made(root, of, shape, dependent=len(shape) - rank if several else 0)
-    return found._replace(repeated=of.repeated or several)
+    result = made(root, of, shape, dependent=len(shape) - rank if several else 0)
+    return result._replace(repeated=of.repeated or several)
 
 
 def monotone(function: Callable[[float], float], sign: int = 0) -> Rule[Range]:
-    """Return the rule of an increasing function."""
+    """Return the rule of an increasing function, f([a, b]) = [f(a), f(b)].
+
+    Args:
+        function: f of a number; nan where it is not defined.
+        sign: that of all its values, or 0.
+    """
 
     def end(at: End) -> End:
         if isinstance(at, float):
@@ -104,6 +113,7 @@ def monotone(function: Callable[[float], float], sign: int = 0) -> Rule[Range]:
             return Range(low=low, high=high, sign=sign or sign_of(low))
         if any(isinstance(e, float) and math.isnan(e) for e in (low, high)):
             return not_known(ins, f"'{eqn.primitive.name}' of its draws is not defined")
+        # A function of one draw that spans the line does so by that draw alone.
         spans = (low, high) == (-INF, INF) and not x.seams
         real = spans and (x.real or len(x.noise) == 1)
         sign_of_all = sign or sign_between(low, high)
@@ -121,6 +131,7 @@ def tangent(x: float) -> float:
 
 def even(eqn: core.JaxprEqn, ins: list[Range]) -> Range:
     """|x| and x²."""
+    # Monotone on either side of 0; of both sides together, ends are known of the whole line alone.
     x = ins[0]
     power = 1 if eqn.primitive.name == "abs" else 2
     if x.noise and not x.unknown and not is_real(x) and not x.sign:
@@ -139,6 +150,7 @@ def integer_power(eqn: core.JaxprEqn, ins: list[Range]) -> Range:
 
 
 def _power(eqn: core.JaxprEqn, x: Range, power: int) -> Range:
+    # Odd powers increase everywhere, and even ones of what is positive.
     if power % 2 or x.sign > 0:
         return monotone(lambda v: v**power, x.sign)(eqn, [x])[0]
     if not x.noise or x.unknown:
@@ -152,16 +164,18 @@ def real_power(eqn: core.JaxprEqn, ins: list[Range]) -> Range:
     """x ** a of positive draws and a given exponent: ends at 0 and infinity stay."""
     x, exponent = ins
     if exponent.noise or x.sign <= 0 or x.unknown:
-        found = default(eqn, ins)
-        return found._replace(sign=1) if x.sign > 0 else found
+        result = default(eqn, ins)
+        return result._replace(sign=1) if x.sign > 0 else result
     if x.noise and x.seams and exponent.low == MOVES:
         return not_known(ins, SEAMS)._replace(sign=1)
 
+    # 0, 1 and ∞ are the same for every exponent of a known sign; any other end moves with it.
     def end(at: End) -> End:
         if isinstance(at, float) and at in (0.0, 1.0, INF):
             return at if exponent.sign > 0 or at == 1.0 else (INF if at == 0 else 0.0)
         return MOVES if MOVES in (at, exponent.low) else FIXED
 
+    # Of either sign, x ** a keeps (0, ∞) alone. A negative exponent turns the ends around.
     if not exponent.sign:
         return Range(x.noise, FIXED, FIXED, 1) if _open(x) else not_known(ins, "its power moves")
     low, high = (end(x.low), end(x.high))[:: exponent.sign]
@@ -176,6 +190,7 @@ def inverse_error(x: float) -> float:
     """erf⁻¹ x, found by halving."""
     if abs(x) >= 1 - 1e-6:  # a uniform draw stops a rounding short of its end
         return math.copysign(INF, x)
+    # erf(±6) is ±1 in double precision, so that 10 is beyond every answer.
     low, high = -10.0, 10.0
     for _ in range(80):
         middle = 0.5 * (low + high)
@@ -185,6 +200,7 @@ def inverse_error(x: float) -> float:
 
 def logarithm(x: float) -> float:
     """log x; what a sampler starts from instead of 0 stands for 0."""
+    # Below the smallest normal float32, 1.2e-38, and a factor of ten for what is done to it.
     if x < 1e-37:
         return -INF if x > -1e-37 else math.nan
     return math.log(x) if x < INF else INF

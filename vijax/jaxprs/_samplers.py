@@ -2,12 +2,12 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
+from jax.typing import ArrayLike, DTypeLike
 
 from vijax.jaxprs._equations import equations, function_name, inner_jaxprs, shape_of
 from vijax.jaxprs._interpreter import Rule
@@ -17,24 +17,36 @@ from vijax.jaxprs._range import FIXED, INF, MOVES, Range, is_real, not_known, po
 from vijax.jaxprs._range_unary import default, is_key, monotone
 
 
-def between(low: Any, high: Any, shape: Sequence[int] = (), dtype: Any = float) -> jax.Array:
-    """Return an array that stands, in a jaxpr, for draws of every value between two ends."""
+def between(
+    low: ArrayLike, high: ArrayLike, shape: Sequence[int] = (), dtype: DTypeLike = float
+) -> jax.Array:
+    """Return an array that stands, in a jaxpr, for draws of every value between two ends.
+
+    Args:
+        low: the lower end, -inf for none; a number or a traced array.
+        high: the upper end.
+        shape: of the array.
+        dtype: of the array.
+    """
     return _between(low, high, jnp.zeros(shape, dtype))
 
 
+# Calls of the three functions below are told by their names; their numbers do not matter.
+
+
 @jax.jit
-def _between(low: Any, high: Any, like: jax.Array) -> jax.Array:
+def _between(low: jax.Array, high: jax.Array, like: jax.Array) -> jax.Array:
     return (low + like + high).astype(like.dtype)
 
 
-def onto_reals(z: Any, shape: Sequence[int] | None = None) -> jax.Array:
-    """Return an array that stands for draws of a map of the real line onto itself, if z spans it."""
+def onto_reals(z: ArrayLike, shape: Sequence[int] | None = None) -> jax.Array:
+    """Return an array that stands for a map of the real line onto itself, where z spans it."""
     like = jnp.zeros(jnp.shape(z) if shape is None else shape, jnp.result_type(z))
     return _onto_reals(z, like)
 
 
-def held(z: Any) -> jax.Array:
-    """Return an array that keeps its values while parameters change: where its ends are, they stay."""
+def held(z: ArrayLike) -> jax.Array:
+    """Return an array that keeps its values, and so its ends, while parameters change."""
     return _held(z)
 
 
@@ -52,6 +64,13 @@ def _onto_reals(z: jax.Array, like: jax.Array) -> jax.Array:
 
 
 def _span(low: float, high: float, *, dependent: int = 0) -> Rule[Range]:
+    """Return the rule of a sampler whose draws span (low, high) for any parameters.
+
+    Args:
+        low: the lower end.
+        high: the upper end.
+        dependent: over how many of the last axes the elements of a draw depend on each other.
+    """
     real = (low, high) == (-INF, INF)
 
     def rule(eqn: core.JaxprEqn, ins: list[Range]) -> list[Range]:
@@ -75,6 +94,7 @@ def drawn(eqn: core.JaxprEqn, ins: list[Range], *, dependent: int = 0) -> Noises
     key, shape = ins[0].key, shape_of(eqn.outvars[0])
     if key is None:
         return frozenset()
+    # The sampler and the shape are part of the name, so that a draw of one array has its own parts.
     root = ("draw", bare(key), function_name(eqn)[0] or eqn.primitive.name, shape)
     if _fewer_bits(eqn):
         return frozenset(
@@ -86,6 +106,7 @@ def drawn(eqn: core.JaxprEqn, ins: list[Range], *, dependent: int = 0) -> Noises
 def _fewer_bits(eqn: core.JaxprEqn) -> bool:
     """Whether a sampler makes less noise than draws: jax.vmap with one key for all members."""
     inner = [e for i in inner_jaxprs(eqn) for e in equations(i)]
+    # One key repeated for all members, or one set of bits for them.
     if any(e.primitive.name == "broadcast_in_dim" and is_key(e.outvars[0]) for e in inner):
         return True
     makes = [e for e in inner if e.primitive.name in ("random_bits", "random_gamma")]
@@ -100,6 +121,7 @@ def _own(eqn: core.JaxprEqn) -> Noises:
 
 
 def _uniform(eqn: core.JaxprEqn, ins: list[Range]) -> list[Range]:
+    # Operands: the key, then the two limits, which are given.
     low, high = ins[1].low, ins[2].low
     if ins[1].noise or ins[2].noise:
         return [not_known([*ins[1:], Range(drawn(eqn, ins))], "its limits are draws")]
@@ -113,32 +135,38 @@ def _uniform(eqn: core.JaxprEqn, ins: list[Range]) -> list[Range]:
 
 
 def _marked(eqn: core.JaxprEqn, ins: list[Range]) -> list[Range]:
+    """`between`: a draw of its own, between the ends that are its operands."""
     low, high = ins[0].low, ins[1].low
     real = (low, high) == (-INF, INF)
     return [Range(_own(eqn), low, high, sign_between(low, high), real=real)]
 
 
 def _holding(eqn: core.JaxprEqn, ins: list[Range]) -> list[Range]:
+    """`held`: ends that move stay where they are."""
     low, high = (FIXED if end == MOVES else end for end in (ins[0].low, ins[0].high))
     return [ins[0]._replace(low=low, high=high)]
 
 
+# Why nothing is known of a flow's layer; the caller compares it.
 NOT_ONTO = "a layer of a flow is not followed where its draws do not span the line"
 
 
 def _spanning(eqn: core.JaxprEqn, ins: list[Range]) -> list[Range]:
+    """`onto_reals`: the whole line of the whole line, and of nothing else."""
     if not is_real(ins[0]):
         return [Range(_own(eqn), MOVES, MOVES, unknown=NOT_ONTO)]
     return [Range(_own(eqn), -INF, INF, real=True)]
 
 
 def gamma(eqn: core.JaxprEqn, ins: list[Range]) -> list[Range]:
+    """(0, ∞), or the line in log space."""
     log_space = eqn.params.get("log_space", False)
     return _span(-INF, INF)(eqn, ins) if log_space else _span(0.0, INF)(eqn, ins)
 
 
 def _softplus(eqn: core.JaxprEqn, ins: list[Range]) -> list[Range]:
     """logaddexp(x, c): increasing from c to infinity."""
+    # x is the operand with draws; c must be given, and known: log(eˣ + eᶜ) > c.
     x, c = ins if ins[0].noise or not ins[1].noise else ins[::-1]
     if c.noise or x.unknown:
         return [default(eqn, ins)]
@@ -150,6 +178,7 @@ def _softplus(eqn: core.JaxprEqn, ins: list[Range]) -> list[Range]:
     return monotone(lambda v: float(np.logaddexp(v, floor)), 1 if floor >= 0 else 0)(eqn, [x])
 
 
+# By the names of the jitted functions in jax._src.random; parameters change scale and location.
 _SAMPLERS: dict[str, Rule[Range]] = {
     **dict.fromkeys(
         "_normal _normal_real _multivariate_normal _gumbel _laplace _logistic _cauchy _t "

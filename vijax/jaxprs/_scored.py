@@ -1,6 +1,6 @@
 """Which leaves of a Joint need a score: those without a path, and what jumps hide from one."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -29,7 +29,9 @@ class Scored(NamedTuple):
     moving: Moving | None
 
 
-def scored_leaves(q: Joint, key: Key[Array, ""], found: Mapping[Any, Mapping[str, Path]]) -> Scored:
+def scored_leaves(
+    q: Joint, key: Key[Array, ""], leaves: Mapping[Any, Mapping[str, Path]]
+) -> Scored:
     """Return which leaves of a Joint need a score, from the paths that `joint_paths` found.
 
     Example:
@@ -40,7 +42,7 @@ def scored_leaves(q: Joint, key: Key[Array, ""], found: Mapping[Any, Mapping[str
         set()
     """
     names = q.names()
-    scored = {name for name in names if any(path.broken for path in found[name].values())}
+    scored = {name for name in names if any(path.broken for path in leaves[name].values())}
     if not scored:
         return Scored(scored, None)
     # Where a scored leaf's density jumps in an earlier leaf, that one needs a score too, and so on.
@@ -57,14 +59,14 @@ def scored_leaves(q: Joint, key: Key[Array, ""], found: Mapping[Any, Mapping[str
             # Earlier leaves that are not stopped carry the parameters here.
             carrying = [n for n in names if n not in scored]
             moving = joint_moves(
-                lambda: q, key, (), (), [name], z, found, order=names, carrying=carrying
+                lambda: q, key, (), (), [name], z, leaves, order=names, carrying=carrying
             )
             if moving is not None:
                 return Scored(scored, moving)
     return Scored(scored, None)
 
 
-def _density(q: Joint, z: PyTree, name: Any) -> core.ClosedJaxpr:
+def _density(q: Joint, z: PyTree, name: Hashable) -> core.ClosedJaxpr:
     """Trace the log-density of one leaf as a function of it, and of the draw for earlier ones."""
     names = q.names()
     earlier = names[: names.index(name)]

@@ -1,7 +1,7 @@
 """The rules that a stopped shift of softmax or logsumexp passes through.
 
-Both subtract a stopped maximum c, exp(x - c), which has the factor exp(-c). In softmax it cancels in
-a quotient, in logsumexp with c + log Σ exp(x - c), and then the whole derivative is there.
+Both subtract a stopped maximum c: exp(x - c) has the factor exp(-c). In softmax it cancels in a
+quotient, in logsumexp as c + log Σ exp(x - c), and then the whole derivative is there.
 """
 
 from jax.extend import core

@@ -15,9 +15,9 @@ from vijax.jaxprs._kinks import ARGUMENT, OF_SLOPE, OF_VALUE, Bend, join
 def not_smooth(function: Callable[[Array], Array], at: Array) -> Blame | None:
     """Return what bends or breaks a function of one array, or None.
 
-    A function with a derivative of its own (`jnp.logaddexp`, `jax.nn.relu`) is judged by that
+    A function with a derivative of its own (`jnp.logaddexp`, `jax.nn.relu`) is taken by that
     derivative: kinks in how it is computed may cancel. What is smooth in form and too sharp for the
-    use, such as sqrt(x² + 1e-9), is not seen.
+    use, such as sqrt(x² + 1e-9), passes.
 
     Example:
         >>> not_smooth(jnp.tanh, jnp.ones(3)) is None
@@ -25,12 +25,12 @@ def not_smooth(function: Callable[[Array], Array], at: Array) -> Blame | None:
         >>> not_smooth(lambda x: jnp.abs(x - 1), jnp.ones(3)).primitive
         'abs'
     """
-    found = _of(function, at, OF_VALUE)
+    result = _of(function, at, OF_VALUE)
     # Kinks inside functions with a declared derivative: does that derivative jump?
-    if found.blame is None and found.declared is not None:
+    if result.blame is None and result.declared is not None:
         slope = _of(_slope(function), at, OF_SLOPE)
-        found = found if slope.blame is None else slope._replace(blame=found.declared)
-    return None if found.blame is None else Blame(found.blame, opaque=found.opaque)
+        result = result if slope.blame is None else slope._replace(blame=result.declared)
+    return None if result.blame is None else Blame(result.blame, opaque=result.opaque)
 
 
 def _of(function: Callable[[Array], Array], at: Array, question: Question[Bend]) -> Bend:

@@ -88,10 +88,10 @@ def carried_away(
         return push(jax.tree.map(held, pull(_image(q, key, trusted))))
 
     closed, _ = trace(carried, key)
-    found = ranges(closed, [Range(key=Noise(SEED))], _consts(closed))
-    if any(moves(leaf) is not None and not leaf.unknown for leaf in found):
+    outputs = ranges(closed, [Range(key=Noise(SEED))], _consts(closed))
+    if any(moves(leaf) is not None and not leaf.unknown for leaf in outputs):
         return True
-    proved = all(trusted) and all(moves(leaf) is None for leaf in found)
+    proved = all(trusted) and all(moves(leaf) is None for leaf in outputs)
     return False if proved else None
 
 
@@ -211,10 +211,10 @@ def _part_moves(
         # Whether these are constants beside parameters, the draws' own jaxpr tells.
         drawn, _ = trace(sample, key, *inputs)
         consts = _consts(closed, beside=drawn.consts)
-    found = ranges(closed, given, consts)
-    if MOVING not in (*given, *consts) and all(f.unknown != NOT_ONTO for f in found):
+    outputs = ranges(closed, given, consts)
+    if MOVING not in (*given, *consts) and all(f.unknown != NOT_ONTO for f in outputs):
         return None  # no parameter reaches it
-    return _why(found, list(closed.out_avals))
+    return _why(outputs, list(closed.out_avals))
 
 
 def _within(leaves: Mapping[str, Path], name: Hashable) -> dict[str, Path]:
@@ -225,7 +225,7 @@ def _within(leaves: Mapping[str, Path], name: Hashable) -> dict[str, Path]:
 
 
 def _concrete(consts: Sequence[Any]) -> bool:
-    """Whether closed-over values are concrete arrays alone, with no tracer to tell what they are."""
+    """Whether closed-over values are concrete arrays, with no tracer to tell what they are."""
     arrays = [c for c in consts if isinstance(c, jax.Array)]
     return bool(arrays) and not any(isinstance(c, jax.core.Tracer) for c in arrays)
 
@@ -250,11 +250,11 @@ def _consts(closed: core.ClosedJaxpr, *, beside: Sequence[Any] = ()) -> list[Ran
 def _why(outputs: Sequence[Range], shapes: Sequence[Any]) -> Moving | None:
     """Return why the set of several leaves may move: that of each, or of what they share."""
     # Each leaf by itself, then all together: dependent leaves may lie on a curve that moves.
-    for found, of in zip(outputs, shapes, strict=True):
-        why = moves(found)
+    for output, of in zip(outputs, shapes, strict=True):
+        why = moves(output)
         if why is not None:
             return Moving(f"{why} ({DECLARE})")
-        if repeat_all(found.noise) and math.prod(of.shape) > 1:
+        if repeat_all(output.noise) and math.prod(of.shape) > 1:
             return Moving(f"its elements repeat one draw ({DECLARE})")
     if not own_draws(outputs):
         return Moving(f"several leaves are functions of the same draw ({DECLARE})")
