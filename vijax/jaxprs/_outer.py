@@ -44,15 +44,14 @@ class Outer(NamedTuple):
 def accidental_outer(closed: core.ClosedJaxpr) -> Outer | None:
     """Return the first outer product by an implicit broadcast that depends on an input, or None.
 
-    It joins a row, whose new axis NumPy's rules added, with a column that came as one: an input or
-    data (N, 1). An axis that was added by a call of its own, as in x[:, None], is meant. Axes are
-    followed into functions and out of them. What a jaxpr closes over may broadcast against itself:
-    in the kernel of a Gaussian process it should.
+    A row, whose new axis NumPy's rules added, meets a column, which came as one: an input or data
+    (N, 1). An axis that was added by a call of its own, as in x[:, None], is meant, and so is what
+    a jaxpr closes over, as in the kernel of a Gaussian process.
 
     Example:
-        >>> closed = jax.make_jaxpr(lambda x, y: x - y)(jnp.ones((3, 1)), jnp.ones((3, 1)))
-        >>> accidental_outer(closed) is None
-        True
+        >>> closed = jax.make_jaxpr(lambda x, y: x - y)(jnp.ones(3), jnp.ones((3, 1)))
+        >>> accidental_outer(closed)[:2]
+        ((3,), (3, 1))
     """
     places = dict(_squares(closed.jaxpr, "a line of a library"))
     if not places:
