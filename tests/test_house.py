@@ -194,7 +194,7 @@ def test_docstrings(name, function):
         assert section in text, f"{name} has no {section}"
     if name.startswith("bounds."):
         first = text.split("\n\n")[0]
-        assert re.search("maximised|minimised", first), f"{name} does not say which way it goes"
+        assert re.search("maximized|minimized", first), f"{name} does not say which way it goes"
         assert re.search("lower|upper|neither", first)
 
 

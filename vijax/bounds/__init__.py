@@ -1,9 +1,10 @@
 """Bounds of the log-evidence: arithmetic on log-weights [k, *batch], in nats, with no gradient code."""
 
 from vijax.bounds import generators
-from vijax.bounds._debiased import jackknife, mlmc_iwae, sumo
+from vijax.bounds._debiased import mlmc_iwae, sumo
 from vijax.bounds._divergences import f_divergence
 from vijax.bounds._importance import ciwae, elbo, iwae, multi_iwae
+from vijax.bounds._jackknife import jackknife
 from vijax.bounds._moments import exp_cubo, log_variance, perturbative
 from vijax.bounds._renyi import cubo, renyi
 from vijax.bounds._thermodynamic import eubo, tvo_lower, tvo_upper

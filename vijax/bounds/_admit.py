@@ -6,9 +6,11 @@ from typing import Any, TypeVar
 
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, ArrayLike
 
 from vijax.calls import is_known, log_weights, usage
 
+# The cure in messages of a bound that was given something else than log-weights.
 BOUND = (
     "an estimator takes the bound, and what it makes the key, the model and q: "
     "gradients.dreg(bounds.{0})(key, log_joint, q, num_samples=16)"
@@ -24,16 +26,16 @@ def bound(function: F) -> F:
     )
 
     @functools.wraps(function)
-    def judge(*args: Any, **given: Any) -> Any:
+    def checked(*args: Any, **given: Any) -> Any:
         if args:
             log_weights(args[0], f"bounds.{name}", BOUND.format(name))
             _shares(given.get("weights"), args[0])
         return fits(*args, **given)
 
-    return judge  # type: ignore[return-value]
+    return checked  # type: ignore[return-value]
 
 
-def _shares(weights: Any, log_w: Any) -> None:
+def _shares(weights: ArrayLike | None, log_w: Array) -> None:
     """Refuse weights that do not fit; of their values, those that are known while tracing."""
     if weights is None:
         return
@@ -46,9 +48,11 @@ def _shares(weights: Any, log_w: Any) -> None:
         return
     known = np.asarray(weights).astype(np.float64)
     total = known.sum(0)
+    # Half precision sums to 1 within a few of its own units.
     room = max(1e-4, 8 * float(jnp.finfo(jnp.result_type(weights, jnp.float16)).eps))
     if np.any(known < 0) or np.any(np.abs(total - 1) > room):
         raise ValueError(
-            f"weights must be positive or 0 and sum to 1 over axis 0; the least is {known.min():.4g} and the sums are "
-            f"{total.min():.4g} to {total.max():.4g}: give it weights / weights.sum(0)."
+            "weights must be positive or 0 and sum to 1 over axis 0; the least is "
+            f"{known.min():.4g} and the sums are {total.min():.4g} to {total.max():.4g}: give it "
+            "weights / weights.sum(0)."
         )

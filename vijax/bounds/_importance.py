@@ -25,6 +25,7 @@ def _ones(log_w: Array, *, weights: Array | None = None) -> Array:
 def elbo_own(log_w: Array, *, weights: Array | None = None) -> tuple[Array, Array]:
     """Return each draw's own part of the mean of log w, and its share."""
     share = jnp.asarray(1 / log_w.shape[0]) if weights is None else expand(weights, log_w)
+    # A draw of no weight may be -inf, and 0 · -inf is nan.
     return share * jnp.where(share == 0, 0.0, log_w), share
 
 
@@ -46,12 +47,12 @@ def _iwae_power(*, weights: Array | None = None) -> float | None:
 def elbo(
     log_w: Float[Array, "k *batch"], *, weights: Array | None = None
 ) -> Float[Array, "*batch"]:
-    """Evidence lower bound, to be maximised: a lower bound of log p(x), in the limit and in expectation at any k.
+    """Evidence lower bound, to be maximized: a lower bound of log p(x) in expectation at any k.
 
         L = Σₖ weightsₖ log wₖ  ->  E_q[log p(x, z) - log q(z)] = log p(x) - KL(q ‖ p(z|x))
 
-    The default objective; linear in log_w, so minibatches of global latents, analytic terms and coupled draws go with
-    it.
+    The default. It is linear in log_w: minibatches of global latents, analytic terms and coupled
+    draws go with it.
 
     Args:
         log_w: log-weights in nats, [k, *batch].
@@ -60,6 +61,14 @@ def elbo(
 
     Returns:
         [*batch], in nats.
+
+    Raises:
+        ValueError: where k = 0.
+
+    Example:
+        >>> log_w = jnp.log(jnp.array([1.0, 3.0]))
+        >>> round(float(elbo(log_w)), 3)  # ½ log 3
+        0.549
 
     Reference: Jordan, Ghahramani, Jaakkola, Saul, An introduction to variational methods for graphical models, 1999.
     """
@@ -84,11 +93,12 @@ def elbo(
 def iwae(
     log_w: Float[Array, "k *batch"], *, weights: Array | None = None
 ) -> Float[Array, "*batch"]:
-    """Importance-weighted bound, to be maximised: a lower bound of log p(x) in expectation at any k, tight as k grows.
+    """Importance-weighted bound, to be maximized: a lower bound of log p(x) in expectation at any
+    k.
 
         L = log Σₖ weightsₖ wₖ  ->  log p(x),   the ELBO at k = 1, rising in k
 
-    Plain gradients of it lose the signal of q as k grows (Rainforth et al., 2018); pair it with `gradients.dreg`.
+    Plain gradients of it lose the signal of q as k grows; pair it with `gradients.dreg`.
 
     Args:
         log_w: log-weights in nats, [k, *batch].
@@ -97,6 +107,11 @@ def iwae(
 
     Returns:
         [*batch], in nats.
+
+    Example:
+        >>> log_w = jnp.log(jnp.array([1.0, 3.0]))
+        >>> round(float(iwae(log_w)), 3)  # log 2
+        0.693
 
     Reference: Burda, Grosse, Salakhutdinov, Importance weighted autoencoders, 2016, arXiv:1509.00519.
     """
@@ -109,7 +124,8 @@ def _grouped(log_w: Array, groups: int, weights: Array | None) -> tuple[Array, A
     checks.static_count(groups, "groups")
     if k == 0 or k % groups:
         raise ValueError(
-            f"groups must divide the number of draws: {groups} groups, log_w of shape {log_w.shape}."
+            f"groups must divide the number of draws: {groups} groups, log_w of shape "
+            f"{log_w.shape}."
         )
     w = jnp.full((k,), 1 / k, log_w.dtype) if weights is None else weights
     w = jnp.broadcast_to(expand(w, log_w), log_w.shape)
@@ -117,6 +133,7 @@ def _grouped(log_w: Array, groups: int, weights: Array | None) -> tuple[Array, A
     def split(a: Array) -> Array:
         return jnp.moveaxis(a.reshape(groups, k // groups, *a.shape[1:]), 0, 1)
 
+    # [groups, *batch]: how much of q each group stands for.
     total = jnp.sum(split(w), 0)
     # A group of no weight has equal ones, so that its bound is the slope in the weight of the group.
     within = jnp.where(total == 0, groups / k, split(w) / jnp.where(total == 0, 1.0, total)[None])
@@ -124,6 +141,7 @@ def _grouped(log_w: Array, groups: int, weights: Array | None) -> tuple[Array, A
 
 
 def _ungroup(per_draw: Array, like: Array) -> Array:
+    # [k/groups, groups, *batch] back to [k, *batch]: groups are runs of rows.
     return jnp.moveaxis(per_draw, 1, 0).reshape(like.shape)
 
 
@@ -138,8 +156,9 @@ def _multi_iwae_leave_one_out(log_w: Array, *, groups: int) -> Array:
         raise ValueError(
             f"multi_iwae of {groups} groups of one draw cannot lose a draw: use bounds.elbo."
         )
+    # [groups, *batch]: each group's bound, then the share of the groups that keep all their draws.
     own = log_mean_exp(l)
-    others = (jnp.sum(own, 0)[None] - own) / groups  # the groups that keep all their draws
+    others = (jnp.sum(own, 0)[None] - own) / groups
     return _ungroup(leave_one_out_log_mean_exp(l) / groups + others[None], log_w)
 
 
@@ -162,11 +181,12 @@ def _multi_iwae_own(
 def multi_iwae(
     log_w: Float[Array, "k *batch"], *, groups: int, weights: Array | None = None
 ) -> Float[Array, "*batch"]:
-    """Mean of importance-weighted bounds over groups of draws (MIWAE), to be maximised: a lower bound at any k.
+    """Mean of importance-weighted bounds over groups of draws (MIWAE), to be maximized: a lower
+    bound at any k.
 
         L = 1/M Σₘ log M/K Σ_{k in group m} wₖ,   the ELBO at M = K, IWAE at M = 1
 
-    Trades tightness for the signal of q's gradient: the encoder sees bounds of K/M draws, averaged M times.
+    Trades tightness for the signal of q's gradient.
 
     Args:
         log_w: log-weights in nats, [k, *batch]; group m is rows m k/M to (m+1) k/M - 1.
@@ -180,6 +200,11 @@ def multi_iwae(
     Raises:
         ValueError: where `groups` does not divide k.
 
+    Example:
+        >>> log_w = jnp.log(jnp.array([1.0, 3.0, 2.0, 2.0]))
+        >>> round(float(multi_iwae(log_w, groups=2)), 3)  # log 2, of both groups
+        0.693
+
     Reference: Rainforth et al., Tighter variational bounds are not necessarily better, 2018, arXiv:1802.04537.
     """
     l, w, total = _grouped(log_w, groups, weights)
@@ -189,6 +214,7 @@ def multi_iwae(
 def _ciwae_gate(log_w: Array, *, beta: float | Array, weights: Array | None = None) -> Array:
     share = 1 / log_w.shape[0] if weights is None else expand(weights, log_w)
     w = normalized_weights(log_w, weights=weights)
+    # B'ₖ = β/K + (1-β) w̃ₖ and B'ₖ - B''ₖₖ = β/K + (1-β) w̃ₖ²; at B'ₖ = 0 the limit is IWAE's gate.
     slope = beta * share + (1 - beta) * w
     return jnp.where(
         slope > 0, (beta * share + (1 - beta) * w**2) / jnp.where(slope > 0, slope, 1.0), w
@@ -202,6 +228,7 @@ def _ciwae_leave_one_out(log_w: Array, *, beta: float | Array) -> Array:
 def _ciwae_own(
     log_w: Array, *, beta: float | Array, weights: Array | None = None
 ) -> tuple[Array, Array]:
+    # Of the IWAE all depends on draw k, so its baseline counts in full.
     mean, share = elbo_own(log_w, weights=weights)
     whole = log_mean_exp(log_w, weights=weights)[None]
     return beta * mean + (1 - beta) * whole, beta * share + (1 - beta)
@@ -214,11 +241,12 @@ def _ciwae_own(
 def ciwae(
     log_w: Float[Array, "k *batch"], *, beta: float | Array, weights: Array | None = None
 ) -> Float[Array, "*batch"]:
-    """Convex combination of ELBO and IWAE, to be maximised: a lower bound of log p(x) in expectation at any k.
+    """Convex combination of ELBO and IWAE, to be maximized: a lower bound of log p(x) in
+    expectation at any k.
 
         L = β ELBO + (1 - β) IWAE,   0 <= β <= 1
 
-    Keeps some of the ELBO's strong signal for q while the model sees a tighter bound.
+    Keeps some of the ELBO's strong signal for q while the model is given a tighter bound.
 
     Args:
         log_w: log-weights in nats, [k, *batch].
@@ -231,6 +259,11 @@ def ciwae(
 
     Raises:
         ValueError: for beta outside [0, 1].
+
+    Example:
+        >>> log_w = jnp.log(jnp.array([1.0, 3.0]))
+        >>> round(float(ciwae(log_w, beta=0.5)), 3)  # ½ (½ log 3 + log 2)
+        0.621
 
     Reference: Rainforth et al., Tighter variational bounds are not necessarily better, 2018, arXiv:1802.04537.
     """

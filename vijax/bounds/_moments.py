@@ -39,18 +39,19 @@ def exp_cubo(
     reference: ArrayLike = 0.0,
     weights: Array | None = None,
 ) -> Float[Array, "*batch"]:
-    """Exponentiated chi bound, to be minimised: an upper bound of (p(x)/eʳ)ⁿ, n >= 1, in the limit and in expectation
-    at any k.
+    """Exponentiated chi bound, to be minimized: an upper bound of (p(x)/eʳ)ⁿ, n >= 1, in
+    expectation at any k.
 
         U = Σₖ weightsₖ (wₖ/eʳ)ⁿ,     r: reference
 
-    What CUBO's logarithm loses: unbiased, so its expectation is a bound and stochastic gradients minimise it. Its
-    variance is heavy-tailed; take r near log p(x) (a running `iwae`, stopped) to stay in range.
+    What CUBO's logarithm loses: it is unbiased, so stochastic gradients minimize a bound. Its variance
+    is heavy-tailed.
 
     Args:
         log_w: log-weights in nats, [k, *batch].
         n: the order of the moment.
-        reference: r in nats, () or [*batch].
+        reference: r in nats, () or [*batch]; near log p(x) (a running `iwae`, stopped) the value stays
+            in range.
         weights: of the draws, [k] or [k, *batch], summing to 1 over axis 0; 1/k where None. Of traced
             ones the shape alone is checked.
 
@@ -59,6 +60,11 @@ def exp_cubo(
 
     Raises:
         ValueError: where k = 0, for n < 1, or for a reference of another shape.
+
+    Example:
+        >>> log_w = jnp.log(jnp.array([1.0, 3.0]))
+        >>> round(float(exp_cubo(log_w, n=2.0)), 3)  # ½ (1² + 3²)
+        5.0
 
     Reference: Dieng, Tran, Ranganath, Paisley, Blei, Variational inference via χ upper bound minimization, 2017,
         arXiv:1611.00328.
@@ -74,6 +80,7 @@ def _series(
     excess = _excess(log_w, reference)
     infinite = jnp.isinf(excess)
     x = jnp.where(infinite, 0.0, excess)
+    # Horner's rule for Σⱼ xʲ/j!.
     series = jnp.ones_like(x)
     for j in range(order, 0, -1):
         series = 1 + x / j * series
@@ -89,17 +96,17 @@ def perturbative(
     order: int = 3,
     weights: Array | None = None,
 ) -> Float[Array, "*batch"]:
-    """Perturbative bound, to be maximised: a lower bound of p(x)/eʳ, in the limit and in expectation at any k.
+    """Perturbative bound, to be maximized: a lower bound of p(x)/eʳ in expectation at any k.
 
         L = Σₖ weightsₖ Σ_{j<=order} (log wₖ - r)ʲ / j!  <=  Σₖ weightsₖ wₖ/eʳ,     r: reference
 
-    Between the ELBO (order 1, up to 1 - r) and the evidence: less bias than the first, less variance than the second.
-    r is best near log p(x) and may be learned; the bound on log p(x) is r + log L where L > 0.
+    Less bias than the ELBO, less variance than the evidence. The bound on log p(x) is r + log L where
+    L > 0.
 
     Args:
         log_w: log-weights in nats, [k, *batch].
-        reference: r = -V₀ in nats, () or [*batch].
-        order: of the Taylor series; odd for a bound.
+        reference: r = -V₀ in nats, () or [*batch]; best near log p(x), and may be learned.
+        order: of the Taylor series; odd for a bound. Order 1 is the ELBO, up to 1 - r.
         weights: of the draws, [k] or [k, *batch], summing to 1 over axis 0; 1/k where None. Of traced
             ones the shape alone is checked.
 
@@ -108,6 +115,11 @@ def perturbative(
 
     Raises:
         ValueError: for an order that is even or below 1, or a reference of another shape.
+
+    Example:
+        >>> log_w = jnp.log(jnp.array([1.0, 3.0]))
+        >>> round(float(perturbative(log_w, reference=0.0, order=3)), 3)  # below ½ (1 + 3) = 2
+        1.962
 
     Reference: Bamler, Zhang, Opper, Mandt, Perturbative black box variational inference, 2017, arXiv:1709.07433.
     """
@@ -121,6 +133,8 @@ def perturbative(
 
 def _pairs(log_w: Array, *, weights: Array | None = None) -> tuple[Array, float]:
     """Return the pairs of each draw, of the mean over pairs of half their squared difference."""
+    # Half the variance is 1/(k (k-1)) Σ_{j<k} ½ (log wⱼ - log wₖ)²: the pairs that hold draw k are
+    # ½ Σⱼ (log wⱼ - log wₖ)² = ½ (k dₖ² + Σⱼ dⱼ²), with d the deviations from the mean.
     k = log_w.shape[0]
     from_mean = log_w - jnp.mean(log_w, 0, keepdims=True)
     with_others = k * jnp.square(from_mean) + jnp.sum(jnp.square(from_mean), 0, keepdims=True)
@@ -132,13 +146,13 @@ def _pairs(log_w: Array, *, weights: Array | None = None) -> tuple[Array, float]
 def log_variance(
     log_w: Float[Array, "k *batch"], *, weights: Array | None = None
 ) -> Float[Array, "*batch"]:
-    """Log-variance divergence, to be minimised: 0 where q is the posterior, and neither an upper nor a lower bound of
-    log p(x), at any k.
+    """Log-variance divergence, to be minimized: 0 where q is the posterior, and neither an upper
+    nor a lower bound of log p(x), at any k.
 
         D = ½ Var[log w],     unbiased over k >= 2 draws
 
-    With `gradients.fixed` (draws held, so that any proposal is as good) its gradient in q is minus that of the ELBO
-    with leave-one-out baselines, the estimator known as VarGrad.
+    Under `gradients.fixed` its gradient in q is minus the ELBO's with leave-one-out baselines
+    (VarGrad).
 
     Args:
         log_w: log-weights in nats, [k, *batch], k >= 2.
@@ -150,6 +164,11 @@ def log_variance(
     Raises:
         ValueError: for k < 2, or weights.
 
+    Example:
+        >>> log_w = jnp.log(jnp.array([1.0, 3.0]))
+        >>> round(float(log_variance(log_w)), 3)  # ¼ (log 3)²
+        0.302
+
     Reference: Richter, Boustati, Nüsken, Ruiz, Akyildiz, VarGrad: a low-variance gradient estimator for variational
         inference, 2020, arXiv:2010.10436.
     """
@@ -160,6 +179,7 @@ def log_variance(
     if weights is not None:
         raise ValueError("log_variance needs draws of equal weight; pass weights=None.")
     infinite = jnp.isinf(log_w)
+    # An infinite row would make the variance nan; it is reported as +inf below.
     value = 0.5 * jnp.var(jnp.where(infinite, 0.0, log_w), axis=0, ddof=1)
     unbounded = jnp.any(infinite, 0) & ~jnp.isnan(value)
     return jnp.where(unbounded, jnp.inf, value)

@@ -22,6 +22,7 @@ def within(
     above: float = math.inf,
 ) -> Array:
     """Return formula(x) where low < x <= high, and what it tends to, with slope 0, elsewhere; nan stays nan."""
+    # The formula is evaluated at 0 beyond the range, so that no infinity meets a slope of 0.
     is_low, is_high = x <= low, x > high
     value = formula(jnp.where(is_low | is_high, 0.0, x))
     return jnp.where(is_high, above, jnp.where(is_low, below, value)).astype(x.dtype)

@@ -20,6 +20,7 @@ Generator = Callable[[Array], Array]
 
 
 def _log_cosh(x: Array) -> Array:
+    # log cosh x = log1p(2 sinh² ½x), which near 0 does not cancel.
     small = jnp.abs(x) < 1
     near = jnp.log1p(2 * jnp.square(jnp.sinh(0.5 * jnp.where(small, x, 0.0))))
     return jnp.where(small, near, jnp.logaddexp(x, -x) - jnp.log(2.0).astype(x.dtype))
@@ -48,6 +49,7 @@ def amari_alpha(log_u: Array, *, alpha: float | Array) -> Array:
     """Return f(u) = (uᵅ - 1) / (α (α - 1)); at α = 0, 1 kl_reverse, kl_forward, its limits but for a mean of 0."""
     if isinstance(alpha, (int, float)) and alpha in (0, 1):
         return kl_forward(log_u) if alpha else kl_reverse(log_u)
+    # A traced α may be 0 or 1, where the quotient is 0 / 0.
     safe = jnp.where((alpha == 0) | (alpha == 1), 0.5, alpha).astype(log_u.dtype)
     power = expm1(safe * log_u) / (safe * (safe - 1))
     return jnp.where(alpha == 0, kl_reverse(log_u), jnp.where(alpha == 1, kl_forward(log_u), power))
@@ -59,6 +61,7 @@ def jensen_shannon(log_u: Array) -> Array:
     log_2 = jnp.log(2.0).astype(log_u.dtype)
 
     def formula(l: Array) -> Array:
+        # log of (1 + u)/2; near u = 1 the terms of order l cancel, so they are taken out by hand.
         mixed = jax.nn.softplus(l) - log_2
         far = jnp.exp(l) * (l - mixed) - mixed
         near = jnp.where(jnp.abs(l) < 1, l, 0.0)
@@ -111,6 +114,7 @@ def triangular(log_u: Array) -> Array:
 def t_power(log_u: Array, *, t: float | Array) -> Array:
     """Return f(u) = s (uᵗ - 1 - t (u - 1)), s = -1 for 0 < t < 1 and 1 elsewhere."""
     sign = jnp.where((0 < t) & (t < 1), -1.0, 1.0).astype(log_u.dtype)
+    # uᵗ and u both stay in range: beyond it on either side f is infinite or tends to f(0).
     room = limit(log_u) - 3
     low, high = jnp.where(t < 0, room / jnp.minimum(t, -1e-6), -jnp.inf), room / jnp.maximum(t, 1.0)
     at_zero = jnp.where(t < 0, jnp.inf, sign * (t - 1))
@@ -143,14 +147,13 @@ def dual(f: Generator) -> Generator:
         )
 
     def exchanged(log_u: Array) -> Array:
-        # f(1/u) overflows long before u f(1/u) does: of the generators here the product is by then a line in log u, or
-        # infinite.
+        # f(1/u) overflows long before u f(1/u) does: of the generators here the product is by
+        # then a line in log u, or infinite.
         inside = jnp.clip(log_u, -limit(log_u) + 6, limit(log_u) - 6)
         value, slope = jax.jvp(product, (inside,), (jnp.ones_like(inside),))
         slope = jax.lax.stop_gradient(slope)
-        rises = (jnp.abs(slope) > 1e-3 * (1 + jnp.abs(value))) & jnp.isfinite(
-            slope
-        )  # or is rounding of a constant
+        # A smaller slope is rounding of a constant.
+        rises = (jnp.abs(slope) > 1e-3 * (1 + jnp.abs(value))) & jnp.isfinite(slope)
         outside = (inside != log_u) & rises
         return jnp.where(outside, value + slope * jnp.where(outside, log_u - inside, 0.0), value)
 
@@ -162,6 +165,7 @@ def symmetrized(f: Generator) -> Generator:
     other = dual(f)
 
     def mean(log_u: Array) -> Array:
+        # inf - inf would be nan in the gradient of a mean that is infinite anyway.
         one, two = f(log_u), other(log_u)
         unbounded = (one == jnp.inf) | (two == jnp.inf)
         return jnp.where(
