@@ -1,8 +1,7 @@
 """Draws laid out over devices along the sample axis."""
 
-from typing import Any
-
 import jax
+from jaxtyping import Array, Key
 
 from vijax.types import Draw, PyTree
 
@@ -12,8 +11,8 @@ def sharded(draw: Draw, sharding: jax.sharding.Sharding) -> Draw:
 
         zₖ ~ q  on the device that `sharding` gives row k
 
-    When num_samples is what fills the machine, rather than the batch: the compiler then splits everything that follows
-    from a draw, and the bound's reduction becomes a collective. For a sharded batch nothing is needed: shard the data.
+    When num_samples, rather than the batch, fills the machine: the compiler splits all that follows
+    from a draw, and the bound's reduction becomes a collective. For a sharded batch shard the data.
 
     Args:
         draw: any way to draw, such as `iid`.
@@ -23,10 +22,17 @@ def sharded(draw: Draw, sharding: jax.sharding.Sharding) -> Draw:
     Returns:
         A Draw with equal numbers.
 
+    Example:
+        >>> mesh = jax.make_mesh((1,), ("k",), axis_types=(jax.sharding.AxisType.Auto,))
+        >>> rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("k"))
+        >>> draw = sharded(vj.draws.iid, rows)
+        >>> draw.seeds(jax.random.key(0), 8).shape
+        (8,)
+
     Reference: none; the layout is JAX's own (jax.lax.with_sharding_constraint).
     """
 
-    def seeds(key: Any, num_samples: int) -> PyTree:
+    def seeds(key: Key[Array, ""], num_samples: int) -> PyTree:
         return jax.tree.map(
             lambda s: jax.lax.with_sharding_constraint(s, sharding), draw.seeds(key, num_samples)
         )

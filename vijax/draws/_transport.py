@@ -2,48 +2,54 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from vijax.types import Joint, PyTree, Transport, offers
+from vijax.types import Distribution, Joint, PyTree, Transport, offers
 
 
-def dimensions(q: Any, draws: str) -> int:
+def dimensions(q: Distribution, draws: str) -> int:
     """Return how many uniforms make one draw of q; refuse a q that is not made of uniforms."""
     sizes: list[int] = []
 
-    def count(part: Any) -> PyTree:
+    def count(part: Distribution) -> PyTree:
         if not offers(part, Transport):
             raise TypeError(
-                f"{draws} draws need q.uniforms (a shape) and q.transport(u), uniforms -> z, of every leaf; "
-                f"{type(part).__name__} lacks them. The Gaussian distributions of vijax.families have both."
+                f"{draws} draws need q.uniforms (a shape) and q.transport(u), uniforms -> z, of "
+                f"every leaf; {type(part).__name__} lacks them. The Gaussian distributions of "
+                "vijax.families have both."
             )
-        sizes.append(math.prod(part.uniforms))
-        return part.transport(jnp.full(part.uniforms, 0.5))
+        made = cast(Transport, part)
+        sizes.append(math.prod(made.uniforms))
+        return made.transport(jnp.full(made.uniforms, 0.5))
 
+    # Nothing is computed: later leaves need earlier ones in shape alone.
     jax.eval_shape(lambda: _in_order(q, count))
     return sum(sizes)
 
 
-def transport(q: Any, u: Float[Array, " n"]) -> PyTree:
+def transport(q: Distribution, u: Float[Array, " n"]) -> PyTree:
     """Carry uniforms to one draw of q; each leaf of a Joint has its own, and may be given the earlier leaves."""
+    # How many of the uniforms the leaves drawn so far have used.
     done = 0
 
-    def carry(part: Any) -> PyTree:
+    def carry(part: Distribution) -> PyTree:
         nonlocal done
-        size = math.prod(part.uniforms)
+        made = cast(Transport, part)
+        size = math.prod(made.uniforms)
         mine, done = u[done : done + size], done + size
-        return part.transport(mine.reshape(part.uniforms))
+        return made.transport(mine.reshape(made.uniforms))
 
     return _in_order(q, carry)
 
 
-def _in_order(q: Any, draw: Callable[[Any], PyTree]) -> PyTree:
+def _in_order(q: Distribution, draw: Callable[[Distribution], PyTree]) -> PyTree:
     if not isinstance(q, Joint):
         return draw(q)
+    # A conditional leaf is made from the leaves before it.
     leaves: dict[Any, PyTree] = {}
     for name in q.names():
         leaves[name] = _in_order(q.conditional(name, leaves), draw)

@@ -4,7 +4,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from jaxtyping import Array, Float
 
-from vijax.types._values import PyTree
+from vijax.types._values import Distribution, PyTree
 
 
 @runtime_checkable
@@ -53,7 +53,7 @@ class Stratified(Protocol):
         """Return the log-probability of each component."""
         ...
 
-    def component(self, j: Any) -> Any:
+    def component(self, j: int | Array) -> Any:
         """Return component j, a number or a traced integer (), as something that draws like q."""
         ...
 
@@ -81,7 +81,7 @@ class Entropy(Protocol):
 class Divergence(Protocol):
     """q with a closed-form divergence from some distributions: what `targets.split` asks for."""
 
-    def kl_divergence(self, other: Any) -> Float[Array, "*batch"]:
+    def kl_divergence(self, other: Distribution) -> Float[Array, "*batch"]:
         """Return KL(q ‖ other) in nats; NotImplementedError where none is known."""
         ...
 
@@ -99,15 +99,20 @@ class Sampled(Protocol):
         ...
 
 
-def offers(q: Any, ability: type) -> bool:
+def offers(q: object, ability: type) -> bool:
     """Return whether q has all that a Protocol asks for, its methods callable.
 
     Unlike isinstance this finds what a wrapper forwards by `__getattr__`, on every Python.
+
+    Example:
+        >>> offers(distrax.Normal(0.0, 1.0), Entropy)
+        True
     """
     return all(_has(q, name, ability) for name in vars(ability) if not name.startswith("_"))
 
 
-def _has(q: Any, name: str, ability: type) -> bool:
+def _has(q: object, name: str, ability: type) -> bool:
+    # A property of the Protocol may be any attribute of q; all else must be a method.
     if isinstance(vars(ability)[name], property):
         return hasattr(q, name)
     return callable(getattr(q, name, None))

@@ -1,21 +1,25 @@
 """The kinds of function that vijax is made of, and the values they exchange."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 from jaxtyping import Array, Float, Key
 
+# Params, latents and states may be any pytree of arrays, which a type checker cannot say.
 PyTree = Any
 LogJoint = Callable[..., Any]
-"""z -> log p(x, z) with shape [*batch], or a dict of factors each [*batch]: ONE draw, any pytree, unnormalised."""
+"""z -> log p(x, z), [*batch], or a dict of factors each [*batch], unnormalized: z is ONE draw, any
+pytree."""
 
 
 @runtime_checkable
 class Distribution(Protocol):
     """What vijax asks of q: two methods, of which distrax has both; `families.adapt` lends them to TFP and NumPyro."""
 
-    def sample_and_log_prob(self, *, seed: Any, sample_shape: Any) -> tuple[PyTree, Array]:
+    def sample_and_log_prob(
+        self, *, seed: Key[Array, ""], sample_shape: Sequence[int]
+    ) -> tuple[PyTree, Array]:
         """Draw z and return it with log q(z), shape [*sample_shape, *batch]."""
         ...
 
@@ -25,7 +29,8 @@ class Distribution(Protocol):
 
 
 class Draw(NamedTuple):
-    """A way to draw: all that is random is planned first, so that no result depends on chunk size or device count.
+    """A way to draw: all that is random is planned first, so that no result depends on chunk size
+    or device count.
 
     Fields:
         seeds: (key, num_samples) -> a pytree with leading axis k, one row for each draw.
@@ -48,7 +53,7 @@ class Bound(Protocol):
     def __call__(
         self, log_w: Float[Array, "k *batch"], /, *, weights: Array | None = None
     ) -> Float[Array, "*batch"]:
-        """Judge the log-weights of k draws; `weights` sum to 1 over axis 0 and default to 1/k."""
+        """Return the bound of the log-weights of k draws; `weights` sum to 1 over axis 0 and default to 1/k."""
         ...
 
 
@@ -60,7 +65,7 @@ class Caveat(str):
 
 
 class Draws(NamedTuple):
-    """What an objective saw: k draws and their log-densities, gradients stopped.
+    """What an objective evaluated: k draws and their log-densities, gradients stopped.
 
     Fields:
         z: the latents [k, *batch, ...]; None where `chunk_size` kept them from being stored.
@@ -94,7 +99,8 @@ class Level(NamedTuple):
 
 
 class Estimate(NamedTuple):
-    """An objective's answer: `value` [*batch] in nats, the only differentiable part, and its stopped `draws`.
+    """An objective's answer: `value` [*batch] in nats, the only differentiable part, and its
+    stopped `draws`.
 
     Second derivatives of the value are right for `reparam`, and for estimators where they choose what it does; of the
     others they are refused.
@@ -112,7 +118,7 @@ class Objective(Protocol):
         self,
         key: Key[Array, ""],
         log_joint: LogJoint,
-        q: Any,
+        q: Distribution | PyTree,
         *,
         num_samples: int,
         chunk_size: int | None = None,
@@ -141,7 +147,8 @@ class Step(NamedTuple):
     value: Array
     draws: Draws | None = None
     gradient: PyTree = None
-    taken: Any = 1.0
+    # 1 for rules that always move, and that need not say so.
+    taken: float | Array = 1.0
 
 
 class Rule(NamedTuple):
