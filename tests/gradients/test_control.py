@@ -10,7 +10,7 @@ import vijax as vj
 from tests import problems
 from tests.marks import some
 from tests.statistics import assert_mean, assert_variance_ratio
-from vijax.gradients import _relaxed
+from vijax.gradients import _perturbed
 
 ELBO = vj.bounds.elbo
 
@@ -54,8 +54,9 @@ def test_unbiased_whatever_the_control(case, key):
 
 def test_a_control_that_forgets_its_correction_fails(key, monkeypatch):
     """The control of the test: without the path of z̃ given b the same comparison refuses."""
-    wrong = lambda l, b, v: _relaxed.conditional(jax.lax.stop_gradient(l), b, v)
-    monkeypatch.setattr("vijax.gradients._control.conditional", wrong)
+    right = _perturbed.conditional
+    wrong = lambda l, b, v: right(jax.lax.stop_gradient(l), b, v)
+    monkeypatch.setattr("vijax.gradients._perturbed.conditional", wrong)
     objectives = {"rebar": fixed(vj.gradients.rebar(ELBO), REBAR)}
     found = problems.value_and_grads(key, problems.BITS, objectives, 1, 20_000)
     with pytest.raises(AssertionError, match="biased"):

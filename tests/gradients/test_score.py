@@ -11,7 +11,7 @@ import pytest
 
 import vijax as vj
 from tests.marks import but, some
-from vijax.gradients._score import centred, own_parts
+from vijax.gradients._score import centered, own_parts
 from vijax.types import closed_forms, with_closed_forms
 
 B, G = vj.bounds, vj.gradients
@@ -108,8 +108,8 @@ def test_the_mean_is_the_gradient_exactly(name, x64):
             for signals in (
                 alone,
                 lambda l: alone(l, 0.7),
-                lambda l: centred(*known, l),
-                lambda l: 1.1 * centred(*known, l),
+                lambda l: centered(*known, l),
+                lambda l: 1.1 * centered(*known, l),
             )
         ]
     )()
@@ -124,7 +124,7 @@ def test_an_impossible_state_leaves_the_mean_right(f, x64):
     """log p = -inf in one state of three, where the divergence is finite all the same."""
     bound, log_p = partial(B.f_divergence, f=f), jnp.array([0.3, -jnp.inf, 0.9])
     known = known_of(bound)
-    for signals in (lambda l: own_parts(*known, l)[0], partial(centred, *known)):
+    for signals in (lambda l: own_parts(*known, l)[0], partial(centered, *known)):
         mean, truth = jax.jit(partial(by_enumeration, bound, log_p, signals))()
         np.testing.assert_allclose(mean, truth, atol=1e-10)
 
@@ -132,10 +132,10 @@ def test_an_impossible_state_leaves_the_mean_right(f, x64):
 def test_signals_beside_impossible_draws():
     """Finite where any other draw is possible; where none is, 0 stands for the others, and nothing is nan."""
     known = known_of(B.iwae)
-    one = centred(*known, jnp.array([0.5, -jnp.inf, -jnp.inf, -jnp.inf]))
+    one = centered(*known, jnp.array([0.5, -jnp.inf, -jnp.inf, -jnp.inf]))
     np.testing.assert_allclose(one[0], 0.5 - np.log(4), rtol=1e-6)
     np.testing.assert_allclose(one[1:], np.log(3 / 4) + (1 - 1.2 / 16) / 4, rtol=1e-5)
-    assert not np.isnan(centred(*known, jnp.full(K, -jnp.inf))).any()
+    assert not np.isnan(centered(*known, jnp.full(K, -jnp.inf))).any()
 
 
 @pytest.mark.parametrize("name", but(BOUNDS, "jackknife", "tvo_lower", "tvo_upper", "eubo"))
@@ -149,7 +149,7 @@ def test_no_draw_has_a_part_in_its_own_baseline(name, x64):
     @jax.vmap
     def baseline(first):
         moved = log_w.at[0].set(first)
-        return known[0](moved) - centred(*known, moved)[0]
+        return known[0](moved) - centered(*known, moved)[0]
 
     found = baseline(jnp.array([0.3, *there]))
     np.testing.assert_allclose(found[1:], found[0], rtol=1e-9, atol=1e-9)
@@ -166,7 +166,7 @@ def coefficients(log_w, n=1.0):
     mean = (jnp.sum(log_w) - log_w) / (k - 1)
     swapped = jnp.where(jnp.eye(k, dtype=bool), mean[:, None], log_w[None])
     geometric = B.iwae(log_w) - jax.vmap(B.iwae)(swapped) - own
-    ours = centred(*known_of(B.iwae), log_w) - own
+    ours = centered(*known_of(B.iwae), log_w) - own
     return jnp.stack([ours, drop, drop + 1 / k, geometric])
 
 
@@ -245,7 +245,7 @@ def test_vimco_of_a_mean_is_linear_in_the_draws():
     """No loop over draws; the control, the same bound with nothing known of it, has one."""
 
     def loops(bound):
-        return "scan" in str(jax.make_jaxpr(partial(centred, *known_of(bound)))(jnp.zeros(300)))
+        return "scan" in str(jax.make_jaxpr(partial(centered, *known_of(bound)))(jnp.zeros(300)))
 
     divergence = BOUNDS["jensen_shannon"]
     assert not loops(divergence)

@@ -5,51 +5,58 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Key
+from jaxtyping import Array, ArrayLike, Key
 
 from vijax import draws, engine, jaxprs
-from vijax.gradients._relaxed import conditional, hardest
+from vijax.gradients._perturbed import hardest, perturbed, perturbed_given, uniforms
 from vijax.numerics import with_score
-from vijax.types import Bound, Estimate, LogJoint, Objective, PyTree
+from vijax.types import Bound, Distribution, Estimate, LogJoint, Objective, PyTree
 
+# What a control variate may ask: the model between the states.
 Relaxed = Callable[[Any], Array]
-"""A temperature -> log w at the point softmax(z / temperature), [*batch]."""
+"""A temperature -> log w at softmax(z / temperature), [*batch]."""
 
 Control = Callable[[PyTree, PyTree, Relaxed], Array]
-"""(parameters, z, relaxed) -> [*batch]: a guess of log w from the real numbers z whose largest decide the draw."""
+"""(parameters, z, relaxed) -> [*batch]: a guess of log w from real numbers that decide the draw."""
 
 Controlled = Callable[..., tuple[Estimate, PyTree]]
-"""(key, log_joint, q, parameters, *, num_samples, chunk_size=None) -> (Estimate, gradient of the variance)."""
+"""(key, log_joint, q, parameters, *, num_samples, chunk_size=None) -> (Estimate, slopes)."""
 
 
 @engine.taking("relax", "bounds.elbo, control=control")
 def relax(bound: Bound, *, control: Control) -> Controlled:
-    """RELAX gradient of the ELBO for discrete latents: unbiased for any control variate, with one that learns.
+    """RELAX gradient of the ELBO for discrete latents: unbiased for any control variate, which
+    learns.
 
-        ∇φ = E[(f(b) - c(z̃)) ∇ log q(b) + ∇c(z) - ∇c(z̃)],   z = log q + Gumbel,  b = argmax z,  z̃ ~ z | b,   f = log w
+        ∇φ = E[(f(b) - c(z̃)) ∇ log q(b) + ∇c(z) - ∇c(z̃)],   z = log q + Gumbel,  b = argmax z,  z̃ ~ z | b
 
-    When the gradient's variance is what holds training back and a few evaluations of a small c are cheap beside the
-    model. The second result is the gradient, in the parameters of c, of the squared norm of the gradient in q's logits,
-    summed over the batch: its mean is the gradient of the variance. Hand it to an optimiser that minimises.
-
-        (value, slopes), grads = value_and_grad(loss, has_aux=True)(params, parameters, key)
+    When the gradient's variance holds training back, and a small c is cheap beside the model.
 
     Args:
-        bound: linear in log_w, so `bounds.elbo`.
+        bound: linear in log_w, so `bounds.elbo`. f is log w.
         control: c(parameters, z, relaxed) -> [*batch]. z is like a draw, in real numbers: log-odds plus noise for a
             Bernoulli, perturbed log-probabilities [..., states] for a categorical. `relaxed(temperature)` is log w at
             softmax(z / temperature), for log_joint that takes points of the simplex.
 
     Returns:
         (key, log_joint, q, parameters, *, num_samples, chunk_size=None) -> (Estimate, slopes), the value [*batch] in
-        nats, the slopes like `parameters` and stopped. q shows its logits as q.logits, of independent latents. Second
-        derivatives are refused.
+        nats, the slopes like `parameters` and stopped: the gradient in c's parameters of the squared
+        norm of the gradient in q's logits, summed over the batch, for an optimizer that minimizes. q shows
+        its logits as q.logits, of independent latents. Second derivatives are refused.
 
     Raises:
-        TypeError: (when called) without parameters, for a raw key, a q that is not a distribution, or `relaxed` of
-            integer categoricals.
+        TypeError: (when called) without parameters, or for `relaxed` of integer categoricals.
         ValueError: (when called) for a bound that is not linear, a q of other kinds or whose latents depend on each
             other, members of the batch that log_joint couples, or shapes that do not agree.
+
+    Example:
+        >>> q = distrax.Bernoulli(logits=0.0)
+        >>> objective = relax(vj.bounds.elbo, control=lambda scale, z, relaxed: scale * z)
+        >>> log_joint = lambda z: q.log_prob(z) + 3.0
+        >>> run = jax.jit(lambda key: objective(key, log_joint, q, 1.0, num_samples=4))
+        >>> estimate, slope = run(jax.random.key(0))
+        >>> round(float(estimate.value), 3), slope.shape
+        (3.0, ())
 
     Reference: Grathwohl, Choi, Wu, Roeder, Duvenaud, Backpropagation through the void, 2018, arXiv:1711.00123.
     """
@@ -58,24 +65,36 @@ def relax(bound: Bound, *, control: Control) -> Controlled:
 
 @engine.taking("rebar")
 def rebar(bound: Bound) -> Controlled:
-    """REBAR gradient of the ELBO for discrete latents: unbiased, its control variate the relaxed model, scaled.
+    """REBAR gradient of the ELBO for discrete latents: unbiased, its control variate the relaxed
+    model, scaled.
 
-        ∇φ as in `relax`, with c(z) = η f(softmax(z / τ));   parameters {"scale": η, "log_temperature": log τ}
+        ∇φ as in `relax`, with c(z) = η f(softmax(z / τ))
 
-    When log_joint takes points of the simplex and nothing should have to be designed. Start at η = 1, τ = .5; both are
-    learned from the gradient of the variance. A draw costs three evaluations of the model.
+    When log_joint takes points of the simplex and no control variate should have to be designed. A
+    draw costs three evaluations of the model.
 
     Args:
         bound: linear in log_w, so `bounds.elbo`.
 
     Returns:
-        (key, log_joint, q, parameters, *, num_samples, chunk_size=None) -> (Estimate, slopes), as `relax` does.
+        (key, log_joint, q, parameters, *, num_samples, chunk_size=None) -> (Estimate, slopes), as `relax`
+        does, with parameters {"scale": η, "log_temperature": log τ}, learned by the slopes; start at
+        η = 1, τ = .5.
 
     Raises:
-        TypeError: (when called) without parameters, for a raw key, a q that is not a distribution, or a categorical of
-            integer draws.
+        TypeError: (when called) without parameters, or for a categorical of integer draws.
         ValueError: (when called) for a bound that is not linear, a q of other kinds or whose latents depend on each
             other, members of the batch that log_joint couples, or shapes that do not agree.
+
+    Example:
+        >>> q = distrax.Bernoulli(logits=0.0)
+        >>> start = {"scale": jnp.ones(()), "log_temperature": jnp.log(0.5)}
+        >>> log_joint = lambda z: 0.0 * z + 3.0 - jnp.log(2.0)
+        >>> objective = rebar(vj.bounds.elbo)
+        >>> run = jax.jit(lambda key: objective(key, log_joint, q, start, num_samples=4))
+        >>> estimate, slopes = run(jax.random.key(0))
+        >>> round(float(estimate.value), 3), sorted(slopes)
+        (3.0, ['log_temperature', 'scale'])
 
     Reference: Tucker, Mnih, Maddison, Lawson, Sohl-Dickstein, REBAR: low-variance, unbiased gradient estimates for
         discrete latent variable models, 2017, arXiv:1703.07370.
@@ -100,7 +119,7 @@ def _controlled(bound: Bound, control: Control, name: str, example: str) -> Cont
             def evaluate(seeds: engine.Plan) -> engine.Evaluated:
                 return _evaluate(request, seeds, parameters, known, control)
 
-            def value(log_p: Array, log_q: Array, extra: Any) -> Array:
+            def value(log_p: Array, log_q: Array, extra: tuple[Array, Array]) -> Array:
                 mean = jnp.mean(extra[term], 0)
                 if term == 1:
                     return mean
@@ -114,7 +133,7 @@ def _controlled(bound: Bound, control: Control, name: str, example: str) -> Cont
     def controlled(
         key: Key[Array, ""],
         log_joint: LogJoint,
-        q: Any,
+        q: Distribution | PyTree,
         parameters: PyTree = ...,
         *,
         num_samples: int,
@@ -122,9 +141,10 @@ def _controlled(bound: Bound, control: Control, name: str, example: str) -> Cont
     ) -> tuple[Estimate, PyTree]:
         if parameters is ...:
             raise TypeError(
-                f"gradients.{name} needs `parameters`, of the control variate it learns, after q: {example}. Make them "
-                "once and train them beside q's, by the slopes that come second: "
-                f"(value, draws), slopes = gradients.{name}(...)(key, log_joint, q, parameters, num_samples=...)."
+                f"gradients.{name} needs `parameters`, of the control variate it learns, after q: "
+                f"{example}. Make them once and train them beside q's, by the slopes that come "
+                f"second: (value, draws), slopes = gradients.{name}(...)(key, log_joint, q, "
+                "parameters, num_samples=...)."
             )
         call: dict[str, Any] = {"key": key, "log_joint": log_joint, "q": q}
         call |= {"num_samples": num_samples, "chunk_size": chunk_size}
@@ -132,6 +152,7 @@ def _controlled(bound: Bound, control: Control, name: str, example: str) -> Cont
         def squared(parameters: PyTree) -> Array:
             return jnp.sum(with_parameters(parameters, 1)(**call).value)
 
+        # The gradient of the value in q, then that of its square in the parameters.
         # Under jit the two evaluations are one; the second knows nothing of what the caller differentiates.
         estimate = with_parameters(jax.lax.stop_gradient(parameters), 0)(**call)
         slopes, _ = jaxprs.stopped(jax.grad(squared), parameters)
@@ -153,63 +174,37 @@ def _evaluate(
     """
     stopped = known.stopped()
     # z decides the draw b; the other noise draws z̃ given b.
-    noise, other = _uniforms(seeds, stopped.log_probs)
+    noise, other = uniforms(seeds, stopped.log_probs)
+    # [k, *batch, *event, s]: a copy for each draw, so that the slopes below are each draw's own.
     logits = jax.tree.map(
         lambda l, u: jnp.broadcast_to(engine.floored(l), u.shape),
         stopped.log_probs,
         noise,
     )
-    hot = [hardest(z) for z in _perturbed(logits, noise)]
+    one_hot = [hardest(z) for z in perturbed(logits, noise)]
 
     def guesses(z: list[Array]) -> Array:
         return _guesses(request, z, seeds, parameters, stopped, control)
 
+    # c(z) - c(z̃) as a function of the logits that both are made of, at fixed noise and draw.
     def difference(logits: list[Array]) -> tuple[Array, Array]:
-        after = guesses(_perturbed_given(logits, hot, other))
-        return jnp.sum(guesses(_perturbed(logits, noise)) - after), after
+        after = guesses(perturbed_given(logits, one_hot, other))
+        return jnp.sum(guesses(perturbed(logits, noise)) - after), after
 
     # ∇c(z) - ∇c(z̃), and c(z̃).
     slope, after = jax.grad(difference, has_aux=True)(logits)
 
     # The model at the draws.
-    log_q = jax.vmap(stopped.log_prob)(hot)
-    z = stopped.draw(hot)
+    log_q = jax.vmap(stopped.log_prob)(one_hot)
+    z = stopped.draw(one_hot)
     log_p, aux = request.evaluate(z, log_q, seeds)
 
     signal = jax.lax.stop_gradient(log_p - log_q) - after
     # A draw of no mass says nothing of where to go.
     signal = jnp.where(jnp.isfinite(signal), signal, 0.0)
-    gradient = _gradient(signal, hot, logits, slope)
+    gradient = _gradient(signal, one_hot, logits, slope)
     extra = _along(known, gradient), _squared_norm(known, gradient)
     return engine.Evaluated(log_p, log_q, z, aux, extra)
-
-
-def _uniforms(seeds: engine.Plan, log_probs: list[Array]) -> tuple[list[Array], list[Array]]:
-    """Return two uniforms in (0, 1) for every state of every leaf, [k, *batch, *event, s]."""
-    tiny = jnp.finfo(log_probs[0].dtype).tiny
-
-    def of_leaves(key: Key[Array, ""]) -> list[Array]:
-        keys = jax.random.split(key, len(log_probs))
-        pairs = zip(keys, log_probs, strict=True)
-        return [jax.random.uniform(k, l.shape, l.dtype, minval=tiny) for k, l in pairs]
-
-    def both(key: Key[Array, ""]) -> tuple[list[Array], list[Array]]:
-        first, second = jax.random.split(key)
-        return of_leaves(first), of_leaves(second)
-
-    return jax.vmap(both)(seeds.draw)
-
-
-def _perturbed(logits: list[Array], noise: list[Array]) -> list[Array]:
-    """Return z = log q + Gumbel noise, whose largest state is the draw."""
-    pairs = zip(logits, noise, strict=True)
-    return [jax.nn.log_softmax(l) - jnp.log(-jnp.log(u)) for l, u in pairs]
-
-
-def _perturbed_given(logits: list[Array], hot: list[Array], noise: list[Array]) -> list[Array]:
-    """Return z̃, drawn as z is, given the draw that it decides."""
-    triples = zip(logits, hot, noise, strict=True)
-    return [conditional(jax.nn.log_softmax(l), b, u) for l, b, u in triples]
 
 
 def _guesses(
@@ -223,19 +218,21 @@ def _guesses(
     """Return c of perturbed log-probabilities z, [k, *batch]; a draw's model has its own key."""
     batch = tuple(stopped.log_probs[0].shape[: stopped.batch])
 
-    def guess(z: list[Array], key: Any) -> Array:
-        def relaxed(temperature: Any) -> Array:
+    def guess(z: list[Array], key: Key[Array, ""] | None) -> Array:
+        def relaxed(temperature: ArrayLike) -> Array:
             points = [jax.nn.softmax(x / temperature) for x in z]
             return _relaxed_log_w(request, points, key, stopped)
 
         value = control(parameters, stopped.real(z), relaxed)
         if jnp.shape(value) != batch:
             raise ValueError(
-                f"control must return one number for each member of the batch, {batch}; it returned {jnp.shape(value)}."
+                f"control must return one number for each member of the batch, {batch}; it "
+                f"returned {jnp.shape(value)}."
             )
         return value
 
-    def apart(z: list[Array], key: Any) -> Array:
+    def apart(z: list[Array], key: Key[Array, ""] | None) -> Array:
+        # A control that couples members of the batch would mix their signals.
         if request.members is not None:
             closed = jaxprs.trace(guess, z, key)[0]
             request.members.refuse("control(parameters, z, relaxed)", closed, z, batch, key)
@@ -245,7 +242,7 @@ def _guesses(
 
 
 def _relaxed_log_w(
-    request: engine.Request, points: list[Array], key: Any, stopped: engine.States
+    request: engine.Request, points: list[Array], key: Key[Array, ""] | None, stopped: engine.States
 ) -> Array:
     """Return log w at points of the simplex, [*batch]."""
 
@@ -259,17 +256,18 @@ def _relaxed_log_w(
 
 def _gradient(
     signal: Array,
-    hot: list[Array],
+    one_hot: list[Array],
     logits: list[Array],
     slope: list[Array],
 ) -> list[Array]:
     """Return each draw's gradient in the log-probabilities, whose score is b - softmax."""
 
     def of_leaf(b: Array, logits: Array, slope: Array) -> Array:
+        # [k, *batch] to [k, *batch, *1s of event, 1].
         column = jnp.reshape(signal, signal.shape + (1,) * (b.ndim - signal.ndim))
         return column * (b - jax.nn.softmax(logits)) + slope
 
-    return jax.tree.map(of_leaf, hot, logits, slope)
+    return jax.tree.map(of_leaf, one_hot, logits, slope)
 
 
 def _along(known: engine.States, gradient: list[Array]) -> Array:
@@ -280,5 +278,6 @@ def _along(known: engine.States, gradient: list[Array]) -> Array:
 
 def _squared_norm(known: engine.States, gradient: list[Array]) -> Array:
     """Return the squared norm of each draw's gradient in the logits, [k, *batch]."""
+    # Log-probabilities of a Bernoulli count its one logit twice.
     shares = [share * g for share, g in zip(known.shares, gradient, strict=True)]
     return jax.vmap(known.dot)(shares, gradient)

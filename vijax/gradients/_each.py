@@ -11,6 +11,7 @@ from vijax import checks, engine, jaxprs
 from vijax.numerics import beside, with_score
 from vijax.types import (
     Bound,
+    Distribution,
     Draws,
     Estimate,
     Joint,
@@ -25,6 +26,9 @@ from vijax.types import (
 
 Estimator = Callable[[Bound], Objective]
 
+# Of `_along`: the value, its slopes in the latents, and the latents.
+Arguments = tuple[Array, list[Array], list[Array]]
+
 
 @engine.taking("each", "bounds.elbo, {'z': gradients.dreg, 'bits': gradients.disarm}")
 def each(
@@ -32,22 +36,19 @@ def each(
 ) -> Objective:
     """Gradient of one bound whose leaves of q have an estimator each, unbiased where theirs are.
 
-        ∇φᵢ = estimatorᵢ(bound)'s, for the target zᵢ -> log p(x, zᵢ, z₋ᵢ) - log q₋ᵢ(z₋ᵢ), other z₋ᵢ ~ q₋ᵢ at every draw
+        ∇φᵢ = estimatorᵢ(bound)'s, for the target zᵢ -> log p(x, zᵢ, z₋ᵢ) - log q₋ᵢ(z₋ᵢ),  z₋ᵢ ~ q₋ᵢ at every draw
 
-        each(iwae, {"z": dreg, "switch": vimco})
-        each(elbo, {"z": dreg, "bits": disarm, "kind": partial(top_states, states=4)})
-
-    When `auto`, which takes a path where there is one and leaves one out elsewhere, is not the choice you want: to
-    pair the special estimators of discrete leaves with each other and with paths. The model is evaluated for every
-    leaf anew, so for two kinds of leaves `auto` is cheaper.
+    To pair special estimators of discrete leaves. The model is evaluated anew for every leaf: `auto` is
+    cheaper.
 
     Args:
         bound: of `vijax.bounds`, or any log_w [k, *batch] -> [*batch] that the estimators take.
         estimators: bound -> Objective, one for each leaf of q, in a container with q's names; the value, and the
-            gradient of the model's parameters, are those of q's first leaf.
+            gradient of the model's parameters, are those of q's first leaf. An estimator with options
+            is a partial, `partial(top_states, states=4)`.
 
     Returns:
-        An Objective: (key, log_joint, q, *, num_samples, chunk_size=None) -> Estimate, value [*batch] in nats. q is a
+        An Objective (`types.Objective`), value [*batch] in nats. q is a
         dict, tuple or `types.Joint` of independent distributions. num_samples is handed to every one. Second
         derivatives are refused.
 
@@ -56,6 +57,14 @@ def each(
         ValueError: (when called) for leaves without an estimator, and for leaves given earlier ones, naming `auto`;
             whatever the estimators refuse.
 
+    Example:
+        >>> q = {"z": distrax.Normal(0.0, 1.0), "bit": distrax.Bernoulli(logits=0.0)}
+        >>> log_joint = vj.types.lift(q).log_prob  # q is the posterior, and the evidence 1
+        >>> objective = each(vj.bounds.elbo, {"z": vj.gradients.dreg, "bit": vj.gradients.disarm})
+        >>> value = jax.jit(lambda key: objective(key, log_joint, q, num_samples=4).value)
+        >>> round(abs(float(value(jax.random.key(0)))), 3)
+        0.0
+
     Reference: Schulman, Heess, Weber, Abbeel, Gradient estimation using stochastic computation graphs, 2015,
         arXiv:1506.05254.
     """
@@ -63,7 +72,7 @@ def each(
     def objective(
         key: Key[Array, ""],
         log_joint: LogJoint,
-        q: Any,
+        q: Distribution | PyTree,
         *,
         num_samples: int,
         chunk_size: int | None = None,
@@ -74,7 +83,7 @@ def each(
         )
         q = _independent(lift(q), estimators)
         names = q.names()
-        found = []
+        estimates: list[Estimate] = []
         for name, own in zip(names, q.keys(key), strict=True):
             # The derivative of a target that does not learn is that of the sum over members.
             learns = name == names[0]
@@ -83,44 +92,49 @@ def each(
             target = _given_others(
                 log_joint, q, name, members, learns=learns, kept=chunk_size is None
             )
-            found.append(
-                estimators[name](bound)(
-                    own,
-                    target,
-                    q.conditionals[name],
-                    num_samples=num_samples,
-                    chunk_size=chunk_size,
-                )
+            estimate = estimators[name](bound)(
+                own,
+                target,
+                q.conditionals[name],
+                num_samples=num_samples,
+                chunk_size=chunk_size,
             )
-            if not isinstance(found[-1], Estimate):
+            if not isinstance(estimate, Estimate):
                 raise TypeError(
-                    f"the estimator of {name!r} returned {type(found[-1]).__name__}, not an Estimate: one that carries "
-                    "a state cannot be one of several; bind its state, or use gradients.disarm or vimco."
+                    f"the estimator of {name!r} returned {type(estimate).__name__}, not an "
+                    "Estimate: one that carries a state cannot be one of several; bind its state, "
+                    "or use gradients.disarm or vimco."
                 )
-        first, along = found[0], jnp.asarray(sum(estimate.value for estimate in found))
+            estimates.append(estimate)
+        # The value of the first leaf, with the derivatives of all: each has those of its own leaf.
+        first, along = estimates[0], jnp.asarray(sum(each.value for each in estimates))
         result = Estimate(with_score(first.value, along), _together(q, first.draws))
         return engine.once_differentiable(result, "each")
 
     return objective
 
 
-def _independent(q: Any, estimators: Any) -> Joint:
+def _independent(
+    q: Distribution,
+    estimators: Mapping[str, Estimator] | tuple[Estimator, ...] | list[Estimator],
+) -> Joint:
     """Return q, a Joint of distributions none of which is given another, with an estimator for each."""
     if not isinstance(q, Joint) or len(q.conditionals) < 2:
         raise TypeError(
-            f"gradients.each takes a q of several leaves, a dict, tuple or Joint, got {type(q).__name__} of one: use "
-            "its estimator itself."
+            "gradients.each takes a q of several leaves, a dict, tuple or Joint, got "
+            f"{type(q).__name__} of one: use its estimator itself."
         )
     own = list(estimators) if isinstance(estimators, Mapping) else list(range(len(estimators)))
     if sorted(map(str, own)) != sorted(map(str, q.names())):
         raise ValueError(
-            f"estimators are for the leaves {own}, and q has {q.names()}: name one for each leaf of q."
+            f"estimators are for the leaves {own}, and q has {q.names()}: name one for each leaf "
+            "of q."
         )
     for name in q.names():
         if is_conditional(q.conditionals[name]):
             raise ValueError(
-                f"leaf {name!r} of q is given earlier leaves, whose draws differ from draw to draw: gradients.each "
-                "takes independent leaves; use gradients.auto or factored."
+                f"leaf {name!r} of q is given earlier leaves, whose draws differ from draw to "
+                "draw: gradients.each takes independent leaves; use gradients.auto or factored."
             )
     return q
 
@@ -128,7 +142,7 @@ def _independent(q: Any, estimators: Any) -> Joint:
 def _given_others(
     log_joint: LogJoint,
     q: Joint,
-    name: Any,
+    name: str | int,
     members: engine.Members | None,
     *,
     learns: bool,
@@ -139,7 +153,8 @@ def _given_others(
     rest = Joint([q.conditionals[other] for other in others])
     known = properties(log_joint)
 
-    def target(z: PyTree, *, key: Any) -> tuple[Array, PyTree]:
+    def target(z: PyTree, *, key: Key[Array, ""]) -> tuple[Array, PyTree]:
+        # The others are redrawn for every draw of the leaf, by the key of the model's noise.
         of_model, of_others = jax.random.split(key)
         drawn, log_q = jax.lax.stop_gradient(rest.sample_and_log_prob(seed=of_others))
         leaves = dict(zip(others, drawn, strict=True))
@@ -147,11 +162,11 @@ def _given_others(
         def log_p(z: PyTree) -> tuple[Array, PyTree]:
             full = q.collect({n: z if n == name else leaves[n] for n in q.names()})
             out = log_joint(full, **({"key": of_model} if known.keyed else {}))
-            found, aux = out if known.has_aux else (out, None)
-            for label, factor in found.items() if isinstance(found, dict) else [("", found)]:
+            value, aux = out if known.has_aux else (out, None)
+            for label, factor in value.items() if isinstance(value, dict) else [("", value)]:
                 what = f"log_joint(z)[{label!r}]" if label else "log_joint(z)"
                 checks.log_densities(factor, log_q, full, (what, "q.log_prob(z)"))
-            return jnp.asarray(sum(found.values()) if isinstance(found, dict) else found), aux
+            return jnp.asarray(sum(value.values()) if isinstance(value, dict) else value), aux
 
         if members is not None:
             closed = jaxprs.trace(lambda z: log_p(z)[0], z)[0]
@@ -167,6 +182,7 @@ def _by_draws_alone(
 ) -> tuple[Array, PyTree]:
     """Return log p with its derivative by z and none by the model's parameters, which learn from the first leaf."""
     leaves, tree = jax.tree.flatten(z)
+    # Only floats have a derivative; integer leaves stay where they are.
     free = [
         i for i, leaf in enumerate(leaves) if jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
     ]
@@ -182,6 +198,7 @@ def _by_draws_alone(
     at = jax.lax.stop_gradient(moving)
     # With what it closes over stopped, so that a derivative by that is not one of these slopes.
     slopes, (value, aux) = jaxprs.stopped(jax.grad(total, has_aux=True), at)[0](at)
+    # The value must have the axes of vmap that the slopes and the latents have; see `numerics.beside`.
     for slope, leaf in zip(slopes, at, strict=True):
         value = beside(value, jnp.sum(slope * leaf, tuple(range(value.ndim, slope.ndim))))
     return _along(value, slopes, moving), aux
@@ -193,8 +210,9 @@ def _along(value: Array, slopes: list[Array], z: list[Array]) -> Array:
 
 
 @_along.defjvp
-def _along_jvp(primals: Any, tangents: Any) -> Any:
+def _along_jvp(primals: Arguments, tangents: Arguments) -> tuple[Array, Array]:
     value, slopes, _ = primals
+    # Σ slope · dz over all but the axes of the batch.
     moved = [s * t for s, t in zip(slopes, tangents[2], strict=True)]
     change: Any = sum(jnp.sum(m, tuple(range(value.ndim, m.ndim))) for m in moved)
     return value, jnp.broadcast_to(change, value.shape).astype(value.dtype)

@@ -7,36 +7,42 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.scipy.stats import norm
-from jaxtyping import Array
+from jaxtyping import Array, Key
 
 from vijax import draws, engine, jaxprs
-from vijax.gradients._sums import changes, coordinates_first, each_coordinate, scored, swaps
-from vijax.types import Bound, Objective
+from vijax.gradients._swaps import changes, coordinates_first, each_coordinate, scored, swaps
+from vijax.types import Bound, Distribution, Objective
 
 
 @engine.taking("measure_valued")
 def measure_valued(bound: Bound) -> Objective:
-    """Measure-valued gradient of any bound for Gaussian latents: unbiased, with no derivative of the model in z.
+    """Measure-valued gradient of any bound for Gaussian latents: unbiased, with no derivative of
+    the model in z.
 
         ∇μ = E[B(μ + σW) - B(μ - σW)] / (σ √2π),   W ~ Rayleigh
         ∇σ = E[B(μ + σM) - B(μ + σε)] / σ,         M ~ double-sided Maxwell, ε ~ N(0, 1)
 
-    For each coordinate of each draw, the others as drawn. When log_joint jumps in z or cannot be differentiated, where
-    `score` is the only other choice and varies far more; at a cost of 1 + 3d evaluations of the model for d latents.
-    The three are coupled: W² = M² - ε², so M has ε's sign and at least its size. For a Bernoulli the measure-valued
-    gradient is `local_expectation`.
+    When log_joint jumps in z, where `score` varies far more.
 
     Args:
         bound: of `vijax.bounds`, or any log_w [k, *batch] -> [*batch].
 
     Returns:
-        An Objective: (key, log_joint, q, *, num_samples, chunk_size=None) -> Estimate, value [*batch] in nats. q shows
-        its means and scales as q.loc and q.scale, of independent latents. Second derivatives are refused.
+        An Objective (`types.Objective`), value [*batch] in nats. q shows
+        its means and scales as q.loc and q.scale, of independent latents. A draw of d latents takes
+        1 + 3d evaluations of the model, each coordinate in turn with the others as drawn. Second
+        derivatives are refused.
 
     Raises:
-        TypeError: (when called) for a raw key or a q that is not a distribution.
         ValueError: (when called) for a q of other kinds or whose latents depend on each other, members of the batch
             that log_joint couples, or shapes that do not agree.
+
+    Example:
+        >>> q = distrax.Normal(0.0, 1.0)  # the posterior, of evidence e³
+        >>> log_joint, objective = lambda z: q.log_prob(z) + 3.0, measure_valued(vj.bounds.elbo)
+        >>> value = jax.jit(lambda key: objective(key, log_joint, q, num_samples=4).value)
+        >>> round(float(value(jax.random.key(0))), 3)
+        3.0
 
     Reference: Mohamed, Rosca, Figurnov, Mnih, Monte Carlo gradient estimation in machine learning, 2020,
         arXiv:1906.10652; Rosca, Figurnov, Mohamed, Mnih, Measure-valued derivatives for approximate Bayesian
@@ -58,7 +64,7 @@ def _measure_valued(request: engine.Request) -> engine.Strategy:
     def to_z(leaves: list[Array]) -> Any:
         return jax.tree.unflatten(tree, leaves)
 
-    def log_q_of(leaves: list[Array], means: Any, scales: Any) -> Array:
+    def log_q_of(leaves: list[Array], means: list[Array], scales: list[Array]) -> Array:
         terms = [norm.logpdf(*t) for t in zip(leaves, means, scales, strict=True)]
         return sum((jnp.sum(t, range(batch, t.ndim)) for t in terms), jnp.asarray(0.0))
 
@@ -74,11 +80,13 @@ def _measure_valued(request: engine.Request) -> engine.Strategy:
 
     def value(log_p: Array, log_q: Array, swapped: Array) -> Array:
         log_w = log_p - log_q
+        # [3 d, *batch], summed over draws; leaf by leaf, in three runs of its coordinates.
         change = jnp.sum(changes(request, log_w, swapped), 0)
         along, at = jnp.zeros(log_w.shape[1:], log_w.dtype), 0
         for mean, scale, fixed in zip(means, scales, stopped[1], strict=True):
             m, s, fixed = (coordinates_first(x, batch) for x in (mean, scale, fixed))
             right, left, far = jnp.split(change[at : at + 3 * len(m)], 3)
+            # The two derivatives of the docstring, times the parameters that they are by.
             along += jnp.sum(
                 (right - left) * m / (fixed * math.sqrt(2 * math.pi)) + far * s / fixed, 0
             )
@@ -88,7 +96,9 @@ def _measure_valued(request: engine.Request) -> engine.Strategy:
     return engine.Strategy(evaluate, value)
 
 
-def _draw_and_swaps(key: Any, means: list[Array], scales: list[Array], batch: int) -> Any:
+def _draw_and_swaps(
+    key: Key[Array, ""], means: list[Array], scales: list[Array], batch: int
+) -> tuple[list[Array], list[Array]]:
     """Return one draw, and it with each coordinate in turn drawn from the three other densities, [3 d, ...]."""
     own, moved = [], []
     for k, m, s in zip(jax.random.split(key, len(means)), means, scales, strict=True):
@@ -96,8 +106,10 @@ def _draw_and_swaps(key: Any, means: list[Array], scales: list[Array], batch: in
         noise = jax.random.normal(key_noise, m.shape, m.dtype)
         width = 2 * jax.random.exponential(key_width, m.shape, m.dtype)
         own.append(m + s * noise)
+        # W = √(2 E) is Rayleigh; with M² = ε² + W², and ε's sign, M is double-sided Maxwell.
         far = jnp.where(noise < 0, -1.0, 1.0) * jnp.sqrt(jnp.square(noise) + width)
         moved.append([m + s * jnp.sqrt(width), m - s * jnp.sqrt(width), m + s * far])
+    # [3 d, *batch, *event] for every leaf: right, left and far of the first leaf, then the next.
     many = [_replaced(own, i, to, batch) for i, coordinate in enumerate(moved) for to in coordinate]
     return own, [jnp.concatenate(leaf) for leaf in zip(*many, strict=True)]
 
@@ -114,9 +126,12 @@ def _replaced(own: list[Array], i: int, to: Array, batch: int) -> list[Array]:
 SPELLINGS = ((lambda p: p, lambda p: 30 * p), (np.log, lambda p: 3 * p))
 
 
-def _normals(q: Any, key: Any) -> tuple[list[Array], list[Array], Any, int]:
+def _normals(
+    q: Distribution, key: Key[Array, ""]
+) -> tuple[list[Array], list[Array], jax.tree_util.PyTreeDef, int]:
     """Return the means and scales of q's leaves, once q.log_prob agrees with them, their tree and rank of batch."""
     shapes, log_q = jax.eval_shape(lambda k: q.sample_and_log_prob(seed=k, sample_shape=()), key)
+    # Parts of q that show loc and scale, one for each leaf of a draw.
     leaves, tree = jax.tree.flatten(shapes)
     found = engine.parts(q, "measure_valued")
     known = len(found) == len(leaves)
@@ -125,22 +140,26 @@ def _normals(q: Any, key: Any) -> tuple[list[Array], list[Array], Any, int]:
             known and _location(part, leaf) is not None and leaf.shape[: log_q.ndim] == log_q.shape
         )
 
-        def both(z: Array, part: Any = part, leaf: Any = leaf) -> tuple[Array, Array]:
-            return part.log_prob(z), norm.logpdf(z, *_location(part, leaf))
+        def both(
+            z: Array, part: Distribution = part, leaf: jax.ShapeDtypeStruct = leaf
+        ) -> tuple[Array, Array]:
+            return part.log_prob(z), norm.logpdf(z, *(_location(part, leaf) or ()))
 
+        # log q must be the normal's near the middle and far out, at any parameters of that size.
         points = [np.full(leaf.shape, z, leaf.dtype) for z in (0.3, 40.0, -40.0)]
         known = known and jaxprs.misfit(both, points, SPELLINGS) <= 1
     if not known:
         raise ValueError(
-            "measure_valued needs a q of independent normals that shows its means and scales as q.loc and q.scale "
-            "(or a dict or tuple of such q), such as distrax.Independent(distrax.Normal(loc, scale), 1); "
+            "measure_valued needs a q of independent normals that shows its means and scales as "
+            "q.loc and q.scale (or a dict or tuple of such q), such as "
+            "distrax.Independent(distrax.Normal(loc, scale), 1); "
             f"for Bernoullis use gradients.local_expectation, else {engine.CURE}."
         )
     means, scales = zip(*(_location(p, l) for p, l in zip(found, leaves, strict=True)), strict=True)
     return list(means), list(scales), tree, log_q.ndim
 
 
-def _location(q: Any, leaf: Any) -> Any:
+def _location(q: object, leaf: jax.ShapeDtypeStruct) -> tuple[Array, ...] | None:
     """Return (loc, scale) of the shape of a draw, looked for also within wrappers such as Independent."""
     loc = getattr(q, "loc", None)
     scale = getattr(q, "scale", None)

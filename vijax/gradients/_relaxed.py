@@ -6,49 +6,59 @@ nothing of this: `reparam` of it is unbiased, for the bound of a model whose lat
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike
+from jaxtyping import Array, ArrayLike, Key
 
 from vijax import draws, engine
+from vijax.gradients._perturbed import conditional, hardest
 from vijax.numerics import with_score
-from vijax.types import Bound, Objective
+from vijax.types import Bound, Objective, PyTree
 
 # (key, log-probabilities, Gumbel noise) -> the point of the simplex where the model is evaluated.
-Point = Callable[[Any, Array, Array], Array]
+Point = Callable[[Key[Array, ""], Array, Array], Array]
 
 
 @engine.taking("gumbel_softmax", "bounds.elbo, temperature=0.5")
 def gumbel_softmax(bound: Bound, *, temperature: ArrayLike) -> Objective:
-    """Gumbel-softmax (binary Concrete) gradient of any bound: biased, in value too; discrete as temperature → 0.
+    """Gumbel-softmax (binary Concrete) gradient of any bound: biased, in value too; discrete as
+    temperature → 0.
 
-        ∇φ B(log w(s)),   s = softmax((log q + g) / τ),  g ~ Gumbel;   a Bernoulli gives σ((a + logistic noise) / τ)
+        ∇φ B(log w(s)),   s = softmax((log q + g) / τ),  g ~ Gumbel
 
-    When the model takes points of the simplex and speed of training matters more than where it ends. The prior and q
-    are evaluated at the relaxed point, log q(s) = Σ s log q, so the value is neither a bound nor an estimate of one.
+    When speed of training matters more than where it ends.
+    The value is neither a bound nor an estimate of one.
 
     Args:
         bound: of `vijax.bounds`, or any log_w [k, *batch] -> [*batch].
         temperature: τ > 0, a number or a traced scalar, so that it can be annealed inside a jitted step.
 
     Returns:
-        An Objective: (key, log_joint, q, *, num_samples, chunk_size=None) -> Estimate, value [*batch] in nats. q shows
+        An Objective (`types.Objective`), value [*batch] in nats. q shows
         its logits as q.logits, of independent latents; log_joint gets floats in [0, 1], and must be smooth in them.
+        The prior and q are evaluated at the relaxed point, log q(s) = Σ s log q. A Bernoulli gives
+        σ((a + logistic noise) / τ).
 
     Raises:
-        TypeError: (when called) for a raw key, a q that is not a distribution, or a categorical of integer draws.
+        TypeError: (when called) for a categorical of integer draws.
         ValueError: for a temperature that is not positive; (when called) for a q of other kinds or whose latents depend
             on each other, or shapes that do not agree.
+
+    Example:
+        >>> q = distrax.Bernoulli(logits=0.0)  # log q(s) = -log 2 at any s in [0, 1]
+        >>> log_joint = lambda z: 0.0 * z + 3.0 - jnp.log(2.0)
+        >>> estimate = gumbel_softmax(vj.bounds.elbo, temperature=0.5)(jax.random.key(0), log_joint, q, num_samples=4)
+        >>> round(float(estimate.value), 3)
+        3.0
 
     Reference: Jang, Gu, Poole, Categorical reparameterization with Gumbel-softmax, 2017, arXiv:1611.01144; Maddison,
         Mnih, Teh, The Concrete distribution, 2017, arXiv:1611.00712.
     """
     tau = _temperature(temperature)
 
-    def point(key: Any, log_probs: Array, noise: Array) -> Array:
+    def point(key: Key[Array, ""], log_probs: Array, noise: Array) -> Array:
         return jax.nn.softmax((log_probs + noise) / tau)
 
     return _relaxed("gumbel_softmax", bound, point, stop_density=False)
@@ -56,33 +66,42 @@ def gumbel_softmax(bound: Bound, *, temperature: ArrayLike) -> Objective:
 
 @engine.taking("straight_through", "bounds.elbo, temperature=0.5")
 def straight_through(bound: Bound, *, temperature: ArrayLike) -> Objective:
-    """Straight-through Gumbel-softmax gradient of any bound: biased, though its value is the discrete bound's own.
+    """Straight-through Gumbel-softmax gradient of any bound: biased, though its value is the
+    discrete bound's own.
 
         forward b = one-hot argmax (log q + g),   backward ∂b/∂φ := ∂softmax((log q + g) / τ)/∂φ
 
-    When the model cannot be asked about points between the states, yet has a derivative at them. `gumbel_rao` has the
-    same mean and less variance. Under a bound linear in log_w the density of q is stopped: there its score has mean
-    zero.
+    For models without values between the states, yet with derivatives at them. `gumbel_rao`
+    has the same mean and less variance.
 
     Args:
-        bound: of `vijax.bounds`, or any log_w [k, *batch] -> [*batch].
+        bound: of `vijax.bounds`, or any log_w [k, *batch] -> [*batch]. Where it is linear, the density of
+            q is stopped: there its score has mean zero.
         temperature: τ > 0, a number or a traced scalar; a low one has less bias and more variance.
 
     Returns:
-        An Objective: (key, log_joint, q, *, num_samples, chunk_size=None) -> Estimate, value [*batch] in nats. q shows
+        An Objective (`types.Objective`), value [*batch] in nats. q shows
         its logits as q.logits, of independent latents; log_joint gets hard draws as floats.
 
     Raises:
-        TypeError: (when called) for a raw key, a q that is not a distribution, or a categorical of integer draws.
+        TypeError: (when called) for a categorical of integer draws.
         ValueError: for a temperature that is not positive; (when called) for a q of other kinds or whose latents depend
             on each other, or shapes that do not agree.
+
+    Example:
+        >>> q = distrax.Bernoulli(logits=0.0)  # the posterior, of evidence e³
+        >>> log_joint = lambda z: 0.0 * z + 3.0 - jnp.log(2.0)
+        >>> estimate = straight_through(vj.bounds.elbo, temperature=0.5)(jax.random.key(0), log_joint, q, num_samples=4)
+        >>> round(float(estimate.value), 3)
+        3.0
 
     Reference: Jang, Gu, Poole, Categorical reparameterization with Gumbel-softmax, 2017, arXiv:1611.01144; Bengio,
         Léonard, Courville, Estimating or propagating gradients through stochastic neurons, 2013, arXiv:1308.3432.
     """
     tau = _temperature(temperature)
 
-    def point(key: Any, log_probs: Array, noise: Array) -> Array:
+    def point(key: Key[Array, ""], log_probs: Array, noise: Array) -> Array:
+        # Hard in value, soft in derivative.
         perturbed = log_probs + noise
         return with_score(hardest(perturbed), jax.nn.softmax(perturbed / tau))
 
@@ -91,12 +110,13 @@ def straight_through(bound: Bound, *, temperature: ArrayLike) -> Objective:
 
 @engine.taking("gumbel_rao", "bounds.elbo, temperature=0.5, inner=10")
 def gumbel_rao(bound: Bound, *, temperature: ArrayLike, inner: int) -> Objective:
-    """Gumbel-Rao gradient of any bound: biased exactly as `straight_through`, with less variance at no model's cost.
+    """Gumbel-Rao gradient of any bound: biased exactly as `straight_through`, with less variance at
+    no model's cost.
 
         forward b = one-hot argmax (log q + g),   backward ∂b/∂φ := 1/m Σⱼ ∂softmax((log q + gⱼ) / τ)/∂φ,   gⱼ ~ g | b
 
-    The Rao-Blackwellised form of `straight_through`: what of the noise b does not determine is averaged over. Prefer it
-    wherever you would use that; the model is still evaluated once for each draw.
+    Prefer it wherever you would use `straight_through`: noise that b does not determine is averaged
+    over.
 
     Args:
         bound: of `vijax.bounds`, or any log_w [k, *batch] -> [*batch].
@@ -104,13 +124,22 @@ def gumbel_rao(bound: Bound, *, temperature: ArrayLike, inner: int) -> Objective
         inner: m, how much noise is averaged over for each draw; 10 to 100.
 
     Returns:
-        An Objective: (key, log_joint, q, *, num_samples, chunk_size=None) -> Estimate, value [*batch] in nats. q shows
-        its logits as q.logits, of independent latents; log_joint gets hard draws as floats.
+        An Objective (`types.Objective`), value [*batch] in nats. q shows
+        its logits as q.logits, of independent latents; log_joint gets hard draws as floats, once for
+        each draw.
 
     Raises:
-        TypeError: (when called) for a raw key, a q that is not a distribution, or a categorical of integer draws.
+        TypeError: (when called) for a categorical of integer draws.
         ValueError: for a temperature that is not positive or inner < 1; (when called) for a q of other kinds or whose
             latents depend on each other, or shapes that do not agree.
+
+    Example:
+        >>> q = distrax.Bernoulli(logits=0.0)  # the posterior, of evidence e³
+        >>> log_joint = lambda z: 0.0 * z + 3.0 - jnp.log(2.0)
+        >>> objective = gumbel_rao(vj.bounds.elbo, temperature=0.5, inner=10)
+        >>> value = jax.jit(lambda key: objective(key, log_joint, q, num_samples=4).value)
+        >>> round(float(value(jax.random.key(0))), 3)
+        3.0
 
     Reference: Paulus, Maddison, Krause, Rao-Blackwellizing the straight-through Gumbel-softmax gradient estimator,
         2021, arXiv:2010.04838.
@@ -119,35 +148,21 @@ def gumbel_rao(bound: Bound, *, temperature: ArrayLike, inner: int) -> Objective
     if isinstance(inner, bool) or not isinstance(inner, (int, np.integer)) or inner < 1:
         raise ValueError(f"inner must be a whole number of at least 1, got {inner!r}.")
 
-    def point(key: Any, log_probs: Array, noise: Array) -> Array:
+    def point(key: Key[Array, ""], log_probs: Array, noise: Array) -> Array:
+        # The draw, and the noise that could have made it: m perturbations given b.
         hard = hardest(log_probs + noise)
         tiny = jnp.finfo(log_probs.dtype).tiny
 
-        def soft(key: Any) -> Array:
+        def soft(key: Key[Array, ""]) -> Array:
             uniform = jax.random.uniform(key, log_probs.shape, log_probs.dtype, minval=tiny)
             perturbed = conditional(log_probs, hard, uniform)
+            # Noise alone, so that the derivative in log q is the softmax's.
             noise = jax.lax.stop_gradient(perturbed - engine.floored(log_probs))
             return jax.nn.softmax((log_probs + noise) / tau)
 
         return with_score(hard, jnp.mean(jax.vmap(soft)(jax.random.split(key, inner)), 0))
 
     return _relaxed("gumbel_rao", bound, point, stop_density=True)
-
-
-def conditional(log_probs: Array, hard: Array, uniform: Array) -> Array:
-    """Return Gumbel-perturbed log-probabilities, from uniforms, given that their argmax is `hard` (one-hot).
-
-    z_b = -log(-log v_b), the others -log(-log vᵢ / pᵢ - log v_b): the largest is a standard Gumbel whichever it is.
-    """
-    waiting = jnp.log(-jnp.log(uniform))
-    first = jnp.sum(hard * waiting, -1, keepdims=True)
-    return -jnp.where(hard > 0, first, jnp.logaddexp(waiting - engine.floored(log_probs), first))
-
-
-def hardest(perturbed: Array) -> Array:
-    """Return the state that perturbed log-probabilities decide on, one-hot."""
-    hard = jax.nn.one_hot(jnp.argmax(perturbed, -1), perturbed.shape[-1], dtype=perturbed.dtype)
-    return jax.lax.stop_gradient(hard)
 
 
 def _temperature(temperature: ArrayLike) -> ArrayLike:
@@ -168,8 +183,9 @@ def _relaxed(name: str, bound: Bound, point: Point, *, stop_density: bool) -> Ob
         known = request.states
         density = known.stopped() if stop_density and request.is_mean else known
 
-        def relaxed_draw(key: Any) -> tuple[Any, Array]:
+        def relaxed_draw(key: Key[Array, ""]) -> tuple[PyTree, Array]:
             keys = jax.random.split(key, (len(known.log_probs), 2))
+            # A point of the simplex for every leaf, [*batch, *event, s].
             points = [
                 point(
                     of_point,

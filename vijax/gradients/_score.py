@@ -15,26 +15,35 @@ from vijax.types import Bound, ClosedForms, Objective, keywords
 
 @engine.taking("score")
 def score(bound: Bound, *, baseline: ArrayLike | None = None) -> Objective:
-    """Score-function gradient (REINFORCE) of any bound: unbiased for any q of fixed support, with the highest variance.
+    """Score-function gradient (REINFORCE) of any bound: unbiased for any q of fixed support, with
+    the highest variance.
 
         ∇φ = E[Σₖ (B - b) ∇ log q(zₖ)] + E[Σₖ B'ₖ ∇φ log wₖ|z]
 
-    Of a bound that is a mean of terms draw k gets its own, (termₖ - b)/K: log wₖ for elbo, f(wₖ) for f_divergence, and
-    of others what `types.ClosedForms` (terms, own) knows; else the noise grows with k. When one draw is all you can
-    afford; with two or more, `vimco` needs no baseline and has less variance.
+    When one draw is all you can afford; with two or more, `vimco` needs no baseline and has less
+    variance.
 
     Args:
-        bound: of `vijax.bounds`, or any log_w [k, *batch] -> [*batch].
+        bound: of `vijax.bounds`, or any log_w [k, *batch] -> [*batch]. Of a mean of terms draw k gets its
+            own, (termₖ - b)/K: log wₖ for elbo, f(wₖ) for f_divergence, and of others what
+            `types.ClosedForms` (terms, own) knows; else the noise grows with k.
         baseline: b in nats, broadcast against [*batch] and stopped; it must not depend on these draws. A running mean
-            of past values is the usual choice; build the objective inside the step, `score(elbo, baseline=mean)`.
+            of past values is the usual choice (`moving_average`); build the objective inside the step,
+            `score(elbo, baseline=mean)`.
 
     Returns:
-        An Objective: (key, log_joint, q, *, num_samples, chunk_size=None) -> Estimate, value [*batch] in nats. Second
+        An Objective (`types.Objective`), value [*batch] in nats. Second
         derivatives are refused.
 
     Raises:
-        TypeError: (when called) for a raw key or a q that is not a distribution.
         ValueError: (when called) for members of the batch that log_joint or q couples, and shapes that do not agree.
+
+    Example:
+        >>> q = distrax.Bernoulli(logits=0.0)  # the posterior, of evidence e³
+        >>> objective = score(vj.bounds.elbo, baseline=2.5)
+        >>> estimate = objective(jax.random.key(0), lambda z: q.log_prob(z) + 3.0, q, num_samples=1)
+        >>> round(float(estimate.value), 3)
+        3.0
 
     Reference: Williams, Simple statistical gradient-following algorithms for connectionist reinforcement learning,
         1992; Ranganath, Gerrish, Blei, Black box variational inference, 2014, arXiv:1401.0118.
@@ -46,29 +55,36 @@ def score(bound: Bound, *, baseline: ArrayLike | None = None) -> Objective:
 
 @engine.taking("vimco")
 def vimco(bound: Bound) -> Objective:
-    """Leave-one-out score gradient of any bound: for any q of fixed support; first choice without a path.
+    """Leave-one-out score gradient of any bound: for any q of fixed support; first choice without a
+    path.
 
         ∇φ = E[Σₖ (B - B₋ₖ + cₖ) ∇ log q(zₖ)] + E[Σₖ B'ₖ ∇φ log wₖ|z],   B₋ₖ: the bound of the other draws
-        cₖ = γ/K Σⱼ ∂B₋ₖ/∂log wⱼ,   γ = 1 of a mean of terms, 1 - 1.2/2ᴷ of other bounds
 
-    For iwae this is VIMCO, for elbo leave-one-out REINFORCE. Draw k is dropped rather than replaced by the others'
-    geometric mean, so a weight of -inf is harmless. cₖ, in which draw k has no part, takes away noise of mean zero that
-    B'ₖ brings with log q: the sum is 1 for elbo, iwae and all that follow a shift of log w, and at the posterior no
-    noise is left. Where q is poor it costs a tenth in sd of two to five draws, and a twentieth of ten.
-    O(k) where the bound knows its `leave_one_out` or its `terms`, O(k²) otherwise.
-    A state of probability 0 is never drawn, and its slope never seen: give q logits, in which it is 0.
+    For iwae this is VIMCO, for elbo leave-one-out REINFORCE. At the posterior no noise is left.
 
     Args:
-        bound: of `vijax.bounds`, or any log_w [k, *batch] -> [*batch] that also judges k - 1 draws.
+        bound: of `vijax.bounds`, or any log_w [k, *batch] -> [*batch] that also takes k - 1 draws; O(k)
+            where it knows its `leave_one_out` or its `terms`, O(k²) otherwise.
 
     Returns:
-        An Objective: (key, log_joint, q, *, num_samples, chunk_size=None) -> Estimate, value [*batch] in nats. Second
-        derivatives are refused.
+        An Objective (`types.Objective`), value [*batch] in nats. Draw k is dropped rather
+        than replaced by the others' geometric mean, so a weight of -inf is harmless. A state of
+        probability 0 is never drawn, and its slope never evaluated: give q logits, in which it is 0.
+        cₖ = γ/K Σⱼ ∂B₋ₖ/∂log wⱼ, with γ = 1 of a mean of terms and 1 - 1.2/2ᴷ of other bounds, takes away
+        noise that B'ₖ brings with log q; where q is poor it costs a tenth in sd of two to five draws, and
+        a twentieth of ten. Second derivatives are refused.
 
     Raises:
-        TypeError: (when called) for a raw key or a q that is not a distribution.
         ValueError: (when called) for num_samples < 2, a bound that cannot lose a draw, members of the batch that
             log_joint or q couples, or shapes that do not agree.
+
+    Example:
+        >>> log_joint = distrax.Bernoulli(logits=0.0).log_prob
+        >>> def value(logit):
+        ...     q = distrax.Bernoulli(logits=logit)
+        ...     return vimco(vj.bounds.elbo)(jax.random.key(0), log_joint, q, num_samples=4).value
+        >>> round(abs(float(jax.jit(jax.grad(value))(0.0))), 3)  # 0 draw by draw at the posterior
+        0.0
 
     Reference: Mnih, Rezende, Variational inference for Monte Carlo objectives, 2016, arXiv:1602.06725; Kool, van Hoof,
         Welling, Buy 4 REINFORCE samples, get a baseline for free, 2019.
@@ -78,6 +94,7 @@ def vimco(bound: Bound) -> Objective:
 
 # --- the strategies
 
+# Why one draw is too few, for messages.
 ALONE = "A draw is judged against the others; with one draw use gradients.score with a baseline."
 
 
@@ -104,6 +121,7 @@ def _scored(request: engine.Request, baseline: ArrayLike | None) -> engine.Strat
         stopped = jax.lax.stop_gradient(log_w)
         bound_value = bound(stopped)
         b = jnp.broadcast_to(_broadcastable(baseline, bound_value.shape), bound_value.shape)
+        # Draw k's signal is what of B depends on it, less its share of the baseline.
         part, share = own_parts(bound, request.forms, stopped)
         signal = jnp.broadcast_to(part - share * b[None], log_w.shape)
         return surrogate(bound, log_w, signal, log_q)
@@ -150,6 +168,7 @@ def own_weights(bound: Bound, forms: ClosedForms, log_w: Array) -> Array | None:
         return jnp.full_like(log_w, 1 / k) if weights is None else expand(weights, log_w)
     if not forms.linear:
         return None
+    # A linear bound is Σₖ weightₖ log wₖ, whose slope is the same everywhere.
     return jax.grad(lambda log_w: jnp.sum(bound(log_w)))(jnp.zeros_like(log_w))
 
 
@@ -158,7 +177,7 @@ def _leave_one_out(request: engine.Request) -> engine.Strategy:
 
     def value(log_p: Array, log_q: Array, _: None) -> Array:
         log_w = log_p - log_q
-        return surrogate(bound, log_w, centred(bound, request.forms, log_w), log_q)
+        return surrogate(bound, log_w, centered(bound, request.forms, log_w), log_q)
 
     return engine.Strategy(at_fixed_draws(request), value)
 
@@ -168,7 +187,7 @@ LEAVE_ONE_OUT = engine.Estimator(
 )
 
 
-def centred(bound: Bound, forms: ClosedForms, log_w: Array) -> Array:
+def centered(bound: Bound, forms: ClosedForms, log_w: Array) -> Array:
     """Return the signal of each draw where its own slope B'ₖ takes part too, [k, *batch], stopped.
 
     The coefficient of draw k's score is B - B₋ₖ - B'ₖ. What the slopes come to on average is noise; it is
@@ -179,6 +198,7 @@ def centred(bound: Bound, forms: ClosedForms, log_w: Array) -> Array:
     log_w = jax.lax.stop_gradient(log_w)
     k = log_w.shape[0]
     is_sum = own_weights(bound, forms, log_w) is not None
+    # γ of the docstring of `vimco`, measured.
     share = 1.0 if is_sum else 1 - 1.2 * 0.5**k
     return left_out(bound, forms, log_w) + share / k * _slope_without_each(bound, forms, log_w)
 
@@ -187,6 +207,7 @@ def _slope_without_each(bound: Bound, forms: ClosedForms, log_w: Array) -> Array
     """Return the sum of the slopes of the bound without each draw in turn, [k, *batch]."""
     ones = jnp.ones_like(log_w)
     if _in_closed_form(forms):
+        # B₋ₖ and its derivative along (1, ..., 1), both [k, *batch].
         of_shift = partial(without_each, bound, forms)
         others, slope = jax.jvp(of_shift, (log_w,), (ones,))
     else:
@@ -208,9 +229,9 @@ def left_out(bound: Bound, forms: ClosedForms, log_w: Array) -> Array:
     weights = keywords(bound).get("weights")
     if weights is not None:
         raise ValueError(
-            f"{checks.describe(bound)} is bound to weights of {jnp.shape(weights)[0]} draws, and here is judged "
-            "without each draw in turn, which they do not fit: leave `weights` out, or use gradients.score or "
-            "gradients.reparam."
+            f"{checks.describe(bound)} is bound to weights of {jnp.shape(weights)[0]} draws, and "
+            "here is judged without each draw in turn, which they do not fit: leave `weights` out, "
+            "or use gradients.score or gradients.reparam."
         )
     log_w = jax.lax.stop_gradient(log_w)
     others = without_each(bound, forms, log_w)
@@ -231,6 +252,7 @@ def without_each(bound: Bound, forms: ClosedForms, log_w: Array) -> Array:
     if log_w.size == 0:
         return log_w
 
+    # The other k - 1 rows, cyclically from row i + 1 on.
     def others(i: Array) -> Array:
         return bound(log_w[(i + 1 + jnp.arange(k - 1)) % k])
 

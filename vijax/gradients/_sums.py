@@ -1,45 +1,50 @@
 """Sums in place of draws: what is cheap to enumerate is summed exactly, and only the rest is drawn."""
 
-import math
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, Key
 
 from vijax import draws, engine
-from vijax.gradients._relaxed import hardest
-from vijax.gradients._score import own_weights
+from vijax.gradients._perturbed import hardest
+from vijax.gradients._swaps import changes, coordinates_first, each_coordinate, scored, swaps
 from vijax.numerics import with_score
-from vijax.types import Bound, Draw, Objective
+from vijax.types import Bound, Draw, Objective, PyTree
 
 
 @engine.taking("local_expectation")
 def local_expectation(bound: Bound) -> Objective:
-    """Local-expectation gradient of any bound: unbiased, every discrete latent summed over its states, one at a time.
+    """Local-expectation gradient of any bound: unbiased, every discrete latent summed over its
+    states, one at a time.
 
         ∇φ = E[Σₖ Σᵢ Σ_s ∇φ qᵢ(s) B(log w with zₖᵢ := s)] + E[Σₖ B'ₖ ∇φ log wₖ|z]
 
-    When latents are few, or the model is cheap: with d latents of s states a draw costs 1 + d (s - 1) evaluations of
-    the model. For one latent the first sum is exact. Variance is never above `score`'s for the same draws.
-
-    Give q logits where a probability may be exactly 0 or 1: there the gradient is 0, and in the probability itself, as
-    log q's, infinite or nan. An expectation over a few states alone is exact in their probabilities, at 0 and 1 too, as
-    `bounds.elbo(f, weights=p)`.
+    When latents are few, or the model is cheap. For one latent the first sum is exact.
 
     Args:
         bound: of `vijax.bounds`, or any log_w [k, *batch] -> [*batch].
 
     Returns:
-        An Objective: (key, log_joint, q, *, num_samples, chunk_size=None) -> Estimate, value [*batch] in nats. q shows
-        its logits as q.logits, of independent latents. Second derivatives are refused.
+        An Objective (`types.Objective`), value [*batch] in nats. With d
+        latents of s states a draw takes 1 + d (s - 1) evaluations of the model; the variance is never
+        above `score`'s for the same draws. q shows its logits as q.logits, of independent latents. Give
+        it logits where a probability may be exactly 0 or 1: there the gradient is 0, and in the
+        probability itself infinite or nan; an expectation over a few states alone is exact there too as
+        `bounds.elbo(f, weights=p)`. Second derivatives are refused.
 
     Raises:
-        TypeError: (when called) for a raw key or a q that is not a distribution.
         ValueError: (when called) for a q of other kinds or whose latents depend on each other, members of the
             batch that log_joint couples, or shapes that do not agree.
+
+    Example:
+        >>> def value(logit):
+        ...     q = distrax.Bernoulli(logits=logit)
+        ...     objective = local_expectation(vj.bounds.elbo)
+        ...     return objective(jax.random.key(0), lambda z: 2.0 * z, q, num_samples=1).value
+        >>> round(float(jax.jit(jax.grad(value))(0.0)), 3)  # 2 σ'(0), exactly
+        0.5
 
     Reference: Titsias, Lázaro-Gredilla, Local expectation gradients for black box variational inference, 2015,
         arXiv:1503.01494.
@@ -59,13 +64,15 @@ def _local_expectation(request: engine.Request) -> engine.Strategy:
         one_hot = jax.vmap(lambda key: _sample(key, known))(seeds.draw)
         z, log_q = known.draw(one_hot), jax.vmap(known.log_prob)(one_hot)
         log_p, aux = request.evaluate(z, jax.lax.stop_gradient(log_q), seeds)
+        # Every draw with one latent moved, [k, m, ...] for m = Σ (s - 1), and q of the state moved to.
         others, mass = jax.vmap(lambda x: _others(x, known))(one_hot)
         log_q_others = jax.vmap(jax.vmap(known.stopped().log_prob))(others)
         swapped = swaps(request, known.draw(others), log_q_others, seeds)
         return engine.Evaluated(log_p, log_q, z, aux, (swapped, mass))
 
-    def value(log_p: Array, log_q: Array, extra: Any) -> Array:
+    def value(log_p: Array, log_q: Array, extra: tuple[Array, Array]) -> Array:
         swapped, mass = extra
+        # The state drawn changes nothing, so its term Δ q(s) is 0.
         along = jnp.sum(changes(request, log_p - log_q, swapped) * mass, (0, 1))
         return scored(request, log_p, log_q, along)
 
@@ -74,27 +81,35 @@ def _local_expectation(request: engine.Request) -> engine.Strategy:
 
 @engine.taking("top_states", "bounds.elbo, states=4")
 def top_states(bound: Bound, *, states: int) -> Objective:
-    """Top-states gradient of the ELBO for one categorical: unbiased, the likeliest states summed and the rest drawn.
+    """Top-states gradient of the ELBO for one categorical: unbiased, the likeliest states summed
+    and the rest drawn.
 
-        ∇ Σ_{z in top} q(z) f(z)  +  (1 - Q) E_{z' ~ q | rest}[∇f(z') + (f(z') - b) ∇log q(z')] - b ∇Q,   Q = q(top)
+        ∇ Σ_{z in top} q(z) f(z)  +  (1 - Q) E_{z' ~ q | rest}[∇f(z') + (f(z') - b) ∇log q(z')] - b ∇Q
 
-    When q has many states and most of its mass on few, as for an amortised choice of cluster or position: with all
-    states it is exact. b is the mean of the other draws of the rest. Returned draws carry their weights: q(z) for the
-    top, and (1 - Q)/K for each draw of the rest.
+    When q has most of its mass on few of many states, as for an amortized choice of cluster. Q = q(top).
 
     Args:
         bound: linear in log_w, so `bounds.elbo`.
-        states: how many are summed, for each member of the batch those that it finds likeliest.
+        states: how many are summed, for each member of the batch those that it finds likeliest; with
+            all of them the gradient is exact.
 
     Returns:
-        An Objective: (key, log_joint, q, *, num_samples, chunk_size=None) -> Estimate, value [*batch] in nats; the
+        An Objective (`types.Objective`), value [*batch] in nats. The
         model is evaluated states + num_samples times. q shows its logits as q.logits: one categorical (or Bernoulli)
-        for each member of the batch. Second derivatives are refused.
+        for each member of the batch. Draws carry their weights: q(z) for the top, and (1 - Q)/K for each
+        draw of the rest, whose b is the mean of the others. Second derivatives are refused.
 
     Raises:
-        TypeError: (when called) for a raw key or a q that is not a distribution.
         ValueError: (when called) for a bound that is not linear, `states` outside 1 .. all, a q of other kinds or of
             several latents, members of the batch that log_joint couples, or shapes that do not agree.
+
+    Example:
+        >>> def value(logit):
+        ...     q = distrax.Bernoulli(logits=logit)
+        ...     objective = top_states(vj.bounds.elbo, states=2)
+        ...     return objective(jax.random.key(0), lambda z: 2.0 * z, q, num_samples=1).value
+        >>> round(float(jax.jit(jax.grad(value))(0.0)), 3)  # 2 σ'(0), exactly
+        0.5
 
     Reference: Liu, Regier, Tripuraneni, Jordan, McAuliffe, Rao-Blackwellized stochastic gradients for discrete
         distributions, 2019, arXiv:1810.04777.
@@ -108,6 +123,7 @@ def top_states(bound: Bound, *, states: int) -> Objective:
 def _top_states(request: engine.Request, top: int) -> engine.Strategy:
     known, log_probs = _one_variable(request.states, top)
     stopped = jax.lax.stop_gradient(log_probs)
+    # [*batch, top]: the likeliest states; then a mask of them over all states, and what is left.
     chosen = jax.lax.top_k(stopped, top)[1]
     is_top = jnp.sum(jax.nn.one_hot(chosen, stopped.shape[-1], dtype=stopped.dtype), -2) > 0
     log_rest = jnp.where(is_top, -jnp.inf, stopped)
@@ -117,7 +133,8 @@ def _top_states(request: engine.Request, top: int) -> engine.Strategy:
     rows = Draw(_numbered_seeds, draws.iid.sample, independent=False)
     seeds = request.plan(rows, top + request.num_samples)
 
-    def state(row: Array, key: Any) -> Array:
+    def state(row: Array, key: Key[Array, ""]) -> Array:
+        # Row r < top is the r-th likeliest state; the others are drawn from the rest.
         summed = jnp.take(chosen, jnp.minimum(row, top - 1), -1)
         drawn = jax.random.categorical(key, log_rest)
         return jax.nn.one_hot(
@@ -143,6 +160,8 @@ def _top_states(request: engine.Request, top: int) -> engine.Strategy:
         finite = jnp.where(jnp.isfinite(stopped_f), stopped_f, 0.0)
         b = jax.lax.stop_gradient(_mean_of_others(drawn))
         signal = jnp.where(jnp.isfinite(stopped_f[top:]), stopped_f[top:] - b, 0.0)
+        # Σ f ∇q over the top, and the score of the rest with the mean of the others as baseline;
+        # the baseline's own part of ∇(1 - Q) is added at the end.
         along = jnp.sum(finite[:top] * mass, 0) + rest * jnp.mean(signal * log_q[top:], 0)
         return with_score(bound_value, bound_value + along + mass_of_rest * jnp.mean(b, 0))
 
@@ -154,7 +173,7 @@ def _top_states(request: engine.Request, top: int) -> engine.Strategy:
     return engine.Strategy(evaluate, value, seeds=seeds, weights=weights)
 
 
-def _numbered_seeds(key: Any, num_samples: int) -> tuple[Array, Any]:
+def _numbered_seeds(key: Key[Array, ""], num_samples: int) -> tuple[Array, PyTree]:
     return jnp.arange(num_samples), draws.iid.seeds(key, num_samples)
 
 
@@ -162,8 +181,9 @@ def _one_variable(known: engine.States, top: int) -> tuple[engine.States, Array]
     log_probs = known.log_probs[0]
     if len(known.log_probs) > 1 or log_probs.ndim != known.batch + 1:
         raise ValueError(
-            "top_states sums over one categorical for each member of the batch, and q has several latents: use "
-            "gradients.local_expectation, or one categorical over all their joint states."
+            "top_states sums over one categorical for each member of the batch, and q has several "
+            "latents: use gradients.local_expectation, or one categorical over all their joint "
+            "states."
         )
     if (
         isinstance(top, bool)
@@ -184,7 +204,7 @@ def _mean_of_others(f: Array) -> Array:
     return jnp.where(others > 0, (jnp.sum(kept, 0)[None] - kept) / jnp.maximum(others, 1), 0.0)
 
 
-def _sample(key: Any, known: engine.States) -> list[Array]:
+def _sample(key: Key[Array, ""], known: engine.States) -> list[Array]:
     keys = jax.random.split(key, len(known.log_probs))
     pairs = zip(keys, known.stopped().log_probs, strict=True)
     return [hardest(l + jax.random.gumbel(k, l.shape, l.dtype)) for k, l in pairs]
@@ -197,6 +217,7 @@ def _others(one_hot: list[Array], known: engine.States) -> tuple[list[Array], Ar
     for i, (x, log_probs) in enumerate(zip(one_hot, known.log_probs, strict=True)):
         coordinate = each_coordinate(x.shape[known.batch : -1], known.batch)[..., None]
         for shift in range(1, x.shape[-1]):
+            # Each latent in turn is moved on by `shift` states, the rest as drawn.
             moved = jnp.roll(x, shift, -1)
             many = jnp.where(coordinate, moved[None], x[None])
             draws.append(
@@ -208,57 +229,3 @@ def _others(one_hot: list[Array], known: engine.States) -> tuple[list[Array], Ar
             q = jnp.sum(moved * jnp.exp(log_probs), -1)
             mass.append(coordinates_first(q, known.batch))
     return [jnp.concatenate(leaf) for leaf in zip(*draws, strict=True)], jnp.concatenate(mass)
-
-
-# --- what local expectations and measure-valued gradients share: draws of which one coordinate is replaced
-
-
-def each_coordinate(event: tuple[int, ...], batch: int) -> Array:
-    """Return masks [d, *1s of batch, *event], each of one coordinate."""
-    d = math.prod(event)
-    return jnp.eye(d, dtype=bool).reshape((d,) + (1,) * batch + event)
-
-
-def coordinates_first(x: Array, batch: int) -> Array:
-    """Turn [*batch, *event] into [d, *batch]."""
-    return jnp.moveaxis(x.reshape(*x.shape[:batch], -1), -1, 0)
-
-
-def swaps(request: engine.Request, z: Any, log_q: Array, seeds: engine.Plan) -> Array:
-    """Return the log-weights, stopped, of draws with leading axes [k, m]."""
-    k, m = log_q.shape[:2]
-
-    def flat(x: Array) -> Array:
-        return x.reshape(k * m, *x.shape[2:])
-
-    keys = None if seeds.model is None else jnp.repeat(seeds.model, m)
-    log_p, _ = request.evaluate(jax.tree.map(flat, z), flat(log_q), engine.Plan(seeds.draw, keys))
-    return jax.lax.stop_gradient(log_p.reshape(log_q.shape) - log_q)
-
-
-def changes(request: engine.Request, log_w: Array, swapped: Array) -> Array:
-    """Return how the bound changes when draw k's log-weight becomes each of swapped [k, m, *batch]; stopped."""
-    bound, log_w = request.bound, jax.lax.stop_gradient(log_w)
-    weights, terms = own_weights(bound, request.forms, log_w), request.forms.terms
-    if weights is not None:
-        term = (lambda x: x) if terms is None else terms
-        after, before = jax.vmap(term, 1, 1)(swapped), term(log_w)[:, None]
-        change = weights[:, None] * (after - before)
-    else:
-        own = bound(log_w)[None]
-
-        def of_draw(k: Array) -> Array:
-            return jax.vmap(lambda w: bound(log_w.at[k].set(w)))(swapped[k]) - own
-
-        change = jax.lax.map(of_draw, jnp.arange(log_w.shape[0]))
-    # An infinite change says nothing of where to go.
-    return jnp.where(jnp.isfinite(change), change, 0.0)
-
-
-def scored(request: engine.Request, log_p: Array, log_q: Array, along: Array) -> Array:
-    """Return the bound with the derivative of `along` added; a mean drops the score of q, of mean zero."""
-    bound = request.bound
-    value = bound(log_p - log_q)
-    if request.is_mean:
-        return with_score(value, bound(log_p - jax.lax.stop_gradient(log_q)) + along)
-    return with_score(value, value + along)

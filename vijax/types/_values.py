@@ -112,7 +112,11 @@ class Estimate(NamedTuple):
 
 @runtime_checkable
 class Objective(Protocol):
-    """(key, log_joint, q, *, num_samples, chunk_size=None) -> Estimate: a bound together with its gradient."""
+    """A bound together with its gradient: what every estimator of `vijax.gradients` makes of a
+    bound.
+
+        (key, log_joint, q, *, num_samples, chunk_size=None) -> Estimate
+    """
 
     def __call__(
         self,
@@ -123,7 +127,22 @@ class Objective(Protocol):
         num_samples: int,
         chunk_size: int | None = None,
     ) -> Estimate:
-        """Estimate the bound from `num_samples` draws, `chunk_size` of them in memory at a time."""
+        """Estimate the bound from `num_samples` draws, `chunk_size` of them in memory at a time.
+
+        Args:
+            key: a typed key, consumed.
+            log_joint: z -> log p(x, z) in nats, [*batch], of one draw.
+            q: a distribution with batch shape [*batch], or a dict, list or tuple of them.
+            num_samples: k.
+            chunk_size: how many draws are evaluated at a time; all of them where None.
+
+        Returns:
+            Estimate(value, draws): differentiate the value in what q and log_joint close over.
+
+        Raises:
+            TypeError: for a raw key, or a q that is not a distribution.
+            ValueError: for shapes that do not agree, and for what the estimator cannot be right for.
+        """
         ...
 
 
