@@ -12,7 +12,7 @@ from vijax.types import PyTree
 
 
 class Moments(NamedTuple):
-    """What many gradients look like, each field a pytree like the parameters.
+    """Moments of a gradient over keys, each field a pytree like the parameters.
 
     Fields:
         mean: the mean gradient; its standard error is sd / sqrt(num_keys).
@@ -43,27 +43,34 @@ def gradient_moments(
     num_keys: int,
     batch_size: int = 1000,
 ) -> Moments:
-    """Mean, standard deviation and signal-to-noise ratio of a stochastic gradient, number by number.
+    """Mean, standard deviation and signal-to-noise ratio of a stochastic gradient, number by
+    number.
 
         mean = Ê[g],   sd = (Ê[(g - mean)²])^½,   snr = |mean| / sd,      g = ∇_params value(key, params)
 
-    When estimators are to be compared at equal cost, or to see whether a gradient still says anything: an SNR of one
-    over the square root of the steps you average is noise. It is itself estimated: below 1/sqrt(num_keys) it
-    is the noise of this function. Jittable, with `value`, num_keys and batch_size static.
+    To compare estimators at equal cost: an SNR below one over the square root of the steps that you
+    average is noise.
 
     Args:
         key: a typed key, consumed.
         value: (key, params) -> a scalar, such as `lambda key, p: objective(key, ..., num_samples=8).value.mean()`.
         params: a pytree of floats.
-        num_keys: how many gradients.
+        num_keys: how many gradients. An SNR below 1/sqrt(num_keys) is the noise of this function.
         batch_size: how many of them at a time; memory grows with it alone.
 
     Returns:
-        Moments of pytrees like params, in the value's unit (nats) per unit of each parameter.
+        Moments of pytrees like params, in the value's unit (nats) per unit of each parameter. Jittable,
+        with `value`, num_keys and batch_size static.
 
     Raises:
         TypeError: for a raw key, or counts that are not Python ints.
         ValueError: for num_keys < 2, or a value that is not a scalar.
+
+    Example:
+        >>> value = lambda key, x: x * (3.0 + jax.random.bernoulli(key))  # g is 3 or 4
+        >>> moments = gradient_moments(jax.random.key(0), value, 1.0, num_keys=10_000)
+        >>> round(float(moments.mean), 1), round(float(moments.sd), 1)
+        (3.5, 0.5)
 
     Reference: Rainforth et al., Tighter variational bounds are not necessarily better, 2018, arXiv:1802.04537.
     """
@@ -73,7 +80,8 @@ def gradient_moments(
     shape = jax.eval_shape(value, key, params)
     if not hasattr(shape, "shape") or shape.shape != ():
         raise ValueError(
-            f"value(key, params) must be a scalar, got {shape}; an Estimate's is [*batch]: take the mean."
+            f"value(key, params) must be a scalar, got {shape}; an Estimate's is [*batch]: take "
+            "the mean."
         )
     sums = gather(
         key,
@@ -86,7 +94,12 @@ def gradient_moments(
     return Moments(sums.mean, sd, jax.tree.map(lambda r: jnp.where(jnp.isnan(r), 0.0, r), snr))
 
 
-def gather(key: Any, estimate: Callable[[Any], PyTree], num_keys: Any, batch_size: int) -> Sums:
+def gather(
+    key: Key[Array, ""],
+    estimate: Callable[[Any], PyTree],
+    num_keys: int | Array,
+    batch_size: int,
+) -> Sums:
     """Return the sums over num_keys, which may be traced, of an estimate; key i does not depend on batch_size."""
 
     def wide(tree: PyTree) -> PyTree:
@@ -98,31 +111,34 @@ def gather(key: Any, estimate: Callable[[Any], PyTree], num_keys: Any, batch_siz
 
     def step(carry: tuple[Array, Sums]) -> tuple[Array, Sums]:
         first, sums = carry
+        # Key i is fold_in(key, i); of the last batch only those below num_keys count.
         index = first + jnp.arange(batch_size)
-        found = wide(jax.vmap(lambda i: estimate(jax.random.fold_in(key, i)))(index))
-        return first + batch_size, merge(sums, _sums(found, index < num_keys))
+        values = wide(jax.vmap(lambda i: estimate(jax.random.fold_in(key, i)))(index))
+        return first + batch_size, merge(sums, _sums(values, index < num_keys))
 
     sums = Sums(jnp.zeros((), jnp.float32), zero, zero, zero, zero)
     return jax.lax.while_loop(lambda carry: carry[0] < num_keys, step, (jnp.asarray(0), sums))[1]
 
 
-def _sums(found: PyTree, counts: Array) -> Sums:
-    """Return the sums of one batch, of which only the rows that count are looked at."""
+def _sums(values: PyTree, counts: Array) -> Sums:
+    """Return the sums of one batch, of the rows that count."""
     n = jnp.sum(counts).astype(jnp.float32)
 
+    # [batch_size] to [batch_size, *1s], to select rows of a leaf.
     def rows(a: Array) -> Array:
         return counts.reshape(-1, *(1,) * (a.ndim - 1))
 
     def mean(a: Array) -> Array:
         return (jnp.sum(jnp.where(rows(a), a, 0), 0) / n).astype(a.dtype)
 
-    center = jax.tree.map(mean, found)
+    # Deviations are from the batch's own mean, so that powers of them do not cancel.
+    center = jax.tree.map(mean, values)
 
     def power(p: int) -> PyTree:
         def leaf(a: Array, c: Array) -> Array:
             return jnp.sum(jnp.where(rows(a), (a - c[None]) ** p, 0), 0)
 
-        return jax.tree.map(leaf, found, center)
+        return jax.tree.map(leaf, values, center)
 
     return Sums(n, center, power(2), power(3), power(4))
 
@@ -134,6 +150,7 @@ def merge(a: Sums, b: Sums) -> Sums:
 
     def one(sides: tuple[Array, ...]) -> tuple[Array, ...]:
         ma, a2, a3, a4, mb, b2, b3, b4 = sides
+        # With d the difference of the means, each sum is both parts' own and terms in d.
         d = mb - ma
         both = share * b.keys
         m3 = a3 + b3 + d**3 * both * (share - other) + 3 * d * (share * b2 - other * a2)
@@ -141,8 +158,9 @@ def merge(a: Sums, b: Sums) -> Sums:
         m4 = m4 + 6 * d**2 * (share**2 * b2 + other**2 * a2) + 4 * d * (share * b3 - other * a3)
         return tuple(m.astype(ma.dtype) for m in (ma + d * other, a2 + b2 + d**2 * both, m3, m4))
 
+    # Leaf by leaf: eight numbers of both batches in, the four of their union out.
     leaves = [jax.tree.leaves(tree) for tree in (*a[1:], *b[1:])]
-    merged = [one(found) for found in zip(*leaves, strict=True)]
+    merged = [one(sides) for sides in zip(*leaves, strict=True)]
     tree = jax.tree.structure(a.mean)
     return Sums(n, *(jax.tree.unflatten(tree, [m[i] for m in merged]) for i in range(4)))
 

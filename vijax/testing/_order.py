@@ -24,24 +24,25 @@ def check_bound_order(
     pilot: int = 2000,
     batch_size: int = 1000,
 ) -> Report:
-    """Assert that bounds rise in expectation, E[bounds[0]] <= E[bounds[1]] <= ..., for every member of the batch.
+    """Assert that bounds rise in expectation, E[bounds[0]] <= E[bounds[1]] <= ..., for every member
+    of the batch.
 
-        z = mean of (bounds[i](log_w) - bounds[i+1](log_w)) / (sd / √n),    one-sided, on the same draws
+        z = mean of (bounds[i](log_w) - bounds[i+1](log_w)) / (sd / √n)
 
-    For a bound of yours among known ones: `[bounds.elbo, mine, lambda l: bounds.iwae(l[:4]), bounds.iwae, log_p]`.
-    Pairing takes out what the bounds have in common, so that small steps are seen. Keys are as many as it takes
-    to find a step down of `detects`; a hundredth of it is let pass. As to what is assumed, see `check_unbiased`.
+    For a bound of yours among known ones. The test is one-sided, on the same draws, which takes out
+    what the bounds have in common.
 
     Args:
         key: a typed key, consumed.
         log_weights: key -> log-weights in nats, such as `lambda key: draws.weigh(key, log_joint, q, num_samples=8)
             .log_w`.
-        bounds: from low to high: functions log_w [k, *batch] -> [*batch], or numbers known, () or [*batch].
-        detects: the step down, in nats, that must not be missed.
+        bounds: from low to high: functions log_w [k, *batch] -> [*batch], or numbers known, () or [*batch], as in
+            `[bounds.elbo, mine, lambda l: bounds.iwae(l[:4]), bounds.iwae, log_p]`.
+        detects: the step down, in nats, that must not be missed; a hundredth of it is let pass.
         level: probability that bounds in order fail.
         power: probability that a step down of `detects` is found.
         max_keys: the most keys to spend, besides the pilot's.
-        pilot: keys from which the spread is taken.
+        pilot: keys from which the spread is taken; as to what is assumed, see `check_unbiased`.
         batch_size: how many keys at a time; memory grows with it alone.
 
     Returns:
@@ -53,6 +54,13 @@ def check_bound_order(
         ValueError: where max_keys do not suffice to tell, for fewer than two bounds, and for bounds that do not reduce
             the sample axis alone.
 
+    Example:
+        >>> log_weights = lambda key: jax.random.normal(key, (4,))
+        >>> order = [vj.bounds.elbo, vj.bounds.iwae, 0.5]  # log E[eˣ] = ½
+        >>> report = check_bound_order(jax.random.key(0), log_weights, order, detects=0.5)
+        >>> report.z < report.limit
+        True
+
     Reference: Burda, Grosse, Salakhutdinov, Importance weighted autoencoders, 2016, arXiv:1509.00519.
     """
     checks.key(key)
@@ -63,16 +71,18 @@ def check_bound_order(
         f"{i}: {checks.describe(b)}" if callable(b) else f"{i}: {b}" for i, b in enumerate(bounds)
     ]
 
-    def steps(key: Any) -> dict[str, Array]:
+    def steps(key: Key[Array, ""]) -> dict[str, Array]:
         log_w = log_weights(key)
         values = []
         for label, bound in zip(labels, bounds, strict=True):
             value = jnp.asarray(bound(log_w) if callable(bound) else bound)
             if value.shape != batch and (callable(bound) or value.shape != ()):
                 raise ValueError(
-                    f"a bound maps [k, *batch] to [*batch]: from {log_w.shape} {label} made {value.shape}."
+                    f"a bound maps [k, *batch] to [*batch]: from {log_w.shape} {label} made "
+                    f"{value.shape}."
                 )
             values.append(jnp.broadcast_to(value, batch))
+        # Below 0 in expectation where the order holds.
         return {
             f"({labels[i]}) - ({labels[i + 1]})": values[i] - values[i + 1]
             for i in range(len(values) - 1)

@@ -1,4 +1,4 @@
-"""A z-test of many means at once: how many keys it needs is seen from a pilot run, then it looks once at fresh ones."""
+"""A z-test of many means at once: a pilot run says how many keys it needs, and it is made once, at fresh ones."""
 
 from collections.abc import Callable
 from statistics import NormalDist
@@ -7,19 +7,22 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, ArrayLike, Key
 
 from vijax import checks
 from vijax.testing._moments import Sums, gather
 from vijax.types import PyTree
 
-TINY = 1e-37  # in place of no variance at all
-MOST = 2**24  # keys: float32 counts no further
-SLACK = 0.01  # of `detects`: a bias so small is let pass, since rounding and the truth's own error make one
+# In place of no variance at all.
+TINY = 1e-37
+# Keys: float32 counts no further.
+MOST = 2**24
+# Of `detects`: a bias so small is let pass, since rounding and the truth's own error make one.
+SLACK = 0.01
 
 
 class Report(NamedTuple):
-    """What a check that has passed saw, at the number that came nearest to failing.
+    """What a check that has passed measured, at the number that came nearest to failing.
 
     Fields:
         z: its distance from the truth in standard errors.
@@ -83,9 +86,11 @@ def margin(power: float) -> float:
     return NormalDist().inv_cdf(power)
 
 
-def z_score(off: Any, error: Any, slack: Any) -> Any:
+def z_score(off: ArrayLike, error: ArrayLike, slack: ArrayLike) -> Any:
     """Return how many standard errors `off` lies beyond `slack`, 0 where it does not."""
-    return (off > slack) * (off - slack) / (error + TINY)
+    # Of NumPy or JAX, whichever comes in.
+    distance: Any = off
+    return (distance > slack) * (distance - slack) / (error + TINY)
 
 
 def design(
@@ -114,12 +119,15 @@ def design(
     return Design(z, margin(power), one_sided, pilot, max_keys, min(batch_size, pilot))
 
 
-def examine(key: Any, deviation: Callable[[Any], Array], detects: Array, d: Design) -> Trial:
-    """Size the run by a pilot, and test once on fresh keys: the pilot's means are never looked at. Jittable.
+def examine(
+    key: Key[Array, ""], deviation: Callable[[Any], Array], detects: Array, d: Design
+) -> Trial:
+    """Size the run by a pilot, and test once on fresh keys: the pilot's means are never used.
+    Jittable.
 
     Keys are enough for two things: that a bias of `detects` lies limit + margin standard errors out, taking the pilot's
     variance three of its own standard errors high; and that the normal limit holds for skewed samples, where the tail
-    of a studentised mean is off by a factor exp(skewness z³ / 3√n), which is kept below e.
+    of a studentized mean is off by a factor exp(skewness z³ / 3√n), which is kept below e.
     """
     key_pilot, key_run = jax.random.split(key)
 
@@ -128,13 +136,16 @@ def examine(key: Any, deviation: Callable[[Any], Array], detects: Array, d: Desi
 
     sums = gather(key_pilot, scaled, d.pilot, d.batch_size)
     variance, skewness, kurtosis = shape(sums)
+    # High by three of the variance's own standard errors, √((kurtosis - 1) / n) of it.
     variance = variance * (1 + 3 * jnp.sqrt(jnp.maximum(kurtosis - 1, 0.0) / sums.keys))
+    # Keys for the power asked for, and keys for a normal mean; at least as many as the pilot's.
     enough = ((d.limit + d.margin) / (1 - SLACK)) ** 2 * variance
     normal = jnp.where(_negligible(variance, d, d.pilot), 0.0, (skewness * d.limit**3 / 3) ** 2)
     needed = jnp.max(jnp.maximum(enough, normal))
     needed = jnp.ceil(jnp.where(jnp.isnan(needed), d.pilot, jnp.maximum(needed, d.pilot)))
     sums = gather(key_run, scaled, jnp.minimum(needed, d.max_keys).astype(jnp.int32), d.batch_size)
 
+    # The test itself, of the fresh keys alone.
     variance, skewness, kurtosis = shape(sums)
     error = jnp.sqrt(variance / sums.keys)
     z = z_score(sums.mean if d.one_sided else jnp.abs(sums.mean), error, SLACK)
@@ -144,7 +155,7 @@ def examine(key: Any, deviation: Callable[[Any], Array], detects: Array, d: Desi
     return Trial(sums.mean * detects, error * detects, z, share, lean, kurtosis, sums.keys, needed)
 
 
-def _negligible(variance: Array, d: Design, n: Any) -> Array:
+def _negligible(variance: Array, d: Design, n: int | Array) -> Array:
     """Say where all spread is rounding, far within the slack, so that its shape does not matter."""
     return d.limit * jnp.sqrt(variance / n) < SLACK
 
@@ -157,12 +168,13 @@ def shape(sums: Sums) -> tuple[Array, Array, Array]:
     return variance, skewness, jnp.where(sums.m2 > 0, sums.m4 / sums.keys / second**2, 3.0)
 
 
-def judge(trial: Trial, names: list[str], detects: Any, d: Design, complaint: str) -> Report:
+def judge(trial: Trial, names: list[str], detects: ArrayLike, d: Design, complaint: str) -> Report:
     """Return a report, or raise: AssertionError where a mean is off, ValueError where this trial cannot tell."""
     t: Any = Trial(*jax.tree.map(lambda a: np.asarray(a, np.float64), tuple(trial)))
-    detects = np.asarray(detects, np.float64)
+    sizes = np.asarray(detects, np.float64)
     keys = int(t.num_keys)
-    if np.any(lost := ~np.isfinite(t.bias + t.error)):
+    lost = ~np.isfinite(t.bias + t.error)
+    if np.any(lost):
         raise AssertionError(
             f"{names[int(np.argmax(lost))]} is nan or infinite for some of {keys:,} keys."
         )
@@ -172,27 +184,30 @@ def judge(trial: Trial, names: list[str], detects: Any, d: Design, complaint: st
     worst = int(np.argmax(np.where(heavy & np.any(far & ~heavy), 0.0, t.z)))
     if heavy[worst]:
         raise ValueError(
-            f"cannot tell: {names[worst]} is off by {t.bias[worst]:+.3g}, {t.z[worst]:.1f} standard errors, but its "
-            f"tails are too heavy for a z-test of {keys:,} keys (kurtosis {t.kurtosis[worst]:.3g}); raise max_keys or "
-            "pilot, or average more draws in each estimate."
+            f"cannot tell: {names[worst]} is off by {t.bias[worst]:+.3g}, {t.z[worst]:.1f} "
+            f"standard errors, but its tails are too heavy for a z-test of {keys:,} keys "
+            f"(kurtosis {t.kurtosis[worst]:.3g}); raise max_keys or pilot, or average more draws "
+            "in each estimate."
         )
     if t.z[worst] > d.limit:
         raise AssertionError(
-            f"{complaint}: {names[worst]} is off by {t.bias[worst]:+.3g}, {t.z[worst]:.1f} standard errors of "
-            f"{t.error[worst]:.2g} where {d.limit:.1f} are allowed; so are {int(np.sum(t.z > d.limit))} of "
-            f"{len(names)} numbers, after {keys:,} keys."
+            f"{complaint}: {names[worst]} is off by {t.bias[worst]:+.3g}, {t.z[worst]:.1f} "
+            f"standard errors of {t.error[worst]:.2g} where {d.limit:.1f} are allowed; so are "
+            f"{int(np.sum(t.z > d.limit))} of {len(names)} numbers, after {keys:,} keys."
         )
+    # No number is off; was a bias of `detects` large enough to be found in each of them?
     blind = int(np.argmax(t.share))
     if t.share[blind] > 1:
         how = (
-            f"it takes some {int(t.needed):,} keys: raise max_keys{' (at most 2**24)' if t.needed > MOST else ''}"
+            f"it takes some {int(t.needed):,} keys: raise max_keys"
+            f"{' (at most 2**24)' if t.needed > MOST else ''}"
             if t.needed > d.max_keys
             else f"the pilot of {d.pilot:,} keys saw too little of its spread: raise pilot"
         )
         raise ValueError(
-            f"cannot tell: {names[blind]} could be off by {t.share[blind] * detects[blind]:.3g} after {keys:,} keys, "
-            f"where detects = {detects[blind]:.3g}; {how}, state a larger detects, or average more draws in each "
-            "estimate."
+            f"cannot tell: {names[blind]} could be off by {t.share[blind] * sizes[blind]:.3g} "
+            f"after {keys:,} keys, where detects = {sizes[blind]:.3g}; {how}, state a larger detects, or "
+            "average more draws in each estimate."
         )
     kurtosis = float(np.max(t.kurtosis))
     return Report(
@@ -208,15 +223,15 @@ def judge(trial: Trial, names: list[str], detects: Any, d: Design, complaint: st
 
 def numbers(tree: PyTree) -> list[str]:
     """Return a name for every number in a pytree of arrays or shapes, such as q.loc[3]."""
-    found = []
+    result = []
     for name, leaf in checks.named_leaves(tree):
         name = "value" if name == "z" else name
-        found += [
+        result += [
             name + (str(list(index)) if index else "") for index in np.ndindex(*jnp.shape(leaf))
         ]
-    if not found:
+    if not result:
         raise ValueError("there is nothing to test: the estimate holds no numbers.")
-    return found
+    return result
 
 
 def flat(tree: PyTree) -> Array:
@@ -226,7 +241,7 @@ def flat(tree: PyTree) -> Array:
     return vector if jnp.issubdtype(vector.dtype, jnp.inexact) else vector.astype(jnp.float32)
 
 
-def spread(detects: Any, tree: PyTree) -> Array:
+def spread(detects: float | PyTree, tree: PyTree) -> Array:
     """Return `detects`, one number or a pytree like `tree` whose leaves broadcast, as a vector of floats [c]."""
     structure: Any = jax.tree.structure(tree)
     each = (
@@ -235,11 +250,13 @@ def spread(detects: Any, tree: PyTree) -> Array:
         else jax.tree.map(lambda _: detects, tree)
     )
     try:
-        found = flat(jax.tree.map(lambda d, leaf: jnp.broadcast_to(d, jnp.shape(leaf)), each, tree))
+        result = flat(
+            jax.tree.map(lambda d, leaf: jnp.broadcast_to(d, jnp.shape(leaf)), each, tree)
+        )
     except (TypeError, ValueError) as error:
         raise ValueError(
             f"detects must be one number, or a pytree like the estimate; got {detects!r}."
         ) from error
-    if not np.all(np.asarray(found) > 0):
+    if not np.all(np.asarray(result) > 0):
         raise ValueError(f"detects must be positive, in the estimate's own unit; got {detects!r}.")
-    return found.astype(jnp.float32)
+    return result.astype(jnp.float32)
