@@ -66,9 +66,13 @@ def symmetric(a: Array) -> Array:
 
 
 def _probe(product: Callable[[Array], Array], v: Array) -> Array:
+    # Λ times every unit vector: its columns, which need not be symmetric to rounding.
     unit = jnp.eye(v.shape[-1], dtype=v.dtype)
     columns = jax.vmap(lambda e: product(own_direction(jnp.broadcast_to(e, v.shape), v)))(unit)
     return symmetric(jnp.moveaxis(columns, 0, -1))
+
+
+# Solves with L and Lᵀ, for each member of a batch.
 
 
 @partial(jnp.vectorize, signature="(d,d),(d)->(d)")

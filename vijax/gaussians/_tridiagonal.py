@@ -20,6 +20,7 @@ from vijax.gaussians._precision import (
 )
 from vijax.trees import own_direction, scan
 
+# The diagonal blocks, and those below them.
 Blocks = tuple[Array, Array]
 
 
@@ -28,6 +29,7 @@ def _probe(product: Callable[[Array], Array], v: Array) -> Blocks:
     steps, d = v.shape[-2:]
     time = jnp.arange(steps)
     colors = (time[None] % 3 == jnp.arange(3)[:, None]).astype(v.dtype)
+    # [3, d, T, d]: unit vector i in every block of one color.
     directions = colors[:, None, :, None] * jnp.eye(d, dtype=v.dtype)[None, :, None, :]
     products = jax.vmap(
         jax.vmap(lambda e: product(own_direction(jnp.broadcast_to(e, v.shape), v)))
@@ -41,6 +43,7 @@ def _probe(product: Callable[[Array], Array], v: Array) -> Blocks:
 
 
 def _times(a: Blocks, v: Array) -> Array:
+    # Block t of Λ v: own v_t, what lies below it from v_{t-1}, and its transpose from v_{t+1}.
     own, below = a
     down, up = matvec(below, v[..., :-1, :]), transposed_matvec(below, v[..., 1:, :])
     none = jnp.zeros_like(v[..., :1, :])
@@ -51,10 +54,12 @@ def _times(a: Blocks, v: Array) -> Array:
 def _factor(own: Array, below: Array) -> Blocks:
     def step(root: Array, blocks: Blocks) -> tuple[Array, Blocks]:
         a, c = blocks
+        # Block row t of L Lᵀ = Λ: L_{t,t-1} = Λ_{t,t-1} L_{t-1}⁻ᵀ, L_t L_tᵀ = Λ_{t,t} - L_{t,t-1} L_{t,t-1}ᵀ.
         off = solve_triangular(root, c.T, lower=True).T
         root = jnp.linalg.cholesky(a - off @ off.T)
         return root, (root, off)
 
+    # The first block has none before it: a block of zeros below any root.
     first = jnp.eye(own.shape[-1], dtype=own.dtype)
     below = jnp.concatenate([jnp.zeros_like(own[:1]), below])
     _, (roots, offs) = scan(step, first, (own, below))
@@ -68,6 +73,7 @@ def _forward(roots: Array, offs: Array, v: Array) -> Array:
         y = solve_triangular(root, v - off @ y, lower=True)
         return y, y
 
+    # L y = v, from the first block on.
     offs = jnp.concatenate([jnp.zeros_like(roots[:1]), offs])
     return scan(step, jnp.zeros_like(v[0]), (roots, offs, v))[1]
 
@@ -79,11 +85,13 @@ def _backward(roots: Array, offs: Array, v: Array) -> Array:
         x = solve_triangular(root, v - off.T @ x, lower=True, trans=1)
         return x, x
 
+    # Lᵀ x = v, from the last block back.
     offs = jnp.concatenate([offs, jnp.zeros_like(roots[:1])])
     return scan(step, jnp.zeros_like(v[0]), (roots, offs, v), reverse=True)[1]
 
 
 def _pull(root: Blocks, v: Array) -> Array:
+    # Block t of Lᵀ v reads v_t and v_{t+1}.
     roots, offs = root
     up = transposed_matvec(offs, v[..., 1:, :])
     return transposed_matvec(roots, v) + jnp.concatenate([up, jnp.zeros_like(v[..., :1, :])], -2)

@@ -1,13 +1,15 @@
 """Gaussians as affine maps of standard normal noise, z = loc + S e: noise, root, distribution."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Float
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Key
 
 from vijax.types import PyTree
 
@@ -30,9 +32,10 @@ def standard_log_density(
     return jnp.sum(-0.5 * jnp.square(e) - log_scale - 0.5 * LOG_2PI, -1)
 
 
-def standard_quantile(u: Float[Array, " n"], dtype: Any) -> Float[Array, " n"]:
+def standard_quantile(u: Float[Array, " n"], dtype: DTypeLike) -> Float[Array, " n"]:
     """Carry uniforms to standard normal noise of a dtype, finite at 0 and 1 too."""
     u = u.astype(jnp.promote_types(dtype, jnp.float32))  # half precision has few numbers near 1
+    # At 0 or 1 itself the quantile is infinite.
     limits = jnp.finfo(u.dtype)
     e = jax.scipy.special.ndtri(jnp.clip(u, limits.tiny, 1 - limits.epsneg))
     return e.astype(dtype)
@@ -136,6 +139,11 @@ class AffineGaussian:
     Fields:
         loc: the mean, like z.
         root: S, over the elements of z in the order of its leaves.
+
+    Example:
+        >>> q = AffineGaussian(jnp.array([1.0, 2.0]), DiagonalRoot(jnp.zeros(2)))
+        >>> round(float(q.log_prob(q.loc)), 3)  # -log 2π
+        -1.838
     """
 
     fixed_support = True
@@ -165,14 +173,18 @@ class AffineGaussian:
     def draw(self, e: Float[Array, " n"]) -> tuple[PyTree, Array]:
         """Carry standard normal noise to a draw, with log q of it, () in nats."""
         loc, unravel = ravel_pytree(self.loc)
+        # e is kept: log q of it needs no solve.
         z = self.root.push(loc, e)
         return unravel(z), self.root.log_density(z - loc, e)
 
-    def sample_and_log_prob(self, *, seed: Any, sample_shape: Any = ()) -> tuple[PyTree, Array]:
+    def sample_and_log_prob(
+        self, *, seed: Key[Array, ""], sample_shape: Sequence[int] = ()
+    ) -> tuple[PyTree, Array]:
         """Draw z and return it with its log-density."""
         draw = self.draw
         for _ in sample_shape:
             draw = jax.vmap(draw)
+        # All noise in one call, [*sample_shape, n], then draw by draw.
         return draw(jax.random.normal(seed, (*sample_shape, *self.uniforms), self.dtype))
 
     def log_prob(self, z: PyTree, /) -> Array:
@@ -192,17 +204,18 @@ class AffineGaussian:
         """Return H[q], () in nats: ½ log |Σ| + d/2 (1 + log 2π)."""
         return self.root.half_log_det() + 0.5 * self.root.log_scale.size * (1 + LOG_2PI)
 
-    def kl_divergence(self, other: Any) -> Array:
+    def kl_divergence(self, other: object) -> Array:
         """Return KL(q ‖ p), () in nats: ½ (tr Σₚ⁻¹ Σ + ‖m - mₚ‖² - d + log |Σₚ| - log |Σ|)."""
         if not isinstance(other, AffineGaussian):
-            found = type(other).__name__
-            raise NotImplementedError(f"a Gaussian family knows no divergence from a {found}.")
+            kind = type(other).__name__
+            raise NotImplementedError(f"a Gaussian family knows no divergence from a {kind}.")
         drawn, others = (jax.tree.map(jnp.shape, q.loc) for q in (self, other))
         if drawn != others:
             raise ValueError(f"q draws {drawn} and the prior {others}; they must be alike.")
         root, prior = self.root, other.root
         difference = ravel_pytree(self.loc)[0] - ravel_pytree(other.loc)[0]
         total = prior.square(difference) - difference.size
+        # tr Σₚ⁻¹ Σ, with Σ = diag(v) + F Fᵀ: v against the diagonal of Σₚ⁻¹, and fᵀ Σₚ⁻¹ f of each column.
         diagonal, directions = root.parts()
         if diagonal is not None:
             total = total + jnp.sum(diagonal * prior.precisions())

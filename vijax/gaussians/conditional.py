@@ -1,13 +1,13 @@
 """The Gaussian by the root of its precision: conditionals of linear-Gaussian parts of a model."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Key
 
 from vijax.gaussians._precision import Precision
 from vijax.gaussians.affine import LOG_2PI
@@ -27,6 +27,11 @@ class Gaussian:
         mean: a pytree of floats, leaves [*batch, ...].
         root: L, as `precision` keeps it.
         precision: `dense`, `diagonal` or `tridiagonal`.
+
+    Example:
+        >>> prior = Gaussian(jnp.zeros(2), jnp.ones(2), vj.gaussians.diagonal)
+        >>> round(float(prior.log_prob(jnp.zeros(2))), 3)  # -log 2π
+        -1.838
     """
 
     fixed_support = True
@@ -39,6 +44,7 @@ class Gaussian:
         """Return log N(z; mean, Λ⁻¹), [*batch] in nats."""
         half_log_det = self.precision.half_log_det(self.root)
         join, _ = ravel_after(self.mean, half_log_det.ndim, self.precision.kept)
+        # Lᵀ (z - mean) is standard normal; everything after the batch belongs to one draw.
         white = self.precision.pull(self.root, join(z) - join(self.mean))
         axes = tuple(range(half_log_det.ndim, white.ndim))
         size = math.prod(white.shape[half_log_det.ndim :])
@@ -48,14 +54,17 @@ class Gaussian:
         """Return the mean."""
         return self.mean
 
-    def sample_and_log_prob(self, *, seed: Any, sample_shape: Any = ()) -> tuple[PyTree, Array]:
+    def sample_and_log_prob(
+        self, *, seed: Key[Array, ""], sample_shape: Sequence[int] = ()
+    ) -> tuple[PyTree, Array]:
         """Draw z and return it with its log-density."""
         draw = self._draw
         for _ in tuple(sample_shape):
             draw = jax.vmap(draw)
         return draw(jax.random.split(seed, tuple(sample_shape)) if sample_shape else seed)
 
-    def _draw(self, key: Any) -> tuple[PyTree, Array]:
+    def _draw(self, key: Key[Array, ""]) -> tuple[PyTree, Array]:
+        # The root alone says how many axes are a batch.
         batch = jax.eval_shape(self.precision.half_log_det, self.root).ndim
         join, split = ravel_after(self.mean, batch, self.precision.kept)
         mean = join(self.mean)
@@ -64,6 +73,7 @@ class Gaussian:
         return z, self.log_prob(z)
 
 
+# z -> vector, and back.
 Join = Callable[[PyTree], Array]
 Split = Callable[[Array], PyTree]
 
@@ -80,6 +90,7 @@ def ravel_after(like: PyTree, batch: int, kept: int) -> tuple[Join, Split]:
     lead = batch + kept
     shapes = [tuple(jnp.shape(leaf)) for leaf in leaves]
     sizes = [math.prod(shape[lead:]) for shape in shapes]
+    # Where each leaf begins in the vector.
     starts = [sum(sizes[:i]) for i in range(len(sizes))]
 
     def flat(leaf: Array) -> Array:

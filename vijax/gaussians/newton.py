@@ -1,7 +1,7 @@
 """Newton's climb with exact Hessians, and whether a point is a mode: for Laplace's approximation and `maximize`."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +10,10 @@ from jaxtyping import Array, Bool, Float
 from vijax.gaussians.triangle import factor_of_inverse
 from vijax.trees import own_point, while_loop
 
-_TRIES = 100  # halvings of a step: Newton's step from a flat place, such as a logistic tail, is too long by far
+# Halvings of a step: Newton's step from a flat place, such as a logistic tail, is too long by far.
+_TRIES = 100
 
+# x [d] -> log p(x), ().
 Density = Callable[[Array], Array]
 
 
@@ -32,14 +34,29 @@ class Standing(NamedTuple):
     curvature: Float[Array, ""]
 
 
-class _Look(NamedTuple):
+class _Local(NamedTuple):
+    """The density at a point, by its expansion of second order.
+
+    Fields:
+        value: log p, ().
+        slope: its gradient g, [d].
+        root: R with R Rᵀ = Λ⁻¹, [d, d], Λ = -∇² log p made positive.
+        lowest: the smallest eigenvalue of Λ in units of its diagonal, ().
+    """
+
     value: Array
     slope: Array
     root: Array
     lowest: Array
 
 
-def climb(density: Density, start: Array, steps: Any) -> tuple[Array, Array, Standing, Array]:
+# A point, what is known there, how many steps were taken, and whether the last one went uphill.
+Carry = tuple[Array, _Local, Array, Array]
+
+
+def climb(
+    density: Density, start: Array, steps: int | Array
+) -> tuple[Array, Array, Standing, Array]:
     """Climb by Newton's method, halving steps, until no step is uphill beyond rounding.
 
     Args:
@@ -52,14 +69,14 @@ def climb(density: Density, start: Array, steps: Any) -> tuple[Array, Array, Sta
         where they are not finite at the start; where it stands; how many steps were taken.
     """
 
-    def going(carry: Any) -> Array:
+    def going(carry: Carry) -> Array:
         *_, count, uphill = carry
         return uphill & (count < steps)
 
-    def step(carry: Any) -> Any:
+    def step(carry: Carry) -> Carry:
         x, here, count, _ = carry
         reached, uphill = _search(density, x, here)
-        there = _look(density, reached)
+        there = _local(density, reached)
         # Where it can be climbed to and not seen from, as past the last scale that floats hold, it ends before.
         fine = uphill & _finite(there)
         x = jnp.where(fine, reached, x)
@@ -67,7 +84,7 @@ def climb(density: Density, start: Array, steps: Any) -> tuple[Array, Array, Sta
         return x, here, count + 1, fine
 
     start = own_point(density, start)
-    first = _look(density, start)
+    first = _local(density, start)
     sure = _finite(first)
     mode, here, count, _ = while_loop(going, step, (start, first, jnp.int32(0), sure))
     return mode, jnp.where(sure, here.root, jnp.nan), _standing(here), count
@@ -75,11 +92,12 @@ def climb(density: Density, start: Array, steps: Any) -> tuple[Array, Array, Sta
 
 def standing(density: Density, x: Float[Array, " d"]) -> Standing:
     """Return where x stands."""
-    return _standing(_look(density, own_point(density, x)))
+    return _standing(_local(density, own_point(density, x)))
 
 
-def _standing(here: _Look) -> Standing:
+def _standing(here: _Local) -> Standing:
     eps = jnp.finfo(here.value.dtype).eps
+    # gᵀ Λ⁻¹ g = ‖Rᵀ g‖².
     twice = jnp.where(_finite(here), jnp.sum(jnp.square(here.root.T @ here.slope)), jnp.nan)
     # What floats of the value's size can tell of a slope, squared.
     close = jnp.maximum(eps**0.5, eps * jnp.abs(here.value))
@@ -87,19 +105,20 @@ def _standing(here: _Look) -> Standing:
     return Standing(arrived, jnp.sqrt(twice), 0.5 * twice, here.lowest)
 
 
-def _look(density: Density, x: Array) -> _Look:
+def _local(density: Density, x: Array) -> _Local:
     value, slope = jax.value_and_grad(density)(x)
     root, lowest = factor_of_inverse(-jax.hessian(density)(x))
-    return _Look(value, slope, root, lowest)
+    return _Local(value, slope, root, lowest)
 
 
-def _finite(here: _Look) -> Array:
+def _finite(here: _Local) -> Array:
     return jnp.all(jnp.stack([jnp.all(jnp.isfinite(part)) for part in here]))
 
 
-def _search(density: Density, x: Array, here: _Look) -> tuple[Array, Array]:
+def _search(density: Density, x: Array, here: _Local) -> tuple[Array, Array]:
     """Return a point that is uphill along Newton's direction, and whether one was found."""
     value, g, root, _ = here
+    # In coordinates where Λ is the identity, g is Rᵀ g and Newton's step is the gradient.
     white = root.T @ g
     gain = jnp.sum(jnp.square(white))  # twice what a quadratic function gains by the whole step
     direction = root @ white
@@ -107,6 +126,7 @@ def _search(density: Density, x: Array, here: _Look) -> tuple[Array, Array]:
     noise = 8 * jnp.finfo(x.dtype).eps * jnp.maximum(1.0, jnp.abs(value))
     slope = jax.grad(density)
 
+    # Armijo's rule while the value can tell; else a slope less than half as steep as here.
     def better(t: Array) -> Array:
         there = density(x + t * direction)
         left = jnp.sum(jnp.square(root.T @ slope(x + t * direction)))
@@ -117,15 +137,15 @@ def _search(density: Density, x: Array, here: _Look) -> tuple[Array, Array]:
     halvings = while_loop(
         lambda n: (n < tries) & ~better(0.5**n), lambda n: n + 1, jnp.zeros((), x.dtype)
     )
-    found = halvings < tries
+    uphill = halvings < tries
 
     def along(n: Array) -> Array:
         return density(x + 0.5**n * direction)
 
     # A step far too long may be uphill and yet overshoot: halve it on while that is better.
     halvings = while_loop(
-        lambda n: found & (n < _TRIES) & (along(n + 1) > along(n) + noise),
+        lambda n: uphill & (n < _TRIES) & (along(n + 1) > along(n) + noise),
         lambda n: n + 1,
         halvings,
     )
-    return jnp.where(found, x + 0.5**halvings * direction, x), found
+    return jnp.where(uphill, x + 0.5**halvings * direction, x), uphill

@@ -87,16 +87,19 @@ class LowRankRoot(NamedTuple):
 
     def half_log_det(self) -> Array:
         """Return ½ log |Σ|."""
+        # |I + G Gᵀ| = |I + Gᵀ G|.
         return jnp.sum(self.log_scale) + jnp.sum(jnp.log(jnp.diag(self.small)))
 
     def square(self, r: Array) -> Array:
         """Return rᵀ Σ⁻¹ r."""
         r = r * jnp.exp(-self.log_scale)
+        # rᵀ (I + G Gᵀ)⁻¹ r = ‖r‖² - ‖C⁻¹ Gᵀ r‖², with C Cᵀ = I + Gᵀ G.
         along = solve_triangular(self.small, self.scaled.T @ r, lower=True)
         return jnp.sum(jnp.square(r)) - jnp.sum(jnp.square(along))
 
     def precisions(self) -> Array:
         """Return the diagonal of Σ⁻¹."""
+        # The same for every unit vector at once, [r, d].
         along = solve_triangular(self.small, self.scaled.T, lower=True)
         return jnp.exp(-2 * self.log_scale) * (1 - jnp.sum(jnp.square(along), 0))
 
@@ -112,6 +115,7 @@ class LowRankRoot(NamedTuple):
 def low_rank_root(log_scale: Array, factor: Array) -> LowRankRoot:
     """Return the root of diag(s)² + F Fᵀ."""
     scaled = factor * jnp.exp(-log_scale)[:, None]
+    # I + Gᵀ G, [r, r].
     gram = jnp.eye(factor.shape[1], dtype=scaled.dtype) + scaled.T @ scaled
     # LAPACK has no half precision.
     wide = gram.astype(jnp.promote_types(gram.dtype, jnp.float32))
@@ -138,6 +142,7 @@ class QuasiNewtonRoot(NamedTuple):
 
     def whiten(self, r: Array) -> Array:
         """Return S⁻¹ r."""
+        # (I + A B)⁻¹ = I - A (I + B A)⁻¹ B: a system of J equations instead of d.
         x = r * jnp.exp(-self.log_scale)
         return x - self.left @ jnp.linalg.solve(self._small(), self.right @ x)
 
@@ -171,4 +176,5 @@ class QuasiNewtonRoot(NamedTuple):
         return None, jnp.exp(self.log_scale)[:, None] * (unit + self.left @ self.right)
 
     def _small(self) -> Array:
+        # I + B A, [J, J].
         return jnp.eye(self.right.shape[0], dtype=self.right.dtype) + self.right @ self.left

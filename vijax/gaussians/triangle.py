@@ -24,6 +24,7 @@ def from_parameters(
 
 def to_parameters(root: Float[Array, "d d"]) -> tuple[Float[Array, " d"], Float[Array, " n"]]:
     """Return full_rank's log_scale and lower of a Cholesky factor; inverts `from_parameters`."""
+    # L = diag(s) (I + lower).
     scale = jnp.diagonal(root)
     return jnp.log(scale), (root / scale[:, None])[jnp.tril_indices(scale.size, -1)]
 
@@ -35,6 +36,7 @@ def parameters_of_covariance(
 
     The covariance is not formed: that would square the condition number. Rows may differ in scale.
     """
+    # Rows of unit length, whose scales are put back in logarithms.
     spread = jnp.sqrt(jnp.sum(jnp.square(factor), 1))
     log_scale, lower = to_parameters(triangle(factor / spread[:, None]))
     return jnp.log(spread) + log_scale, lower
@@ -42,6 +44,7 @@ def parameters_of_covariance(
 
 def triangle(factor: Float[Array, "d k"]) -> Float[Array, "d d"]:
     """Return the lower triangular L with positive diagonal and L Lᵀ = factor factorᵀ, k >= d."""
+    # factorᵀ = Q R gives factor factorᵀ = Rᵀ R; the signs of R's rows are QR's own.
     lower = jnp.linalg.qr(factor.T, mode="r").T
     return lower * jnp.where(jnp.diagonal(lower) < 0, -1, 1)[None, :]
 
@@ -59,6 +62,7 @@ def factor_of_inverse(
     # In units of its diagonal, latents may differ in scale by more than the precision holds.
     values, vectors = jnp.linalg.eigh(scale[:, None] * precision * scale[None, :])
     lowest, values = values[0], jnp.abs(values)
+    # Rounding of the largest; 1 where Λ is 0 altogether.
     floor = values.size * jnp.finfo(values.dtype).eps * jnp.max(values)
     values = jnp.maximum(values, jnp.where(floor > 0, floor, 1.0))
     return scale[:, None] * vectors * jax.lax.rsqrt(values)[None, :], lowest
