@@ -27,11 +27,11 @@ LOOK = GROUND | {"gaussians", "jaxprs"}
 MAY_IMPORT = {
     # The ground.
     "types": set(),
-    "numerics": set(),
+    "numerics": {"types"},
     "trees": {"types"},
     "resampling": set(),
     "calls": {"types"},
-    "checks": {"types", "calls"},
+    "checks": {"types", "calls", "trees"},
     "gaussians": {"types", "trees"},
     "jaxprs": {"types", "trees", "checks"},
     # What every objective does, and the kinds of function.

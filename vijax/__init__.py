@@ -1,7 +1,8 @@
 """vijax: variational inference as small pure functions that compose with jit, vmap, grad and sharding."""
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 from vijax import (
     bounds,
@@ -19,6 +20,7 @@ from vijax import (
 )
 from vijax.types import Draws, Estimate, Family, Joint
 
+# Imported by __getattr__ below, so that `import vijax` does not need Optax.
 if TYPE_CHECKING:
     from vijax import fitting, solvers
 
@@ -45,7 +47,7 @@ __all__ = [
 __version__ = "0.1.0"
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> ModuleType:
     """Import the rooms that stand outside when they are first asked for."""
     if name in ("fitting", "solvers"):
         return import_module(f"vijax.{name}")

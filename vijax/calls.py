@@ -14,7 +14,7 @@ from vijax import types
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def is_known(*values: Any) -> bool:
+def is_known(*values: object) -> bool:
     """Return whether numbers are known while a function is traced: of Python, NumPy or JAX, and not tracers."""
     return not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(values))
 
@@ -30,8 +30,11 @@ def usage(name: str, example: str) -> Callable[[F], F]:
             try:
                 expected.bind(*args, **given)
             except TypeError as error:
-                found = ", ".join([*map(described, args), *(f"{name}=" for name in given)])
-                raise TypeError(f"{name} got ({found}): {error}. Call it as {example}.") from None
+                # What was handed over, in words, and the names of the keywords.
+                given_words = ", ".join([*map(described, args), *(f"{name}=" for name in given)])
+                raise TypeError(
+                    f"{name} got ({given_words}): {error}. Call it as {example}."
+                ) from None
             return function(*args, **given)
 
         return called  # type: ignore[return-value]
@@ -39,10 +42,11 @@ def usage(name: str, example: str) -> Callable[[F], F]:
     return decorate
 
 
-def function(value: Any, name: str) -> None:
+def function(value: object, name: str) -> None:
     """Refuse what is no function; a target that is one of its own, or came in the place of q."""
     if callable(value) and not isinstance(value, types.Distribution):
         return
+    # A model with a method of that name, a q in the wrong place, or the outcome of a call.
     cure = ""
     if hasattr(value, name):
         cure = f": pass its {name}"
@@ -53,19 +57,20 @@ def function(value: Any, name: str) -> None:
     raise TypeError(f"{name} must be a function, got {described(value)}{cure}.")
 
 
-def latents(like: Any) -> None:
+def latents(like: object) -> None:
     """Refuse a distribution or a family in the place of latents: of its arrays a q would be made."""
     if isinstance(like, (types.Distribution, types.Family)):
         raise TypeError(
-            f"like must be a pytree of latents, such as one draw of z, got {described(like)}: a dict of arrays in the "
-            "shapes of z, zeros where nothing is known."
+            f"like must be a pytree of latents, such as one draw of z, got {described(like)}: a "
+            "dict of arrays in the shapes of z, zeros where nothing is known."
         )
 
 
 def log_weights(
-    log_w: Any, who: str, cure: str = "give it those of draws.weigh(...).log_w"
+    log_w: object, who: str, cure: str = "give it those of draws.weigh(...).log_w"
 ) -> None:
     """Refuse what are no log-weights [k, *batch]; `cure` is of a function, a key or a distribution."""
+    # A typed key has a dtype and a shape too, and is no array of numbers.
     dtype: Any = getattr(log_w, "dtype", None)
     is_key = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
     if is_key or not isinstance(log_w, (jax.Array, np.ndarray)):
@@ -83,7 +88,7 @@ def log_weights(
         raise TypeError(f"log-weights must be real floating, in nats, got {dtype}: log_w * 1.0.")
 
 
-def described(value: Any) -> str:
+def described(value: object) -> str:
     """Return in a few words what a value is."""
     dtype, kind = getattr(value, "dtype", None), type(value).__name__
     if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key):

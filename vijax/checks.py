@@ -4,69 +4,77 @@ import operator
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, NoReturn, SupportsIndex, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
 
 from vijax import calls, types
 from vijax.calls import described, is_known
+from vijax.trees import named_leaves as named_leaves
+from vijax.trees import named_scalars as named_scalars
+from vijax.types import PyTree
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def key(key: Any) -> None:
+def key(key: object) -> None:
     """Refuse anything but one typed key."""
     dtype = getattr(key, "dtype", None)
     if dtype is None or not jnp.issubdtype(dtype, jax.dtypes.prng_key):
-        found, cure = described(key), ""
+        kind, cure = described(key), ""
         if isinstance(key, int):
             cure = f"; a seed becomes a key by jax.random.key({key})"
         elif dtype is not None:
-            found, cure = (
-                f"{dtype}{list(jnp.shape(key))}",
+            kind, cure = (
+                f"{dtype}{list(jnp.shape(cast(Array, key)))}",
                 "; wrap a raw key with jax.random.wrap_key_data",
             )
-        raise TypeError(f"key must be a typed key, jax.random.key(seed), got {found}{cure}.")
-    if key.shape != ():
+        raise TypeError(f"key must be a typed key, jax.random.key(seed), got {kind}{cure}.")
+    shape = jnp.shape(cast(Array, key))
+    if shape != ():
         raise ValueError(
-            f"key must be one key of shape (), got {key.shape}; vmap over keys, or pass one of them."
+            f"key must be one key of shape (), got {shape}; vmap over keys, or pass one of them."
         )
 
 
-def static_count(value: Any, name: str, *, least: int = 1, why: str = "") -> None:
+def static_count(value: object, name: str, *, least: int = 1, why: str = "") -> None:
     """Refuse counts that are not Python ints of at least `least`, known when a function is traced."""
-    of_many = jnp.ndim(value) if hasattr(value, "dtype") else 0
+    # NumPy's and JAX's arrays of one element have __index__, and are no counts.
+    of_many = jnp.ndim(cast(Array, value)) if hasattr(value, "dtype") else 0
     if isinstance(value, bool) or not is_known(value) or of_many or not hasattr(value, "__index__"):
         raise TypeError(
             f"{name} must be a Python int, fixed when the function is traced; got {value!r}."
         )
-    if operator.index(value) < least:
+    if operator.index(cast(SupportsIndex, value)) < least:
         raise ValueError(f"{name} must be at least {least}, got {value}{why}.")
 
 
-def num_samples(num_samples: Any, chunk_size: Any = None) -> None:
+def num_samples(num_samples: object, chunk_size: object = None) -> None:
     """Refuse sample counts, and chunk sizes that are not None, which are no static whole numbers."""
     static_count(num_samples, "num_samples")
     if chunk_size is not None:
         static_count(chunk_size, "chunk_size")
 
 
-def key_and_counts(one_key: Any, count: Any, chunk_size: Any) -> None:
+def key_and_counts(one_key: object, count: object, chunk_size: object) -> None:
     """Refuse keys and counts that no objective takes."""
     key(one_key)
     num_samples(count, chunk_size)
 
 
-def family(family: Any, name: str) -> None:
+def family(family: object, name: str) -> None:
     """Refuse what is no family; nearly always one that was not called."""
     if not (hasattr(family, "init") and hasattr(family, "dist")):
         raise TypeError(
-            f"{name} must be a Family, such as families.full_rank() with its brackets, got {described(family)}."
+            f"{name} must be a Family, such as families.full_rank() with its brackets, got "
+            f"{described(family)}."
         )
 
 
+# The cure of a target of a minibatch, where a conditional is asked for.
 CONDITIONAL = (
     "the conditional given a minibatch is not the conditional given the data; give it all the data"
 )
@@ -84,7 +92,8 @@ def beyond_mean() -> AbstractContextManager[None]:
 
 
 def own_derivative(through: str = _NOT_LINEAR) -> AbstractContextManager[None]:
-    """Enter a trace whose derivative must be that of its value, and not one that is right in its mean.
+    """Enter a trace whose derivative must be that of its value, and not one that is right in its
+    mean.
 
     Args:
         through: what the derivative passes through, for the refusal.
@@ -92,6 +101,7 @@ def own_derivative(through: str = _NOT_LINEAR) -> AbstractContextManager[None]:
     return _asked(_asked.value or through)
 
 
+# As `_asked`, for fits: whether leaves that log_joint never reads are refused.
 _reading_all = jax.make_user_context()
 
 
@@ -109,8 +119,8 @@ def mean_alone(why: str) -> None:
     """Refuse, inside a target that is unbiased in its mean alone, an evaluation in which more counts."""
     if _asked.value == _BEYOND_MEAN:
         raise ValueError(
-            f"{why}, and here, inside another function, it is asked for more than its mean: use bounds.elbo, or the "
-            "plain log joint of all the data."
+            f"{why}, and here, inside another function, it is asked for more than its mean: use "
+            "bounds.elbo, or the plain log joint of all the data."
         )
 
 
@@ -120,13 +130,13 @@ def needs_own_derivative() -> str | None:
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
-def value_alone(value: Any, refusal: str) -> Any:
+def value_alone(value: PyTree, refusal: str) -> PyTree:
     """Return a value whose derivative is refused, while it is traced, by a ValueError."""
     return value
 
 
 @value_alone.defjvp
-def _value_alone_jvp(refusal: str, primals: Any, tangents: Any) -> Any:
+def _value_alone_jvp(refusal: str, primals: PyTree, tangents: PyTree) -> NoReturn:
     raise ValueError(refusal)
 
 
@@ -158,23 +168,24 @@ def target(
     known = types.properties(log_joint)
     if known.holds_log_q and not holds_log_q:
         raise ValueError(
-            f"{who} needs the log joint itself, and this {what} holds terms of q in closed form: use the plain one, "
-            "and apply targets.split or targets.exact_entropy last."
+            f"{who} needs the log joint itself, and this {what} holds terms of q in closed form: "
+            "use the plain one, and apply targets.split or targets.exact_entropy last."
         )
     if known.only_mean and not only_mean:
         raise ValueError(
-            f"{who} needs the exact {what}, and of this one the mean alone is right: {known.only_mean}; "
-            f"{cure or 'give it all the data'}."
+            f"{who} needs the exact {what}, and of this one the mean alone is right: "
+            f"{known.only_mean}; {cure or 'give it all the data'}."
         )
     if known.keyed and not keyed:
         raise ValueError(
-            f"{who} needs a {what} without noise, and this one takes a key: fix the key, functools.partial({what}, "
-            "key=key), and where draws are to differ in it give the outcome to targets.keyed(lambda key, z: ...)."
+            f"{who} needs a {what} without noise, and this one takes a key: fix the key, "
+            f"functools.partial({what}, key=key), and where draws are to differ in it give the "
+            "outcome to targets.keyed(lambda key, z: ...)."
         )
     if known.has_aux and not has_aux:
         raise ValueError(
-            f"{who} takes a {what} of log p alone, and this one returns (log p, aux): give it the first of the two, "
-            f"lambda *z: {what}(*z)[0]."
+            f"{who} takes a {what} of log p alone, and this one returns (log p, aux): give it the "
+            f"first of the two, lambda *z: {what}(*z)[0]."
         )
     if only_mean:
         return log_joint
@@ -184,13 +195,14 @@ def target(
             try:
                 return log_joint(*z, **given)
             except (KeyError, AttributeError) as error:
+                # A leaf that q lacks has a message of its own.
                 said = missing_leaf(error, z[0] if z else None)
                 raise said or error from error
 
     return types.derive(log_joint, guarded)  # type: ignore[return-value]
 
 
-def describe(function: Any) -> str:
+def describe(function: object) -> str:
     """Return the name of a function, looking through partial."""
     while hasattr(function, "func"):
         function = function.func
@@ -198,13 +210,13 @@ def describe(function: Any) -> str:
 
 
 def log_densities(
-    log_p: Any,
-    log_q: Any,
-    z: Any,
+    log_p: object,
+    log_q: Array,
+    z: PyTree,
     names: tuple[str, str] = ("log_joint(z)", "q.log_prob(z)"),
     independent: str | None = None,
 ) -> None:
-    """Refuse a log_joint whose shape for one draw is not that of log q: the sample axis is ours, the rest is theirs.
+    """Refuse a log_joint whose shape for one draw is not that of log q, [*batch].
 
     Args:
         log_p, log_q: the two log-densities.
@@ -216,29 +228,37 @@ def log_densities(
     if not isinstance(log_p, (jax.Array, np.ndarray, np.generic, float, int)) and not hasattr(
         log_p, "__jax_array__"
     ):
-        found = "None; does it lack a return?" if log_p is None else f"{type(log_p).__name__}."
-        raise TypeError(f"{of_p} must be an array of shape {jnp.shape(log_q)}, got {found}")
-    if not jnp.issubdtype(jnp.result_type(log_p), jnp.floating):
-        raise TypeError(f"{of_p} must be real floating, got {jnp.result_type(log_p)}.")
-    if (p := jnp.shape(log_p)) == (q := jnp.shape(log_q)):
+        kind = "None; does it lack a return?" if log_p is None else f"{type(log_p).__name__}."
+        raise TypeError(f"{of_p} must be an array of shape {jnp.shape(log_q)}, got {kind}")
+    density = cast(Array, log_p)
+    if not jnp.issubdtype(jnp.result_type(density), jnp.floating):
+        raise TypeError(f"{of_p} must be real floating, got {jnp.result_type(density)}.")
+    p, q = jnp.shape(density), jnp.shape(log_q)
+    if p == q:
         return
+    # Two mistakes are common, and have a cure of their own: axes of the event left in q's batch, and
+    # an outer product of the batch with itself.
     leaves = ", ".join(f"{name} {jnp.shape(leaf)}" for name, leaf in named_leaves(z))
     wrap = independent or "distrax.Independent(q, reinterpreted_batch_ndims={})"
     cure = "sum over the event axes of each draw and keep the batch axes."
     if len(q) > len(p) and q[: len(p)] == p:
         cure = (
-            f"where {q[len(p) :]} is a batch, let {of_p} return one value for each member, neither summed nor "
-            f"averaged; where it belongs to one latent, wrap q: {wrap.format(len(q) - len(p))}."
+            f"where {q[len(p) :]} is a batch, let {of_p} return one value for each member, neither "
+            f"summed nor averaged; where it belongs to one latent, wrap q: "
+            f"{wrap.format(len(q) - len(p))}."
         )
     elif len(p) == len(q) + 1 and q and p[-1] == q[-1] and p[:-1] == q:
-        cure = f"the batch axis was broadcast against itself, ({p[-1]},) with ({p[-1]}, 1): give both the same rank."
+        cure = (
+            f"the batch axis was broadcast against itself, ({p[-1]},) with ({p[-1]}, 1): give both "
+            "the same rank."
+        )
     raise ValueError(
         f"{of_p} has shape {p} for one draw, where {of_q} has {q}; they must be equal ([*batch]). "
         f"The draw: {leaves}. Cure: {cure}"
     )
 
 
-def missing_leaf(error: KeyError | AttributeError, z: Any) -> ValueError | None:
+def missing_leaf(error: KeyError | AttributeError, z: PyTree) -> ValueError | None:
     """Return what to say of a log_joint that asks q for a leaf that it has not; None of other errors."""
     asked = error.name if isinstance(error, AttributeError) else error.args[0]
     of_draw = isinstance(error, KeyError) and isinstance(z, Mapping) and asked not in z
@@ -248,12 +268,12 @@ def missing_leaf(error: KeyError | AttributeError, z: Any) -> ValueError | None:
         return None
     names = [name for name, _ in named_leaves(z)]
     return ValueError(
-        f"log_joint(z) raised {error!r}, where q offers the leaves {names}: give q the leaf that is "
-        "missing, or bind it, functools.partial."
+        f"log_joint(z) raised {error!r}, where q offers the leaves {names}: give q the leaf that "
+        "is missing, or bind it, functools.partial."
     )
 
 
-def start_gradient(value: Any, gradient: Any, who: str) -> None:
+def start_gradient(value: Array, gradient: PyTree, who: str) -> None:
     """Refuse a start whose density is finite and whose gradient is not; under a trace nothing is known."""
     if not is_known(value, gradient):
         return
@@ -266,34 +286,3 @@ def start_gradient(value: Any, gradient: Any, who: str) -> None:
             f"{', '.join(bad)} is nan. Data that are nan are masked before the density as well as "
             "after it, where(mask, log_prob(where(mask, y, 0)), 0)."
         )
-
-
-def named_leaves(z: Any) -> list[tuple[str, Any]]:
-    """Return the leaves of a pytree with names a person would use, each its own; a bare array is called z.
-
-    Where two would be called alike, as those of {"a": {"b": ...}, "a.b": ...}, all names are in JAX's full form,
-    ['a']['b'].
-    """
-    paths = jax.tree_util.tree_leaves_with_path(z)
-    names = [jax.tree_util.keystr(path, simple=True, separator=".") or "z" for path, _ in paths]
-    if len(set(names)) < len(names):
-        names = [jax.tree_util.keystr(path) for path, _ in paths]
-    return list(zip(names, [leaf for _, leaf in paths], strict=True))
-
-
-def named_scalars(z: Any) -> list[str]:
-    """Return a name for every scalar of a pytree, each its own, in the order of its leaves: theta[3]."""
-
-    def of_elements(leaves: list[tuple[str, Any]]) -> list[str]:
-        return [
-            f"{name}[{','.join(map(str, place))}]" if place else name
-            for name, leaf in leaves
-            for place in np.ndindex(*jnp.shape(leaf))
-        ]
-
-    names = of_elements(named_leaves(z))
-    if len(set(names)) == len(names):
-        return names
-    # A leaf may be called as another's element is, {"a": [2], "a[0]": []}.
-    paths = jax.tree_util.tree_leaves_with_path(z)
-    return of_elements([(jax.tree_util.keystr(path), leaf) for path, leaf in paths])

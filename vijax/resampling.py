@@ -24,9 +24,14 @@ def systematic(
     Returns:
         [K], ascending.
 
+    Example:
+        >>> systematic(jax.random.key(0), jnp.array([0.5, 0.0, 0.5]), 4).tolist()
+        [0, 0, 2, 2]
+
     Reference: Kitagawa, Monte Carlo filter and smoother for non-Gaussian nonlinear state space
         models, 1996.
     """
+    # The point (k + u)/K of the total falls in the interval of the cumulative sum that index i owns.
     shares = jnp.cumsum(weights)
     total = shares[-1]
     points = (jnp.arange(num_samples) + jax.random.uniform(key, (), shares.dtype)) / num_samples

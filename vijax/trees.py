@@ -1,4 +1,4 @@
-"""What is done to a pytree leaf by leaf: choose, test whether it is finite, fix dtypes, carry it through a loop."""
+"""What is done to a pytree leaf by leaf: choose, name, test whether it is finite, carry it through a loop."""
 
 from collections.abc import Callable
 from functools import partial
@@ -26,6 +26,7 @@ def where(condition: Array | np.ndarray, new: PyTree, old: PyTree) -> PyTree:
     """
 
     def choose(new: ArrayLike, old: ArrayLike) -> Array:
+        # [n] to [n, *1s of the leaf].
         axes = jnp.ndim(condition)
         if axes == 0:
             return jnp.where(condition, new, old)
@@ -56,8 +57,50 @@ def strong_dtypes(tree: PyTree) -> PyTree:
     return jax.tree.map(strong, tree)
 
 
+def named_leaves(z: PyTree) -> list[tuple[str, Any]]:
+    """Return the leaves of a pytree with names a person would use, each its own; a bare array is z.
+
+    Where two would be called alike, as those of {"a": {"b": ...}, "a.b": ...}, all names are in JAX's
+    full form, ['a']['b'].
+
+    Example:
+        >>> [name for name, _ in named_leaves({"q": {"loc": 0.0, "scale": 1.0}})]
+        ['q.loc', 'q.scale']
+    """
+    paths = jax.tree_util.tree_leaves_with_path(z)
+    names = [jax.tree_util.keystr(path, simple=True, separator=".") or "z" for path, _ in paths]
+    if len(set(names)) < len(names):
+        names = [jax.tree_util.keystr(path) for path, _ in paths]
+    return list(zip(names, [leaf for _, leaf in paths], strict=True))
+
+
+def named_scalars(z: PyTree) -> list[str]:
+    """Return a name for every scalar of a pytree, each its own, in the order of its leaves:
+    theta[3].
+
+    Example:
+        >>> named_scalars({"a": jnp.zeros(2), "b": 0.0})
+        ['a[0]', 'a[1]', 'b']
+    """
+
+    def of_elements(leaves: list[tuple[str, Any]]) -> list[str]:
+        return [
+            f"{name}[{','.join(map(str, place))}]" if place else name
+            for name, leaf in leaves
+            for place in np.ndindex(*jnp.shape(leaf))
+        ]
+
+    names = of_elements(named_leaves(z))
+    if len(set(names)) == len(names):
+        return names
+    # A leaf may be called as another's element is, {"a": [2], "a[0]": []}.
+    paths = jax.tree_util.tree_leaves_with_path(z)
+    return of_elements([(jax.tree_util.keystr(path), leaf) for path, leaf in paths])
+
+
 def mesh_axes(tree: PyTree) -> frozenset[str]:
     """Return the axes of a mesh along which any of some arrays, or their types, differs inside shard_map."""
+    # What eval_shape returns carries its type itself.
     types = [x if hasattr(x, "manual_axis_type") else jax.typeof(x) for x in jax.tree.leaves(tree)]
     known = [getattr(t, "manual_axis_type", None) for t in types]  # None outside of shard_map
     return frozenset().union(*(getattr(axes, "varying", ()) for axes in known))
@@ -88,6 +131,7 @@ def own_point(function: Callable[[Any], PyTree], x: PyTree) -> PyTree:
     """
     if not jax.sharding.get_abstract_mesh().manual_axes:
         return x
+    # Nothing is computed: the types of the outcome say over which axes it differs.
     axes = mesh_axes(jax.eval_shape(function, x))
     return jax.tree.map(partial(_differing, axes=axes), x)
 
@@ -106,8 +150,11 @@ def _as_carried(turn: Callable[[PyTree], PyTree], carry: PyTree) -> PyTree:
     if not jax.sharding.get_abstract_mesh().manual_axes:
         return carry
 
-    before = None
-    while before != (before := jax.tree.map(mesh_axes, carry)):
+    # A turn may make one part of the carry differ by another, so marks spread until none is new.
+    before, marks = None, jax.tree.map(mesh_axes, carry)
+    while before != marks:
+        before = marks
         after = jax.tree.map(mesh_axes, jax.eval_shape(turn, carry))
         carry = jax.tree.map(_differing, carry, after)
+        marks = jax.tree.map(mesh_axes, carry)
     return carry
