@@ -73,6 +73,7 @@ def log_weights(
     # A typed key has a dtype and a shape too, and is no array of numbers.
     dtype: Any = getattr(log_w, "dtype", None)
     is_key = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
+    # The cure depends on what came: draws or an estimate, a function, key or distribution, or numbers.
     if is_key or not isinstance(log_w, (jax.Array, np.ndarray)):
         if hasattr(log_w, "log_w") or hasattr(log_w, "draws"):
             cure = "give it their log_w: draws.log_w, or estimate.draws.log_w"

@@ -164,6 +164,7 @@ def target(
         The function. Without `only_mean` it evaluates where more than the mean counts, so that a
         target inside it that is unbiased in its mean alone is refused, however deep.
     """
+    # Each mark of the target that `who` does not take has its own cure.
     calls.function(log_joint, what)
     known = types.properties(log_joint)
     if known.holds_log_q and not holds_log_q:
@@ -261,6 +262,7 @@ def log_densities(
 def missing_leaf(error: KeyError | AttributeError, z: PyTree) -> ValueError | None:
     """Return what to say of a log_joint that asks q for a leaf that it has not; None of other errors."""
     asked = error.name if isinstance(error, AttributeError) else error.args[0]
+    # The error is about the draw itself, and not about a dict or object inside the model.
     of_draw = isinstance(error, KeyError) and isinstance(z, Mapping) and asked not in z
     if isinstance(error, AttributeError):
         of_draw = isinstance(z, tuple) and error.obj is z

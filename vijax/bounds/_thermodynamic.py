@@ -1,4 +1,4 @@
-"""Bounds that look past q's own weights: upper bounds by self-normalization, and sums along the path from q to p."""
+"""Bounds by tilted weights: upper bounds by self-normalization, and sums along the path from q to p."""
 
 from collections.abc import Sequence
 

@@ -77,7 +77,8 @@ def climb(
         x, here, count, _ = carry
         reached, uphill = _search(density, x, here)
         there = _local(density, reached)
-        # Where it can be climbed to and not seen from, as past the last scale that floats hold, it ends before.
+        # Where the density can be climbed to and has no expansion, as past the last scale that floats hold,
+        # it ends before.
         fine = uphill & _finite(there)
         x = jnp.where(fine, reached, x)
         here = jax.tree.map(lambda new, old: jnp.where(fine, new, old), there, here)

@@ -133,9 +133,9 @@ def _normals(
     shapes, log_q = jax.eval_shape(lambda k: q.sample_and_log_prob(seed=k, sample_shape=()), key)
     # Parts of q that show loc and scale, one for each leaf of a draw.
     leaves, tree = jax.tree.flatten(shapes)
-    found = engine.parts(q, "measure_valued")
-    known = len(found) == len(leaves)
-    for part, leaf in zip(found, leaves, strict=False):
+    components = engine.parts(q, "measure_valued")
+    known = len(components) == len(leaves)
+    for part, leaf in zip(components, leaves, strict=False):
         known = (
             known and _location(part, leaf) is not None and leaf.shape[: log_q.ndim] == log_q.shape
         )
@@ -155,12 +155,14 @@ def _normals(
             "distrax.Independent(distrax.Normal(loc, scale), 1); "
             f"for Bernoullis use gradients.local_expectation, else {engine.CURE}."
         )
-    means, scales = zip(*(_location(p, l) for p, l in zip(found, leaves, strict=True)), strict=True)
+    means, scales = zip(
+        *(_location(p, l) for p, l in zip(components, leaves, strict=True)), strict=True
+    )
     return list(means), list(scales), tree, log_q.ndim
 
 
 def _location(q: object, leaf: jax.ShapeDtypeStruct) -> tuple[Array, ...] | None:
-    """Return (loc, scale) of the shape of a draw, looked for also within wrappers such as Independent."""
+    """Return (loc, scale) of the shape of a draw, also of the distribution inside a wrapper such as Independent."""
     loc = getattr(q, "loc", None)
     scale = getattr(q, "scale", None)
     if all(isinstance(a, (float, int, np.ndarray, np.generic, jax.Array)) for a in (loc, scale)):

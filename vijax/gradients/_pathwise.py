@@ -273,7 +273,7 @@ def _one_pass(request: engine.Request) -> engine.OnePass:
 
 # --- a reply to each draw
 
-# The gate of a draw is known only after the bound has seen every weight. So that one evaluation is
+# The gate of a draw is known only after the bound has every weight. So that one evaluation is
 # enough, it comes back with the cotangents, as the reply to a token that went out with the draw.
 
 

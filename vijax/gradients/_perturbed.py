@@ -48,7 +48,7 @@ def perturbed(logits: list[Array], noise: list[Array]) -> list[Array]:
     return [jax.nn.log_softmax(l) - jnp.log(-jnp.log(u)) for l, u in pairs]
 
 
-def perturbed_given(logits: list[Array], hot: list[Array], noise: list[Array]) -> list[Array]:
+def perturbed_given(logits: list[Array], one_hot: list[Array], noise: list[Array]) -> list[Array]:
     """Return z̃, drawn as z is, given the draw that it decides."""
-    triples = zip(logits, hot, noise, strict=True)
+    triples = zip(logits, one_hot, noise, strict=True)
     return [conditional(jax.nn.log_softmax(l), b, u) for l, b, u in triples]

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Key
 
 from vijax import checks
-from vijax.testing._trial import Report, design, examine, flat, judge, numbers, spread
+from vijax.testing._trial import Report, conclude, design, examine, flat, numbers, spread
 from vijax.types import PyTree
 
 
@@ -76,11 +76,12 @@ def check_unbiased(
     # Each number is tested at level / numbers, Bonferroni's bound.
     d = design(len(names), *how, one_sided=False)
 
+    # Both on the same key, so that what they have in common cancels.
     def deviation(key: Key[Array, ""]) -> Array:
         return flat(estimate(key)) - flat(truth(key) if callable(truth) else truth)
 
     trial = jax.jit(partial(examine, deviation=deviation, detects=sizes, d=d))(key)
-    return judge(trial, names, sizes, d, "biased")
+    return conclude(trial, names, sizes, d, "biased")
 
 
 def _alike(estimate: PyTree, expected: PyTree) -> None:

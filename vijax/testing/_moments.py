@@ -90,6 +90,7 @@ def gradient_moments(
         min(batch_size, num_keys),
     )
     sd = deviation(sums)
+    # 0 / 0, of a gradient that is always 0, has no signal.
     snr = jax.tree.map(lambda m, s: jnp.abs(m) / s, sums.mean, sd)
     return Moments(sums.mean, sd, jax.tree.map(lambda r: jnp.where(jnp.isnan(r), 0.0, r), snr))
 
@@ -106,6 +107,7 @@ def gather(
         # Sums in half precision would stall.
         return jax.tree.map(lambda a: a.astype(jnp.promote_types(a.dtype, jnp.float32)), tree)
 
+    # Zeros in the shapes of an estimate: the sums of no keys.
     start = jax.eval_shape(lambda key: wide(estimate(key)), key)
     zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), start)
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from vijax import checks
-from vijax.testing._trial import Report, design, examine, flat, judge, numbers, spread
+from vijax.testing._trial import Report, conclude, design, examine, flat, numbers, spread
 
 
 def check_bound_order(
@@ -67,6 +67,7 @@ def check_bound_order(
     if len(bounds) < 2:
         raise ValueError(f"an order is of two bounds or more, got {len(bounds)}.")
     batch = jax.eval_shape(log_weights, key).shape[1:]
+    # "0: elbo", "1: iwae", ...: names in reports and messages.
     labels = [
         f"{i}: {checks.describe(b)}" if callable(b) else f"{i}: {b}" for i, b in enumerate(bounds)
     ]
@@ -75,6 +76,7 @@ def check_bound_order(
         log_w = log_weights(key)
         values = []
         for label, bound in zip(labels, bounds, strict=True):
+            # A number known has shape () or the batch's; a bound must have reduced the draws alone.
             value = jnp.asarray(bound(log_w) if callable(bound) else bound)
             if value.shape != batch and (callable(bound) or value.shape != ()):
                 raise ValueError(
@@ -95,4 +97,4 @@ def check_bound_order(
     trial = jax.jit(partial(examine, deviation=lambda key: flat(steps(key)), detects=sizes, d=d))(
         key
     )
-    return judge(trial, names, sizes, d, "out of order")
+    return conclude(trial, names, sizes, d, "out of order")

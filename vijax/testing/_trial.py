@@ -44,7 +44,14 @@ class Report(NamedTuple):
 
 
 class Design(NamedTuple):
-    """How sure a check is: `limit` and `margin` in standard errors, and whether only deviations above 0 are wrong."""
+    """How sure a check is, and what it may spend.
+
+    Fields:
+        limit: the z that fails, in standard errors.
+        margin: how far beyond the limit an effect must lie to be found with the power asked for.
+        one_sided: whether only deviations above 0 are wrong.
+        pilot, max_keys, batch_size: in keys.
+    """
 
     limit: float
     margin: float
@@ -55,7 +62,7 @@ class Design(NamedTuple):
 
 
 class Trial(NamedTuple):
-    """What `judge` makes a verdict of, [c] but for num_keys and needed.
+    """What `conclude` is reached from, [c] but for num_keys and needed.
 
     Fields:
         bias, error: mean deviation and its standard error, in the estimate's own unit.
@@ -114,6 +121,7 @@ def design(
         raise ValueError(
             f"max_keys must be at most 2**24, which float32 can count, got {max_keys:,}."
         )
+    # Shared among the numbers, so that the level is that of all together.
     z = limit(level, numbers, one_sided=one_sided)
     pilot = min(pilot, max_keys)
     return Design(z, margin(power), one_sided, pilot, max_keys, min(batch_size, pilot))
@@ -131,6 +139,7 @@ def examine(
     """
     key_pilot, key_run = jax.random.split(key)
 
+    # [c], in units of `detects`: 1 is a bias that must be found.
     def scaled(key: Array) -> Array:
         return deviation(key) / detects
 
@@ -149,6 +158,7 @@ def examine(
     variance, skewness, kurtosis = shape(sums)
     error = jnp.sqrt(variance / sums.keys)
     z = z_score(sums.mean if d.one_sided else jnp.abs(sums.mean), error, SLACK)
+    # The tail's factor in logarithms, exp(skewness z³ / 3√n); of mere rounding it says nothing.
     lean = jnp.abs(skewness) * d.limit**3 / (3 * jnp.sqrt(sums.keys))
     lean = jnp.where(_negligible(variance, d, sums.keys), 0.0, lean)
     share = (d.limit + d.margin) * error + SLACK
@@ -162,14 +172,18 @@ def _negligible(variance: Array, d: Design, n: int | Array) -> Array:
 
 def shape(sums: Sums) -> tuple[Array, Array, Array]:
     """Return variance, skewness and kurtosis; 0 and 3 where nothing varies."""
+    # Central moments over powers of the second, which is 1 where nothing varies.
     variance = sums.m2 / jnp.maximum(sums.keys - 1, 1)
     second = jnp.where(sums.m2 > 0, sums.m2 / sums.keys, 1.0)
     skewness = jnp.where(sums.m2 > 0, sums.m3 / sums.keys / second**1.5, 0.0)
     return variance, skewness, jnp.where(sums.m2 > 0, sums.m4 / sums.keys / second**2, 3.0)
 
 
-def judge(trial: Trial, names: list[str], detects: ArrayLike, d: Design, complaint: str) -> Report:
+def conclude(
+    trial: Trial, names: list[str], detects: ArrayLike, d: Design, complaint: str
+) -> Report:
     """Return a report, or raise: AssertionError where a mean is off, ValueError where this trial cannot tell."""
+    # In double precision, of NumPy: the verdict is not traced.
     t: Any = Trial(*jax.tree.map(lambda a: np.asarray(a, np.float64), tuple(trial)))
     sizes = np.asarray(detects, np.float64)
     keys = int(t.num_keys)
@@ -182,6 +196,7 @@ def judge(trial: Trial, names: list[str], detects: ArrayLike, d: Design, complai
     far = t.z > d.limit
     heavy = far & ~(t.lean <= 1.5)
     worst = int(np.argmax(np.where(heavy & np.any(far & ~heavy), 0.0, t.z)))
+    # Only where all that are far out have heavy tails is it left open.
     if heavy[worst]:
         raise ValueError(
             f"cannot tell: {names[worst]} is off by {t.bias[worst]:+.3g}, {t.z[worst]:.1f} "
@@ -206,8 +221,8 @@ def judge(trial: Trial, names: list[str], detects: ArrayLike, d: Design, complai
         )
         raise ValueError(
             f"cannot tell: {names[blind]} could be off by {t.share[blind] * sizes[blind]:.3g} "
-            f"after {keys:,} keys, where detects = {sizes[blind]:.3g}; {how}, state a larger detects, or "
-            "average more draws in each estimate."
+            f"after {keys:,} keys, where detects = {sizes[blind]:.3g}; {how}, state a larger "
+            "detects, or average more draws in each estimate."
         )
     kurtosis = float(np.max(t.kurtosis))
     return Report(

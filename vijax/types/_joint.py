@@ -54,6 +54,7 @@ class Joint:
         c = self.conditionals
         if isinstance(c, Mapping):
             return dict(leaves)
+        # A NamedTuple, once all its leaves are drawn; before that a plain tuple stands for it.
         if hasattr(c, "_fields") and len(leaves) == len(c):
             return type(c)(*leaves.values())
         return list(leaves.values()) if isinstance(c, list) else tuple(leaves.values())
@@ -63,6 +64,7 @@ class Joint:
         # A container of either kind: a name is a key of a mapping, and a position in a sequence.
         conditionals: Any = self.conditionals
         part = conditionals[name]
+        # A function of the earlier leaves becomes a distribution; either may be a container of more.
         if is_conditional(part):
             part = part(self.collect(earlier))
         return lift(part)
@@ -114,6 +116,7 @@ class Joint:
 def _add(total: Array | None, log_prob: Array, name: Hashable) -> Array:
     if total is None:
         return log_prob
+    # Densities of different shapes would broadcast to an outer product in silence.
     if jnp.shape(total) != jnp.shape(log_prob):
         raise ValueError(
             f"the leaves of a Joint must share one batch shape: log q({name} | earlier) has shape "
