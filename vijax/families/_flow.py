@@ -66,8 +66,9 @@ def size(base: Family, params: PyTree, flow: str) -> int:
     drawn = jax.eval_shape(lambda: ravel_pytree(gaussian.affine(jnp.zeros(gaussian.uniforms)))[0])
     if gaussian.uniforms != drawn.shape:
         raise ValueError(
-            f"base of {flow} must have as many numbers of noise as latents, got {gaussian.uniforms[0]} for "
-            f"{drawn.size}: low_rank has more. Use full_rank, or mean_field for many latents."
+            f"base of {flow} must have as many numbers of noise as latents, got "
+            f"{gaussian.uniforms[0]} for {drawn.size}: low_rank has more. Use full_rank, or "
+            "mean_field for many latents."
         )
     return int(drawn.size)
 

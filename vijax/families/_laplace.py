@@ -103,13 +103,14 @@ def _why(at: Standing, taken: int) -> str:
     slope, curvature = float(at.slope), float(at.curvature)
     if math.isnan(slope):
         return (
-            "laplace did not climb: log_joint or a derivative of it is not finite at `like`, and the scales are nan; "
-            "start where it is."
+            "laplace did not climb: log_joint or a derivative of it is not finite at `like`, and "
+            "the scales are nan; start where it is."
         )
     return (
-        f"laplace did not arrive at a mode in {taken} steps: slope {slope:.2g} nats per standard deviation, smallest "
-        f"curvature {curvature:.2g} of 1. Its Gaussian is a start at best; give it more `steps` or another `like`; "
-        "where there is no mode, write a hierarchy non-centred (constraints.affine), or fit full_rank."
+        f"laplace did not arrive at a mode in {taken} steps: slope {slope:.2g} nats per standard "
+        f"deviation, smallest curvature {curvature:.2g} of 1. Its Gaussian is a start at best; "
+        "give it more `steps` or another `like`; where there is no mode, write a hierarchy "
+        "non-centred (constraints.affine), or fit full_rank."
     )
 
 
@@ -127,8 +128,8 @@ def _density(
         total = sum(out.values()) if isinstance(out, dict) else out
         if jnp.shape(total) != ():
             raise ValueError(
-                f"log_joint(z) has shape {jnp.shape(total)} where laplace needs (): sum over the data, or jax.vmap "
-                "over `init` for a batch of posteriors."
+                f"log_joint(z) has shape {jnp.shape(total)} where laplace needs (): sum over the "
+                "data, or jax.vmap over `init` for a batch of posteriors."
             )
         return jnp.asarray(total, start.dtype)
 

@@ -159,6 +159,7 @@ def strata(distribution: Any) -> Any:
                 getattr(distribution, components),
             )
     raise TypeError(
-        f"strata takes a MixtureSameFamily of distrax, TFP or NumPyro, got {type(distribution).__name__}; for your "
-        "own, give it log_weights [*batch, m] and component(j)."
+        "strata takes a MixtureSameFamily of distrax, TFP or NumPyro, got "
+        f"{type(distribution).__name__}; for your own, give it log_weights [*batch, m] and "
+        "component(j)."
     )

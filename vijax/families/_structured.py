@@ -91,12 +91,13 @@ def structured(parts: Mapping[str, Family | Given]) -> Family:
     for name, part in parts.items():
         if not isinstance(part, (Family, Given)):
             raise TypeError(
-                f"part '{name}' must be a Family or families.given(names, family), got {part!r:.60}."
+                f"part '{name}' must be a Family or families.given(names, family), got "
+                f"{part!r:.60}."
             )
         if isinstance(part, Given) and (late := [n for n in part.names if n not in earlier]):
             raise ValueError(
-                f"part '{name}' is given {late}, and the parts before it are {earlier}: write a part after those that "
-                "it is given."
+                f"part '{name}' is given {late}, and the parts before it are {earlier}: write a "
+                "part after those that it is given."
             )
         earlier.append(name)
 

@@ -93,8 +93,9 @@ def student_t(*, degrees: float | int, base: Family = _FULL_RANK) -> Family:
         least = 2 * math.log(1e6) / math.log(float(jnp.finfo(dtype).max))
         if degrees < least:
             raise ValueError(
-                f"degrees must be at least {least:.2f} in {dtype}, got {degrees}: with fewer, one draw in a million or "
-                "more leaves its range, and log q is -inf. Take more degrees, or params of a wider dtype."
+                f"degrees must be at least {least:.2f} in {dtype}, got {degrees}: with fewer, one "
+                "draw in a million or more leaves its range, and log q is -inf. Take more "
+                "degrees, or params of a wider dtype."
             )
         return _StudentT(gaussian, degrees, dtype)
 

@@ -139,19 +139,21 @@ def _factors(
         or 0 in likelihood.shape
     ):
         raise ValueError(
-            f"log_initial must be [S] and log_likelihood [T, S] with T >= 1, got {initial.shape} and "
-            f"{likelihood.shape}; for batches use jax.vmap."
+            f"log_initial must be [S] and log_likelihood [T, S] with T >= 1, got {initial.shape} "
+            f"and {likelihood.shape}; for batches use jax.vmap."
         )
     t = likelihood.shape[0]
     if transition.shape not in ((s, s), (t - 1, s, s)):
         raise ValueError(
-            f"log_transition must be {(s, s)} or [T-1, S, S] = {(t - 1, s, s)}, got {transition.shape}."
+            f"log_transition must be {(s, s)} or [T-1, S, S] = {(t - 1, s, s)}, got "
+            f"{transition.shape}."
         )
     if observed is not None:
         seen = jnp.asarray(observed)
         if seen.shape != (t,) or seen.dtype != bool:
             raise ValueError(
-                f"observed must be booleans of shape [T] = {(t,)}, got {seen.dtype}{list(seen.shape)}."
+                f"observed must be booleans of shape [T] = {(t,)}, got "
+                f"{seen.dtype}{list(seen.shape)}."
             )
         likelihood = jnp.where(seen[:, None], likelihood, 0.0)
     steps = (

@@ -70,12 +70,14 @@ def steps(model: LinearGaussian, x: Any, mask: Any) -> Steps:
         raise ValueError(f"x must be one sequence [time, p], got {jnp.shape(x)}; use {cure}.")
     if jnp.ndim(model.initial_mean) != 1:
         raise ValueError(
-            f"initial_mean must be [d], got {jnp.shape(model.initial_mean)}; batches of models come by jax.vmap."
+            f"initial_mean must be [d], got {jnp.shape(model.initial_mean)}; batches of models "
+            "come by jax.vmap."
         )
     (t, p), d = jnp.shape(x), jnp.shape(model.initial_mean)[0]
     if t == 0 or p == 0 or d == 0:
         raise ValueError(
-            f"a chain needs a step, a state and an observation: x is {(t, p)}, initial_mean is {(d,)}."
+            f"a chain needs a step, a state and an observation: x is {(t, p)}, initial_mean is "
+            f"{(d,)}."
         )
     m = _columns(model.diffuse, t, p, d)
     parts = [leaf for leaf in model if leaf is not None]
@@ -88,8 +90,9 @@ def steps(model: LinearGaussian, x: Any, mask: Any) -> Steps:
         found = jnp.shape(value)
         if found not in (event, (length, *event)):
             raise ValueError(
-                f"{name} has shape {found}, expected {event} or, changing in time, {(length, *event)}, for states of "
-                f"{d} (initial_mean {(d,)}) and x of shape {(t, p)}. Batches of models come by jax.vmap."
+                f"{name} has shape {found}, expected {event} or, changing in time, "
+                f"{(length, *event)}, for states of {d} (initial_mean {(d,)}) and x of shape "
+                f"{(t, p)}. Batches of models come by jax.vmap."
             )
         value = jnp.asarray(value, dtype)
         if name.endswith(
@@ -129,12 +132,13 @@ def _columns(diffuse: Any, t: int, p: int, d: int) -> int:
     shape = jnp.shape(diffuse)
     if len(shape) != 2 or shape[0] != d or not 0 < shape[1] <= d:
         raise ValueError(
-            f"diffuse has shape {shape}, expected (d, m) with 1 <= m <= d for initial_mean of shape {(d,)}: a column "
-            "for each direction, or None."
+            f"diffuse has shape {shape}, expected (d, m) with 1 <= m <= d for initial_mean of "
+            f"shape {(d,)}: a column for each direction, or None."
         )
     if t * p < shape[1]:
         raise ValueError(
-            f"x of shape {(t, p)} cannot tell {shape[1]} diffuse directions (diffuse is {shape}) apart."
+            f"x of shape {(t, p)} cannot tell {shape[1]} diffuse directions (diffuse is {shape}) "
+            "apart."
         )
     return int(shape[1])
 

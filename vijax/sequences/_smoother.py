@@ -67,8 +67,8 @@ class _Paths:
         """Return the log-density of paths, [*batch] in nats."""
         if jnp.shape(z) != self.offset.shape:
             raise ValueError(
-                f"z must be one path for each member of the batch, {self.offset.shape}, got {jnp.shape(z)}; for "
-                "several draws use jax.vmap(q.log_prob)."
+                f"z must be one path for each member of the batch, {self.offset.shape}, got "
+                f"{jnp.shape(z)}; for several draws use jax.vmap(q.log_prob)."
             )
         return self._each(_log_prob, jnp.asarray(z))
 

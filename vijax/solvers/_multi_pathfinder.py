@@ -124,7 +124,8 @@ def _number_of_paths(starts: PyTree) -> int:
     lengths = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(starts)}
     if len(lengths) != 1 or lengths == {()} or lengths == {(0,)}:
         raise ValueError(
-            f"starts must have a leading axis [paths], got {jax.tree.map(jnp.shape, starts)}; see scatter."
+            f"starts must have a leading axis [paths], got {jax.tree.map(jnp.shape, starts)}; see "
+            "scatter."
         )
     return int(lengths.pop()[0])
 

@@ -111,6 +111,7 @@ def _checked_start(like: PyTree) -> PyTree:
     dtypes = {leaf.dtype for leaf in jax.tree.leaves(like)}
     if len(dtypes) != 1 or not jnp.issubdtype(min(dtypes), jnp.floating):
         raise TypeError(
-            f"like must be a pytree of floats of one dtype, got {jax.tree.map(jnp.result_type, like)}."
+            "like must be a pytree of floats of one dtype, got "
+            f"{jax.tree.map(jnp.result_type, like)}."
         )
     return like

@@ -88,15 +88,16 @@ def _batch(log_p: Any, like: PyTree) -> tuple[int, ...]:
         jnp.issubdtype(getattr(value, "dtype", bool), jnp.floating) for value in values
     ):
         raise TypeError(
-            f"log_joint(z, b) must return floats [*batch], or a dict of such factors; got {log_p!r}."
+            "log_joint(z, b) must return floats [*batch], or a dict of such factors; got "
+            f"{log_p!r}."
         )
     batch: tuple[int, ...] = values[0].shape
     for path, leaf in jax.tree.leaves_with_path(like):
         if leaf.shape[: len(batch)] != batch or (batch and leaf.shape == ()):
             raise ValueError(
-                f"log_joint(z, b) has shape {batch}, with which every leaf of b must begin, and like"
-                f"{jax.tree_util.keystr(path)} has {leaf.shape}: sum over the data, without keepdims; a batch of b has "
-                "its axes first."
+                f"log_joint(z, b) has shape {batch}, with which every leaf of b must begin, and "
+                f"like{jax.tree_util.keystr(path)} has {leaf.shape}: sum over the data, without "
+                "keepdims; a batch of b has its axes first."
             )
     return batch
 

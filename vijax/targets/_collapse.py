@@ -26,19 +26,20 @@ def collapse(
     """Integrate b out of log p(x, z, b) exactly, by stating p(b | x, z).
 
         log p(x, z) = log p(x, z, b) - log p(b | x, z)   at any b (the candidate's identity)
-        log p(x, z) = log p(z) + log p(x | z)            where a conjugate knows the last
 
-    When part of the model is conjugate given the rest: the collapsed target has fewer latents and every bound of it is
-    at least as tight (see docs/rao_blackwell.md). A wrong conditional is a wrong target: `collapse_error` shows it, and
-    how many digits two large densities leave. Draw b afterwards from `conditional(z)`.
+    For a part of the model that is conjugate given the rest: the target has fewer latents, and
+    every bound of it is at least as tight (docs/rao_blackwell.md).
 
     Args:
-        log_joint: (z, b) -> log p(x, z, b), [*batch] in nats. With one of `targets.conjugate` also z -> what the model
-            holds beside the conjugate part, such as log p(z): then no b is evaluated, which is quickest, and keeps its
-            digits for shapes of 1e8.
-        conditional: z -> the exact p(b | x, z), a distribution with batch shape [*batch].
-        key: of a draw of b at which the identity is evaluated; by default the conditional's center, without a draw
-            where it knows one. The result does not depend on it.
+        log_joint: (z, b) -> log p(x, z, b), [*batch] in nats. With one of `targets.conjugate`, also
+            z -> the terms of the model outside the conjugate part, such as log p(z), to which its
+            log marginal is added: no b is evaluated, which is fastest, and precise for shapes of
+            1e8.
+        conditional: z -> the exact p(b | x, z), a distribution with batch shape [*batch]. A wrong
+            conditional gives a wrong target: check it with `collapse_error`. Draw b from it
+            afterwards.
+        key: of a draw of b at which the identity is evaluated; by default the conditional's center,
+            without a draw where it knows one. The result does not depend on it.
 
     Returns:
         The collapsed target z -> log p(x, z).
@@ -47,8 +48,15 @@ def collapse(
         TypeError: for a log_joint of z alone and (when called) a conditional that is no conjugate.
         ValueError: (when called) where the two log-densities differ in shape.
 
-    Reference: Chib, Marginal likelihood from the Gibbs output, 1995; Casella, Robert, Rao-Blackwellisation of sampling
-        schemes, 1996.
+    Example:
+        >>> def log_joint(z, b):
+        ...     return distrax.Normal(z, 1.0).log_prob(b) + distrax.Normal(b, 1.0).log_prob(1.0)
+        >>> target = collapse(log_joint, lambda z: distrax.Normal((1 + z) / 2, 0.5**0.5))
+        >>> round(float(target(0.0)), 3), round(float(distrax.Normal(0.0, 2**0.5).log_prob(1.0)), 3)
+        (-1.516, -1.516)
+
+    Reference: Chib, Marginal likelihood from the Gibbs output, 1995; Casella, Robert,
+        Rao-Blackwellisation of sampling schemes, 1996.
     """
     least, most = _positional(log_joint)
     log_joint = checks.target(log_joint, "targets.collapse", cure=checks.CONDITIONAL)
@@ -61,8 +69,8 @@ def collapse(
             return _marginal(log_joint, p, z)
         if least == 1 and isinstance(p, Conjugate):
             raise ValueError(
-                "log_joint must take z alone or z and b, and this one's second argument has a default: write "
-                "lambda z: log_joint(z), or lambda z, b: log_joint(z, b)."
+                "log_joint must take z alone or z and b, and this one's second argument has a "
+                "default: write lambda z: log_joint(z), or lambda z, b: log_joint(z, b)."
             )
         return _identity(log_joint, p, z, center(p, key))
 
@@ -75,18 +83,19 @@ def collapse_error(
     conditional: Callable[[PyTree], Any],
     z: PyTree,
 ) -> Array:
-    """Error of a stated conditional: how much log p(x, z) depends on the b at which `collapse` evaluates it.
+    """Error of a stated conditional: how much log p(x, z) depends on b in `collapse`.
 
-        error = [log p(x, z, b) - log p(b | x, z)] at a draw of b, less that at the conditional's center
+        error = [log p(x, z, b) - log p(b | x, z)] at a draw of b, less that at its center
 
-    Rounding, some 1e-6 of the two densities, where the conditional is exact; anything else, of the size of what is
-    missing from it, where it is not. An error of more than that with a right conditional says that the densities are
-    large and cancel, as of Gamma priors of shape 1e5 and more in float32: let a conjugate know its log marginal.
+    Rounding, about 1e-6 of the two densities, where the conditional is exact; otherwise of the
+    size of what the conditional misses.
 
     Args:
         key: of the draw.
         log_joint: (z, b) -> log p(x, z, b), as for `collapse`.
-        conditional: z -> p(b | x, z), as for `collapse`.
+        conditional: z -> p(b | x, z), as for `collapse`. A larger error of a right one means that
+            large densities cancel, as of Gamma priors of shape 1e5 and more in float32: use the log
+            marginal of a conjugate.
         z: one draw of the other latents.
 
     Returns:
@@ -94,6 +103,12 @@ def collapse_error(
 
     Raises:
         TypeError, ValueError: as `collapse` does.
+
+    Example:
+        >>> log_joint = lambda z, b: distrax.Normal(z, 1.0).log_prob(b)
+        >>> exact = lambda z: distrax.Normal(z, 1.0)
+        >>> round(abs(float(collapse_error(jax.random.key(0), log_joint, exact, 2.0))), 3)
+        0.0
 
     Reference: Chib, Marginal likelihood from the Gibbs output, 1995.
     """
@@ -117,8 +132,9 @@ def _marginal(log_rest: Callable[[PyTree], Array], p: Any, z: PyTree) -> Array:
     """Return what the model holds beside a conjugate part, and that part's log marginal."""
     if not isinstance(p, Conjugate):
         raise TypeError(
-            "conditional must be one of targets.conjugate, which knows its log marginal, where log_joint takes z "
-            f"alone; got {type(p).__name__}: state log_joint(z, b), with b's prior and likelihood in it."
+            "conditional must be one of targets.conjugate, which knows its log marginal, where "
+            f"log_joint takes z alone; got {type(p).__name__}: state log_joint(z, b), with b's "
+            "prior and likelihood in it."
         )
     rest = log_rest(z)
     checks.log_densities(rest, p.log_marginal, z, _OF_Z, _INDEPENDENT)

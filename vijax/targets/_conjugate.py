@@ -48,12 +48,12 @@ class Conjugate:
 
 
 def independent(conditional: Conjugate, axes: int = 1) -> Conjugate:
-    """Make the last axes of a conjugate's batch one latent: log-densities and log marginals are summed over them.
+    """Make the last batch axes of a conjugate one latent, with log-densities summed over them.
 
         log p(b | x, z) = Σᵢ log p(bᵢ | x, z),     log p(x | z) = Σᵢ log p(xᵢ | z)
 
-    For rates of many counts, probabilities of many coins, ..., each with its own data, under one log_joint: what
-    `distrax.Independent` is for distrax's distributions.
+    For rates of many counts or probabilities of many coins, each with its own data, under one
+    log_joint: what `distrax.Independent` is for distrax's distributions.
 
     Args:
         conditional: of `targets.conjugate`, batch shape [*batch, *events].
@@ -66,12 +66,18 @@ def independent(conditional: Conjugate, axes: int = 1) -> Conjugate:
         TypeError: for what is no conjugate, or axes that are no whole number.
         ValueError: for axes < 1, or more than the batch has.
 
+    Example:
+        >>> from vijax.targets import conjugate
+        >>> coins = conjugate.beta_bernoulli(1.0, 1.0, successes=jnp.array([1, 0]), failures=1)
+        >>> coins.log_marginal.shape, conjugate.independent(coins).log_marginal.shape
+        ((2,), ())
+
     Reference: none.
     """
     if not isinstance(conditional, Conjugate):
         raise TypeError(
-            f"conditional must be one of targets.conjugate, got {type(conditional).__name__}; for a distribution of "
-            "distrax use distrax.Independent."
+            f"conditional must be one of targets.conjugate, got {type(conditional).__name__}; for "
+            "a distribution of distrax use distrax.Independent."
         )
     checks.static_count(axes, "axes")
     batch = jnp.shape(conditional.log_marginal)

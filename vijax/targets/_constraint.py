@@ -38,37 +38,37 @@ class Constraint(NamedTuple):
 
 
 def with_log(constraint: Constraint) -> Constraint:
-    """Return a constraint that hands over log z beside z, from y itself: for densities with an end that is infinite.
+    """Return a constraint that gives log z beside z, for densities infinite at an end.
 
         z = Logged(value, log, log_rest),     log = log (z - low),   log_rest = log (high - z)
 
-    For sparse Gamma, Beta and Dirichlet priors, whose mass lies where no float reaches: 42% of Gamma(.01, 1) is below
-    float32's smallest number. Write their densities in the logarithms, and they integrate to 1; of a log_joint that
-    reads z alone the mass below what z reaches is lost (11% of Gamma(.1, 1) in float32, 80% of Gamma(.01, 1)).
-
-        log_joint = lambda z: (a - 1) * z["rate"].log - z["rate"].value + ...
-        target = transform(log_joint, {"rate": with_log(positive)})
-
-    >>> from vijax.targets import constraints
-    >>> constraints.with_log(constraints.positive).forward(-200.0)[0].log
-    Array(-200., dtype=float32)
+    For sparse Gamma, Beta and Dirichlet priors. Written in the logarithms their densities integrate
+    to 1; written in z, 11% of the mass of Gamma(.1, 1) is lost in float32, and 80% of Gamma(.01,
+    1).
 
     Args:
         constraint: `positive`, `softplus`, `interval`, `positive_ordered` or `simplex`.
 
     Returns:
-        The constraint, with the same y and log-Jacobian; its inverse takes z, or a Logged z and reads the logarithms.
+        The constraint, with the same y and log-Jacobian; its inverse takes z, or a Logged z and
+        reads the logarithms.
 
     Raises:
         TypeError: for another constraint, which has no such logarithms.
+
+    Example:
+        >>> log_joint = lambda z: (0.01 - 1) * z.log - z.value
+        >>> target = vj.targets.transform(log_joint, with_log(vj.targets.constraints.positive))
+        >>> round(float(target.log_joint(-200.0)), 3)
+        -2.0
 
     Reference: none.
     """
     logs = getattr(constraint, "logs", None)
     if logs is None:
         raise TypeError(
-            "constraint must be positive, softplus, interval(...), positive_ordered or simplex, which know log z "
-            f"from y; got {constraint!r:.60}: give it as it is."
+            "constraint must be positive, softplus, interval(...), positive_ordered or simplex, "
+            f"which know log z from y; got {constraint!r:.60}: give it as it is."
         )
 
     def forward(y: ArrayLike) -> tuple[Logged, Array]:

@@ -86,38 +86,34 @@ def enumerate(  # the name that the field gives it; one writes targets.enumerate
     plate: tuple[int, ...] = (),
     batch: tuple[int, ...] = (),
 ) -> Enumerated:
-    """Sum discrete latents out of log p(x, z, c) exactly, where c's sites are independent given z.
+    """Sum discrete latents out exactly, where the sites of c are independent given z.
 
-        log p(x, z) = log p₀(z) + Σ_site log Σₛ exp f_site(z, s),     f_site the term of one site at c_site = s
+        log p(x, z) = log p₀(z) + Σ_site log Σₛ exp f_site(z, s),     f_site at c_site = s
 
-    For mixtures, mixed memberships, switches, missing labels: S evaluations of log_joint, each with every site at one
-    state, whatever the number of sites. Several leaves of c take the product of their states. The gradient is that of
-    continuous latents, so any estimator and any bound goes with it. For a global c above a plate, enumerate twice:
-    the inner target of (z, c) is the outer's log_joint. For a chain use `sequences.hmm`.
-
-        def log_joint(z, c):                                    # c: [N]
-            return {"prior": log_prior(z), "x": log_weights[c] + norm.logpdf(x, z[c], 1.0)}     # (), [N]
-        target, posterior = enumerate(log_joint, 3, plate=(N,))
-        objective(key, target, q, num_samples=16);     posterior(z).sample_and_log_prob(seed=key)
-
-    Independence is yours to declare, by `plate` and `batch`, and is then read from log_joint's jaxpr: where the term
-    of one site may read another's state it is refused. If a term does read its own site alone through something that
-    cannot be followed, write it for one site and `jax.vmap` it, or declare `types.derive(log_joint, log_joint,
-    independent_sites=True)`, which is taken on trust.
+    For mixtures, mixed memberships and missing labels: S evaluations of log_joint for any number of
+    sites. For a chain use `sequences.hmm`.
 
     Args:
-        log_joint: (z, c) -> log p(x, z, c) in nats with a term for each site, [*batch, *plate], not summed over the
-            plate; or a dict of such factors, among which [*batch] are those of z alone, counted once.
-        states: a pytree like c: how many states a leaf has, 0 ... s-1 as integers; or their values [s, *event],
-            no two alike (the density of a draw would count only one of them).
-        plate: shape of the sites that share z, summed over.
+        log_joint: (z, c) -> log p(x, z, c) in nats with a term for each site, [*batch, *plate], not
+            summed over the plate; or a dict of such factors, among which [*batch] are those of z
+            alone, counted once. Its jaxpr must show that no term reads another site's state. If
+            each term reads its own site alone through something that cannot be followed, write it
+            for one site and `jax.vmap` it, or declare `types.derive(log_joint, log_joint,
+            independent_sites=True)`, which is taken on trust.
+        states: a pytree like c: how many states a leaf has, 0 ... s-1 as integers; or their values
+            [s, *event], no two alike (the density of a draw would count only one of them). Several
+            leaves take the product of their states.
+        plate: shape of the sites that share z, summed over. For a global c above a plate, enumerate
+            twice: the inner target of (z, c) is the outer's log_joint.
         batch: shape of the batch of z, kept. Every leaf of c is [*batch, *plate, *event].
 
     Returns:
-        Enumerated(log_joint, posterior): the collapsed target z -> log p(x, z), [*batch]; and z -> p(c | x, z), with
-        `log_probs` and the two methods of a distribution, to draw c afterwards. States of -inf get gradient 0; where
-        all are, the target is -inf with gradient 0. At a weight w of exactly 0 the slope of log w in log_joint is
-        infinite, and that of the sum nan: sum such states by `numerics.log_mean_exp(..., weights=w)`.
+        Enumerated(log_joint, posterior): the collapsed target z -> log p(x, z), [*batch], for any
+        bound and estimator; and z -> p(c | x, z), with `log_probs` and the two methods of a
+        distribution, to draw c afterwards. States of -inf get gradient 0; where all are, the target
+        is -inf with gradient 0. At a weight w of exactly 0 the slope of log w in log_joint is
+        infinite, and that of the sum nan: sum such states by `numerics.log_mean_exp(...,
+        weights=w)`.
 
     Raises:
         TypeError: where states, plate or batch are not whole numbers or arrays of values.
@@ -125,8 +121,17 @@ def enumerate(  # the name that the field gives it; one writes targets.enumerate
             factors have other shapes, a factor of z alone reads c, or sites cannot be told to be
             independent.
 
-    Reference: Obermeyer, Bingham, Jankowiak, Chiu, Pradhan, Rush, Goodman, Tensor variable elimination for plated
-        factor graphs, 2019, arXiv:1902.03210.
+    Example:
+        >>> def log_joint(z, c):
+        ...     return {"prior": -0.5 * z**2, "x": jnp.log(jnp.array([1.0, 3.0]))[c]}
+        >>> target, posterior = enumerate(log_joint, 2, plate=(5,))
+        >>> round(float(target(0.0)), 3)  # 5 log (1 + 3)
+        6.931
+        >>> posterior(0.0).log_probs.shape
+        (5, 2)
+
+    Reference: Obermeyer, Bingham, Jankowiak, Chiu, Pradhan, Rush, Goodman, Tensor variable
+        elimination for plated factor graphs, 2019, arXiv:1902.03210.
     """
     cure = "enumerate its log-likelihood with batch=(B,), and give that target to targets.minibatch"
     log_joint = checks.target(log_joint, "targets.enumerate", cure=cure)
@@ -135,7 +140,8 @@ def enumerate(  # the name that the field gives it; one writes targets.enumerate
             isinstance(n, int) and not isinstance(n, bool) for n in shape
         ):
             raise TypeError(
-                f"{name} must be a shape, a tuple of whole numbers such as ({shape!r},), got {shape!r}."
+                f"{name} must be a shape, a tuple of whole numbers such as ({shape!r},), got "
+                f"{shape!r}."
             )
     given, tree = jax.tree.flatten(states)
     if not given:
@@ -244,14 +250,15 @@ def _check(
             raise TypeError(f"{what} must be real floating, got {factor.dtype}.")
         if factor.shape not in (sites, batch):
             raise ValueError(
-                f"{what} has shape {factor.shape}; it must have a term for each site, {sites} (batch {batch}, plate "
-                f"{plate}), neither summed nor averaged over them, or be a factor of z alone, {batch}."
+                f"{what} has shape {factor.shape}; it must have a term for each site, {sites} "
+                f"(batch {batch}, plate {plate}), neither summed nor averaged over them, or be a "
+                f"factor of z alone, {batch}."
             )
         alone = factor.shape != sites
         if alone and axes is not None:
             raise ValueError(
-                f"{what} has shape {factor.shape}, as a factor of z alone, and reads c: return one term for each site, "
-                f"{sites}, and leave the sum over the plate to enumerate."
+                f"{what} has shape {factor.shape}, as a factor of z alone, and reads c: return one "
+                f"term for each site, {sites}, and leave the sum over the plate to enumerate."
             )
         if not (alone or axes is None or declared):
             _refuse_coupled(what, axes, several)
@@ -272,8 +279,9 @@ def _refuse_coupled(what: str, axes: Sequence[Any], several: list[int]) -> None:
                 else "which a reshape has merged with another"
             )
             raise ValueError(
-                f"{what} mixes the sites along axis {axis} of c, {how}: a term that reads another site's state cannot "
-                "be summed site by site. For a chain use sequences.hmm; for a few coupled sites, one latent of all "
-                "their joint states. If each term does read its own site alone, write it for one site and jax.vmap it "
-                "over the sites, or declare it: types.derive(log_joint, log_joint, independent_sites=True)."
+                f"{what} mixes the sites along axis {axis} of c, {how}: a term that reads another "
+                "site's state cannot be summed site by site. For a chain use sequences.hmm; for a "
+                "few coupled sites, one latent of all their joint states. If each term does read "
+                "its own site alone, write it for one site and jax.vmap it over the sites, or "
+                "declare it: types.derive(log_joint, log_joint, independent_sites=True)."
             )

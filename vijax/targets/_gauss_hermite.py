@@ -23,36 +23,25 @@ def gauss_hermite(
     *,
     nodes: int = 32,
 ) -> LogJoint:
-    """Take the expectation over a Gaussian q of a likelihood of linear predictors, by quadrature in one dimension.
+    """Expectation over a Gaussian q of a likelihood of linear predictors, by quadrature.
 
-        E_q[Σₙ log f(xₙ)],     xₙ ~ N(mₙ, sₙ²) under q,     Σₙ Σᵢ wᵢ log f(mₙ + sₙ eᵢ)
+        E_q[Σₙ log f(xₙ)] ≈ Σₙ Σᵢ wᵢ log f(mₙ + sₙ eᵢ),     xₙ ~ N(mₙ, sₙ²) under q
 
-    For generalised linear models, and Gaussian processes at their data: x = predictor(z) is linear in z, so that each
-    xₙ is Gaussian by itself, however many latents there are. As the likelihood of `split` it leaves an ELBO without
-    noise, which `solvers.maximize` climbs to machine precision:
-
-        def bound(params):
-            q = family.dist(params)                                    # full_rank(), mean_field() or low_rank(rank=r)
-            target = split(gauss_hermite(log_site, predictor, q), prior, q)
-            return reparam(elbo)(jax.random.key(0), target, q, num_samples=1).value      # whatever the key
-        fit = maximize(bound, family.init(key, like))
-
-    Of a minibatch of B data out of N, log_site is N/B times the terms: its sum has no noise but that of
-    the batch, and `targets.minibatch` is left out.
-
-    Sites must be smooth: of one with a kink or a jump (a Laplace density, a hinge, a step) the
-    slopes would be wrong, and it is refused. Where every log f is concave (logistic, probit,
-    Poisson), this ELBO is concave in the mean and the Cholesky factor of q together: it has one
-    maximum, which this finds from anywhere.
+    For generalized linear models and Gaussian processes at their data. As the likelihood of `split`
+    it gives an ELBO without noise, for `solvers.maximize`.
 
     Args:
-        log_site: x -> log f(x) in nats, element by element, of predictor(z)'s shape; data closed over.
+        log_site: x -> log f(x) in nats, element by element, of predictor(z)'s shape; data closed
+            over. Smooth: of a site with a kink or a jump (a Laplace density, a hinge) the slopes
+            would be wrong, and it is refused. Where every log f is concave (logistic, probit,
+            Poisson), this ELBO is concave in the mean and the Cholesky factor of q together. Of a
+            minibatch of B data out of N, N/B times the terms; `targets.minibatch` is left out.
         predictor: z -> x, any shape, linear in z (a constant may be added).
         q: a Gaussian of `vijax.families`, the same that the objective gets.
-        nodes: of the quadrature, exact for polynomials of degree 2 nodes - 1. At s of 1, 2 and 4, 32 are
-            off by 1e-14, 3e-8 and 1e-4 of a logistic site, 1e-14, 2e-8 and 7e-5 of a probit one, 1e-9,
-            4e-7 and 3e-3 of a Student-t of scale 1, and .01 to .2 of one of scale .2: see
-            `gauss_hermite_error` for yours.
+        nodes: of the quadrature, exact for polynomials of degree 2 nodes - 1. At s of 1, 2 and 4,
+            32 are off by 1e-14, 3e-8 and 1e-4 of a logistic site, 1e-14, 2e-8 and 7e-5 of a probit
+            one, 1e-9, 4e-7 and 3e-3 of a Student-t of scale 1, and .01 to .2 of one of scale .2:
+            see `gauss_hermite_error` for yours.
 
     Returns:
         A target z -> () that does not depend on z, for `split` and bounds linear in log_w.
@@ -62,6 +51,12 @@ def gauss_hermite(
         ValueError: for nodes < 1, or (when called) a predictor that is not linear, sites of another
             shape, and sites that are seen to have a kink or a jump and are not declared smooth,
             `types.derive(log_site, log_site, smooth=True)`.
+
+    Example:
+        >>> q = vj.families.mean_field().dist({"loc": jnp.ones(2), "log_scale": jnp.zeros(2)})
+        >>> target = gauss_hermite(lambda x: -(x**2), lambda z: 3 * z[0] + 4 * z[1], q)
+        >>> round(float(target(jnp.zeros(2))), 2)  # -(7² + 5²)
+        -74.0
 
     Reference: Challis, Barber, Gaussian Kullback-Leibler approximate inference, 2013.
     """
@@ -83,26 +78,32 @@ def gauss_hermite_error(
     *,
     nodes: int = 32,
 ) -> Float[Array, "..."]:
-    """Error of `gauss_hermite` at each site: what about twice as many nodes say, less what these say.
+    """Error of `gauss_hermite` at each site, against about twice as many nodes.
 
         errorₙ = E₂ₖ₊₁[log f(xₙ)] - Eₖ[log f(xₙ)],     k = nodes
 
-    For the q that a fit ended at: sites whose features are narrow beside the spread of x (a Cauchy of scale .05
-    where s is 1) are smooth, pass, and are not integrated by some tens of nodes. The sum of the errors is what the
-    bound would change by, and its gradient in q's parameters what the slope would. Where it matters, take more nodes,
-    or leave the likelihood to draws.
+    Check it at the q that a fit ended at. Where it matters, take more nodes, or estimate the
+    likelihood from draws.
 
     Args:
-        log_site: as for `gauss_hermite`.
+        log_site: as for `gauss_hermite`. Sites that are narrow beside the spread of x (a Cauchy of
+            scale .05 where s is 1) are smooth, and still not integrated by some tens of nodes.
         predictor: as for `gauss_hermite`.
         q: the Gaussian.
         nodes: k, those of the fit.
 
     Returns:
-        Signed errors in nats, of predictor(z)'s shape.
+        Signed errors in nats, of predictor(z)'s shape. Their sum is the change of the bound, and
+        its gradient in q's parameters that of the slope.
 
     Raises:
         TypeError, ValueError: as `gauss_hermite` does; and for more than some 120 nodes.
+
+    Example:
+        >>> q = vj.families.mean_field().dist({"loc": jnp.zeros(1), "log_scale": jnp.zeros(1)})
+        >>> error = gauss_hermite_error(lambda x: -(x**2), lambda z: 5 * z[0], q, nodes=1)
+        >>> round(float(error), 2)  # one node takes 0 for -25
+        -25.0
 
     Reference: Davis, Rabinowitz, Methods of numerical integration, 1984, section 4.9.
     """
@@ -117,8 +118,9 @@ def _check(q: Any, nodes: Any) -> None:
     checks.static_count(nodes, "nodes")
     if not offers(q, Affine):
         raise TypeError(
-            f"gauss_hermite needs one Gaussian of vijax.families over all latents (mean_field, full_rank, low_rank), "
-            f"which says how its draws are made of standard noise; got {type(q).__name__}."
+            "gauss_hermite needs one Gaussian of vijax.families over all latents (mean_field, "
+            "full_rank, low_rank), which says how its draws are made of standard noise; got "
+            f"{type(q).__name__}."
         )
     if not np.all(np.isfinite(np.polynomial.hermite_e.hermegauss(nodes)[1])):
         raise ValueError(
@@ -160,20 +162,23 @@ def _smooth(log_site: Callable[[Array], Array], x: Array) -> None:
     shape = getattr(jax.eval_shape(log_site, x), "shape", None)
     if shape != x.shape:
         raise ValueError(
-            f"log_site(x) must have the shape of x = predictor(z), {x.shape}, one value for each element; got {shape}."
+            f"log_site(x) must have the shape of x = predictor(z), {x.shape}, one value for each "
+            f"element; got {shape}."
         )
     blame = None if properties(log_site).smooth else jaxprs.not_smooth(log_site, x)
     if blame is None:
         return
     if blame.opaque:
         raise ValueError(
-            f"log_site keeps x in '{blame.primitive}', where it cannot be followed; write it without."
+            f"log_site keeps x in '{blame.primitive}', where it cannot be followed; write it "
+            "without."
         )
     raise ValueError(
-        f"log_site is not smooth in x: it has a kink or a jump at '{blame.primitive}', which nodes step over, with "
-        "wrong slopes. Leave this likelihood to draws, log_joint(z) = sum of log_site(predictor(z)) + log_prior(z), "
-        "under gradients.reparam(bounds.elbo), or use a smooth one. Where kinks in its form cancel, write it by "
-        "jax.nn.softplus or jnp.logaddexp, or declare it: types.derive(log_site, log_site, smooth=True)."
+        f"log_site is not smooth in x: it has a kink or a jump at '{blame.primitive}', which nodes "
+        "step over, with wrong slopes. Leave this likelihood to draws, log_joint(z) = sum of "
+        "log_site(predictor(z)) + log_prior(z), under gradients.reparam(bounds.elbo), or use a "
+        "smooth one. Where kinks in its form cancel, write it by jax.nn.softplus or "
+        "jnp.logaddexp, or declare it: types.derive(log_site, log_site, smooth=True)."
     )
 
 
@@ -184,10 +189,11 @@ def _linear(function: Callable[[Array], Array], e: Array) -> None:
         return
     if blame.opaque:
         raise ValueError(
-            f"predictor keeps z in '{blame.primitive}', where it cannot be followed; write it without."
+            f"predictor keeps z in '{blame.primitive}', where it cannot be followed; write it "
+            "without."
         )
     raise ValueError(
-        f"predictor is not linear in z: '{blame.primitive}' keeps z in its derivative. Put what follows the linear "
-        "part in log_site; an x that is not Gaussian under q has no quadrature in one dimension: leave it to draws, "
-        "with the plain log-likelihood."
+        f"predictor is not linear in z: '{blame.primitive}' keeps z in its derivative. Put what "
+        "follows the linear part in log_site; an x that is not Gaussian under q has no quadrature "
+        "in one dimension: leave it to draws, with the plain log-likelihood."
     )

@@ -12,32 +12,39 @@ WHY = "an unbiased estimate of log p(x, z) has an exponential whose mean is larg
 
 
 def keyed(function: Callable[[Any, PyTree], Any], *, has_aux: bool = False) -> LogJoint:
-    """Make a target of f(key, z) whose noise belongs to the model; the key differs from draw to draw.
+    """Make a target of f(key, z) whose noise belongs to the model, anew for each draw.
 
-        log_joint(zₖ) = f(keyₖ, zₖ),     E exp f(key, z) ≤ p(x, z),   keyₖ a function of (key, k) alone
+        log_joint(zₖ) = f(keyₖ, zₖ),     E exp f(key, z) ≤ p(x, z)
 
-    For dropout masks, which are latents drawn from their prior; for latents that f integrates out by an objective of
-    its own, `reparam(elbo)` or `iwae` within, or a particle filter; and for state that comes back, such as batch
-    statistics, where the key is ignored. Any bound of it is a lower bound. Where the noise comes from estimating
-    log p itself (a random minibatch, a random time of a diffusion), E f = log p: that is `unbiased`, and here every
-    bound but `elbo` would exceed log p(x), by half the variance of f and more, with no error raised.
-
-        targets.keyed(lambda key, z: log_prior(z) + log_likelihood(z, rngs=nnx.Rngs(dropout=key)))
-
-    A Flax module whose variables change is made anew within f, `nnx.merge(graphdef, params, rest, copy=True)`.
+    For dropout masks, latents that f integrates out by an inner bound or a particle filter, and
+    batch statistics. Bounds of it stay lower bounds.
 
     Args:
-        function: (key, z) -> log p(x, z), [*batch] in nats; with `has_aux`, (log p, aux).
-        has_aux: whether f returns a pair; `Estimate.draws.aux` then holds aux of every draw, gradients stopped.
+        function: (key, z) -> log p(x, z), [*batch] in nats; with `has_aux`, (log p, aux). Where its
+            mean is log p itself (a random minibatch, a random time of a diffusion), use `unbiased`:
+            here every bound but `elbo` would exceed log p(x), by half the variance of f and more,
+            with no error raised. A Flax module whose variables change is made anew within,
+            `nnx.merge(graphdef, params, rest, copy=True)`.
+        has_aux: whether f returns a pair; `Estimate.draws.aux` then holds aux of every draw,
+            gradients stopped.
 
     Returns:
-        A target for any objective; called by hand it takes `log_joint(z, key=key)`.
+        A target for any objective; called by hand it takes `log_joint(z, key=key)`. The key of draw
+        k depends on (key, k) alone.
 
     Raises:
         ValueError: (when called) without a key.
 
-    Reference: Gal, Ghahramani, Dropout as a Bayesian approximation, 2016, arXiv:1506.02142, for the use; Andrieu,
-        Roberts, The pseudo-marginal approach for efficient Monte Carlo computations, 2009, for E exp f = p.
+    Example:
+        >>> def with_dropout(key, z):
+        ...     return -0.5 * jnp.sum(jnp.where(jax.random.bernoulli(key, 0.5, (3,)), z, z) ** 2)
+        >>> target = keyed(with_dropout)
+        >>> float(target(2.0, key=jax.random.key(0)))
+        -6.0
+
+    Reference: Gal, Ghahramani, Dropout as a Bayesian approximation, 2016, arXiv:1506.02142, for the
+        use; Andrieu, Roberts, The pseudo-marginal approach for efficient Monte Carlo computations,
+        2009, for E exp f = p.
     """
 
     def log_joint(*z: PyTree, key: Any = None) -> Any:  # of several where (z, b) is asked for
@@ -47,32 +54,39 @@ def keyed(function: Callable[[Any, PyTree], Any], *, has_aux: bool = False) -> L
 
 
 def unbiased(function: Callable[[Any, PyTree], Any], *, has_aux: bool = False) -> LogJoint:
-    """Make a target of f(key, z), an unbiased estimate of log p; the key differs from draw to draw.
+    """Make a target of f(key, z), an unbiased estimate of log p, anew for each draw.
 
-        log_joint(zₖ) = f(keyₖ, zₖ),     E f(key, z) = log p(x, z),   keyₖ a function of (key, k) alone
+        log_joint(zₖ) = f(keyₖ, zₖ),     E f(key, z) = log p(x, z)
 
-    For a random time of a diffusion model, a random subset of the data, a random term of a sum, drawn anew for every
-    draw of z. Only the mean of f is right: E exp f exceeds p(x, z), by the factor exp(variance / 2) where f is normal.
-    So its bound must be linear in log_w: `elbo`, and any other is refused, also where this target stands inside another
-    function. Where E exp f is right instead (dropout masks, an inner bound, a particle filter) use `keyed`.
-
-        targets.unbiased(lambda key, z: log_prior(z) + N / B * log_likelihood(z, x[jax.random.choice(key, N, (B,))]))
-
-    One minibatch for all draws of a step needs no key: `minibatch`.
+    For a random time of a diffusion model, or a random subset of the data for each draw. One
+    minibatch for all draws of a step: `minibatch`.
 
     Args:
-        function: (key, z) -> an estimate of log p(x, z), [*batch] in nats; with `has_aux`, (log p, aux).
+        function: (key, z) -> an estimate of log p(x, z), [*batch] in nats; with `has_aux`,
+            (log p, aux). Where E exp f is right instead (dropout masks, an inner bound, a particle
+            filter), use `keyed`.
         has_aux: whether f returns a pair, as for `keyed`.
 
     Returns:
         A target for objectives of `bounds.elbo`; called by hand it takes `log_joint(z, key=key)`.
+        Its bound must be linear in log_w, since E exp f exceeds p(x, z), by the factor exp(variance
+        / 2) where f is normal; any other is refused, also where this target stands inside a
+        function.
 
     Raises:
-        ValueError: by any objective of a bound that is not linear, or of a log_joint that is not linear in this one's
-            value, and by whatever needs log p itself; (when called) without a key.
+        ValueError: by any objective of a bound that is not linear, or of a log_joint that is not
+            linear in this one's value, and by whatever needs log p itself; (when called) without a
+            key.
 
-    Reference: Hoffman, Blei, Wang, Paisley, Stochastic variational inference, 2013, arXiv:1206.7051; Kingma, Salimans,
-        Poole, Ho, Variational diffusion models, 2021, arXiv:2107.00630 (the random time).
+    Example:
+        >>> x = jnp.ones(6)
+        >>> target = unbiased(lambda key, z: 6 / 2 * jnp.sum(z * jax.random.choice(key, x, (2,))))
+        >>> float(target(0.5, key=jax.random.key(0)))  # 6 terms of 0.5
+        3.0
+
+    Reference: Hoffman, Blei, Wang, Paisley, Stochastic variational inference, 2013,
+        arXiv:1206.7051; Kingma, Salimans, Poole, Ho, Variational diffusion models, 2021,
+        arXiv:2107.00630.
     """
 
     def log_joint(*z: PyTree, key: Any = None) -> Any:
@@ -88,7 +102,8 @@ def unbiased(function: Callable[[Any, PyTree], Any], *, has_aux: bool = False) -
 def _given(key: Any) -> Any:
     if key is None:
         raise ValueError(
-            "this target takes a key, log_joint(z, key=key), and was called without one: give it to an objective as it "
-            "is, or wrap the call, targets.keyed(lambda key, z: ... log_joint(z, key=key))."
+            "this target takes a key, log_joint(z, key=key), and was called without one: give it "
+            "to an objective as it is, or wrap the call, targets.keyed(lambda key, z: ... "
+            "log_joint(z, key=key))."
         )
     return key

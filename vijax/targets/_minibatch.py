@@ -15,14 +15,15 @@ from vijax.types import LogJoint, PyTree, derive, properties
 _inside = jax.make_user_context()
 WHY = "a minibatch estimates log p(x, z) without bias, but not its exponential"
 TWICE = (
-    "{0} is itself a targets.minibatch, and N/B would be applied twice. Give minibatch the plain log prior, and one "
-    "term for each datum; the factor N/B is its own work."
+    "{0} is itself a targets.minibatch, and N/B would be applied twice. Give minibatch the "
+    "plain log prior, and one term for each datum; the factor N/B is its own work."
 )
 
 NO_NOISE = (
-    "{0} is itself a targets.gauss_hermite, whose terms are summed already. Scale them inside, and leave minibatch "
-    "out: targets.split(targets.gauss_hermite(lambda x: N / B * log_site(x), predictor, q), prior, q), with the "
-    "predictor and the data of the batch; likewise for a sparse Gaussian process."
+    "{0} is itself a targets.gauss_hermite, whose terms are summed already. Scale them inside, "
+    "and leave minibatch out: targets.split(targets.gauss_hermite(lambda x: N / B * log_site(x), "
+    "predictor, q), prior, q), with the predictor and the data of the batch; likewise for a "
+    "sparse Gaussian process."
 )
 
 
@@ -36,33 +37,34 @@ def minibatch(
 
         log p(z) + N/B Σ_{n in batch} log p(xₙ | z)
 
-    The factor N/B belongs to the likelihood alone and is applied here, once: N is stated here, and B is the number of
-    terms. A minibatch within a minibatch is refused. Its expectation over batches is the full log joint, so only bounds
-    linear in log_w stay unbiased: an objective of iwae, renyi or cubo refuses this target. All draws of a step see the
-    same minibatch (a fresh one for each draw: `unbiased`). With indices from
-    `fitting.minibatches`, which knows N and B but scales nothing:
-
-        batches = fitting.minibatches(num_data=N, batch_size=B)
-        def step(state, _):
-            rows, cursor = batches.next(state.cursor)
-            target = minibatch(log_prior, lambda z: log_likelihood(z, data[rows]), num_data=N)
-            ... reparam(elbo)(key, target, q, num_samples=K) ...
+    The factor N/B is applied here, to the likelihood alone. All draws of a step share the
+    minibatch; for a fresh one for each draw see `unbiased`.
 
     Args:
         log_prior: z -> [*batch] in nats.
-        log_likelihood: z -> one term for each datum of the minibatch, [B, *batch] in nats, neither summed nor averaged.
+        log_likelihood: z -> one term for each datum of the minibatch, [B, *batch] in nats, neither
+            summed nor averaged nor scaled. `fitting.minibatches` makes indices, and scales nothing.
         num_data: N.
 
     Returns:
-        A target for objectives of `bounds.elbo`.
+        A target for objectives of `bounds.elbo`: only bounds linear in log_w stay unbiased, and an
+        objective of iwae, renyi or cubo refuses it.
 
     Raises:
         TypeError: where num_data is not a whole number.
-        ValueError: for a prior or likelihood that is a minibatch, or a `gauss_hermite`, already, also (when called)
-            inside a function; (when called) where the likelihood's terms are not [B, *batch], or B exceeds N; by an
-            objective of a log_joint that is not linear in this one's value.
+        ValueError: for a prior or likelihood that is a minibatch, or a `gauss_hermite`, already,
+            also (when called) inside a function; (when called) where the likelihood's terms are not
+            [B, *batch], or B exceeds N; by an objective of a log_joint that is not linear in this
+            one's value.
 
-    Reference: Hoffman, Blei, Wang, Paisley, Stochastic variational inference, 2013, arXiv:1206.7051.
+    Example:
+        >>> x = jnp.array([1.0, 2.0])
+        >>> target = minibatch(lambda z: -0.5 * z**2, lambda z: -0.5 * (x - z) ** 2, num_data=10)
+        >>> float(target(0.0))  # 10/2 · (-0.5 - 2)
+        -12.5
+
+    Reference: Hoffman, Blei, Wang, Paisley, Stochastic variational inference, 2013,
+        arXiv:1206.7051.
     """
     checks.static_count(num_data, "num_data")
     for name, part in (("log_prior", log_prior), ("log_likelihood", log_likelihood)):
@@ -80,8 +82,9 @@ def minibatch(
             prior, terms = log_prior(*z), log_likelihood(*z)
         if jnp.ndim(terms) != jnp.ndim(prior) + 1 or jnp.shape(terms)[1:] != jnp.shape(prior):
             raise ValueError(
-                f"log_likelihood(z) must return one term for each datum, [B, *batch] with *batch = {jnp.shape(prior)} "
-                f"as in log_prior(z); got {jnp.shape(terms)}. Leave the sum over the minibatch to this function."
+                "log_likelihood(z) must return one term for each datum, [B, *batch] with *batch = "
+                f"{jnp.shape(prior)} as in log_prior(z); got {jnp.shape(terms)}. Leave the sum "
+                "over the minibatch to this function."
             )
         size = jnp.shape(terms)[0]
         if not 0 < size <= num_data:

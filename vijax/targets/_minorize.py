@@ -10,8 +10,8 @@ from jaxtyping import Array
 from vijax import checks
 from vijax.gaussians import Gaussian, Precision, dense
 from vijax.targets._block import require_floats, summed
+from vijax.targets._minorizer import Minorizer
 from vijax.targets._quadratic import collapse_gaussian
-from vijax.targets.minorizers import Minorizer
 from vijax.trees import own_point, scan
 from vijax.types import LogJoint, PyTree
 
@@ -39,42 +39,35 @@ def minorize(
     steps: int,
     precision: Precision = dense,
 ) -> Minorized:
-    """Integrate b out under terms that are not quadratic in it, each bounded below by the parabola that serves best.
+    """Integrate b out under non-quadratic terms, each bounded below by its best parabola.
 
-        log p(x, z) = log ∫ exp(Σₙ log f(xₙ) + rest(z, b)) db  ≥  max_at log ∫ exp(Σₙ lower(xₙ, atₙ) + rest(z, b)) db
+        log p(x, z) ≥ max_at log ∫ exp(Σₙ lower(xₙ, atₙ) + rest(z, b)) db,     x = predictor(z, b)
 
-    where x = predictor(z, b). For logistic and softmax regressions, Student-t errors and mixtures with Gaussian
-    coefficients, scores or states. Below log p(x, z) at every z, so that `elbo` and `iwae` of it with q(z) stay lower
-    bounds (`cubo` and `eubo` of it bound nothing); looser than a Gaussian q(b) fitted to the exact terms
-    (`targets.gauss_hermite`), and without parameters of q to fit. With nothing
-    else latent, z = () and the collapsed target is itself the answer:
-
-        found = minorize(minorizers.jaakkola_jordan, lambda z, w: sign * (x @ w), log_prior, jnp.zeros(3), steps=50)
-        found.collapsed(()),     found.conditional(()).mean
-
-    `at` climbs by a fixed point, at ← touch(E[T(x)]) under the Gaussian that the last one made, as in EM: no step
-    lowers the bound, and any number of them leaves it a bound. The moments E[T(x)] are the derivatives at t = 0 of the
-    collapsed Σ lower(x, at) + ⟨t, T(x)⟩ + rest: one reverse pass for all, with any `precision`. Steps needed are some
-    20 where the prior says as much as the data, and hundreds where it says little: look whether more raise it.
-
-    Derivatives, in z and in what rest or predictor closes over, are those of the value, through all the steps (each
-    computed anew on the way back: memory is one `at` for each). To hold `at`, as EM does, or to use it in a model that
-    does not fit this form, collapse its lower bound by hand:
-
-        at = jax.lax.stop_gradient(found.local(z))
-        held, _ = collapse_gaussian(lambda z, w: minorizer.lower(predictor(z, w), at).sum() + rest(z, w), like)
+    For logistic and softmax regressions, Student-t errors and mixtures. Looser than a Gaussian q(b)
+    fitted to the exact terms (`gauss_hermite`), but with no q to fit.
 
     Args:
-        minorizer: of `targets.minorizers`, or your own; `minorizers.each` for terms of several kinds.
-        predictor: (z, b) -> x, leaves [*batch, ...], linear in b (quadratic will do for `minorizers.mixture`).
-        rest: (z, b) -> [*batch] in nats, or a dict of factors, quadratic in b: priors, likelihoods that need no bound.
-        like: a b for its structure, shapes and dtypes, leaves [*batch, ...], at which the first `at` is taken; for
-            mixtures it must tell the components apart.
-        steps: of the fixed point.
-        precision: `gaussians.dense`, `diagonal` or `tridiagonal`, what zeros the bound's Hessian in b has.
+        minorizer: of `targets.minorizers`, or your own; `minorizers.each` for terms of several
+            kinds.
+        predictor: (z, b) -> x, leaves [*batch, ...], linear in b (quadratic will do for
+            `minorizers.mixture`).
+        rest: (z, b) -> [*batch] in nats, or a dict of factors, quadratic in b: priors, likelihoods
+            that need no bound.
+        like: a b for its structure, shapes and dtypes, leaves [*batch, ...], at which the first
+            `at` is taken; for mixtures it must tell the components apart.
+        steps: of the fixed point at ← touch(E[T(x)]), as in EM: no step lowers the bound, and any
+            number leaves it a bound. Some 20 where the prior is as informative as the data, and
+            hundreds where it is not: check whether more steps raise it.
+        precision: `gaussians.dense`, `diagonal` or `tridiagonal`, the zeros of the bound's Hessian
+            in b.
 
     Returns:
-        Minorized: the target, the Gaussian over b, and the local parameters, each a function of z.
+        Minorized: the target, the Gaussian over b, and the local parameters, each a function of z
+        (() where nothing else is latent). The target is below log p(x, z) at every z, so that
+        `elbo` and `iwae` of it stay lower bounds; `cubo` and `eubo` of it bound nothing.
+        Derivatives go through all the steps, each computed anew on the way back; to hold `at`, as
+        EM does, stop the gradient of `local(z)` and give Σ lower(x, at) + rest to
+        `collapse_gaussian`.
 
     Raises:
         TypeError: for a `like` that holds no floats, or steps that are no whole number.
@@ -82,8 +75,18 @@ def minorize(
             where the terms do not begin with rest's batch axes, or where predictor or rest do not
             leave the bound quadratic in b.
 
-    Reference: Jaakkola, Jordan, Bayesian parameter estimation via variational methods, 2000; Palmer, Wipf,
-        Kreutz-Delgado, Rao, Variational EM algorithms for non-Gaussian latent variable models, 2006.
+    Example:
+        >>> from vijax.targets import minorizers
+        >>> log_prior = lambda z, b: distrax.Normal(0.0, 1.0).log_prob(b)
+        >>> result = minorize(
+        ...     minorizers.jaakkola_jordan, lambda z, b: b, log_prior, jnp.zeros(()), steps=3
+        ... )
+        >>> round(float(jax.jit(result.collapsed)(())), 3)  # below log ∫ σ(b) N(b; 0, 1) db = log ½
+        -0.7
+
+    Reference: Jaakkola, Jordan, Bayesian parameter estimation via variational methods, 2000;
+        Palmer, Wipf, Kreutz-Delgado, Rao, Variational EM algorithms for non-Gaussian latent
+        variable models, 2006.
     """
     checks.static_count(steps, "steps", least=0)
     rest = checks.target(rest, "targets.minorize", what="rest", cure=checks.CONDITIONAL)
@@ -127,8 +130,9 @@ def _noted(function: Callable[[PyTree], Any]) -> Callable[[PyTree], Any]:
         except ValueError as error:
             if "not quadratic in b" in str(error):
                 error.add_note(
-                    "Here log_joint is Σ lower(predictor(z, b), at) + rest(z, b): predictor must be linear in b "
-                    "(quadratic will do for minorizers.mixture), and rest quadratic."
+                    "Here log_joint is Σ lower(predictor(z, b), at) + rest(z, b): predictor must "
+                    "be linear in b (quadratic will do for minorizers.mixture), and rest "
+                    "quadratic."
                 )
             raise
 
@@ -138,7 +142,7 @@ def _noted(function: Callable[[PyTree], Any]) -> Callable[[PyTree], Any]:
 def _sum(term: Any, batch: tuple[int, ...]) -> Array:
     if jnp.shape(term)[: len(batch)] != batch:
         raise ValueError(
-            f"each leaf of predictor(z, b) must begin with the batch axes of rest(z, b), {batch}; a term of it has "
-            f"shape {jnp.shape(term)}."
+            f"each leaf of predictor(z, b) must begin with the batch axes of rest(z, b), {batch}; "
+            f"a term of it has shape {jnp.shape(term)}."
         )
     return jnp.sum(term, tuple(range(len(batch), jnp.ndim(term))))

@@ -19,8 +19,9 @@ def bound_like(bound: ArrayLike, y: Array, name: str) -> Array:
     )
     if not fits:
         raise ValueError(
-            f"{name} has shape {found.shape} and the latent {y.shape}: {name} must be a number, or have the latent's "
-            "rank and broadcast to it (a batch by bound[:, None]); several draws go through jax.vmap."
+            f"{name} has shape {found.shape} and the latent {y.shape}: {name} must be a number, or "
+            "have the latent's rank and broadcast to it (a batch by bound[:, None]); several "
+            "draws go through jax.vmap."
         )
     return jnp.broadcast_to(found, y.shape)
 

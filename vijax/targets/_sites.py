@@ -80,9 +80,9 @@ def require_slopes(
         if traced or bool(jnp.any(flat)):
             what = "may have elements" if traced else f"has {int(jnp.sum(flat))} elements"
             raise ValueError(
-                f"site '{name}' {what} without a density, which the rest of the model does not read: q would grow "
-                "there without end. Leave padding out, mask observed sites alone (obs_mask= for missing data), or give "
-                "it a prior"
+                f"site '{name}' {what} without a density, which the rest of the model does not "
+                "read: q would grow there without end. Leave padding out, mask observed sites "
+                "alone (obs_mask= for missing data), or give it a prior"
                 + ("; adapt the model outside of jit to have it checked." if traced else ".")
             )
 
@@ -97,10 +97,11 @@ def require_densities(joint: Any, observed: Any) -> None:
         kinds = {type(layer).__name__ for layer in layers(part)} if given.get(name) is None else ()
         if "Deterministic" in kinds or "VectorDeterministic" in kinds:
             raise ValueError(
-                f"latent {name!r} is Deterministic, which has no density: compute it where it is used."
+                f"latent {name!r} is Deterministic, which has no density: compute it where it is "
+                "used."
             )
         if "Masked" in kinds:
             raise ValueError(
-                f"latent {name!r} is Masked: it has no density where it is masked, and q would grow there without end. "
-                "Leave padding out, and mask observed parts alone."
+                f"latent {name!r} is Masked: it has no density where it is masked, and q would "
+                "grow there without end. Leave padding out, and mask observed parts alone."
             )

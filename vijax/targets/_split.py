@@ -87,32 +87,39 @@ def split(
 
         L = E_q[log p(x | z)] - KL(q ‖ p(z)),     log wₖ = log p(x | zₖ) - KL(q ‖ p(z))
 
-    When KL is known and the likelihood says little, as early in training or for many latents few of which matter; near
-    the posterior the terms cancel draw by draw when all are drawn, so that `dreg(elbo)` of the plain log joint is
-    better there. Its bound must be linear in log_w: any other would exceed log p(x), and is refused. Any estimator of
-    that bound may follow; a mini-batch's likelihood times N/B is welcome.
-
-        reparam(elbo)(key, split(log_likelihood, prior, q), q, num_samples=K)
-
-    Known: what distrax and TFP register, leaf by leaf for dicts and tuples (a leaf given earlier ones at the drawn
-    values of those, as ladder VAEs do), Gaussian families of vijax among each other, and from or to Normals and
-    diagonal Gaussians of distrax and TFP, whose batch axes Independent makes a latent's. A mixture's divergence from a
-    Gaussian has no closed form: leave it to Monte Carlo, log_joint(z) = log_likelihood(z) + prior.log_prob(z).
+    For a known KL and a weak likelihood. Near the posterior `dreg(elbo)` of the plain log joint is
+    better: its terms cancel draw by draw.
 
     Args:
-        log_likelihood: z -> [*batch] in nats, of one draw, or a dict of factors; `targets.keyed` if it has noise.
+        log_likelihood: z -> [*batch] in nats, of one draw, or a dict of factors; `targets.keyed` if
+            it has noise; of a minibatch, times N/B.
         prior: a distribution with q's batch shape, or a pytree of them like q.
         q: the same distribution (or pytree of them) that the objective gets.
-        kl: (q, prior) -> [*batch] in nats, of two distributions of one leaf; by default q.kl_divergence(prior).
+        kl: (q, prior) -> [*batch] in nats, of two distributions of one leaf; by default
+            q.kl_divergence(prior): what distrax and TFP register, leaf by leaf (a leaf given
+            earlier ones at their drawn values), and Gaussian families of vijax among each other and
+            with Normals and diagonal Gaussians of distrax and TFP, whose batch axes Independent
+            makes a latent's. A mixture's from a Gaussian has no closed form: write log_joint(z) =
+            log_likelihood(z) + prior.log_prob(z) instead.
 
     Returns:
-        A target for objectives of `bounds.elbo`. A KL of +inf makes its value -inf.
+        A target for objectives of `bounds.elbo`, with any estimator: a bound that is not linear in
+        log_w would exceed log p(x), and is refused. A KL of +inf makes its value -inf.
 
     Raises:
         TypeError: where q or prior is no distribution, or no KL is known of them.
-        ValueError: (when called) where leaves or shapes differ; by any objective of a bound that is not linear.
+        ValueError: (when called) where leaves or shapes differ; by any objective of a bound that is
+            not linear.
 
-    Reference: Kingma, Welling, Auto-encoding variational Bayes, 2014, arXiv:1312.6114 (its second estimator).
+    Example:
+        >>> q, prior = distrax.Normal(1.0, 1.0), distrax.Normal(0.0, 1.0)
+        >>> target = split(lambda z: jnp.zeros(()), prior, q)
+        >>> objective = vj.gradients.reparam(vj.bounds.elbo)
+        >>> round(float(objective(jax.random.key(0), target, q, num_samples=2).value), 3)  # -KL
+        -0.5
+
+    Reference: Kingma, Welling, Auto-encoding variational Bayes, 2014, arXiv:1312.6114 (its second
+        estimator).
     """
     posterior, prior = lift(q), lift(prior, "prior")
     of_family = isinstance(posterior, AffineGaussian) or isinstance(prior, AffineGaussian)
@@ -128,22 +135,31 @@ def exact_entropy(log_joint: Callable[[PyTree], Array], q: Any) -> LogJoint:
 
         L = E_q[log p(x, z)] + H[q],     log wₖ = log p(x, zₖ) + H[q]
 
-    When the prior is not one that `split` knows the divergence from, and q is far from the posterior; near it, where
-    log p and log q cancel draw by draw, `dreg(elbo)` of the plain log joint is better. For bounds linear in log_w.
+    For a prior that `split` knows no divergence from, and q far from the posterior; near it
+    `dreg(elbo)` of the plain log joint is better.
 
     Args:
         log_joint: z -> log p(x, z), [*batch] in nats, of one draw.
-        q: the same distribution (or pytree of them) that the objective gets, with a method entropy().
+        q: the same distribution (or pytree of them) that the objective gets, with a method
+            entropy().
 
     Returns:
-        A target for objectives of `bounds.elbo`.
+        A target for objectives of `bounds.elbo`, and other bounds linear in log_w.
 
     Raises:
         TypeError: where q is no distribution, or its entropy is not known.
-        ValueError: (when called) where shapes differ; by any objective of a bound that is not linear.
+        ValueError: (when called) where shapes differ; by any objective of a bound that is not
+            linear.
 
-    Reference: Kucukelbir, Tran, Ranganath, Gelman, Blei, Automatic differentiation variational inference, 2017,
-        arXiv:1603.00788.
+    Example:
+        >>> q = distrax.Normal(0.0, 1.0)
+        >>> target = exact_entropy(lambda z: jnp.zeros(()), q)
+        >>> objective = vj.gradients.reparam(vj.bounds.elbo)
+        >>> round(float(objective(jax.random.key(0), target, q, num_samples=2).value), 3)  # H[q]
+        1.419
+
+    Reference: Kucukelbir, Tran, Ranganath, Gelman, Blei, Automatic differentiation variational
+        inference, 2017, arXiv:1603.00788.
     """
     posterior = lift(q)
 
@@ -187,9 +203,10 @@ def _sum_over_leaves(term: Callable[[Any, Any], Array], q: Any, prior: Any, z: P
     names = [p.names() if isinstance(p, Joint) else None for p in (q, prior)]
     if names[0] != names[1]:
         raise ValueError(
-            f"q and prior must have the same leaves, drawn in the same order: q has {names[0]}, prior {names[1]} "
-            "(None: one distribution over all; of a Gaussian family the divergence is known from a pytree of Normals "
-            "and diagonal Gaussians, each of batch shape (): distrax.Independent(distrax.Normal(loc, scale), 1))."
+            f"q and prior must have the same leaves, drawn in the same order: q has {names[0]}, "
+            f"prior {names[1]} (None: one distribution over all; of a Gaussian family the "
+            "divergence is known from a pytree of Normals and diagonal Gaussians, each of batch "
+            "shape (): distrax.Independent(distrax.Normal(loc, scale), 1))."
         )
     total: Any = None
     earlier: dict[Any, Any] = {}
@@ -199,8 +216,9 @@ def _sum_over_leaves(term: Callable[[Any, Any], Array], q: Any, prior: Any, z: P
         )
         if total is not None and jnp.shape(total) != jnp.shape(part):
             raise ValueError(
-                f"the closed-form terms of the leaves must share one batch shape: that of '{name}' is "
-                f"{jnp.shape(part)}, of those before it {jnp.shape(total)}. Wrap event dimensions in Independent."
+                f"the closed-form terms of the leaves must share one batch shape: that of '{name}' "
+                f"is {jnp.shape(part)}, of those before it {jnp.shape(total)}. Wrap event "
+                "dimensions in Independent."
             )
         total = part if total is None else total + part
         earlier[name] = z[name]
@@ -211,7 +229,8 @@ def _closed(q: Any, ability: type, name: str, *args: Any) -> Array:
     """Return q.name(*args), or say that it is not known and what to do."""
     against = f" from {type(args[0]).__name__}" if args else ""
     refusal = (
-        f"{type(q).__name__} has no closed-form {name}{against}: leave it to Monte Carlo, with the plain "
+        f"{type(q).__name__} has no closed-form {name}{against}: leave it to Monte Carlo, with the "
+        "plain "
         "log_joint(z) = log_likelihood(z) + prior.log_prob(z)" + (", or pass kl=." if args else ".")
     )
     if not offers(q, ability):

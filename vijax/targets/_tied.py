@@ -21,17 +21,10 @@ def tied(
 ) -> LogJoint:
     """Target of one datum, with an N-th of the prior and of q: the tied factors of black-box alpha.
 
-        log w = log p(xₙ | z) + 1/N (log p(z) - log q(z)),     Σₙ renyi_{1-α}(log w) is the BB-α energy, negated
+        log w = log p(xₙ | z) + 1/N (log p(z) - log q(z)),     energy = -Σₙ renyi_{1-α}(log w)
 
-    For global latents fitted with α between the ELBO (α → 0, where Σₙ is the ELBO of all data) and moment matching
-    (α = 1), from mini-batches if you like: the sum over data is outside the bound, so N/B times that of a batch has the
-    mean of the whole. At N = 1 it is Rényi's. It bounds nothing. Same draws for every datum:
-
-        bound = partial(renyi, alpha=1 - α)
-        one = lambda x: reparam(bound)(key, tied(log_prior, partial(log_lik, x), q, num_data=N), q, num_samples=K).value
-        value = N / len(batch) * jax.vmap(one)(batch).sum()
-
-    The target holds 1 - 1/N of log q, whose derivative counts as the model's; so any estimator is unbiased for it.
+    For α between the ELBO (α → 0) and moment matching (α = 1). At N = 1 this is Rényi's bound;
+    elsewhere it bounds nothing.
 
     Args:
         log_prior: z -> [*batch] in nats, of one draw.
@@ -40,16 +33,26 @@ def tied(
         num_data: N.
 
     Returns:
-        A target for any objective.
+        A target for any objective, such as `reparam(partial(renyi, alpha=1 - α))`: map it over data
+        by `jax.vmap` with one key, and sum the values outside, times N/B for a minibatch of B. It
+        holds 1 - 1/N of log q, whose derivative counts as the model's, so that any estimator is
+        unbiased for it.
 
     Raises:
         TypeError: where num_data is not a whole number, or q is no distribution.
         ValueError: for num_data < 1, for terms with noise or of a minibatch, or (when called) where
             the terms differ in shape.
 
-    Reference: Hernández-Lobato, Li, Rowland, Hernández-Lobato, Bui, Turner, Black-box α-divergence minimization, 2016,
-        arXiv:1511.03243; Li, Gal, Dropout inference in Bayesian neural networks with alpha-divergences, 2017,
-        arXiv:1703.02914.
+    Example:
+        >>> q = prior = distrax.Normal(0.0, 1.0)
+        >>> target = tied(prior.log_prob, lambda z: jnp.asarray(-2.0), q, num_data=10)
+        >>> objective = vj.gradients.reparam(vj.bounds.elbo)
+        >>> round(float(objective(jax.random.key(0), target, q, num_samples=2).value), 3)
+        -2.0
+
+    Reference: Hernández-Lobato, Li, Rowland, Hernández-Lobato, Bui, Turner, Black-box α-divergence
+        minimization, 2016, arXiv:1511.03243; Li, Gal, Dropout inference in Bayesian neural networks
+        with alpha-divergences, 2017, arXiv:1703.02914.
     """
     checks.static_count(num_data, "num_data")
     posterior = lift(q)
@@ -60,8 +63,9 @@ def tied(
         prior, term, log_q = log_prior(z), log_likelihood(z), posterior.log_prob(z)
         if not jnp.shape(prior) == jnp.shape(term) == jnp.shape(log_q):
             raise ValueError(
-                f"log_prior(z) {jnp.shape(prior)}, log_likelihood(z) {jnp.shape(term)} and q.log_prob(z) "
-                f"{jnp.shape(log_q)} must have one shape, [*batch]: the terms of one datum; map over data outside."
+                f"log_prior(z) {jnp.shape(prior)}, log_likelihood(z) {jnp.shape(term)} and "
+                f"q.log_prob(z) {jnp.shape(log_q)} must have one shape, [*batch]: the terms of one "
+                "datum; map over data outside."
             )
         return term + prior / num_data + (1 - 1 / num_data) * log_q
 

@@ -28,33 +28,26 @@ class Transformed(NamedTuple):
 
 
 def transform(log_joint: LogJoint, constraints: PyTree) -> Transformed:
-    """Replace latents that are positive, bounded, ordered, ... by free numbers, for a q over all of ℝⁿ.
+    """Change variables to unconstrained space where latents are positive, bounded, ordered, ...
 
         log p(x, y) = log p(x, z(y)) + log |det ∂z/∂y|,     whose integral over y is the same p(x)
 
-    When q is Gaussian (or any q without constraints) and the latents are not. The evidence is unchanged and so is every
-    log-weight, if q(y) is compared with q(z) = q(y) / |det ∂z/∂y|; only what the family can express differs.
-
-        target, constrain, unconstrain = transform(log_joint, {
-            "mu": None, "tau": constraints.positive,
-            "theta": lambda z: constraints.affine(z["mu"], z["tau"]),   # given those written before it
-        })
-        params = full_rank().init(key, unconstrain(start))
-        draws = reparam(elbo)(key, target, full_rank().dist(params), num_samples=K).draws
-        z = jax.vmap(constrain)(draws.z)
-
-    Noise, auxiliary output and minibatches (`keyed`, `minibatch`) stay what they are. Targets that hold q are made of
-    this one, with the q over y: `exact_entropy(target, q)`. Latents are integrated out (`collapse`, ...) before it.
+    For a q over ℝⁿ, such as a Gaussian. The evidence and the log-weights do not change.
 
     Args:
-        log_joint: z -> log p(x, z), [*batch] in nats, or a dict of factors; leaves of z are [*batch, *event], and the
-            Jacobian is summed over event axes: those that log_joint's value has not.
-        constraints: for each leaf of z one of `targets.constraints`, or None for a leaf that is free (or discrete); one
-            for a whole subtree counts for each of its leaves. In dicts, tuples and lists also callables of the leaves
-            before them, constrained, in the order written: earlier -> constraint, or a further container of them.
+        log_joint: z -> log p(x, z), [*batch] in nats, or a dict of factors; leaves of z are
+            [*batch, *event], and the Jacobian is summed over event axes: those that log_joint's
+            value has not. Noise, auxiliary output and minibatches (`keyed`, `minibatch`) stay what
+            they are. Targets that hold q are made of the result, with the q over y, as
+            `exact_entropy(target, q)`; latents are integrated out (`collapse`, ...) before.
+        constraints: for each leaf of z one of `targets.constraints`, or None for a leaf that is
+            unconstrained (or discrete); one for a whole subtree counts for each of its leaves. In
+            dicts, tuples and lists also callables of the leaves before them, constrained, in the
+            order written: earlier -> constraint, or a further container of them.
 
     Returns:
-        Transformed: (log_joint, constrain, unconstrain).
+        Transformed: (log_joint, constrain, unconstrain). A family's `init` takes
+        unconstrain(start), and jax.vmap(constrain) maps an estimate's draws to the latents.
 
     Raises:
         TypeError: for what is no constraint; (when called) for integers under a constraint.
@@ -62,8 +55,17 @@ def transform(log_joint: LogJoint, constraints: PyTree) -> Transformed:
             constraints and latents have different leaves, a constraint does not fit its leaf's
             shape, or a leaf does not begin with the batch axes of log_joint's value.
 
-    Reference: Kucukelbir, Tran, Ranganath, Gelman, Blei, Automatic differentiation variational inference, 2017,
-        arXiv:1603.00788; Stan reference manual, 2024, Constraint transforms.
+    Example:
+        >>> from vijax.targets.constraints import affine, positive
+        >>> target, constrain, unconstrain = transform(
+        ...     lambda z: -z["tau"] - z["x"] ** 2,
+        ...     {"tau": positive, "x": lambda earlier: affine(5.0, earlier["tau"])},
+        ... )
+        >>> jax.tree.map(float, constrain({"tau": 0.0, "x": 2.0}))
+        {'tau': 1.0, 'x': 7.0}
+
+    Reference: Kucukelbir, Tran, Ranganath, Gelman, Blei, Automatic differentiation variational
+        inference, 2017, arXiv:1603.00788; Stan reference manual, 2024, Constraint transforms.
     """
     log_joint = checks.target(
         log_joint, "targets.transform", keyed=True, only_mean=True, has_aux=True
@@ -156,7 +158,8 @@ def _visit(visit: Visit, constraint: Constraint, leaf: Any, name: str) -> tuple[
     first = leaf.value if isinstance(leaf, Logged) else leaf
     if not jnp.issubdtype(first.dtype, jnp.floating):
         raise TypeError(
-            f"leaf '{name}' is {first.dtype}: a constraint is for floats, 2.0 for 2; give a discrete leaf None."
+            f"leaf '{name}' is {first.dtype}: a constraint is for floats, 2.0 for 2; give a "
+            "discrete leaf None."
         )
     try:
         return visit(constraint, leaf, name)
@@ -169,17 +172,18 @@ def _given(make: Callable[[PyTree], PyTree], earlier: PyTree, path: Path) -> PyT
         return make(earlier)
     except (KeyError, IndexError) as error:
         raise ValueError(
-            f"the constraint of leaf '{_show(path)}' asks for {error}, and the leaves before it are {_names(earlier)}: "
-            "write a leaf's constraint after those of the leaves that it reads."
+            f"the constraint of leaf '{_show(path)}' asks for {error}, and the leaves before it "
+            f"are {_names(earlier)}: write a leaf's constraint after those of the leaves that it "
+            "reads."
         ) from error
 
 
 def _over_events(log_jacobian: Array, batch: tuple[int, ...], name: str) -> Array:
     if (shape := jnp.shape(log_jacobian))[: len(batch)] != batch:
         raise ValueError(
-            f"log_joint(z) has shape {batch}, and leaf '{name}' has {shape} before the axes of its constraint: a leaf "
-            "must be [*batch, *event], *batch the shape of log_joint(z). Sum log_joint over event axes, or give the "
-            "leaf its batch axes first."
+            f"log_joint(z) has shape {batch}, and leaf '{name}' has {shape} before the axes of its "
+            "constraint: a leaf must be [*batch, *event], *batch the shape of log_joint(z). Sum "
+            "log_joint over event axes, or give the leaf its batch axes first."
         )
     return jnp.sum(log_jacobian, tuple(range(len(batch), len(shape))))
 
@@ -193,8 +197,8 @@ def _refuse_others(constraints: PyTree, path: Path) -> None:
         if callable(constraints):
             why = ": a callable of earlier leaves belongs inside a dict, tuple or list; or does it lack its arguments?"
         raise TypeError(
-            f"constraints at '{_show(path)}' must be one of targets.constraints, None, or a dict, tuple or list of "
-            f"them, got {constraints!r:.60}{why}"
+            f"constraints at '{_show(path)}' must be one of targets.constraints, None, or a dict, "
+            f"tuple or list of them, got {constraints!r:.60}{why}"
         )
     for name in _names(constraints):
         if isinstance(constraints[name], Constraint) or not callable(constraints[name]):
@@ -207,9 +211,9 @@ def _same_names(constraints: PyTree, tree: PyTree, path: Path) -> None:
     if found is None or not alike or len(own) != len(found) or set(own) != set(found):
         shapes = jax.tree.map(jnp.shape, tree)
         raise ValueError(
-            f"constraints and latents must have the same leaves at '{_show(path)}': constraints is a "
-            f"{type(constraints).__name__} of {own}, the latents have shapes {shapes}. Give each latent a constraint, "
-            "or None where it is free."
+            f"constraints and latents must have the same leaves at '{_show(path)}': constraints is "
+            f"a {type(constraints).__name__} of {own}, the latents have shapes {shapes}. Give each "
+            "latent a constraint, or None where it is free."
         )
 
 

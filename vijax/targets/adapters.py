@@ -62,29 +62,31 @@ def from_numpyro(
     for name, site in sites.items():
         if site["type"] == "param":
             raise ValueError(
-                f"site '{name}' is a param, which no posterior covers: give it a prior by numpyro.sample, or fix it by "
-                "numpyro.handlers.substitute."
+                f"site '{name}' is a param, which no posterior covers: give it a prior by "
+                "numpyro.sample, or fix it by numpyro.handlers.substitute."
             )
         if site["type"] == "mutable":
             raise ValueError(
-                f"site '{name}' is mutable state, which an adapted model cannot hand on: write log p(x, z) and use "
-                "targets.keyed with has_aux=True."
+                f"site '{name}' is mutable state, which an adapted model cannot hand on: write log "
+                "p(x, z) and use targets.keyed with has_aux=True."
             )
         if site["type"] == "plate" and site["args"] and site["args"][0] != site["value"].shape[0]:
             raise ValueError(
-                f"plate '{name}' subsamples {site['value'].shape[0]} of {site['args'][0]}: give it all the data, and "
-                "write minibatches with targets.minibatch."
+                f"plate '{name}' subsamples {site['value'].shape[0]} of {site['args'][0]}: give it "
+                "all the data, and write minibatches with targets.minibatch."
             )
         if site["type"] != "sample" or site["is_observed"]:
             continue
         if site["fn"].support.is_discrete:
             raise ValueError(
-                f"site '{name}' is a discrete latent ({type(site['fn']).__name__}), which free numbers cannot hold: "
-                "sum it out in the model (a mixture distribution), or write log p(x, z) and use targets.enumerate."
+                f"site '{name}' is a discrete latent ({type(site['fn']).__name__}), which free "
+                "numbers cannot hold: sum it out in the model (a mixture distribution), or write "
+                "log p(x, z) and use targets.enumerate."
             )
         if any(isinstance(layer, numpyro.distributions.Delta) for layer in layers(site["fn"])):
             raise ValueError(
-                f"site '{name}' is a Delta, which has no density: use numpyro.deterministic('{name}', value)."
+                f"site '{name}' is a Delta, which has no density: use "
+                f"numpyro.deterministic('{name}', value)."
             )
         latents[name] = site["value"]
     if not latents:
@@ -123,8 +125,9 @@ def from_numpyro(
     )
     if 0 in read:
         raise ValueError(
-            "the model draws noise of its own, as by numpyro.prng_key(), which one key would freeze: make it a site, "
-            "or use targets.keyed with log p = -potential_energy(numpyro.handlers.seed(model, key), args, kwargs, y)."
+            "the model draws noise of its own, as by numpyro.prng_key(), which one key would "
+            "freeze: make it a site, or use targets.keyed with log p = "
+            "-potential_energy(numpyro.handlers.seed(model, key), args, kwargs, y)."
         )
     improper = [name for name in latents if name not in imputed and is_improper(sites[name])]
 
@@ -196,8 +199,8 @@ def from_tfp(joint: Any, observed: Any) -> tuple[Transformed, PyTree]:
 
 def _discrete(name: str, found: Any) -> str:
     return (
-        f"'{name}' is {found}: free numbers hold continuous latents alone. Sum discrete ones out in the model "
-        "(a MixtureSameFamily), or write log p(x, z) and use targets.enumerate."
+        f"'{name}' is {found}: free numbers hold continuous latents alone. Sum discrete ones out "
+        "in the model (a MixtureSameFamily), or write log p(x, z) and use targets.enumerate."
     )
 
 
@@ -229,12 +232,14 @@ def from_logdensity(
     for name, leaf in checks.named_leaves(start):
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
             raise TypeError(
-                f"leaf '{name}' of the position is {leaf.dtype}; a log-density of free numbers takes floats."
+                f"leaf '{name}' of the position is {leaf.dtype}; a log-density of free numbers "
+                "takes floats."
             )
     found = jax.eval_shape(logdensity_fn, start)
     if getattr(found, "shape", None) != ():
         shapes = jax.tree.map(jnp.shape, found)
         raise ValueError(
-            f"logdensity_fn must return one number for one position, got {shapes}; sum over the data."
+            f"logdensity_fn must return one number for one position, got {shapes}; sum over the "
+            "data."
         )
     return Transformed(logdensity_fn, lambda y: y, lambda z: z), start

@@ -95,7 +95,8 @@ def dirichlet_multinomial(concentration: ArrayLike, *, counts: ArrayLike) -> Con
     """
     if (found := jnp.shape(counts)) != jnp.shape(concentration) or not found:
         raise ValueError(
-            f"counts and concentration must be [*batch, s], got {found} and {jnp.shape(concentration)}."
+            f"counts and concentration must be [*batch, s], got {found} and "
+            f"{jnp.shape(concentration)}."
         )
     c, n = _together(concentration, counts)
     whole = log_rising(jnp.sum(c, -1), jnp.sum(n, -1))
@@ -192,12 +193,14 @@ def _regression(design: Any, y: Any, over: Any, loc: Any, scale: Any) -> _Poster
     design, y, over, loc, scale = (_floating(jnp.asarray(x)) for x in (design, y, over, loc, scale))
     if design.ndim != 2 or y.ndim == 0 or y.shape[-1] != design.shape[0]:
         raise ValueError(
-            f"design must be [n, d] and y [*batch, n], got {design.shape} and {y.shape}; jax.vmap maps over designs."
+            f"design must be [n, d] and y [*batch, n], got {design.shape} and {y.shape}; jax.vmap "
+            "maps over designs."
         )
     d = design.shape[1]
     if any(x.ndim and x.shape[-1] != d for x in (loc, scale)):
         raise ValueError(
-            f"loc and scale must be numbers or [*batch, d] with d = {d}, got {loc.shape}, {scale.shape}."
+            f"loc and scale must be numbers or [*batch, d] with d = {d}, got {loc.shape}, "
+            f"{scale.shape}."
         )
     batch = jnp.broadcast_shapes(y.shape[:-1], over.shape, loc.shape[:-1], scale.shape[:-1])
     y = jnp.broadcast_to(y, (*batch, y.shape[-1]))
