@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Array
 
 from vijax.checks import named_leaves
@@ -23,18 +24,18 @@ def to_arviz(
     coords: Mapping[str, Any] | None = None,
     dims: Mapping[str, list[str]] | None = None,
 ) -> Any:
-    """Draws of q, with log p and log q of every one, as ArviZ's DataTree; several restarts become its chains.
+    """Draws of q as ArviZ's DataTree; restarts become its chains.
 
-        posterior z ~ q,   sample_stats: log_p = log p(x, z), log_q = log q(z), log_w = log p - log q
+        posterior z ~ q,   sample_stats: log p(x, z), log q(z), log w
 
-    Then `arviz_stats.summary(tree)`, `arviz_plots.plot_forest(tree)` and the rest work as they do after MCMC, and
-    `arviz_stats.loo_approximate_posterior(tree, log_p, log_q)` given log_likelihood. They take every draw alike: the
-    posterior group is q's, not corrected by the weights, and strata are resampled by theirs.
+    For ArviZ's tables and plots, and `arviz_stats.loo_approximate_posterior(tree, log_p, log_q)`. They take every draw
+    alike: the posterior group is q's, not corrected by the weights.
 
     Args:
-        draws: or the Estimate of an objective, with log_w [k], or [runs, k] of restarts as jax.vmap makes them.
+        draws: or the Estimate of an objective, with log_w [k], or [runs, k] of restarts as jax.vmap makes them; strata
+            are resampled by their weights.
         constrain: one draw of z -> latents, such as `Transformed.constrain`; the posterior group then holds the
-            latents, and unconstrained_posterior the free numbers.
+            latents, and unconstrained_posterior z in unconstrained space.
         observed: the data, a pytree of arrays.
         predictive: as `predictive` makes it, a pytree of [k, ...], or [runs, k, ...].
         log_likelihood: of each datum under each draw, a pytree of [k, ...], or [runs, k, ...], in nats.
@@ -50,6 +51,11 @@ def to_arviz(
             that are not of as many draws, and latents that are named as a dimension is: `chain`, `draw`, one of
             dims, or theta_dim_0 beside theta.
 
+    Example:
+        >>> draws = vj.types.Draws({"theta": jnp.zeros((4, 2))}, jnp.zeros(4), jnp.zeros(4))
+        >>> to_arviz(draws)["posterior"]["theta"].shape  # one chain of four draws
+        (1, 4, 2)
+
     Reference: Kumar, Carroll, Hartikainen, Martin, ArviZ a unified library for exploratory analysis of Bayesian models
         in Python, 2019.
     """
@@ -60,6 +66,7 @@ def to_arviz(
             'to_arviz needs arviz-base: pip install "vijax-toolkit[diagnostics]".'
         ) from error
 
+    # [runs, k]: ArviZ knows no weights of draws, so strata are resampled by theirs.
     runs = as_runs(draws)
     alike = taken_alike(runs)
 
@@ -73,6 +80,7 @@ def to_arviz(
             "posterior": jax.vmap(jax.vmap(constrain))(runs.z),
             "unconstrained_posterior": runs.z,
         }
+    # One number for each draw, as loo_approximate_posterior reads them.
     groups["sample_stats"] = {
         "log_p": runs.log_p,
         "log_q": runs.log_q,
@@ -83,6 +91,7 @@ def to_arviz(
             groups[name] = jax.tree.map(take, _like(tree, runs.log_w, name))
     if observed is not None:
         groups["observed_data"] = observed
+    # A bare array is named z where it is a latent and x where it is data.
     of_data = ("posterior_predictive", "log_likelihood", "observed_data")
     data = {
         group: _arrays(tree, "x" if group in of_data else "z") for group, tree in groups.items()
@@ -90,18 +99,23 @@ def to_arviz(
     made = arviz_base.from_dict(
         data, coords=coords, dims=dims, attrs={"/": {"inference_library": "vijax"}}
     )
+    # ArviZ turns a variable that is named as a dimension into a coordinate without a word.
     for group, arrays in data.items():
-        if lost := sorted(set(arrays) - set(made[group].data_vars)):
+        lost = sorted(set(arrays) - set(made[group].data_vars))
+        if lost:
             raise ValueError(
-                f"leaf '{lost[0]}' of {group} has the name of a dimension, and ArviZ would drop it: give the leaf "
-                "another name, as constrain may, or the dimension, by dims=."
+                f"leaf '{lost[0]}' of {group} has the name of a dimension, and ArviZ would drop "
+                "it: give the leaf another name, as constrain may, or the dimension, by dims=."
             )
     return made
 
 
 def _like(tree: PyTree, log_w: Array, what: str) -> PyTree:
-    def one(name: str, leaf: Any) -> Array:
+    """Return a tree whose leaves begin with [runs, k], as log_w does."""
+
+    def one(name: str, leaf: ArrayLike) -> Array:
         leaf = jnp.asarray(leaf)
+        # [k, ...] of one run lacks the axis of runs.
         if leaf.shape[:2] != log_w.shape and log_w.shape[0] == 1:
             leaf = leaf[None]
         if leaf.shape[:2] != log_w.shape:
@@ -118,14 +132,16 @@ def _arrays(tree: PyTree, alone: str) -> dict[str, np.ndarray]:
     """Return the leaves by name; `alone` is that of a bare array."""
     if jax.tree_util.all_leaves([tree]):
         return {alone: _array(tree)}
-    found = {name: _array(leaf) for name, leaf in named_leaves(tree)}
-    if taken := {"chain", "draw"} & set(found):
+    arrays = {name: _array(leaf) for name, leaf in named_leaves(tree)}
+    taken = {"chain", "draw"} & set(arrays)
+    if taken:
         raise ValueError(
-            f"ArviZ keeps the name '{min(taken)}' for itself: give that leaf another, as constrain may."
+            f"ArviZ keeps the name '{min(taken)}' for itself: give that leaf another, as "
+            "constrain may."
         )
-    return found
+    return arrays
 
 
-def _array(leaf: Any) -> np.ndarray:
+def _array(leaf: ArrayLike) -> np.ndarray:
     """Return what NumPy knows how to handle: half precision of the kind that it does not is widened."""
     return np.asarray(leaf, np.float32 if jnp.result_type(leaf) == jnp.bfloat16 else None)

@@ -1,4 +1,4 @@
-"""Which latent is to blame: k-hat of each one's marginal density ratio, from the joint log-weights alone."""
+"""Per-latent k-hat: that of each one's marginal density ratio, from the joint log-weights alone."""
 
 from collections.abc import Callable
 
@@ -20,32 +20,34 @@ def marginal_khat(
     *,
     resolution: Float[Array, "*batch"] | None = None,
 ) -> PyTree:
-    """Pareto k-hat of every latent's own marginal: which of them q gets wrong, where `khat` says that it is wrong.
+    """Per-latent k-hat: which marginals q gets wrong, where `khat` is high.
 
-        rᵢ(zᵢ) = p(zᵢ | x) / q(zᵢ) = E_q[w | zᵢ] / p(x),     log rᵢ ≈ a sᵢ² + b sᵢ + c,   sᵢ the normal score of zᵢ
-        log E_q[w | zᵢ] ≈ E_q[l | zᵢ] + E_q[max(l - E_q[l | zᵢ], 0)² | zᵢ],   l = log w;     k̂ᵢ = max(2a, k-hat of rᵢ)
+        rᵢ(zᵢ) = p(zᵢ | x) / q(zᵢ),   log rᵢ ≈ a sᵢ² + b sᵢ + c,   k̂ᵢ = max(2a, k-hat of rᵢ)
 
-    The marginal k-hat of Yao et al., without the posterior's marginals that it asks for: the log-weights are regressed
-    on each latent, and so are the squares of what lies above the fit; noise in a logarithm has no heavy tail. So it
-    stays a guide where the joint k-hat is far above 1 and corrected moments are none, and hears what the joint one
-    does not in a few thousand draws: a q that sees a short piece of a narrow ridge. It is exact for Gaussian marginals
-    and log-normal weights around them (half their variance is then the mean square above), and there it is
-    1 - sd_q² / sd_p²: .5 is a spread of .7 of the right one, .7 of .55. A monotone map of a latent changes nothing. A
-    latent that is wrong alone is flagged alone; under `mean_field` all those that are correlated are. A joint fault
-    without marginal ones is for `khat` to find. A latent of ten values or fewer has no tail: -inf.
+    It stays a guide where the joint k-hat is far above 1.
 
     Args:
         z: draws, a pytree of [k, *batch, *event], k at least 25; some thousands for a noise below .1.
-        log_w: log-weights in nats, [k, *batch]; impossible draws (-inf) take no part in the regressions.
+        log_w: log-weights in nats, [k, *batch], regressed on the normal score sᵢ of each latent; impossible draws
+            (-inf) take no part in the regressions.
         resolution: as for `khat`.
 
     Returns:
-        A pytree like one draw, [*batch, *event]; near 0 or below where the marginal is right. Fewer than 25 draws, or
-        none that is possible, give +inf, a +inf weight and floats that do not resolve the spread +inf, and a nan in
-        weights or latent nan, as `khat` does.
+        A pytree like one draw, [*batch, *event]; near 0 or below where the marginal is right. Under `mean_field` all
+        correlated latents are flagged; a joint fault without marginal ones is for `khat` to find. For Gaussian
+        marginals and log-normal weights around them it is exact, 1 - sd_q² / sd_p²: .5 is a spread of .7 of the right
+        one, .7 of .55. No monotone map of a latent changes it, and one of ten values or fewer has no tail, -inf. Fewer
+        than 25 draws, or none that is possible, give +inf, a +inf weight and floats that do not resolve the spread
+        +inf, and a nan in weights or latent nan, as `khat` does.
 
     Raises:
         ValueError: for leaves that do not begin with log_w's shape.
+
+    Example:
+        >>> z = jax.scipy.special.ndtri((jnp.arange(1000) + 0.5) / 1000)  # q = N(0, 1)
+        >>> log_w = 0.375 * z**2  # the posterior is N(0, 2²): k-hat is 1 - 1 / 4
+        >>> round(float(marginal_khat(z, log_w)), 1)
+        0.8
 
     Reference: Yao, Vehtari, Simpson, Gelman, Yes, but did it work? Evaluating variational inference, 2018,
         arXiv:1802.02538, section 3.
@@ -53,6 +55,7 @@ def marginal_khat(
     agree(z, log_w)
     k, columns = log_w.shape[0], log_w.size // max(log_w.shape[0], 1)
     dtype = jnp.promote_types(log_w.dtype, jnp.float32)
+    # The batch flattened to columns: r [columns], weights [columns, k].
     r = unresolved(log_w, resolution)[0].reshape(columns)
     weights = jnp.moveaxis(log_w, 0, -1).reshape(columns, k).astype(dtype)
 
@@ -79,9 +82,11 @@ def fit_tails(x: Array, log_w: Array, r: Array) -> tuple[Tail, Array]:
         r: their resolution, ().
     """
     hidden = unresolved(log_w, r)[1]
+    # [d, k], [d]: of each latent log r at every draw, and 2a.
     log_ratio, tail_index = jax.vmap(_log_ratio, (0, None))(x, log_w)
     # Regressions have no more than their coefficients' rounding.
     rounding = jnp.where(jnp.arange(len(x) + 1) == 0, r, 0.0)
+    # The joint weights first, [d + 1, k], so that one compiled fit serves them all.
     columns = jnp.concatenate([log_w[None], log_ratio])
     tails = jax.vmap(fit_tail, (0, 0, None))(columns, rounding, hidden)
     joint = jax.tree.map(lambda leaf: leaf[0], tails)
@@ -93,12 +98,14 @@ def _log_ratio(x: Array, log_w: Array) -> tuple[Array, Array]:
     """Return log E[w | x] up to a constant at every draw, and its tail index 2a, from x and log w, both [k]."""
     possible = log_w != -jnp.inf
     top = jnp.max(log_w)
+    # In units of the largest, since only differences count.
     relative = jnp.where(possible, log_w, 0.0) - jnp.where(jnp.isfinite(top), top, 0.0)
     basis, fit = _quadratic_fit(normal_scores(x, x.size), possible)
-    # E[w | x] of weights that are log-normal given x: the mean of log w, and half its variance, which is the mean
-    # square of what lies above.
+    # Weights that are log-normal given x have log E[w | x] = E[l | x] + Var[l | x] / 2, l = log w; half the variance
+    # is taken as E[max(l - E[l | x], 0)² | x], since noise below the mean makes no heavy tail.
     mean = fit(relative)
     coefficients = mean + fit(jnp.square(jnp.maximum(relative - basis @ mean, 0.0)))
+    # The score's coefficient 2 is a; the tail of exp(a s²) under a normal score has index 2a.
     return _where_undefined(x, top, basis @ coefficients, 2 * coefficients[2])
 
 
@@ -107,10 +114,12 @@ def _quadratic_fit(score: Array, possible: Array) -> tuple[Array, Callable[[Arra
     # Hermite's polynomials: uncorrelated under the scores, so that the three equations are solved in float32 as well.
     basis = jnp.stack([jnp.ones_like(score), score, score**2 - 1], 1)
     used = jnp.where(possible[:, None], basis, 0.0)
+    # The Gram matrix of the possible draws; the ridge keeps it definite where these are few.
     ridge = jnp.finfo(basis.dtype).eps * score.shape[0]
     inverse = _inverse(used.T @ used + ridge * jnp.eye(3, dtype=basis.dtype))
 
     def fit(y: Array) -> Array:
+        """Return the coefficients (c, b, a), [3], of a response [k]."""
         return inverse @ (used.T @ jnp.where(possible, y, 0.0))
 
     return basis, fit
@@ -119,8 +128,10 @@ def _quadratic_fit(score: Array, possible: Array) -> tuple[Array, Callable[[Arra
 def _inverse(a: Array) -> Array:
     """Return the inverse of a small positive definite matrix by Gauss and Jordan, which compiles faster than LAPACK."""
     n = len(a)
+    # [a, 1] becomes [1, a⁻¹]; a positive definite matrix needs no pivoting.
     both = jnp.concatenate([a, jnp.eye(n, dtype=a.dtype)], 1)
     for i in range(n):
+        # Column i of the left half is made the i-th unit vector.
         others = both[:, i] - jnp.eye(n, dtype=a.dtype)[i]
         both = both - jnp.outer(others, both[i] / both[i, i])
     return both[:, n:]
@@ -133,9 +144,11 @@ def _where_undefined(
 
     The index is -inf there, so that the k-hat of these ratios decides: `khat` answers each of them.
     """
+    # A nan anywhere in x or the weights makes the sum nan, or top.
     is_nan = jnp.isnan(jnp.sum(x))
     undefined = is_nan | ~jnp.isfinite(top)
     tailless = jnp.sum(jnp.diff(jnp.sort(x)) > 0) < FEW
+    # What `khat` reads the answer from: nan, or the infinite top itself.
     answered = jnp.where(is_nan, jnp.nan, top)
     log_ratio = jnp.where(undefined, answered, jnp.where(tailless, 0.0, log_ratio))
     return log_ratio, jnp.where(undefined | tailless, -jnp.inf, tail_index)

@@ -1,8 +1,8 @@
-"""A verdict for each of a batch of posteriors, as an encoder makes them: which may be believed, and which are worst."""
+"""A verdict for each of a batch of posteriors, as an encoder makes them: which are reliable, and which are worst."""
 
 import math
 from html import escape
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,8 @@ from vijax.diagnostics._runs import shares_of, weighted
 from vijax.diagnostics._verdict import verdict
 from vijax.types import Draws, Estimate, PyTree
 
-WORST = 5
+WORST = 5  # members that are printed one by one
+# What each verdict is called, 0 to 3.
 LEVELS = (
     "q may be believed",
     "believe the corrected moments",
@@ -25,8 +26,12 @@ LEVELS = (
 )
 
 
+Numbers = tuple[Array, Array, Measured, Measured]
+"""k-hat, effective sample size, ELBO and log evidence."""
+
+
 class Members(NamedTuple):
-    """What is to be believed of each member of a batch; `print(members)`.
+    """Which members of a batch have a reliable q; `print(members)`.
 
     Fields:
         verdict: of each member, 0 to 3 as `verdict` says, [*batch].
@@ -67,24 +72,29 @@ class Members(NamedTuple):
 
 
 def summarize_members(draws: Draws | Estimate) -> Members:
-    """A verdict for each member of a batch of posteriors: how many may be believed, and which are the worst.
+    """A verdict for each member of a batch of posteriors.
 
         levelₙ = verdict(max(k̂ of wₙ, k̂ of each latent of n), ESS of wₙ),   wₙₖ = p(xₙ, zₙₖ) / q(zₙₖ | xₙ)
 
-    For amortized posteriors, a VAE's encoder: draw some hundreds of each datum of a test set. The levels say where the
-    encoder, its family or the draws do not suffice; what `verdict` cannot see is not seen here either. `summarize` is
-    for one posterior, and its restarts.
+    For amortized posteriors, such as a VAE's encoder: take some hundreds of draws for each datum of a test set.
 
     Args:
         draws: `Draws`, or the `Estimate` of an objective, with log_w [k, *batch] and leaves of z [k, *batch, *event];
-            of draws without z, as `chunk_size` leaves them, the joint k-hat alone is heard.
+            of draws without z, as `chunk_size` leaves them, the joint k-hat alone is used.
 
     Returns:
-        Members, fields [*batch]; print it.
+        Members, fields [*batch]; print it. What `verdict` cannot detect is not detected here either.
 
     Raises:
         ValueError: for draws of a minibatch's or another target that is right in its mean alone, and leaves that do
             not begin with log_w's shape.
+
+    Example:
+        >>> draws = vj.types.Draws(jnp.zeros((100, 3)), jnp.zeros((100, 3)), jnp.zeros((100, 3)))
+        >>> print(summarize_members(draws))
+        3 posteriors, 100 draws of each
+          3 (100%): q may be believed
+        worst: [0] 0 (k-hat -inf), [1] 0 (k-hat -inf), [2] 0 (k-hat -inf)
 
     Reference: Yao, Vehtari, Simpson, Gelman, Yes, but did it work? Evaluating variational inference, 2018,
         arXiv:1802.02538; Cremer, Li, Duvenaud, Inference suboptimality in variational autoencoders, 2018,
@@ -93,34 +103,37 @@ def summarize_members(draws: Draws | Estimate) -> Members:
     draws = weighted(draws)
     if draws.z is not None:
         agree(draws.z, draws.log_q)
+    # The batch flattened and leading: leaves of rows are [members, k, ...].
     k, batch = draws.log_q.shape[0], draws.log_q.shape[1:]
     columns = math.prod(batch)
     rows = jax.tree.map(
         lambda a: jnp.moveaxis(a.reshape(k, columns, *a.shape[1 + len(batch) :]), 1, 0),
         (draws.z, draws.log_p, draws.log_q, shares_of(draws, axis=0)),
     )
-    found, levels = _each(*rows)
-    shaped = jax.tree.map(lambda a: a.reshape(batch), found)
+    numbers, levels = _each(*rows)
+    shaped = jax.tree.map(lambda a: a.reshape(batch), numbers)
+    # [4]: how many members have each verdict.
     counts = jnp.sum(levels[:, None] == jnp.arange(len(LEVELS))[None], 0)
     khat, count, elbo, log_evidence = shaped
     return Members(levels.reshape(batch), khat, count, elbo, log_evidence, counts, k)
 
 
 @jax.jit
-def _each(z: PyTree, log_p: Array, log_q: Array, shares: Array) -> Any:
+def _each(z: PyTree, log_p: Array, log_q: Array, shares: Array) -> tuple[Numbers, Array]:
     """Return the numbers and the verdict of each member, of draws [members, k, ...], one at a time to spare memory."""
 
-    def one(row: Any) -> Any:
+    def one(row: tuple[PyTree, Array, Array, Array]) -> tuple[Numbers, Array]:
         z, log_p, log_q, share = row
+        # Every latent scalar a column, [k, d]; d = 0 where draws were not kept.
         leaves = [leaf.reshape(len(log_p), -1) for leaf in jax.tree.leaves(z)]
         x = jnp.concatenate([jnp.zeros((len(log_p), 0)), *leaves], 1)
-        found = of_draws(x, log_p, log_q, share)
+        of_q = of_draws(x, log_p, log_q, share)
         level = verdict(
-            found.worst_khat,
-            found.ess_under_q,
+            of_q.worst_khat,
+            of_q.ess_under_q,
             num_samples=len(log_p),
-            resolution=found.resolution,
+            resolution=of_q.resolution,
         )
-        return (found.worst_khat, found.ess, found.elbo, found.log_evidence), level
+        return (of_q.worst_khat, of_q.ess, of_q.elbo, of_q.log_evidence), level
 
     return jax.lax.map(one, (z, log_p, log_q, shares))

@@ -29,15 +29,12 @@ class Corrected(NamedTuple):
 
 
 def moments(z: PyTree, log_w: Float[Array, "k *batch"]) -> Corrected:
-    """Mean and standard deviation of every latent under the posterior, from weighted draws of q, with their errors.
+    """Posterior mean and standard deviation of every latent from weighted draws, with errors.
 
-        m = Σₖ w̃ₖ zₖ,   v = c Σₖ w̃ₖ (zₖ - m)²,   se(m)² = c Σₖ w̃ₖ² (zₖ - m)²,   se(v)² = c Σₖ w̃ₖ² ((zₖ - m)² - v)²
-        w̃ = softmax(log w),   c = 1 / (1 - Σₖ w̃ₖ²),   se(√v) = se(v) / 2√v
+        m = Σₖ w̃ₖ zₖ,   v = c Σₖ w̃ₖ (zₖ - m)²,   se(m)² = c Σₖ w̃ₖ² (zₖ - m)²
+        w̃ = softmax(log w),   c = 1 / (1 - Σₖ w̃ₖ²)
 
-    What q gets wrong and the weights can mend. Errors are those of the delta method for independent draws: believe
-    them where `khat` is below .7, and not above. At equal weights mean, sd (with k - 1) and errors are the plain ones
-    of q, so `moments(z, zeros)` says what q itself says. Total: a draw of weight 0 counts for nothing, whatever is in
-    it; where one draw has all the weight, sd and errors are +inf; where all are impossible the mean is nan as well.
+    The errors are reliable where `khat` is below .7. `moments(z, zeros)` are those of q.
 
     Args:
         z: draws, a pytree of [k, *batch, *event]; integers and booleans count as numbers.
@@ -45,45 +42,56 @@ def moments(z: PyTree, log_w: Float[Array, "k *batch"]) -> Corrected:
             (`Draws.weights`) log_w + log(k weights).
 
     Returns:
-        Corrected, four pytrees like one draw.
+        Corrected, four pytrees like one draw; errors by the delta method, for independent draws. A draw of weight 0
+        counts for nothing, whatever is in it; where one draw has all the weight, sd and errors are +inf; where all are
+        impossible the mean is nan as well.
 
     Raises:
         ValueError: for leaves that do not begin with log_w's shape, and for k = 0.
 
+    Example:
+        >>> result = moments(jnp.array([1.0, 2.0, 3.0]), jnp.log(jnp.array([0.5, 0.25, 0.25])))
+        >>> round(float(result.mean), 3), round(float(result.sd), 3)
+        (1.75, 1.049)
+
     Reference: Owen, Monte Carlo theory, methods and examples, 2013, section 9.2.
     """
     agree(z, log_w)
-    found = jax.tree.map(partial(weighted_moments, normalized_weights(log_w)), z)
-    return Corrected(*jax.tree.transpose(jax.tree.structure(z), None, found))
+    # A pytree of lists of four becomes four pytrees.
+    of_leaves = jax.tree.map(partial(weighted_moments, normalized_weights(log_w)), z)
+    return Corrected(*jax.tree.transpose(jax.tree.structure(z), None, of_leaves))
 
 
 @jax.jit
 def weighted_moments(w: Array, leaf: Array) -> list[Array]:
-    """Return mean, sd, and their errors, of a leaf [k, *batch, *event] under normalised weights [k, *batch]."""
+    """Return mean, sd, and their errors, of a leaf [k, *batch, *event] under normalized weights [k, *batch].
+
+    With v as in `moments`, se(v)² = c Σₖ w̃ₖ² ((zₖ - m)² - v)² and se(√v) = se(v) / 2√v.
+    """
     squares = jnp.sum(jnp.square(w), 0)
     # Within rounding of 1 there is one draw, and no spread is known.
     unknown = (1 - squares <= 8 * jnp.finfo(w.dtype).eps) | (squares == 0)
     spare = jnp.where(unknown, 1.0, 1 - squares)
     leaf = jnp.asarray(leaf, jnp.promote_types(jnp.result_type(leaf), w.dtype))
-    w, (c, unknown, none) = (
-        expand(w, leaf),
-        (expand(a, leaf[0]) for a in (1 / spare, unknown, squares == 0)),
-    )
+    w = expand(w, leaf)
+    c, unknown, none = (expand(a, leaf[0]) for a in (1 / spare, unknown, squares == 0))
 
+    # In two passes: the mean of what is left about a rough mean loses no digits where |m| is far above sd.
     rough = jnp.sum(w * jnp.where(w > 0, leaf, 0.0), 0)
     off = jnp.where(w > 0, leaf - rough[None], 0.0)
     more = jnp.sum(w * off, 0)
     mean, off = rough + more, jnp.where(w > 0, off - more[None], 0.0)
-    unit = jnp.max(
-        jnp.abs(off), 0, initial=0.0
-    )  # the fourth powers of small latents underflow, of large ones overflow
+    # In units of the largest deviation: the fourth powers of small latents underflow, of large ones overflow.
+    unit = jnp.max(jnp.abs(off), 0, initial=0.0)
     unit = jnp.where((unit > 0) & jnp.isfinite(unit), unit, 1.0)
     off = off / unit[None]
     v = jnp.sum(w * off**2, 0)
     sd = jnp.sqrt(c * v)
     mean_error = jnp.sqrt(c * jnp.sum((w * off) ** 2, 0))
+    # The delta method: (z - m)² is what the variance is a mean of.
     v_error = jnp.sqrt(c * jnp.sum(jnp.square(w * (c[None] * off**2 - (c * v)[None])), 0))
     sd_error = jnp.where(v > 0, v_error / (2 * jnp.where(v > 0, sd, 1.0)), 0.0)
+    # Back in the latent's own units.
     known = [jnp.where(unknown, jnp.inf, unit * a) for a in (sd, mean_error, sd_error)]
     return [jnp.where(none, jnp.nan, mean), *known]
 
@@ -93,8 +101,9 @@ def agree(z: PyTree, log_w: Array) -> None:
     for name, leaf in named_leaves(z):
         if log_w.ndim == 0 or jnp.shape(leaf)[: log_w.ndim] != log_w.shape:
             raise ValueError(
-                f"each leaf of z must begin with log_w's shape {log_w.shape} ([k, *batch], k first); leaf '{name}' is "
-                f"{jnp.shape(leaf)}. Draws made with chunk_size keep no z: draw again with draws.weigh."
+                f"each leaf of z must begin with log_w's shape {log_w.shape} ([k, *batch], k "
+                f"first); leaf '{name}' is {jnp.shape(leaf)}. Draws made with chunk_size keep no "
+                "z: draw again with draws.weigh."
             )
     if not jax.tree.leaves(z):
         raise ValueError(

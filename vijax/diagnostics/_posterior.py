@@ -39,12 +39,15 @@ class Posterior(NamedTuple):
 def of_draws(x: Array, log_p: Array, log_q: Array, share: Array) -> Posterior:
     """Return the numbers of draws x [k, d], of log-densities and shares in q [k], which sum to one."""
     k = len(share)
+    # A stratum of no probability is no draw of q.
     log_w = jnp.where(share > 0, log_p - log_q, -jnp.inf)
     # Log-weights that count alike: of strata, with their shares within.
     alike = log_w + jnp.log(k * share)
     w = normalized_weights(alike)
     resolution = mean_rounding(w, log_p, log_q)
+    # One compiled program fits the joint tail and every latent's.
     tail, marginals = fit_tails(x.T, alike, resolution)
+    # E_q[(w / E w)²] / k = Σₖ w̃ₖ² / (k shareₖ).
     squares = jnp.sum(jnp.where(share > 0, w**2 / jnp.where(share > 0, share, 1.0), 0.0))
     return Posterior(
         smoothed=jnp.exp(smooth(alike, tail)),

@@ -15,14 +15,16 @@ def weighted(draws: Draws | Estimate) -> Draws:
     draws = draws.draws if isinstance(draws, Estimate) else draws
     if not isinstance(draws, Draws):
         raise TypeError(
-            f"draws must be Draws or an Estimate, as draws.weigh(key, log_joint, q, num_samples=4000) makes them, got "
-            f"{described(draws)}; of a fit: fitting.weigh(key, found, log_joint, family, num_samples=4000)."
+            "draws must be Draws or an Estimate, as draws.weigh(key, log_joint, q, "
+            f"num_samples=4000) makes them, got {described(draws)}; of a fit: fitting.weigh(key, "
+            "found, log_joint, family, num_samples=4000)."
         )
     if draws.only_mean is not None:
         raise ValueError(
-            f"these draws have no importance weights: {draws.only_mean}. Weigh draws of q by all of the data, "
-            "draws.weigh(key, log_joint, q, num_samples=...)."
+            f"these draws have no importance weights: {draws.only_mean}. Weigh draws of q by all "
+            "of the data, draws.weigh(key, log_joint, q, num_samples=...)."
         )
+    # What a model returned beside log p need have no axis of draws.
     return draws._replace(aux=None)
 
 
@@ -36,14 +38,16 @@ def as_runs(draws: Draws | Estimate) -> Draws:
     shape = jnp.shape(draws.log_q)
     if len(shape) not in (1, 2):
         raise ValueError(
-            f"log_w must be [k] of one posterior, or [runs, k] of restarts, got {shape}; a batch of posteriors, "
-            "[k, *batch], is for diagnostics.summarize_members."
+            f"log_w must be [k] of one posterior, or [runs, k] of restarts, got {shape}; a batch "
+            "of posteriors, [k, *batch], is for diagnostics.summarize_members."
         )
+    # Nobody restarts a fit more often than it is drawn from: [k, batch] is meant.
     if len(shape) == 2 and shape[0] > shape[1]:
         raise ValueError(
-            f"log_w {shape} would be {shape[0]} restarts of {shape[1]} draws, for restarts come first: [runs, k]. If "
-            "these are of a batch of posteriors, [k, batch], take diagnostics.summarize_members(draws), or one of "
-            "them: jax.tree.map(lambda a: a[:, i], draws)."
+            f"log_w {shape} would be {shape[0]} restarts of {shape[1]} draws, for restarts come "
+            "first: [runs, k]. If these are of a batch of posteriors, [k, batch], take "
+            "diagnostics.summarize_members(draws), or one of them: jax.tree.map(lambda a: a[:, "
+            "i], draws)."
         )
     agree(draws.z, draws.log_q)
     return jax.tree.map(lambda a: a[None], draws) if len(shape) == 1 else draws
@@ -55,6 +59,7 @@ def taken_alike(draws: Draws) -> Array | None:
         return None
 
     def one(share: Array) -> Array:
+        """Return k indices of the draws of one run, each as often as its share asks."""
         # In random order, for strata may come one after the other, and the halves of a run are compared.
         of_order, of_draws = jax.random.split(jax.random.key(0))
         return jax.random.permutation(of_order, systematic(of_draws, share, len(share)))
@@ -67,6 +72,7 @@ def shares_of(draws: Draws, *, axis: int = -1) -> Array:
     if draws.weights is None:
         return jnp.full_like(draws.log_q, 1 / draws.log_q.shape[axis])
     weights = draws.weights
-    if axis == 0:  # [k], or [k, *batch]
+    # Weights are [k] or [k, *batch]; of restarts, [runs, k] as log_q is.
+    if axis == 0:
         weights = weights.reshape(*weights.shape, *(1,) * (draws.log_q.ndim - weights.ndim))
     return jnp.broadcast_to(weights, draws.log_q.shape)

@@ -24,28 +24,34 @@ FEW = 1_000_000  # numbers among the draws, of which the faster to compile progr
 def summarize(
     draws: Draws | Estimate, *, constrain: Callable[[PyTree], PyTree] | None = None
 ) -> Summary:
-    """Summary of a fit from draws of q: moments plain and corrected, evidence, k-hat, and a verdict in one sentence.
+    """Summary of a fit from draws of q: moments plain and corrected, evidence, k-hat, and a verdict.
 
         print(summarize(draws.weigh(key, target, q, num_samples=4000), constrain=target.constrain))
 
-    A few thousand draws make k-hat stable. Given restarts, the table is of the run with the highest ELBO, and R-hat
-    compares it with those whose ELBO is not far worse: by 10 nats and 4 standard errors, where a mode would have e⁻¹⁰
-    of the mass, or nan. The sentence counts those left out. Where labels may switch, let `constrain` sort them.
-
-    Nothing here sees a mode, or mass, where no draw of any run falls. Strata count by their weights. It returns arrays
-    and prints nothing by itself; for a batch of posteriors see `summarize_members`.
+    A few thousand draws make k-hat stable. No mode or mass is detected where no draw of any run falls. For a batch of
+    posteriors see `summarize_members`.
 
     Args:
         draws: `Draws`, or the `Estimate` of an objective, with log_w [k], or [runs, k] of restarts as jax.vmap makes
-            them.
-        constrain: one draw of z -> the latents to report, such as `Transformed.constrain`, or any function of them.
+            them. Strata count by their weights.
+        constrain: one draw of z -> the latents to report, such as `Transformed.constrain`, or any function of them;
+            where labels may switch, one that sorts them.
 
     Returns:
-        Summary.
+        Summary, arrays; it prints nothing by itself. Given restarts, the table is of the run with the highest ELBO, and
+        R-hat compares it with those whose ELBO is not far worse: by 10 nats and 4 standard errors, where a mode would
+        have e⁻¹⁰ of the mass, or nan. The verdict's sentence counts those left out.
 
     Raises:
         ValueError: for draws without z, of a batch of posteriors, and those of a minibatch or another target that is
             right in its mean alone.
+
+    Example:
+        >>> q = vj.families.mean_field().dist({"loc": jnp.zeros(2), "log_scale": jnp.zeros(2)})
+        >>> target = lambda z: -0.5 * jnp.sum(z**2) - jnp.log(2 * jnp.pi) - 3.0
+        >>> result = summarize(vj.draws.weigh(jax.random.key(0), target, q, num_samples=500))
+        >>> result.names, round(float(result.log_evidence.value), 3), int(result.verdict)
+        (('z[0]', 'z[1]'), -3.0, 0)
 
     Reference: Vehtari, Simpson, Gelman, Yao, Gabry, Pareto smoothed importance sampling, 2024, arXiv:1507.02646; Yao,
         Vehtari, Simpson, Gelman, Yes, but did it work? Evaluating variational inference, 2018, arXiv:1802.02538.
@@ -54,9 +60,10 @@ def summarize(
     z = draws.z if constrain is None else jax.vmap(jax.vmap(constrain))(draws.z)
     names = named_scalars(jax.tree.map(lambda leaf: leaf[0, 0], z))
     alike = taken_alike(draws) if len(draws.log_q) > 1 else None
+    # R-hat takes all draws alike, so strata are resampled for it.
     given = z, draws.log_p, draws.log_q, shares_of(draws), alike
-    found = (_compiled_fast if _runs_once(given) else _compiled_well)(*given)
-    return found._replace(names=tuple(names), num_samples=draws.log_q.shape[1])
+    numbers = (_compiled_fast if _runs_once(given) else _compiled_well)(*given)
+    return numbers._replace(names=tuple(names), num_samples=draws.log_q.shape[1])
 
 
 def _numbers(z: PyTree, log_p: Array, log_q: Array, shares: Array, alike: Array | None) -> Summary:
@@ -69,27 +76,28 @@ def _numbers(z: PyTree, log_p: Array, log_q: Array, shares: Array, alike: Array 
         alike: indices of draws that count alike, [runs, k], or None for all as they are.
     """
     runs, k = log_p.shape
-    # Latents in a row, and the run with the highest ELBO.
+    # [runs, k, d]: every latent scalar a column.
     flat = jnp.concatenate([jnp.reshape(leaf, (runs, k, -1)) for leaf in jax.tree.leaves(z)], 2)
     log_w = jnp.where(shares > 0, log_p - log_q, -jnp.inf)
+    # The run with the highest ELBO, and those not worse by far, [runs].
     elbos = jax.vmap(lambda log_w, share: mean_of(log_w, weights=share))(log_w, shares)
     best, compared = comparable(elbos.value, elbos.error)
     x, share = flat[best], shares[best]
-    found = of_draws(x, log_p[best], log_q[best], share)
-    # What q says, and what its weights correct: smoothed, for it is of those that k-hat speaks.
-    pair = jnp.stack([share, found.smoothed])
+    of_q = of_draws(x, log_p[best], log_q[best], share)
+    # Moments under q, and under its smoothed weights, which k-hat is about; [2, d] each.
+    pair = jnp.stack([share, of_q.smoothed])
     mean, sd, error, _ = jax.vmap(weighted_moments, (0, None))(pair, x)
-    # Whether to believe it.
+    # R-hat of the runs compared, nan where the best stands alone, which is no disagreement.
     agreement, alone = None, jnp.sum(compared) < 2
     if runs > 1:
         among = flat if alike is None else jax.vmap(lambda x, chosen: x[chosen])(flat, alike)
         agreement = jnp.where(alone, jnp.nan, rhat_among(among, compared))
     level = verdict(
-        found.worst_khat,
-        found.ess_under_q,
+        of_q.worst_khat,
+        of_q.ess_under_q,
         num_samples=k,
         rhat=None if agreement is None else jnp.where(alone, 1.0, jnp.max(agreement)),
-        resolution=found.resolution,
+        resolution=of_q.resolution,
     )
     return Summary(
         names=(),
@@ -98,13 +106,13 @@ def _numbers(z: PyTree, log_p: Array, log_q: Array, shares: Array, alike: Array 
         corrected_mean=mean[1],
         corrected_sd=sd[1],
         error=error[1],
-        marginal_khat=found.marginal_khat,
+        marginal_khat=of_q.marginal_khat,
         rhat=agreement,
-        elbo=found.elbo,
-        log_evidence=found.log_evidence,
-        ess=found.ess,
-        khat=found.khat,
-        resolution=found.resolution,
+        elbo=of_q.elbo,
+        log_evidence=of_q.log_evidence,
+        ess=of_q.ess,
+        khat=of_q.khat,
+        resolution=of_q.resolution,
         elbos=elbos,
         compared=compared,
         num_samples=k,

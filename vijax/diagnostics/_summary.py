@@ -1,4 +1,4 @@
-"""The table that a person reads after a fit, and the verdict on it in a sentence."""
+"""The table printed after a fit, and the verdict on it in a sentence."""
 
 from html import escape
 from typing import NamedTuple
@@ -11,7 +11,7 @@ from vijax.diagnostics._evidence import Measured
 from vijax.diagnostics._verdict import RESTARTS_AGREE, khat_threshold
 from vijax.diagnostics._weights import LEAST
 
-ROWS = 30
+ROWS = 30  # latents that are printed; the fields hold all
 SAME = 1.0  # nats: restarts this close in ELBO may be the same fit with its labels switched
 NEITHER = "Verdict: believe neither q nor its correction: "
 
@@ -73,20 +73,24 @@ class Summary(NamedTuple):
 
         body = "".join(line("td", row) for row in rows)
         notes = "<br>".join(escape(note) for note in _notes(self) if note)
-        return f"<table><thead>{line('th', ['', *head])}</thead><tbody>{body}</tbody></table><p>{notes}</p>"
+        top = line("th", ["", *head])
+        return f"<table><thead>{top}</thead><tbody>{body}</tbody></table><p>{notes}</p>"
 
 
 def _cells(s: Summary) -> tuple[list[str], list[list[str]]]:
+    """Return the names of the columns, and the rows: a latent's name, and its numbers as strings."""
     head = ["mean", "sd", "corrected mean", "sd", "error", "k-hat"]
     columns = [s.mean, s.sd, s.corrected_mean, s.corrected_sd, s.error, s.marginal_khat]
     if s.rhat is not None:
         head, columns = [*head, "R-hat"], [*columns, s.rhat]
+    # [d, columns]
     each = np.stack([np.asarray(c, np.float64) for c in columns], 1)
     return head, [[name, *_row(values)] for name, values in zip(s.names[:ROWS], each, strict=False)]
 
 
 def _row(values: np.ndarray) -> list[str]:
     """Return moments to a hundredth of the smaller sd or so, their error to one digit, k-hat and R-hat to .01."""
+    # The smaller of q's sd and the corrected one sets the decimals of all moments; far from 0 they have an exponent.
     spread = [v for v in values[[1, 3]] if np.isfinite(v) and v > 0]
     places = 2 - int(np.floor(np.log10(min(spread)))) if spread else 2
     plain = -1 <= places <= 7
@@ -103,13 +107,14 @@ def _notes(s: Summary) -> list[str]:
         *(left_out if more > 0 else []),
         "",
         f"ELBO {_measured(s.elbo)};  log evidence {_measured(s.log_evidence)}",
-        f"effective sample size {s.ess:.0f} of {s.num_samples} draws;  joint k-hat {s.khat:.2f}, corrections usable to "
-        f"{usable:.2f}",
+        f"effective sample size {s.ess:.0f} of {s.num_samples} draws;  joint k-hat {s.khat:.2f}, "
+        f"corrections usable to {usable:.2f}",
         sentence(s),
     ]
 
 
 def _measured(m: Measured) -> str:
+    """Return a value with its standard error, where one is known."""
     known = np.isfinite(m.error)
     return f"{m.value:.2f} " + (f"± {m.error:.2g} nats" if known else "nats, its error unknown")
 
@@ -120,6 +125,7 @@ def sentence(s: Summary) -> str:
 
 
 def _judgement(s: Summary) -> str:
+    """Return the verdict and the first reason that holds for it, the most telling first."""
     level = int(s.verdict)
     if level == 0:
         return "Verdict: q may be believed: its means are within a fifth of a standard deviation."
@@ -127,8 +133,12 @@ def _judgement(s: Summary) -> str:
         return "Verdict: believe the corrected moments, not q's own."
     if level == 3:
         return f"Verdict: cannot tell. {coarse(s.resolution, np.asarray(s.khat).dtype)}"
+    # Verdict 2 has several reasons: too few draws, restarts that disagree, nan, no possible draw, a heavy tail.
     if s.num_samples < LEAST:
-        return f"Verdict: none from {s.num_samples} draws: k-hat needs {LEAST}, and some thousands to be steady."
+        return (
+            f"Verdict: none from {s.num_samples} draws: k-hat needs {LEAST}, and some thousands to "
+            "be steady."
+        )
     if s.rhat is not None and int(np.sum(s.compared)) > 1:
         rhat = np.asarray(s.rhat)
         if not np.all(rhat <= RESTARTS_AGREE):
@@ -138,50 +148,56 @@ def _judgement(s: Summary) -> str:
     if s.ess == 0:
         return f"{NEITHER}log_joint is -inf at every draw."
     worst = _worst(s.marginal_khat)
+    # The latent of the largest marginal k-hat, named where it is above .5.
     where = (
         f"that of {s.names[worst]} first"
         if s.marginal_khat[worst] > 0.5
         else "though of no latent alone"
     )
     return (
-        f"{NEITHER}k-hat is too large, {where}. Try a richer family, another parameterization, or a fit that has "
-        "converged."
+        f"{NEITHER}k-hat is too large, {where}. Try a richer family, another parameterization, or "
+        "a fit that has converged."
     )
 
 
 def coarse(resolution: Array, dtype: np.dtype) -> str:
     """Return what is to be known where log-weights are finer than floats, and what to do."""
+    # The resolution is ε times the size of the log-densities.
     size = float(resolution) / float(jnp.finfo(dtype).eps)
     return (
-        f"log p and log q are near {size:.1g} nats, of which {dtype} resolves {float(resolution):.1g}, so that the "
-        "spread of the log-weights may be rounding, or hidden by it. Take the data's constant out of log_joint's terms "
-        "(not of their sum), rescale the latents, or evaluate in float64: jax.config.update('jax_enable_x64', True)."
+        f"log p and log q are near {size:.1g} nats, of which {dtype} resolves "
+        f"{float(resolution):.1g}, so that the spread of the log-weights may be rounding, or "
+        "hidden by it. Take the data's constant out of log_joint's terms (not of their sum), "
+        "rescale the latents, or evaluate in float64: jax.config.update('jax_enable_x64', True)."
     )
 
 
 def _coarse_latents(s: Summary) -> list[str]:
     """Return what is to be known of latents whose spread is below the steps of their floats."""
     mean, sd = np.asarray(s.mean), np.asarray(s.sd)
+    # One step of the floats at the mean, against half a standard deviation.
     coarse = np.flatnonzero((sd > 0) & (np.finfo(mean.dtype).eps * np.abs(mean) > 0.5 * sd))
     if not coarse.size:
         return []
     at = coarse[0]
     return [
-        f"{mean.dtype} does not resolve {s.names[at]} ({mean[at]:.4g}, sd {sd[at]:.1g}): its moments are rounding; "
-        "rescale it."
+        f"{mean.dtype} does not resolve {s.names[at]} ({mean[at]:.4g}, sd {sd[at]:.1g}): its "
+        "moments are rounding; rescale it."
     ]
 
 
 def _disagreement(s: Summary, rhat: np.ndarray) -> str:
+    """Return the verdict where restarts disagree: one is worse, or they are equally good and elsewhere."""
     worst = _worst(rhat)
-    found = f"restarts disagree (R-hat {rhat[worst]:.2f} of {s.names[worst]})"
+    disagree = f"restarts disagree (R-hat {rhat[worst]:.2f} of {s.names[worst]})"
     value, error = np.asarray(s.elbos.value)[s.compared], np.asarray(s.elbos.error)[s.compared]
+    # Beyond what labels and the noise of the ELBOs explain, some runs are worse fits.
     if np.max(value) - np.min(value) > SAME + 4 * np.max(error):
-        return f"{NEITHER}{found}."
+        return f"{NEITHER}{disagree}."
     return (
-        f"{NEITHER}{found}, and their ELBOs agree: labels may have switched, or there are several modes. Where the "
-        "labels of m components may switch, sort them by constrain=; log evidence then lacks log m!. Otherwise pool "
-        "the runs: families.mixture."
+        f"{NEITHER}{disagree}, and their ELBOs agree: labels may have switched, or there are "
+        "several modes. Where the labels of m components may switch, sort them by constrain=; "
+        "log evidence then lacks log m!. Otherwise pool the runs: families.mixture."
     )
 
 
@@ -194,10 +210,11 @@ def _restarts(s: Summary) -> list[str]:
         return []
     rest = "R-hat compares the others." if compared > 1 else "No restart confirms the best."
     return [
-        f"Of {runs} restarts {runs - compared} were left out, whose ELBO is nan or worse by far (10 nats and 4 "
-        f"standard errors). {rest}"
+        f"Of {runs} restarts {runs - compared} were left out, whose ELBO is nan or worse by far "
+        f"(10 nats and 4 standard errors). {rest}"
     ]
 
 
 def _worst(numbers: Array | np.ndarray) -> int:
+    """Return where the largest number is; a nan is the largest of all."""
     return int(np.argmax(np.nan_to_num(np.asarray(numbers), nan=np.inf)))

@@ -1,4 +1,4 @@
-"""What the numbers add up to: may q be believed, only its corrected moments, neither, or can it not be told."""
+"""The verdict: is q reliable, only its corrected moments, neither, or can it not be told."""
 
 import math
 
@@ -10,7 +10,7 @@ from vijax.diagnostics._weights import LEAST, RESOLVED
 CLOSE = 0.96  # of the draws: q's means are within a fifth of a standard deviation
 NEAR = 0.9  # within a third
 UNSEEN = 0.05  # of the posterior, which moves no mean by more than a quarter
-RESTARTS_AGREE = 1.05
+RESTARTS_AGREE = 1.05  # R-hat of two runs half a standard deviation apart
 
 
 def khat_threshold(num_samples: int) -> float:
@@ -26,43 +26,49 @@ def verdict(
     rhat: Float[Array, "*batch"] | None = None,
     resolution: Float[Array, "*batch"] | None = None,
 ) -> Int[Array, "*batch"]:
-    """Verdict on a fit: 0, q itself may be believed; 1, only what its weights correct; 2, neither; 3, cannot tell.
+    """Verdict on a fit: 0, q is reliable; 1, its importance-weighted estimates are; 2, neither; 3, cannot tell.
 
-        0 if ESS ≥ .96 S;    otherwise 1 if k̂ ≤ min(1 - 1 / log₁₀ S, .7), ESS ≥ .9 S, or u ≤ .05;    otherwise 2
-        u = (1 / ESS - 1 / S)^½ / (1 - k̂)₊;    3 if the resolution is above .1 nats;    and 2 if R̂ > 1.05
+        0 if ESS ≥ .96 S;    else 1 if k̂ ≤ min(1 - 1 / log₁₀ S, .7), ESS ≥ .9 S, or u ≤ .05;    else 2
+        u = (1 / ESS - 1 / S)^½ / (1 - k̂)₊
 
-    No mean under q is off by more than (S / ESS - 1)^½ sds of q (Cauchy-Schwarz on w - 1): .2 at .96 S, .33 at .9 S,
-    however heavy a tail that weighs nothing. Up to that k̂ the error of a corrected moment falls about as it should.
-    Beyond it, u bounds the mass above the largest weight seen, which moves a mean by at most (u / (1 - u))^½ sds, .23.
-    Restarts half an sd apart in any latent answer for neither; a nan is a 2.
-
-    No number here sees a mode that no draw has reached, or mass where q hardly draws: a q with k̂ of .60 lacked 9% of a
-    label-switched mixture. Compare restarts from scattered starts.
+    A mode that no draw has reached goes undetected: compare scattered restarts.
 
     Args:
-        khat: the larger of Pareto k-hat of the log-weights and of every latent's `marginal_khat`.
-        ess: effective sample size of the log-weights, in draws.
+        khat: the larger of Pareto k-hat of the log-weights and of every latent's `marginal_khat`; up to the limit above
+            the error of a corrected moment falls with S about as it should.
+        ess: effective sample size of the log-weights, in draws. No mean under q is off by more than (S / ESS - 1)^½ sds
+            of q (Cauchy-Schwarz on w - 1), .2 at .96 S and .33 at .9 S, however heavy a tail that weighs nothing.
         num_samples: S, how many draws these are of.
-        rhat: the largest R-hat of the latents over restarts, if there were any.
-        resolution: of the log-weights, in nats, as `resolution` gives it.
+        rhat: the largest R-hat of the latents over restarts, if there were any; above 1.05, where restarts are half an
+            sd apart in some latent, the verdict is 2.
+        resolution: of the log-weights, in nats, as `resolution` gives it; above .1 the verdict is 3.
 
     Returns:
-        [*batch], 0 to 3. Of one draw above all others by more than rounding the verdict is 2, whatever the resolution.
+        [*batch], 0 to 3; a nan is a 2. u bounds the mass above the largest weight, which at 1 moves a mean by at most
+        (u / (1 - u))^½ sds, .23. Of one draw above all others by more than rounding the verdict is 2, whatever the
+        resolution.
 
     Raises:
         ValueError: for num_samples < 1.
+
+    Example:
+        >>> khat, ess = jnp.array([0.2, 0.6, 0.9]), jnp.array([990.0, 500.0, 20.0])
+        >>> verdict(khat, ess, num_samples=1000).tolist()
+        [0, 1, 2]
 
     Reference: Vehtari, Simpson, Gelman, Yao, Gabry, Pareto smoothed importance sampling, 2024, arXiv:1507.02646; Yao,
         Vehtari, Simpson, Gelman, Yes, but did it work? Evaluating variational inference, 2018, arXiv:1802.02538.
     """
     if num_samples < 1:
         raise ValueError(f"num_samples must be at least 1, got {num_samples}.")
+    # ESS / S, and nothing where k-hat or the number of draws gives no answer.
     share = jnp.where(jnp.isnan(khat) | (num_samples < LEAST), 0.0, ess / num_samples)
-    # The largest normalised weight is at most 1 / S + (1 / ESS - 1 / S)^½, and what lies above it in a Pareto tail
+    # The largest normalized weight is at most 1 / S + (1 / ESS - 1 / S)^½, and what lies above it in a Pareto tail
     # weighs k̂ / (1 - k̂) times as much.
     largest = jnp.sqrt(jnp.maximum(1 / share - 1, 0.0) / num_samples)
     few_unseen = (khat < 1) & (largest <= UNSEEN * (1 - khat))
     usable = (khat <= khat_threshold(num_samples)) | (share >= NEAR) | few_unseen
+    # From the weakest statement to the strongest; unresolved weights and restarts overrule them.
     level = jnp.where(usable, 1, 2)
     level = jnp.where(share >= CLOSE, 0, level)
     if resolution is not None:
