@@ -204,7 +204,7 @@ def test_gradients_through_a_collapsed_target(key):
     assert_mean({"theta": found}, truth, detects=0.05)
 
 
-def test_refusals(key):
+def test_refusals(key, unchecked):
     log_joint, conditional, _ = MODELS["gaussian"]
     with pytest.raises(ValueError, match="conditional given a minibatch"):
         vj.targets.collapse(

@@ -28,13 +28,16 @@ def precisely(function: Callable[[PyTree], Any]) -> Callable[[PyTree], Any]:
 class Block:
     """log p(x, z, ·) as a function of one vector, and its derivatives."""
 
-    def __init__(self, log_joint: Any, z: PyTree, like: PyTree, precision: Precision):
+    def __init__(
+        self, log_joint: Callable[..., PyTree], z: PyTree, like: PyTree, precision: Precision
+    ):
         self.like = like = jax.tree.map(jnp.asarray, like)
         self.batch = _batch(jax.eval_shape(lambda: log_joint(z, like)), like)
         self.join, self.split = ravel_after(like, len(self.batch), precision.kept)
         self.precision = precision
         self.density = lambda v: summed(log_joint(z, self.split(v)))
         self.slope = jax.grad(lambda v: jnp.sum(self.density(v)))
+        # A vector is [*batch, d], or [*batch, T, d] of a chain; `axes` are those of one member.
         shape = jax.eval_shape(self.join, like).shape
         self.axes = tuple(range(len(self.batch), len(shape)))
         self.size = math.prod(shape[len(self.batch) :])
@@ -52,12 +55,13 @@ class Block:
         return self.precision.probe(lambda e: self.product(v, e), v)
 
     def integral(
-        self, near: Array, root: Any, valid: Array, mode: Any = None
+        self, near: Array, root: PyTree, valid: Array, mode: Array | None = None
     ) -> tuple[Array, Gaussian]:
         """Return ∫ exp of the quadratic through `near`, in nats, and the Gaussian that it is made of."""
         # Marked before it is used, so that these solves wait for those that found whether it is valid:
         # jax 0.10 may wait for ever where two cores take two batches of solves at once.
         near = self.marked(near, valid)
+        # The quadratic's maximum, ½ gᵀ Λ⁻¹ g above `near`, and its Gaussian integral
         value, g = self.density(near), self.slope(near)
         step = self.precision.solve(root, g)
         value = value + 0.5 * jnp.sum(g * step, self.axes)
@@ -75,12 +79,12 @@ class Block:
         return a * sure.reshape(*sure.shape, *(1,) * (a.ndim - sure.ndim))
 
 
-def summed(log_p: Any) -> Any:
+def summed(log_p: PyTree) -> Any:
     """Return the log joint, whose factors may come in a dict."""
     return sum(log_p.values()) if isinstance(log_p, dict) else log_p
 
 
-def _batch(log_p: Any, like: PyTree) -> tuple[int, ...]:
+def _batch(log_p: PyTree, like: PyTree) -> tuple[int, ...]:
     """Return log_joint's batch shape, with which every leaf of b must begin."""
     values = list(log_p.values()) if isinstance(log_p, dict) else [log_p]
     shapes = {getattr(value, "shape", None) for value in values}
@@ -115,31 +119,37 @@ def require_floats(like: PyTree) -> None:
         )
 
 
-def holds(f: Block, precision: Precision, matrix: Any, root: Any, v: Array) -> Array:
+def holds(f: Block, precision: Precision, matrix: PyTree, root: PyTree, v: Array) -> Array:
     """Whether Λ is positive definite beyond rounding, and has the zeros that `precision` says.
 
-    Both are seen of D^-½ Λ D^-½, whose diagonal is 1 (one large number would hide the rest), in a
+    Both are tested on D^-½ Λ D^-½, whose diagonal is 1 (one large number would hide the rest), in a
     direction at random: the zeros, those between members among them, by a product with it; the smallest
     eigenvalue by two steps of inverse iteration. That of a singular matrix is rounded to a few eps.
     """
     matrix, root, v = jax.lax.stop_gradient((matrix, root, v))
     own = precision.own(matrix)
+    # D^-½; a diagonal that is not positive makes everything nan, which compares as false.
     scale = jax.lax.rsqrt(jnp.where(own > 0, own, jnp.nan)).reshape(v.shape)
+    # A fixed direction with no element near 0 in common with the structure of Λ.
     direction = jnp.cos(1.0 + jnp.arange(v.size, dtype=v.dtype)).reshape(v.shape)
     eps = jnp.finfo(v.dtype).eps
 
     def size(a: Array) -> Array:
         return jnp.sqrt(jnp.sum(jnp.square(a), f.axes, keepdims=True))
 
+    # Two steps of inverse iteration: the last one grows by 1 / the smallest eigenvalue.
     once = precision.solve(root, direction / size(direction) / scale) / scale
     twice = precision.solve(root, once / size(once) / scale) / scale
     definite = jnp.all(16 * eps * size(twice) < 1, f.axes)
+    # A dense matrix without a batch has no zeros to verify.
     if precision is dense and not f.batch:
         return jax.lax.stop_gradient(definite)
     e = scale * direction
-    seen, said = scale * f.product(v, e), scale * precision.times(matrix, e)
-    close = eps**0.5 * jnp.max(jnp.abs(seen), f.axes, keepdims=True, initial=0.0)
-    return jax.lax.stop_gradient(definite & jnp.all(jnp.abs(seen - said) <= close, f.axes))
+    # Λ e by a Hessian-vector product, and by the matrix with the zeros that `precision` gives it
+    exact, structured = scale * f.product(v, e), scale * precision.times(matrix, e)
+    close = eps**0.5 * jnp.max(jnp.abs(exact), f.axes, keepdims=True, initial=0.0)
+    fits = jnp.all(jnp.abs(exact - structured) <= close, f.axes)
+    return jax.lax.stop_gradient(definite & fits)
 
 
 def climbed(f: Block, steps: int) -> Array:
@@ -151,9 +161,11 @@ def climbed(f: Block, steps: int) -> Array:
         step = precision.solve(precision.factor(f.matrix(v)), g)
         # Where the function is not concave, its gradient climbs too.
         step = jnp.where(jnp.all(jnp.isfinite(step), f.axes, keepdims=True), step, g)
+        # Backtracking in parallel: the step halved 0 to 10 times, and no step, [12, *v.shape].
         shares = (0.5 ** jnp.arange(11.0)).astype(v.dtype).reshape(-1, *(1,) * v.ndim)
         tried = jnp.concatenate([v[None] + step[None] * shares, v[None]])
         values = jax.vmap(f.density)(tried)
+        # Each member of the batch takes its own best share, [*batch].
         best = jnp.argmax(jnp.where(jnp.isnan(values), -jnp.inf, values), 0)
         at = best.reshape(1, *best.shape, *(1,) * (v.ndim - best.ndim))
         return jnp.take_along_axis(tried, at, 0)[0], None

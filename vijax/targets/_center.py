@@ -9,6 +9,7 @@ from jaxtyping import Array
 from vijax import jaxprs
 from vijax.types import Affine, Centered, Draw, Joint, PyTree, offers
 
+# One draw at its own key, for the question whether it is continuous in it.
 _ONE = Draw(
     lambda key, count: jax.random.split(key, count),
     lambda key, p: p.sample_and_log_prob(seed=key, sample_shape=()),
@@ -16,7 +17,7 @@ _ONE = Draw(
 )
 
 
-def center(p: Any, key: Any = None) -> PyTree:
+def center(p: PyTree, key: Array | None = None) -> PyTree:
     """Return a point of p's support, as one draw has it; a draw where `key` is given, or p names no other point.
 
     A mean is such a point where draws fill an interval: of one number each, and continuous. A draw
@@ -27,6 +28,7 @@ def center(p: Any, key: Any = None) -> PyTree:
     if offers(p, Centered):
         return p.center()
     if offers(p, Affine):
+        # The draw of zero noise is the location.
         return p.affine(jnp.zeros(p.uniforms))
     if isinstance(p, Joint):
         leaves: dict[Any, PyTree] = {}
@@ -37,9 +39,9 @@ def center(p: Any, key: Any = None) -> PyTree:
     return center(p, jax.random.key(0)) if mean is None else mean
 
 
-def _mean(p: Any) -> Array | None:
+def _mean(p: PyTree) -> Array | None:
     """Return the mean of a library's distribution of one number, where every draw is continuous."""
-    known = getattr(p, "adapted", p)
+    known: PyTree = getattr(p, "adapted", p)
     if not _of_one_number(known):
         return None
     try:
@@ -48,13 +50,14 @@ def _mean(p: Any) -> Array | None:
         return None
     key = jax.random.key(0)
     draw = jax.eval_shape(lambda: p.sample_and_log_prob(seed=key, sample_shape=())[0])
+    # A mean of other shape, or of draws that jump, need not be in the support.
     alike = getattr(draw, "shape", None) == jnp.shape(mean)
     if not alike or any(path.broken for path in jaxprs.paths(p, _ONE, key).values()):
         return None
     return jnp.asarray(mean, draw.dtype)
 
 
-def _of_one_number(p: Any) -> bool:
+def _of_one_number(p: PyTree) -> bool:
     """Whether p is over single numbers, or independent ones of a library's `Independent`."""
     if getattr(p, "reinterpreted_batch_ndims", None) is not None:
         return _of_one_number(p.distribution)

@@ -10,8 +10,9 @@ from jaxtyping import Array, Key
 from vijax import checks
 from vijax.targets._center import center
 from vijax.targets._conjugate import Conjugate
-from vijax.types import LogJoint, PyTree, lift
+from vijax.types import Distribution, LogJoint, PyTree, lift
 
+# What the two densities that must agree in shape are called in errors.
 _NAMES = ("log_joint(z, b)", "conditional(z).log_prob(b)")
 _OF_Z = ("log_joint(z)", "conditional(z).log_marginal")
 _INDEPENDENT = "targets.conjugate.independent(conditional, {})"
@@ -21,7 +22,7 @@ def collapse(
     log_joint: Callable[..., Array],
     conditional: Callable[[PyTree], Any],
     *,
-    key: Any = None,
+    key: Key[Array, ""] | None = None,
 ) -> LogJoint:
     """Integrate b out of log p(x, z, b) exactly, by stating p(b | x, z).
 
@@ -65,6 +66,7 @@ def collapse(
 
     def collapsed(z: PyTree) -> Array:
         p = lift(conditional(z))
+        # A log_joint of z alone is what the model holds beside the conjugate part.
         if most == 1:
             return _marginal(log_joint, p, z)
         if least == 1 and isinstance(p, Conjugate):
@@ -119,7 +121,7 @@ def collapse_error(
     return drawn - central
 
 
-def _identity(log_joint: Callable[..., Array], p: Any, z: PyTree, b: PyTree) -> Array:
+def _identity(log_joint: Callable[..., Array], p: Distribution, z: PyTree, b: PyTree) -> Array:
     """Return log p(x, z, b) - log p(b | x, z) at a fixed b, whose own path is no part of it."""
     b = jax.lax.stop_gradient(b)
     joint, log_b = log_joint(z, b), p.log_prob(b)
@@ -128,7 +130,7 @@ def _identity(log_joint: Callable[..., Array], p: Any, z: PyTree, b: PyTree) -> 
     return joint - log_b
 
 
-def _marginal(log_rest: Callable[[PyTree], Array], p: Any, z: PyTree) -> Array:
+def _marginal(log_rest: Callable[[PyTree], Array], p: Distribution, z: PyTree) -> Array:
     """Return what the model holds beside a conjugate part, and that part's log marginal."""
     if not isinstance(p, Conjugate):
         raise TypeError(
@@ -148,6 +150,7 @@ def _positional(function: Callable[..., Any]) -> tuple[int, int | None]:
         parameters = inspect.signature(function).parameters.values()
     except (TypeError, ValueError):
         return 0, None
+    # *args takes any number.
     if any(p.kind is kinds.VAR_POSITIONAL for p in parameters):
         return 0, None
     given = [

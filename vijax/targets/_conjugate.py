@@ -1,5 +1,6 @@
 """What a conjugate model hands over: the exact conditional of b, and the log marginal likelihood beside it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -28,7 +29,9 @@ class Conjugate:
     log_marginal: Array
     events: int = field(default=0, metadata={"static": True})
 
-    def sample_and_log_prob(self, *, seed: Any, sample_shape: Any = ()) -> tuple[PyTree, Array]:
+    def sample_and_log_prob(
+        self, *, seed: Array, sample_shape: Sequence[int] = ()
+    ) -> tuple[PyTree, Array]:
         """Draw b and return it with log p(b | x, z)."""
         b, log_p = self.posterior.sample_and_log_prob(seed=seed, sample_shape=sample_shape)
         return b, _total(log_p, self.events)
@@ -80,6 +83,7 @@ def independent(conditional: Conjugate, axes: int = 1) -> Conjugate:
             "a distribution of distrax use distrax.Independent."
         )
     checks.static_count(axes, "axes")
+    # The log marginal has the batch axes that are left, which the next events come from.
     batch = jnp.shape(conditional.log_marginal)
     if axes > len(batch):
         raise ValueError(f"axes must be at most {len(batch)}, of a batch {batch}; got {axes}.")

@@ -73,12 +73,13 @@ def with_log(constraint: Constraint) -> Constraint:
 
     def forward(y: ArrayLike) -> tuple[Logged, Array]:
         z, log_jacobian = constraint.forward(y)  # type: ignore[arg-type]
+        # Half precision has no room for the logarithms: they are computed in float32.
         wide = jnp.promote_types(z.dtype, jnp.float32)
         each = logs(jnp.asarray(y, wide))
         narrow = [None if part is None else part.astype(z.dtype) for part in each]
         return Logged(z, *narrow), log_jacobian
 
-    def inverse(z: Any) -> Array:
+    def inverse(z: Array | Logged) -> Array:
         if not isinstance(z, Logged):
             return constraint.inverse(z)
         return constraint.from_logs(z.log, z.log_rest)  # type: ignore[misc]

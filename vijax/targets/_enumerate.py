@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
-from jaxtyping import Array
+from jaxtyping import Array, ArrayLike
 
 from vijax import checks, jaxprs
 from vijax.numerics import log_mean_exp, log_normalized
@@ -35,18 +35,22 @@ class Sites:
             order of JAX. Where no state is possible all are as likely.
     """
 
-    def __init__(self, log_probs: Array, values: list[Array], tree: Any, batch: int):
+    def __init__(self, log_probs: Array, values: list[Array], tree: PyTree, batch: int):
         self.log_probs, self._values, self._tree, self._batch = log_probs, values, tree, batch
         self._sites = log_probs.ndim - len(values)
 
-    def sample_and_log_prob(self, *, seed: Any, sample_shape: Any = ()) -> tuple[PyTree, Array]:
+    def sample_and_log_prob(
+        self, *, seed: Array, sample_shape: Sequence[int] = ()
+    ) -> tuple[PyTree, Array]:
         """Draw every site; return c, leaves [*sample_shape, *batch, *plate], and log p(c | x, z)."""
         shape = self.log_probs.shape
+        # One axis of joint states, [*batch, *plate, S], from which each site draws its row
         flat = self.log_probs.reshape(*shape[: self._sites], -1)
         row = jax.random.categorical(seed, flat, shape=(*sample_shape, *flat.shape[:-1]))
         log_prob = jnp.sum(
-            jnp.where(_hot(row, flat.shape[-1]), _expand_left(flat, len(sample_shape)), 0.0), -1
+            jnp.where(_one_hot(row, flat.shape[-1]), _expand_left(flat, len(sample_shape)), 0.0), -1
         )
+        # The row of a joint state is a state of each leaf.
         each = jnp.unravel_index(row, shape[self._sites :])
         c = [values[i] for values, i in zip(self._values, each, strict=True)]
         return jax.tree.unflatten(self._tree, c), self._total(log_prob, len(sample_shape))
@@ -58,22 +62,25 @@ class Sites:
             raise ValueError(
                 f"c has structure {tree}, where the states that were summed have {self._tree}."
             )
-        hot = jnp.ones((1,) * self._sites, bool)
+        # [*batch, *plate, s₁, s₂, ...], true at the joint state that c names, an axis for each leaf
+        one_hot = jnp.ones((1,) * self._sites, bool)
         for leaf, values in zip(leaves, self._values, strict=True):
-            if jnp.shape(leaf) != (
-                shape := (*self.log_probs.shape[: self._sites], *values.shape[1:])
-            ):
+            shape = (*self.log_probs.shape[: self._sites], *values.shape[1:])
+            if jnp.shape(leaf) != shape:
                 raise ValueError(
                     f"a leaf of c has shape {jnp.shape(leaf)}, its sites and states are {shape}."
                 )
+            # [*batch, *plate, s]: every element of an event must match.
             is_state = jnp.expand_dims(jnp.asarray(leaf), self._sites) == _expand_left(
                 values, self._sites
             )
             is_state = jnp.all(is_state, range(self._sites + 1, is_state.ndim))
-            hot = hot[..., None] & jnp.expand_dims(is_state, range(self._sites, hot.ndim))
-        states = tuple(range(self._sites, hot.ndim))
-        found = jnp.sum(jnp.where(hot, self.log_probs, 0.0), states)
-        return self._total(jnp.where(jnp.any(hot, states), found, -jnp.inf), 0)
+            is_state = jnp.expand_dims(is_state, range(self._sites, one_hot.ndim))
+            one_hot = one_hot[..., None] & is_state
+        states = tuple(range(self._sites, one_hot.ndim))
+        log_prob = jnp.sum(jnp.where(one_hot, self.log_probs, 0.0), states)
+        # A value that is none of the states has probability 0.
+        return self._total(jnp.where(jnp.any(one_hot, states), log_prob, -jnp.inf), 0)
 
     def _total(self, log_prob: Array, samples: int) -> Array:
         return jnp.sum(log_prob, range(samples + self._batch, log_prob.ndim))
@@ -152,6 +159,7 @@ def enumerate(  # the name that the field gives it; one writes targets.enumerate
 
     def rows(values: list[Array]) -> PyTree:
         """Return all joint states of one site, at every site: leaves [S, *sites, *event]."""
+        # [leaves, S]: which state each leaf has in each joint state
         each = np.indices(tuple(sizes)).reshape(len(sizes), -1)
         at = [
             v[i].reshape(len(i), *(1,) * len(sites), *v.shape[1:])
@@ -163,22 +171,22 @@ def enumerate(  # the name that the field gives it; one writes targets.enumerate
         """Return site terms [S, *sites], the factors free of c, and the values of the states."""
         values = [_values(s) for s in given]
         stacked = rows(values)
+        # Traced once, at one joint state; the jaxpr shows which sites a factor reads.
         closed, shapes = jaxprs.trace(
             lambda leaves: _plain(log_joint(z, jax.tree.unflatten(tree, leaves))),
             [a[0] for a in stacked],
         )
         declared = properties(log_joint).independent_sites
         once = _check(closed, shapes, len(given), batch, plate, declared=declared)
-        found = jax.vmap(lambda leaves: core.jaxpr_as_fun(closed)(*leaves))(stacked)
-        total = sum(f for f, free in zip(found, once, strict=True) if not free)
-        return (
-            jnp.asarray(total),
-            [f[0] for f, free in zip(found, once, strict=True) if free],
-            values,
-        )
+        factors = jax.vmap(lambda leaves: core.jaxpr_as_fun(closed)(*leaves))(stacked)
+        # Factors of z alone are equal in all rows: the first stands for them.
+        free = [f[0] for f, of_z in zip(factors, once, strict=True) if of_z]
+        total = sum(f for f, of_z in zip(factors, once, strict=True) if not of_z)
+        return jnp.asarray(total), free, values
 
     def collapsed(z: PyTree) -> Array:
         each, free, _ = terms(z)
+        # log Σₛ exp of each site, [*batch, *plate]
         sums = log_mean_exp(each) + math.log(each.shape[0])
         return sum(free, jnp.sum(sums, range(len(batch), sums.ndim)))
 
@@ -190,10 +198,9 @@ def enumerate(  # the name that the field gives it; one writes targets.enumerate
     return Enumerated(collapsed, posterior)
 
 
-def _plain(out: Any) -> Any:
-    return (
-        dict(out) if isinstance(out, dict) else out
-    )  # JAX sorts the names of a dict, and of no other mapping
+def _plain(out: PyTree) -> PyTree:
+    # JAX sorts the names of a dict, and of no other mapping.
+    return dict(out) if isinstance(out, dict) else out
 
 
 def _expand_left(x: Array, axes: int) -> Array:
@@ -201,11 +208,11 @@ def _expand_left(x: Array, axes: int) -> Array:
     return jnp.reshape(x, (1,) * axes + x.shape)
 
 
-def _hot(row: Array, states: int) -> Array:
+def _one_hot(row: Array, states: int) -> Array:
     return row[..., None] == _expand_left(jnp.arange(states), row.ndim)
 
 
-def _count(leaf: Any) -> int:
+def _count(leaf: int | ArrayLike) -> int:
     if isinstance(leaf, bool) or not (
         isinstance(leaf, int) or (hasattr(leaf, "shape") and jnp.ndim(leaf))
     ):
@@ -218,13 +225,13 @@ def _count(leaf: Any) -> int:
     return count
 
 
-def _values(leaf: Any) -> Array:
+def _values(leaf: int | ArrayLike) -> Array:
     return jnp.arange(leaf) if isinstance(leaf, int) else jnp.asarray(leaf)
 
 
 def _check(
     closed: core.ClosedJaxpr,
-    shapes: Any,
+    shapes: PyTree,
     leaves: int,
     batch: tuple[int, ...],
     plate: tuple[int, ...],
@@ -238,9 +245,9 @@ def _check(
         raise TypeError(
             f"log_joint(z, c) must return an array or a flat dict of arrays, got {shapes!r:.200}."
         )
-    several = [
-        k for k, n in zip(range(len(sites)), sites, strict=True) if n > 1
-    ]  # a site alone is independent
+    # An axis of one site is independent of others.
+    several = [k for k, n in zip(range(len(sites)), sites, strict=True) if n > 1]
+    # For each factor: the axis along which it keeps each such axis of c, or why it does not.
     flows = jaxprs.axes(closed, [tuple(several)] * leaves)
     once = []
     # A dict's leaves come sorted by name.
@@ -269,13 +276,13 @@ def _check(
 
 
 def _refuse_coupled(what: str, axes: Sequence[Any], several: list[int]) -> None:
-    for axis, found in zip(several, axes, strict=True):
-        if found != axis:
+    for axis, kept in zip(several, axes, strict=True):
+        if kept != axis:
             how = (
-                f"through '{found}'"
-                if isinstance(found, str)
-                else f"which it holds along axis {found}"
-                if isinstance(found, int)
+                f"through '{kept}'"
+                if isinstance(kept, str)
+                else f"which it holds along axis {kept}"
+                if isinstance(kept, int)
                 else "which a reshape has merged with another"
             )
             raise ValueError(

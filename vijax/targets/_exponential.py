@@ -3,29 +3,30 @@
 Tuples of arrays, so that jax.vmap over whatever builds one gives one with a batch.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.scipy.special import betaln, gammaln
 from jaxtyping import Array
 
 from vijax.gaussians import Gaussian, dense
 from vijax.gaussians.affine import LOG_2PI
-from vijax.types import PyTree
+from vijax.types import Distribution, PyTree
 
 
-def _tiny(dtype: Any) -> float:
+def _tiny(dtype: np.dtype[Any]) -> float:
     return float(jnp.finfo(dtype).tiny)
 
 
 def _drawn(
-    p: Any, draw: Callable[[Any], PyTree], seed: Any, sample_shape: Any
-) -> tuple[Any, Array]:
+    p: Distribution, draw: Callable[[Array], PyTree], seed: Array, sample_shape: Sequence[int]
+) -> tuple[PyTree, Array]:
     """Return draws with log p of each; the sample axes are added outside, so that ranks agree within."""
 
-    def one(key: Any) -> tuple[PyTree, Array]:
+    def one(key: Array) -> tuple[PyTree, Array]:
         z = draw(key)
         return z, p.log_prob(z)
 
@@ -45,11 +46,13 @@ class Beta(NamedTuple):
     a: Array
     b: Array
 
-    def sample_and_log_prob(self, *, seed: Any, sample_shape: Any = ()) -> tuple[Array, Array]:
+    def sample_and_log_prob(
+        self, *, seed: Array, sample_shape: Sequence[int] = ()
+    ) -> tuple[Array, Array]:
         # A draw rounded to the ends of the interval would have an infinite density.
         low, high = _tiny(self.a.dtype), 1 - float(jnp.finfo(self.a.dtype).epsneg)
 
-        def draw(key: Any) -> Array:
+        def draw(key: Array) -> Array:
             return jnp.clip(jax.random.beta(key, self.a, self.b, dtype=self.a.dtype), low, high)
 
         return _drawn(self, draw, seed, sample_shape)
@@ -68,10 +71,13 @@ class Gamma(NamedTuple):
     a: Array
     b: Array
 
-    def sample_and_log_prob(self, *, seed: Any, sample_shape: Any = ()) -> tuple[Array, Array]:
+    def sample_and_log_prob(
+        self, *, seed: Array, sample_shape: Sequence[int] = ()
+    ) -> tuple[Array, Array]:
         return _drawn(self, self.draw, seed, sample_shape)
 
-    def draw(self, key: Any) -> Array:
+    def draw(self, key: Array) -> Array:
+        # A draw that underflows to 0 would have an infinite density.
         return jnp.maximum(
             jax.random.gamma(key, self.a, dtype=self.a.dtype) / self.b, _tiny(self.a.dtype)
         )
@@ -88,9 +94,12 @@ class Dirichlet(NamedTuple):
 
     concentration: Array
 
-    def sample_and_log_prob(self, *, seed: Any, sample_shape: Any = ()) -> tuple[Array, Array]:
+    def sample_and_log_prob(
+        self, *, seed: Array, sample_shape: Sequence[int] = ()
+    ) -> tuple[Array, Array]:
         c = self.concentration
 
+        # Gamma variables normalized, in logs: small concentrations underflow otherwise.
         def soft(key: Array) -> Array:
             return jax.nn.softmax(jax.random.loggamma(key, c, dtype=c.dtype))
 
@@ -114,11 +123,11 @@ class NormalGamma(NamedTuple):
     b: Array
 
     def sample_and_log_prob(
-        self, *, seed: Any, sample_shape: Any = ()
+        self, *, seed: Array, sample_shape: Sequence[int] = ()
     ) -> tuple[dict[str, Array], Array]:
         return _drawn(self, self.draw, seed, sample_shape)
 
-    def draw(self, key: Any) -> dict[str, Array]:
+    def draw(self, key: Array) -> dict[str, Array]:
         of_precision, of_mean = jax.random.split(key)
         precision = Gamma(self.a, self.b).draw(of_precision)
         e = jax.random.normal(of_mean, precision.shape, precision.dtype)
@@ -132,8 +141,9 @@ class NormalGamma(NamedTuple):
 
     def log_prob(self, z: dict[str, Array], /) -> Array:
         precision = z["precision"]
-        exact = self.strength * precision
-        of_mean = 0.5 * (jnp.log(exact) - LOG_2PI - exact * jnp.square(z["mean"] - self.loc))
+        # The mean's own precision given that of the data
+        scaled = self.strength * precision
+        of_mean = 0.5 * (jnp.log(scaled) - LOG_2PI - scaled * jnp.square(z["mean"] - self.loc))
         return of_mean + Gamma(self.a, self.b).log_prob(precision)
 
 
@@ -146,13 +156,14 @@ class NormalInverseGamma(NamedTuple):
     b: Array
 
     def sample_and_log_prob(
-        self, *, seed: Any, sample_shape: Any = ()
+        self, *, seed: Array, sample_shape: Sequence[int] = ()
     ) -> tuple[dict[str, Array], Array]:
         return _drawn(self, self.draw, seed, sample_shape)
 
-    def draw(self, key: Any) -> dict[str, Array]:
+    def draw(self, key: Array) -> dict[str, Array]:
         of_variance, of_weights = jax.random.split(key)
         precision = Gamma(self.a, self.b).draw(of_variance)
+        # C⁻ᵀ e has covariance (C Cᵀ)⁻¹, to be scaled by the standard deviation.
         w = dense.push(
             self.cholesky, jax.random.normal(of_weights, self.mean.shape, self.mean.dtype)
         )
@@ -166,6 +177,7 @@ class NormalInverseGamma(NamedTuple):
 
     def log_prob(self, z: dict[str, Array], /) -> Array:
         variance = z["variance"]
+        # N(w; mean, variance Λ⁻¹) is N(scaled; 0, Λ⁻¹) with a Jacobian of variance^(-d/2).
         scaled = (z["weights"] - self.mean) * jax.lax.rsqrt(variance)[..., None]
         of_weights = Gaussian(jnp.zeros_like(self.mean), self.cholesky, dense).log_prob(scaled)
         of_weights = of_weights - 0.5 * self.mean.shape[-1] * jnp.log(variance)

@@ -19,7 +19,7 @@ SITE = "give it the terms of all the data, or scale those of a minibatch by N/B 
 def gauss_hermite(
     log_site: Callable[[Array], Array],
     predictor: Callable[[PyTree], Array],
-    q: Any,
+    q: PyTree,
     *,
     nodes: int = 32,
 ) -> LogJoint:
@@ -74,7 +74,7 @@ def gauss_hermite(
 def gauss_hermite_error(
     log_site: Callable[[Array], Array],
     predictor: Callable[[PyTree], Array],
-    q: Any,
+    q: PyTree,
     *,
     nodes: int = 32,
 ) -> Float[Array, "..."]:
@@ -114,7 +114,7 @@ def gauss_hermite_error(
     return more - fewer
 
 
-def _check(q: Any, nodes: Any) -> None:
+def _check(q: PyTree, nodes: int) -> None:
     checks.static_count(nodes, "nodes")
     if not offers(q, Affine):
         raise TypeError(
@@ -131,15 +131,16 @@ def _check(q: Any, nodes: Any) -> None:
 def _expected(
     log_site: Callable[[Array], Array],
     predictor: Callable[[PyTree], Array],
-    q: Any,
+    q: PyTree,
     counts: tuple[int, ...],
-    dtype: Any,
+    dtype: np.dtype[Any],
 ) -> list[Array]:
     """Return the expectation of each site, by each count of nodes."""
 
     def of_noise(e: Array) -> Array:
         return predictor(q.affine(e))
 
+    # x = mean + J e: its value at zero noise, and its variance, the squared rows of J
     zero = jnp.zeros(q.uniforms, dtype)
     _linear(of_noise, zero)
     mean, push = jax.linearize(of_noise, zero)
@@ -148,13 +149,14 @@ def _expected(
     varies = variance > 0
     sd = jnp.where(varies, jnp.sqrt(jnp.where(varies, variance, 1.0)), 0.0)
     _smooth(log_site, mean)
-    found = []
+    expectations = []
     for nodes in counts:
+        # Nodes for the weight e^(-e²/2), whose weights sum to √2π
         points, weights = np.polynomial.hermite_e.hermegauss(nodes)
         sites = jax.vmap(lambda e: log_site(mean + sd * e))(jnp.asarray(points, mean.dtype))
         shares = jnp.asarray(weights / np.sqrt(2 * np.pi), sites.dtype)
-        found.append(jnp.tensordot(shares, sites, 1))
-    return found
+        expectations.append(jnp.tensordot(shares, sites, 1))
+    return expectations
 
 
 def _smooth(log_site: Callable[[Array], Array], x: Array) -> None:

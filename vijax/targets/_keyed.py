@@ -4,10 +4,12 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+from jaxtyping import Array
 
 from vijax import checks, jaxprs
 from vijax.types import LogJoint, PyTree, derive
 
+# Why only the mean is right, for the errors of what needs log p itself
 WHY = "an unbiased estimate of log p(x, z) has an exponential whose mean is larger than p(x, z)"
 
 
@@ -47,7 +49,9 @@ def keyed(function: Callable[[Any, PyTree], Any], *, has_aux: bool = False) -> L
         2009, for E exp f = p.
     """
 
-    def log_joint(*z: PyTree, key: Any = None) -> Any:  # of several where (z, b) is asked for
+    def log_joint(
+        *z: PyTree, key: Array | None = None
+    ) -> PyTree:  # of several where (z, b) is asked for
         return function(_given(key), *z)
 
     return derive(function, log_joint, keyed=True, has_aux=has_aux)
@@ -89,17 +93,18 @@ def unbiased(function: Callable[[Any, PyTree], Any], *, has_aux: bool = False) -
         arXiv:2107.00630.
     """
 
-    def log_joint(*z: PyTree, key: Any = None) -> Any:
+    def log_joint(*z: PyTree, key: Array | None = None) -> PyTree:
         checks.mean_alone(WHY)
-        found = function(_given(key), *z)
-        if has_aux and isinstance(found, tuple):
-            return jax.tree.map(jaxprs.mean_alone, found[0]), *found[1:]
-        return jax.tree.map(jaxprs.mean_alone, found)
+        result = function(_given(key), *z)
+        # Marked, so that whatever is not linear in this value is refused.
+        if has_aux and isinstance(result, tuple):
+            return jax.tree.map(jaxprs.mean_alone, result[0]), *result[1:]
+        return jax.tree.map(jaxprs.mean_alone, result)
 
     return derive(function, log_joint, keyed=True, has_aux=has_aux, only_mean=WHY)
 
 
-def _given(key: Any) -> Any:
+def _given(key: Array | None) -> Array:
     if key is None:
         raise ValueError(
             "this target takes a key, log_joint(z, key=key), and was called without one: give it "

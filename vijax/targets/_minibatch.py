@@ -13,7 +13,9 @@ from vijax.types import LogJoint, PyTree, derive, properties
 
 # Whether inside a minibatch's own functions. JAX's caches heed it: a jitted minibatch is traced, and refused, anew.
 _inside = jax.make_user_context()
+# Why its bound must be linear in log_w
 WHY = "a minibatch estimates log p(x, z) without bias, but not its exponential"
+# Refusals: of a minibatch within a minibatch, and of a likelihood that is summed already
 TWICE = (
     "{0} is itself a targets.minibatch, and N/B would be applied twice. Give minibatch the "
     "plain log prior, and one term for each datum; the factor N/B is its own work."
@@ -86,6 +88,7 @@ def minibatch(
                 f"{jnp.shape(prior)} as in log_prior(z); got {jnp.shape(terms)}. Leave the sum "
                 "over the minibatch to this function."
             )
+        # B is the number of terms, and the factor N/B theirs alone.
         size = jnp.shape(terms)[0]
         if not 0 < size <= num_data:
             raise ValueError(f"a minibatch of {size} data cannot stand for num_data = {num_data}.")

@@ -93,6 +93,7 @@ def minorize(
 
     require_floats(like)
 
+    # The collapsed lower bound at given `at`, with ⟨tilt, T(x)⟩ added: its slope in the tilt is E[T(x)].
     def below(at: PyTree, tilt: PyTree) -> tuple[LogJoint, Callable[[PyTree], Gaussian]]:
         def log_joint(z: PyTree, b: PyTree) -> Array:
             x, total = predictor(z, b), jnp.asarray(summed(rest(z, b)))
@@ -105,12 +106,14 @@ def minorize(
         return _noted(collapsed), _noted(conditional)
 
     def local(z: PyTree) -> PyTree:
+        # As if all mass were at `like`
         first = minorizer.statistics(predictor(z, like))
 
         def improve(at: PyTree, _: None) -> tuple[PyTree, None]:
             def value(tilt: Array) -> Array:
                 return jnp.sum(below(at, tilt)[0](z))
 
+            # E[T(x)] of every term by one reverse pass, at a tilt of 0
             none = own_point(value, jax.tree.map(jnp.zeros_like, first))
             return minorizer.touch(jax.grad(value)(none)), None
 
@@ -139,7 +142,7 @@ def _noted(function: Callable[[PyTree], Any]) -> Callable[[PyTree], Any]:
     return run
 
 
-def _sum(term: Any, batch: tuple[int, ...]) -> Array:
+def _sum(term: Array, batch: tuple[int, ...]) -> Array:
     if jnp.shape(term)[: len(batch)] != batch:
         raise ValueError(
             f"each leaf of predictor(z, b) must begin with the batch axes of rest(z, b), {batch}; "

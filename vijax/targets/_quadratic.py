@@ -56,7 +56,7 @@ def collapse_gaussian(
     require_floats(like)
 
     @precisely
-    def found(z: PyTree) -> tuple[Array, Gaussian]:
+    def result(z: PyTree) -> tuple[Array, Gaussian]:
         f = Block(log_joint, z, like, precision)
         v = f.at(jnp.zeros_like(f.join(f.like)))
         _quadratic(f, v)
@@ -69,7 +69,7 @@ def collapse_gaussian(
         near = jax.lax.stop_gradient(v + precision.solve(root, f.marked(slope, valid)))
         return f.integral(near, root, valid)
 
-    return lambda z: found(z)[0], lambda z: found(z)[1]
+    return lambda z: result(z)[0], lambda z: result(z)[1]
 
 
 def laplace(
@@ -117,9 +117,10 @@ def laplace(
     require_floats(like)
 
     @precisely
-    def found(z: PyTree) -> tuple[Array, Gaussian]:
+    def result(z: PyTree) -> tuple[Array, Gaussian]:
         f = Block(log_joint, z, like, precision)
         near = climbed(f, steps)
+        # Newton's step from there, whose matrix has no part in the derivative of the mode
         root = precision.factor(jax.lax.stop_gradient(f.matrix(near)))
         g = f.slope(near)
         left = precision.solve(root, g)
@@ -135,7 +136,7 @@ def laplace(
         settled = jax.lax.stop_gradient(arrived) & holds(f, precision, matrix, root, mode)
         return f.integral(near, root, settled, mode)
 
-    return lambda z: found(z)[0], lambda z: found(z)[1]
+    return lambda z: result(z)[0], lambda z: result(z)[1]
 
 
 def _quadratic(f: Block, v: Array) -> None:

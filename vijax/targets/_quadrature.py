@@ -14,6 +14,7 @@ from vijax.numerics import log_mean_exp, normalized_weights
 from vijax.targets._block import Block, climbed, holds, precisely, require_floats
 from vijax.types import LogJoint, PyTree
 
+# The most nodes in all, nᵈ for d numbers
 _MOST = 10_000
 
 
@@ -61,7 +62,7 @@ def quadrature(
     log_joint = _checked(log_joint, like, nodes, "targets.quadrature")
 
     @precisely
-    def found(z: PyTree) -> tuple[Array, Gaussian]:
+    def result(z: PyTree) -> tuple[Array, Gaussian]:
         f, at, root, valid = _grid(log_joint, z, like, steps)
         value, conditional = _sums(f, at, root, nodes)
         return value * valid, jax.tree.map(
@@ -69,7 +70,7 @@ def quadrature(
             conditional,
         )
 
-    return lambda z: found(z)[0], lambda z: found(z)[1]
+    return lambda z: result(z)[0], lambda z: result(z)[1]
 
 
 def quadrature_error(
@@ -129,6 +130,7 @@ def _grid(
 ) -> tuple[Block, Array, Array, Array]:
     """Return b near its mode, the root of Λ there, neither with a derivative, and 1, or nan where it is no mode."""
     f = Block(log_joint, z, like, dense)
+    # The last step, Λ⁻¹ g, tells how far the mode is.
     near = climbed(f, steps)
     matrix = f.matrix(near)
     root, g = dense.factor(matrix), f.slope(near)
@@ -150,9 +152,11 @@ def _sums(f: Block, at: Array, root: Array, nodes: int) -> tuple[Array, Gaussian
             "and log_joint a term for each group; take fewer nodes, or targets.laplace."
         )
     e, log_weights = (jnp.asarray(part, at.dtype) for part in _nodes(nodes, f.size))
+    # bᵢ = b* + L⁻ᵀ eᵢ for every member, [nodes, *batch, d]
     push = jax.vmap(lambda one: dense.push(root, jnp.broadcast_to(one, at.shape)))
     log_p = jax.vmap(f.density)(at[None] + push(e))
     terms = log_p + log_weights.reshape(-1, *(1,) * (log_p.ndim - 1))
+    # log Σ, less log |L| for the change of variables
     value = log_mean_exp(terms) + math.log(len(e)) - dense.half_log_det(root)
     # Moments of the noise e, in which b is at + L⁻ᵀ e, so that the precision is L C⁻¹ Lᵀ.
     weights = normalized_weights(terms)
@@ -166,6 +170,7 @@ def _sums(f: Block, at: Array, root: Array, nodes: int) -> tuple[Array, Gaussian
 
 def _nodes(count: int, size: int) -> tuple[np.ndarray, np.ndarray]:
     """Return standard normal nodes [countˢⁱᶻᵉ, size], and the logarithms of their weights for any density of e."""
+    # A grid of one-dimensional rules; ½ e² turns weights for the normal into ones for any density.
     points, weights = np.polynomial.hermite_e.hermegauss(count)
     each = np.meshgrid(*[np.arange(count)] * size, indexing="ij")
     index = np.stack([axis.ravel() for axis in each], -1)

@@ -13,17 +13,17 @@ from vijax.numerics import with_score
 
 def bound_like(bound: ArrayLike, y: Array, name: str) -> Array:
     """Return a bound in y's shape and dtype; of another rank than 0 and y's it would align with the wrong axes."""
-    found = jnp.asarray(bound, y.dtype)
-    fits = len(found.shape) in (0, y.ndim) and all(
-        a in (1, b) for a, b in zip(found.shape, y.shape, strict=False)
+    ends = jnp.asarray(bound, y.dtype)
+    fits = len(ends.shape) in (0, y.ndim) and all(
+        a in (1, b) for a, b in zip(ends.shape, y.shape, strict=False)
     )
     if not fits:
         raise ValueError(
-            f"{name} has shape {found.shape} and the latent {y.shape}: {name} must be a number, or "
+            f"{name} has shape {ends.shape} and the latent {y.shape}: {name} must be a number, or "
             "have the latent's rank and broadcast to it (a batch by bound[:, None]); several "
             "draws go through jax.vmap."
         )
-    return jnp.broadcast_to(found, y.shape)
+    return jnp.broadcast_to(ends, y.shape)
 
 
 def last_axis(y: Array, name: str) -> int:
@@ -36,8 +36,9 @@ def last_axis(y: Array, name: str) -> int:
 
 
 def side_of_triangle(y: Array, less: int, name: str) -> int:
-    """Return the d of d (d - less) / 2 = n free numbers."""
+    """Return the d of d (d - less) / 2 = n unconstrained numbers."""
     n = last_axis(y, name)
+    # The root of d² - less d - 2n = 0, exactly, in whole numbers
     d = (math.isqrt(8 * n + 1) + less) // 2
     if d * (d - less) // 2 != n or d == 0:
         raise ValueError(
@@ -106,6 +107,7 @@ def in_any_precision(forward: Forward, inverse: Map, inside: Map) -> tuple[Forwa
         if wide(y).dtype == y.dtype:
             return forward(y)
         z, log_jacobian = forward(wide(y))
+        # Rounding to half precision may overflow, or land on the boundary.
         largest = float(jnp.finfo(y.dtype).max)
         z = jnp.clip(z, -largest, largest).astype(y.dtype)
         return with_score(inside(jax.lax.stop_gradient(z)), z), log_jacobian.astype(y.dtype)

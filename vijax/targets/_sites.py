@@ -11,7 +11,7 @@ from vijax.calls import is_known
 from vijax.types import PyTree
 
 
-def layers(distribution: Any) -> Iterator[Any]:
+def layers(distribution: object) -> Iterator[object]:
     """Yield a distribution, and what it expands, masks, transforms, or calls independent."""
     while distribution is not None:
         yield distribution
@@ -53,7 +53,7 @@ def require_slopes(
 ) -> None:
     """Refuse sites of which an element has no density: q would grow without end there.
 
-    Its slope is 0 wherever it is looked at, but for that of the log-Jacobian; which is a density by
+    Its slope is 0 wherever it is evaluated, but for that of the log-Jacobian; which is a density by
     itself only where it falls at both ends, as of an interval or a simplex, whose uniform is proper.
 
     Args:
@@ -64,11 +64,13 @@ def require_slopes(
     """
     if not names:
         return
+    # Two points at random: a slope of 0 at both is one everywhere.
     some = [
         jax.tree.map(lambda y, k=k: jax.random.normal(k, y.shape, y.dtype), start)
         for k in jax.random.split(jax.random.key(0), 2)
     ]
     slopes = [jax.grad(log_density)(y) for y in some]
+    # Slopes of the whole density at both ends: positive below and negative above, it falls there.
     low, high = (
         jax.grad(log_joint)(jax.tree.map(lambda y, end=end: jnp.full_like(y, end), start))
         for end in (-5.0, 5.0)
@@ -87,7 +89,7 @@ def require_slopes(
             )
 
 
-def require_densities(joint: Any, observed: Any) -> None:
+def require_densities(joint: PyTree, observed: PyTree) -> None:
     """Refuse latents of TFP that are constants, or that have no density where they are masked."""
     parts, _ = joint.sample_distributions(seed=jax.random.key(0))
     parts = parts._asdict() if hasattr(parts, "_asdict") else parts

@@ -10,6 +10,7 @@ from jaxtyping import Array
 from vijax import checks
 from vijax.gaussians.affine import AffineGaussian, DiagonalRoot
 from vijax.types import (
+    Distribution,
     Divergence,
     Entropy,
     Joint,
@@ -23,10 +24,13 @@ from vijax.types import (
 )
 
 # Of one draw, log_likelihood(z) - KL is no log-weight: its exponential has another mean than p(x).
-WHY = "a target with a closed-form {} has the right mean, but its exponential has not, and would exceed log p(x)"
+WHY = (
+    "a target with a closed-form {} has the right mean, but its exponential has not, and would "
+    "exceed log p(x)"
+)
 
 
-def kl_divergence(q: Any, prior: Any) -> Array:
+def kl_divergence(q: PyTree, prior: PyTree) -> Array:
     """Return KL(q ‖ prior) by q's own method of that name, as distrax, TFP and vijax's Gaussian families have it.
 
     Where one of the two is of a Gaussian family, the other may be a Normal or a diagonal multivariate one of distrax
@@ -37,18 +41,19 @@ def kl_divergence(q: Any, prior: Any) -> Array:
     return _closed(q, Divergence, "kl_divergence", prior)
 
 
-def _as_affine(p: Any) -> Any:
+def _as_affine(p: PyTree) -> PyTree:
     """Return a Gaussian of independent numbers, or a pytree of such, as one of a family; anything else as it is."""
     if isinstance(p, AffineGaussian):
         return p
     names = p.names() if isinstance(p, Joint) else []
+    # A leaf given earlier ones has no parameters of its own.
     if any(is_conditional(p.conditionals[name]) for name in names):
         return p
     parts = {name: _as_affine(p.conditional(name, {})) for name in names}
     if isinstance(p, Joint) and all(isinstance(q, AffineGaussian) for q in parts.values()):
         loc, scale = (p.collect({n: of(q) for n, q in parts.items()}) for of in (_loc, _log_scale))
     elif _is_diagonal(getattr(p, "adapted", p)):
-        known = getattr(p, "adapted", p)
+        known: PyTree = getattr(p, "adapted", p)
         loc, scale = jnp.asarray(known.mean()), jnp.log(known.stddev())
     else:
         return p
@@ -63,7 +68,7 @@ def _log_scale(q: AffineGaussian) -> PyTree:
     return ravel_pytree(q.loc)[1](q.root.log_scale)
 
 
-def _is_diagonal(p: Any) -> bool:
+def _is_diagonal(p: PyTree) -> bool:
     """Whether p is a library's Gaussian of independent numbers, of batch shape ()."""
     inner = p
     while type(inner).__name__ == "Independent":
@@ -78,8 +83,8 @@ def _is_diagonal(p: Any) -> bool:
 
 def split(
     log_likelihood: Callable[[PyTree], Array],
-    prior: Any,
-    q: Any,
+    prior: PyTree,
+    q: PyTree,
     *,
     kl: Callable[[Any, Any], Array] = kl_divergence,
 ) -> LogJoint:
@@ -130,7 +135,7 @@ def split(
     return _with(log_likelihood, exact, posterior, ("log_likelihood(z)", "KL"))
 
 
-def exact_entropy(log_joint: Callable[[PyTree], Array], q: Any) -> LogJoint:
+def exact_entropy(log_joint: Callable[[PyTree], Array], q: PyTree) -> LogJoint:
     """Leave the log joint to draws, and take the entropy of q exactly.
 
         L = E_q[log p(x, z)] + H[q],     log wₖ = log p(x, zₖ) + H[q]
@@ -169,7 +174,7 @@ def exact_entropy(log_joint: Callable[[PyTree], Array], q: Any) -> LogJoint:
 
 
 def _with(
-    drawn: LogJoint, exact: Callable[[PyTree], Array], q: Any, names: tuple[str, str]
+    drawn: LogJoint, exact: Callable[[PyTree], Array], q: Distribution, names: tuple[str, str]
 ) -> LogJoint:
     """Return drawn(z) + exact(z) + log q(z), of which the objective takes log q away again."""
     who = "targets.split" if names[1] == "KL" else "targets.exact_entropy"
@@ -180,23 +185,26 @@ def _with(
 
     def target(z: PyTree, *, log_q: Array | None = None, **given: Any) -> Any:
         checks.mean_alone(WHY.format(names[1]))
+        # log q is added here, so that log p - log q leaves the closed form alone.
         of_q = q.log_prob(z) if log_q is None else log_q
         term, closed = drawn(z, **given), exact(z)
         term, aux = term if has_aux else (term, None)
         checks.log_densities(closed, of_q, z, (f"the {names[1]} of q", "q.log_prob(z)"))
         if isinstance(term, dict):
-            found: Any = {**term, f"closed-form {names[1]}": closed + of_q}
+            total: Any = {**term, f"closed-form {names[1]}": closed + of_q}
         else:
             checks.log_densities(term, of_q, z, (names[0], "q.log_prob(z)"))
-            found = term + closed + of_q
-        return (found, aux) if has_aux else found
+            total = term + closed + of_q
+        return (total, aux) if has_aux else total
 
     return derive(
         drawn, target, only_mean=WHY.format(names[1]), holds_log_q=True, independent_members=False
     )
 
 
-def _sum_over_leaves(term: Callable[[Any, Any], Array], q: Any, prior: Any, z: PyTree) -> Array:
+def _sum_over_leaves(
+    term: Callable[[PyTree, PyTree], Array], q: PyTree, prior: PyTree, z: PyTree
+) -> Array:
     """Return the sum over leaves of a term of q and the prior, each given the earlier leaves of the draw."""
     if not isinstance(q, Joint) and not isinstance(prior, Joint):
         return term(q, prior)
@@ -211,6 +219,7 @@ def _sum_over_leaves(term: Callable[[Any, Any], Array], q: Any, prior: Any, z: P
     total: Any = None
     earlier: dict[Any, Any] = {}
     for name in q.names():
+        # The conditionals of both at the drawn values of the leaves before
         part = _sum_over_leaves(
             term, q.conditional(name, earlier), prior.conditional(name, earlier), z[name]
         )
@@ -225,7 +234,7 @@ def _sum_over_leaves(term: Callable[[Any, Any], Array], q: Any, prior: Any, z: P
     return jnp.asarray(total)
 
 
-def _closed(q: Any, ability: type, name: str, *args: Any) -> Array:
+def _closed(q: PyTree, ability: type, name: str, *args: PyTree) -> Array:
     """Return q.name(*args), or say that it is not known and what to do."""
     against = f" from {type(args[0]).__name__}" if args else ""
     refusal = (
@@ -237,7 +246,6 @@ def _closed(q: Any, ability: type, name: str, *args: Any) -> Array:
         raise TypeError(refusal)
     try:
         return jnp.asarray(getattr(q, name)(*args))
-    except (
-        NotImplementedError
-    ) as error:  # what distrax and TFP raise for a pair, or an entropy, that they lack
+    # What distrax and TFP raise for a pair, or an entropy, that they lack
+    except NotImplementedError as error:
         raise TypeError(refusal) from error

@@ -15,7 +15,7 @@ CURE = "give it the terms of one datum, not scaled, and sum the bounds of a mini
 def tied(
     log_prior: Callable[[PyTree], Array],
     log_likelihood: Callable[[PyTree], Array],
-    q: Any,
+    q: PyTree,
     *,
     num_data: int,
 ) -> LogJoint:
@@ -67,6 +67,7 @@ def tied(
                 f"q.log_prob(z) {jnp.shape(log_q)} must have one shape, [*batch]: the terms of one "
                 "datum; map over data outside."
             )
+        # The objective takes log q away once: 1/N of it is left.
         return term + prior / num_data + (1 - 1 / num_data) * log_q
 
     return log_joint

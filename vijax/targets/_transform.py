@@ -1,4 +1,4 @@
-"""Free numbers in place of constrained latents, so that any q over ℝⁿ may answer."""
+"""Constrained latents mapped to unconstrained space, for a q over ℝⁿ."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -13,7 +13,7 @@ from vijax.types import LogJoint, PyTree, derive, properties
 
 
 class Transformed(NamedTuple):
-    """A target over free numbers y, and the way to the latents z and back.
+    """A target over unconstrained y, and the maps to the latents z and back.
 
     Fields:
         log_joint: y -> log p(x, z(y)) + log |det ∂z/∂y|, [*batch] in nats; or a dict of factors, with one more for
@@ -74,20 +74,22 @@ def transform(log_joint: LogJoint, constraints: PyTree) -> Transformed:
     has_aux = properties(log_joint).has_aux
 
     def forward(y: PyTree) -> tuple[PyTree, list[tuple[str, Array]]]:
-        found: list[tuple[str, Array]] = []  # two leaves may have one name, and each its Jacobian
+        # A list, since two leaves may have one name, and each its Jacobian
+        log_jacobians: list[tuple[str, Array]] = []
 
-        def visit(constraint: Constraint, leaf: Any, name: str) -> tuple[PyTree, PyTree]:
+        def visit(constraint: Constraint, leaf: PyTree, name: str) -> tuple[PyTree, PyTree]:
             z, log_jacobian = constraint.forward(leaf)
-            found.append((name, log_jacobian))
+            log_jacobians.append((name, log_jacobian))
             return z, z
 
-        return _walk(visit, constraints, y, ())[1], found
+        return _walk(visit, constraints, y, ())[1], log_jacobians
 
     def unconstrain(z: PyTree) -> PyTree:
-        def visit(constraint: Constraint, leaf: Any, _: str) -> tuple[PyTree, PyTree]:
+        def visit(constraint: Constraint, leaf: PyTree, _: str) -> tuple[PyTree, PyTree]:
             y = constraint.inverse(leaf)
+            # Later constraints read the leaf as forward makes it, with its logarithms if it has them.
             again = constraint.forward(y)[0]
-            return y, again if isinstance(again, Logged) else leaf  # for the leaves that read it
+            return y, again if isinstance(again, Logged) else leaf
 
         return _walk(visit, constraints, z, ())[0]
 
@@ -103,10 +105,13 @@ def transform(log_joint: LogJoint, constraints: PyTree) -> Transformed:
         if not factors or any(
             factor is None or isinstance(factor, (tuple, list)) for factor in factors
         ):
-            return out  # which every objective refuses, and says why
+            # Every objective refuses this, and says why.
+            return out
+        # What a Jacobian has beyond the batch are event axes.
         batch = jnp.shape(factors[0])
         sums = [(name, _over_events(value, batch, name)) for name, value in log_jacobians]
-        if isinstance(log_p, dict):  # apart, so that each leaf's score hears only its own
+        # Factors stay apart, so that each leaf's score reads only its own.
+        if isinstance(log_p, dict):
             log_p = dict(log_p)
             for name, value in sums:
                 name = f"log-Jacobian of {name}"
@@ -120,7 +125,7 @@ def transform(log_joint: LogJoint, constraints: PyTree) -> Transformed:
     return Transformed(target, lambda y: forward(y)[0], unconstrain)
 
 
-Visit = Callable[[Constraint, Any, str], tuple[PyTree, PyTree]]
+Visit = Callable[[Constraint, PyTree, str], tuple[PyTree, PyTree]]
 Path = tuple[Any, ...]
 
 
@@ -133,7 +138,7 @@ def _walk(visit: Visit, constraints: PyTree, tree: PyTree, path: Path) -> tuple[
             tree, is_leaf=lambda leaf: isinstance(leaf, Logged)
         )
 
-        def name(keys: Any) -> str:
+        def name(keys: tuple[Any, ...]) -> str:
             inner = jax.tree_util.keystr(keys, simple=True, separator=".")
             return _show((*path, inner) if keys else path)
 
@@ -141,9 +146,11 @@ def _walk(visit: Visit, constraints: PyTree, tree: PyTree, path: Path) -> tuple[
         made, constrained = zip(*pairs, strict=True) if pairs else ((), ())
         return jax.tree.unflatten(structure, made), jax.tree.unflatten(structure, constrained)
     _same_names(constraints, tree, path)
+    # What `visit` made of the leaves so far, and the same leaves constrained, by name
     collected: tuple[dict[Any, Any], dict[Any, Any]] = ({}, {})
     for name in _names(constraints):
         part, here = constraints[name], (*path, name)
+        # A callable makes the constraint of the leaves before it.
         if callable(part):
             part = _given(part, _collect(tree, collected[1]), here)
             _refuse_others(part, here)
@@ -152,7 +159,7 @@ def _walk(visit: Visit, constraints: PyTree, tree: PyTree, path: Path) -> tuple[
     return _collect(tree, collected[0]), _collect(tree, collected[1])
 
 
-def _visit(visit: Visit, constraint: Constraint, leaf: Any, name: str) -> tuple[PyTree, PyTree]:
+def _visit(visit: Visit, constraint: Constraint, leaf: PyTree, name: str) -> tuple[PyTree, PyTree]:
     # A Python number's own type is weak, and gives way to any other.
     leaf = jax.tree.map(lambda part: jnp.asarray(part, jnp.result_type(part)), leaf)
     first = leaf.value if isinstance(leaf, Logged) else leaf
@@ -179,7 +186,8 @@ def _given(make: Callable[[PyTree], PyTree], earlier: PyTree, path: Path) -> PyT
 
 
 def _over_events(log_jacobian: Array, batch: tuple[int, ...], name: str) -> Array:
-    if (shape := jnp.shape(log_jacobian))[: len(batch)] != batch:
+    shape = jnp.shape(log_jacobian)
+    if shape[: len(batch)] != batch:
         raise ValueError(
             f"log_joint(z) has shape {batch}, and leaf '{name}' has {shape} before the axes of its "
             "constraint: a leaf must be [*batch, *event], *batch the shape of log_joint(z). Sum "
@@ -195,7 +203,10 @@ def _refuse_others(constraints: PyTree, path: Path) -> None:
     if not isinstance(constraints, (Mapping, tuple, list)):
         why = ""
         if callable(constraints):
-            why = ": a callable of earlier leaves belongs inside a dict, tuple or list; or does it lack its arguments?"
+            why = (
+                ": a callable of earlier leaves belongs inside a dict, tuple or list; or does it "
+                "lack its arguments?"
+            )
         raise TypeError(
             f"constraints at '{_show(path)}' must be one of targets.constraints, None, or a dict, "
             f"tuple or list of them, got {constraints!r:.60}{why}"
@@ -206,9 +217,9 @@ def _refuse_others(constraints: PyTree, path: Path) -> None:
 
 
 def _same_names(constraints: PyTree, tree: PyTree, path: Path) -> None:
-    own, found = _names(constraints), _names(tree)
+    own, given = _names(constraints), _names(tree)
     alike = isinstance(constraints, Mapping) == isinstance(tree, Mapping)
-    if found is None or not alike or len(own) != len(found) or set(own) != set(found):
+    if given is None or not alike or len(own) != len(given) or set(own) != set(given):
         shapes = jax.tree.map(jnp.shape, tree)
         raise ValueError(
             f"constraints and latents must have the same leaves at '{_show(path)}': constraints is "

@@ -1,4 +1,4 @@
-"""Maps of free numbers onto lower triangular matrices, for the constraints that are made of them."""
+"""Maps of unconstrained numbers onto lower triangular matrices, for the constraints that are made of them."""
 
 import math
 
@@ -18,10 +18,9 @@ def correlation_root(y: Array) -> tuple[Array, Array]:
     # log (1 - tanh² y), for any y
     log_left = 2 * math.log(2) + log_sigmoid(2 * y) + log_sigmoid(-2 * y)
     square = jnp.zeros((*y.shape[:-1], d, d), y.dtype)
+    # ½ log of what is left of a row's unit length after each column
     halves = jnp.cumsum(square.at[below].set(0.5 * log_left), -1)
-    before = jnp.concatenate(
-        [square[..., :1], halves[..., :-1]], -1
-    )  # ½ log of what is left of a row's unit length
+    before = jnp.concatenate([square[..., :1], halves[..., :-1]], -1)
     root = jnp.tril(square.at[below].set(jnp.tanh(y)).at[on_diagonal(d)].set(1.0) * jnp.exp(before))
     inside = jax.lax.stop_gradient(positive_diagonal(root))
     return with_score(inside, root), jnp.sum(before[below] + log_left, -1)
@@ -32,9 +31,11 @@ def positive_diagonal(root: Array) -> Array:
 
 
 def from_correlation_root(z: Array) -> Array:
+    # Σ_{k>j} z_ik²: what is left of row i's unit length after column j
     squares = jnp.flip(jnp.cumsum(jnp.flip(z**2, -1), -1), -1)
     after = jnp.concatenate([squares[..., 1:], jnp.zeros_like(z[..., :1])], -1)
     below = (..., *np.tril_indices(z.shape[-1], -1))
+    # tanh y = z / √(z² + rest), so that sinh y = z / √rest
     return jnp.arcsinh(z[below] / jnp.sqrt(after[below]))
 
 

@@ -1,4 +1,4 @@
-"""Maps of free numbers onto vectors: ordered, positive and ordered, and simplexes."""
+"""Maps of unconstrained numbers onto vectors: ordered, positive and ordered, and simplexes."""
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +25,7 @@ def rising(z: Array) -> Array:
         return number, number
 
     steps = jnp.moveaxis(jax.lax.stop_gradient(z), -1, 0)
+    # In order: a number that is raised may raise the next.
     strict = jnp.concatenate([steps[:1], scan(above, steps[0], steps[1:])[1]])
     return jnp.moveaxis(strict, 0, -1)
 
@@ -57,12 +58,11 @@ def from_log_positive_ordered(log: Array) -> Array:
 def log_simplex(y: Array) -> tuple[Array, Array]:
     """Return log z, and the log of the share of the stick that each part leaves."""
     n = last_axis(y, "simplex")
-    centred = y - _odds(n, y)
-    log_broken, log_left = log_sigmoid(centred), log_sigmoid(-centred)
+    centered = y - _odds(n, y)
+    log_broken, log_left = log_sigmoid(centered), log_sigmoid(-centered)
     none = jnp.zeros_like(y[..., :0], shape=(*y.shape[:-1], 1))
-    before = jnp.concatenate(
-        [none, jnp.cumsum(log_left, -1)], -1
-    )  # log of what is left of the stick
+    # log of what is left of the stick before each break
+    before = jnp.concatenate([none, jnp.cumsum(log_left, -1)], -1)
     return before + jnp.concatenate([log_broken, none], -1), log_left
 
 
@@ -78,6 +78,7 @@ def inside_simplex(z: Array) -> Array:
 
 
 def from_simplex(z: Array) -> Array:
+    # Σ_{j>k} zⱼ, summed from the end, where the small numbers of a long simplex stand
     after = jnp.flip(jnp.cumsum(jnp.flip(z[..., 1:], -1), -1), -1)
     return jnp.log(z[..., :-1]) - jnp.log(after) + _odds(z.shape[-1] - 1, after)
 
@@ -88,4 +89,5 @@ def from_log_simplex(log: Array) -> Array:
 
 
 def _odds(n: int, like: Array) -> Array:
+    # log (K - k), so that y = 0 takes a share of 1/(K - k + 1) and gives equal parts
     return jnp.broadcast_to(jnp.log(jnp.arange(n, 0, -1, dtype=like.dtype)), like.shape)

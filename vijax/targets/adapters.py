@@ -53,6 +53,7 @@ def from_numpyro(
     import numpyro
     from numpyro.infer import util
 
+    # One run at a feasible point shows the sites, their shapes and their distributions.
     feasible = numpyro.handlers.substitute(
         numpyro.handlers.seed(model, jax.random.key(0)),
         substitute_fn=numpyro.infer.init_to_feasible,
@@ -93,17 +94,19 @@ def from_numpyro(
         raise ValueError("the model has no latent site: every numpyro.sample is observed.")
     imputed = {name for name in latents if is_imputed(name, sites)}
 
-    # A site without a value in `position` would be drawn anew; the seed only serves models that draw what they observe.
-    def seeded_by(key: Any) -> Any:
+    # A site without a value would be drawn anew; the seed only serves models that draw what they
+    # observe.
+    def seeded_by(key: Array) -> Callable[..., PyTree]:
         return numpyro.handlers.seed(without_masks(model, imputed), key)
 
     seeded = seeded_by(jax.random.key(0))
 
+    # NumPyro draws a site that is missing, in silence.
     def named(y: PyTree) -> PyTree:
         if not isinstance(y, Mapping) or set(y) != set(latents):
-            found = sorted(y) if isinstance(y, Mapping) else f"a {type(y).__name__}"
+            given = sorted(y) if isinstance(y, Mapping) else f"a {type(y).__name__}"
             raise ValueError(
-                f"y must be a dict of the model's latent sites, {sorted(latents)}, got {found}."
+                f"y must be a dict of the model's latent sites, {sorted(latents)}, got {given}."
             )
         return y
 
@@ -118,6 +121,7 @@ def from_numpyro(
         unconstrain,
     )
     start = jax.tree.map(jnp.zeros_like, unconstrain(latents))
+    # Whether the density depends on the key, which would then be frozen.
     read = jaxprs.reads(
         lambda key, y: -util.potential_energy(seeded_by(key), args, kwargs, y),
         jax.random.key(0),
@@ -138,7 +142,7 @@ def from_numpyro(
     return target, start
 
 
-def from_tfp(joint: Any, observed: Any) -> tuple[Transformed, PyTree]:
+def from_tfp(joint: PyTree, observed: PyTree) -> tuple[Transformed, PyTree]:
     """Turn a TFP (JAX substrate) JointDistribution and what is observed into a target over free numbers, and zeros.
 
         log_joint(y) = log p(x, z(y)) + log |det ∂z/∂y|,   z(y): the default event-space bijectors
@@ -162,6 +166,7 @@ def from_tfp(joint: Any, observed: Any) -> tuple[Transformed, PyTree]:
     """
     if not hasattr(joint, "experimental_pin"):
         raise TypeError(f"from_tfp needs a JointDistribution of TFP, got {type(joint).__name__}.")
+    # The rest of the model given what is observed
     pinned = (
         joint.experimental_pin(**observed)
         if isinstance(observed, Mapping)
@@ -175,11 +180,8 @@ def from_tfp(joint: Any, observed: Any) -> tuple[Transformed, PyTree]:
     try:
         bijector = pinned.experimental_default_event_space_bijector()
         start = jax.eval_shape(bijector.inverse, like)
-    except (
-        AttributeError,
-        NotImplementedError,
-        TypeError,
-    ) as error:  # TFP's Poisson counts in floats
+    # A discrete latent of a float dtype, as TFP's Poisson, fails here.
+    except (AttributeError, NotImplementedError, TypeError) as error:
         raise ValueError(
             _discrete("one of the latents", "a distribution without an event-space bijector")
         ) from error
@@ -197,7 +199,7 @@ def from_tfp(joint: Any, observed: Any) -> tuple[Transformed, PyTree]:
     return Transformed(log_joint, bijector.forward, bijector.inverse), zeros
 
 
-def _discrete(name: str, found: Any) -> str:
+def _discrete(name: str, found: object) -> str:
     return (
         f"'{name}' is {found}: free numbers hold continuous latents alone. Sum discrete ones out "
         "in the model (a MixtureSameFamily), or write log p(x, z) and use targets.enumerate."
@@ -235,9 +237,9 @@ def from_logdensity(
                 f"leaf '{name}' of the position is {leaf.dtype}; a log-density of free numbers "
                 "takes floats."
             )
-    found = jax.eval_shape(logdensity_fn, start)
-    if getattr(found, "shape", None) != ():
-        shapes = jax.tree.map(jnp.shape, found)
+    result = jax.eval_shape(logdensity_fn, start)
+    if getattr(result, "shape", None) != ():
+        shapes = jax.tree.map(jnp.shape, result)
         raise ValueError(
             f"logdensity_fn must return one number for one position, got {shapes}; sum over the "
             "data."

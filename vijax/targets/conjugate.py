@@ -14,7 +14,7 @@ log_joint(z, b), from which the same follows less quickly, and with fewer digits
 Reference: Gelman, Carlin, Stern, Dunson, Vehtari, Rubin, Bayesian data analysis, 3rd edition, 2013, chapters 2, 3, 14.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike
@@ -93,9 +93,10 @@ def dirichlet_multinomial(concentration: ArrayLike, *, counts: ArrayLike) -> Con
 
     Both arguments [*batch, s]; draws [*batch, s].
     """
-    if (found := jnp.shape(counts)) != jnp.shape(concentration) or not found:
+    shape = jnp.shape(counts)
+    if shape != jnp.shape(concentration) or not shape:
         raise ValueError(
-            f"counts and concentration must be [*batch, s], got {found} and "
+            f"counts and concentration must be [*batch, s], got {shape} and "
             f"{jnp.shape(concentration)}."
         )
     c, n = _together(concentration, counts)
@@ -117,6 +118,7 @@ def normal_gamma(
     if x.ndim == 0:
         raise ValueError("x must have a leading axis of data, [n, *batch], got shape ().")
     n = x.shape[0]
+    # Sums of squares about the average, and of the average about loc: neither cancels.
     average = jnp.sum(x, 0) / max(n, 1)
     within = jnp.sum(jnp.square(x - average[None]), 0)
     loc, strength, a, b, average, within = _together(loc, strength, a, b, average, within)
@@ -174,7 +176,7 @@ def _floating(x: Array) -> Array:
     return x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(jnp.result_type(float))
 
 
-def _together(*arrays: Any) -> list[Array]:
+def _together(*arrays: ArrayLike) -> list[Array]:
     """Broadcast arrays, numbers among them, to one shape and one floating dtype."""
     dtype = jnp.result_type(*arrays)
     shape = jnp.broadcast_shapes(*(jnp.shape(a) for a in arrays))
@@ -182,13 +184,18 @@ def _together(*arrays: Any) -> list[Array]:
 
 
 class _Posterior(NamedTuple):
+    # Of the weights, [*batch, d], and the factor of their precision, [*batch, d, d]
     mean: Array
     cholesky: Array
+    # Of the residuals and of what the weights moved, in units of the noise, [*batch]
     squares: Array
+    # ½ log |prior precision| - ½ log |precision|, [*batch]
     shrunk: Array
 
 
-def _regression(design: Any, y: Any, over: Any, loc: Any, scale: Any) -> _Posterior:
+def _regression(
+    design: ArrayLike, y: ArrayLike, over: ArrayLike, loc: ArrayLike, scale: ArrayLike
+) -> _Posterior:
     """Return the weights' mean and precision, what is left of y and the prior, and ½ log |prior| / |precision|."""
     design, y, over, loc, scale = (_floating(jnp.asarray(x)) for x in (design, y, over, loc, scale))
     if design.ndim != 2 or y.ndim == 0 or y.shape[-1] != design.shape[0]:
@@ -209,12 +216,15 @@ def _regression(design: Any, y: Any, over: Any, loc: Any, scale: Any) -> _Poster
         jnp.broadcast_to(1 / jnp.square(scale), (*batch, d)),
     )
     over = jnp.broadcast_to(over, batch)[..., None]
-    gram = jnp.matmul(design.T, design, precision="highest")  # of the data alone: one for all draws
+    # Xᵀ X is of the data alone: one for all draws.
+    gram = jnp.matmul(design.T, design, precision="highest")
+    # Λ = Xᵀ X / noise² + diag(1/scale²), [*batch, d, d]
     one, many = (*(1,) * len(batch), d, d), (*batch, d, d)
     precision = over[..., None] * gram.reshape(one) + prior[..., None] * jnp.eye(
         d, dtype=gram.dtype
     ).reshape(one)
     cholesky = jnp.linalg.cholesky(jnp.broadcast_to(precision, many))
+    # Λ mean = loc/scale² + Xᵀ y / noise²
     moment = prior * loc + over * jnp.einsum("nd,...n->...d", design, y, precision="highest")
     mean = dense.solve(cholesky, moment)
     # As a sum of squares, where yᵀy less that of the mean would cancel.

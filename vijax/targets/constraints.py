@@ -1,4 +1,4 @@
-"""Maps of free numbers onto constrained ones, with their exact log-Jacobians: for `targets.transform`.
+"""Maps of ℝⁿ onto constrained values, with exact log-Jacobians: for `targets.transform`.
 
 Each is a `Constraint`, a value; leading axes are free, and a constraint's own axes come last.
 
@@ -103,14 +103,14 @@ positive = Constraint(
     lambda y: (y, None),
     lambda log, _: log,
 )
-"""z > 0 by z = eʸ, log J = y: a Gaussian q over y is log-normal over z. For scales and rates, the first to try."""
+"""z > 0 by z = eʸ, log J = y: a Gaussian q over y is log-normal over z. The first to try."""
 
 softplus = Constraint(
     *in_any_precision(_softplus, lambda z: z + jnp.log(-jnp.expm1(-z)), _above_zero),
     _softplus_logs,
     _from_softplus_logs,
 )
-"""z > 0 by z = log(1 + eʸ), log J = log σ(y): Gaussian itself where z is large, as a scale far from 0 is."""
+"""z > 0 by z = log(1 + eʸ), log J = log σ(y): q is Gaussian in z itself where z is large."""
 
 
 def interval(low: ArrayLike | None = None, high: ArrayLike | None = None) -> Constraint:
@@ -156,9 +156,9 @@ def interval(low: ArrayLike | None = None, high: ArrayLike | None = None) -> Con
             held, width = within_reach(y, -0.5, 0.5), top - bottom
             # From the nearer end, so that what is close to 0 keeps its digits.
             z = jnp.where(y < 0, bottom + width * sigmoid(held), top - width * sigmoid(-held))
-            return strictly_inside(z, bottom, top), jnp.log(width) + log_sigmoid(y) + log_sigmoid(
-                -y
-            )
+            log_jacobian = jnp.log(width) + log_sigmoid(y) + log_sigmoid(-y)
+            return strictly_inside(z, bottom, top), log_jacobian
+        # One bound: the distance from it is eʸ.
         gap, log_jacobian = exp_within_reach(y)
         z = jnp.asarray(top) - gap if bottom is None else bottom + gap
         return strictly_inside(z, bottom, top), log_jacobian
@@ -177,6 +177,7 @@ def interval(low: ArrayLike | None = None, high: ArrayLike | None = None) -> Con
         log_width = jnp.log(top - bottom)
         return log_width + log_sigmoid(y), log_width + log_sigmoid(-y)
 
+    # With both bounds y = log (z - low) - log (high - z), the log-odds.
     def from_logs(log: Array | None, log_rest: Array | None) -> Array:
         if log is not None and log_rest is not None:
             return log - log_rest
@@ -187,7 +188,7 @@ def interval(low: ArrayLike | None = None, high: ArrayLike | None = None) -> Con
 
 
 def affine(loc: ArrayLike, scale: ArrayLike) -> Constraint:
-    """Return no constraint but other units: z in standard deviations `scale` from `loc`, the non-centred form.
+    """Return no constraint but other units: z in standard deviations `scale` from `loc`, the non-centered form.
 
         z = loc + scale · y,   log J = log scale
 
@@ -240,7 +241,7 @@ simplex = Constraint(
     lambda y: (log_simplex(y)[0], None),
     lambda log, _: from_log_simplex(log),
 )
-"""zₖ > 0, Σ zₖ = 1, [..., K] from [..., K - 1]: a share σ(yₖ - log (K - k)) of what is left of a stick.
+"""zₖ > 0, Σ zₖ = 1, [..., K] from [..., K - 1]: a share σ(yₖ - log (K - k)) of the stick left.
 
 The density is that of the first K - 1 numbers, as Dirichlet's is; y = 0 is the uniform one.
 """
@@ -252,17 +253,20 @@ The density is that of the first K - 1 numbers, as Dirichlet's is; y = 0 is the 
 cholesky_correlation = Constraint(
     *in_any_precision(correlation_root, from_correlation_root, positive_diagonal)
 )
-"""Lower triangular L with L Lᵀ a correlation matrix, [..., d, d] from [..., d (d - 1) / 2], row by row; y = 0 is I.
+"""Lower triangular L with L Lᵀ a correlation matrix, [..., d, d] from [..., d (d - 1) / 2].
 
-Partial correlations are tanh y: L_ij = tanh(y_ij) Π_{k<j} (1 - tanh² y_ik)^½. The density is that of the numbers below
-L's diagonal, in which LKJ(η) is Π_k L_kk^(d - k + 2η - 2), and not of those of L Lᵀ. Scales are another leaf.
+Row by row; y = 0 is I. Partial correlations are tanh y:
+L_ij = tanh(y_ij) Π_{k<j} (1 - tanh² y_ik)^½.
+The density is that of the numbers below L's diagonal, in which LKJ(η) is
+Π_k L_kk^(d - k + 2η - 2), and not of those of L Lᵀ. Scales are another leaf.
 """
 
 
 cholesky_covariance = Constraint(
     *in_any_precision(covariance_root, from_covariance_root, positive_diagonal)
 )
-"""Lower triangular L with a positive diagonal, [..., d, d] from [..., d (d + 1) / 2], row by row; y = 0 is I.
+"""Lower triangular L with a positive diagonal, [..., d, d] from [..., d (d + 1) / 2].
 
-L_ii = e^y_ii, log J = Σ y_ii. The density is that of the numbers of L, and not of those of L Lᵀ.
+Row by row; y = 0 is I. L_ii = e^y_ii, log J = Σ y_ii. The density is that of the numbers of L, and
+not of those of L Lᵀ.
 """
