@@ -78,8 +78,10 @@ def correct(cov: Array, s: Steps) -> tuple[Array, Array, Array]:
     times as much in float32, and may turn negative (tests/sequences/test_precision.py). Square roots by QR lose less
     still, but have no derivative where a covariance is singular, as that of a diffuse start or a companion form is.
     """
+    # S = H P Hᵀ + R, and K = P Hᵀ S⁻¹
     lower = cholesky(symmetric(s.emission @ cov @ transpose(s.emission) + s.emission_cov))
     gain = transpose(backward(lower, forward(lower, s.emission @ cov)))
+    # P₊ = (I - K H) P (I - K H)ᵀ + K R Kᵀ
     kept = jnp.eye(cov.shape[-1], dtype=cov.dtype) - gain @ s.emission
     left = kept @ cov @ transpose(kept) + gain @ s.emission_cov @ transpose(gain)
     return gain, symmetric(left), lower
@@ -102,12 +104,13 @@ class Element(NamedTuple):
 def element(s: Steps) -> tuple[Element, Array, Array]:
     """Return what one step says: the element, the mean where zₜ₋₁ = 0, and the slope of log p(xₜ | zₜ₋₁) there."""
     gain, cov, lower = correct(s.cov, s)
+    # xₜ given zₜ₋₁ = N(H A zₜ₋₁ + ..., S): its information about zₜ₋₁ is (H A)ᵀ S⁻¹ H A.
     ahead = s.emission @ s.transition
-    seen = forward(lower, ahead)
+    white = forward(lower, ahead)
     surprise = s.x - s.emission @ s.offset
-    eta = transpose(seen) @ forward(lower, surprise)
+    eta = transpose(white) @ forward(lower, surprise)
     return (
-        Element(s.transition - gain @ ahead, cov, transpose(seen) @ seen),
+        Element(s.transition - gain @ ahead, cov, transpose(white) @ white),
         s.offset + gain @ surprise,
         eta,
     )
@@ -120,6 +123,7 @@ def tell(e: Element, precision: Array) -> tuple[Array, Array]:
     X = (I + C J)⁻¹ A,  Aᵀ (I + J C)⁻¹ J A = Xᵀ J X + (J X)ᵀ C (J X).
     """
     unit = jnp.eye(e.cov.shape[-1], dtype=e.cov.dtype)
+    # One solve for (I + C J)⁻¹ [A, C, I]
     right = jnp.concatenate([e.gain, e.cov, unit], -1)
     m, d = e.gain.shape[-1], e.cov.shape[-1]
     gain, cov, kept = jnp.split(solve(unit + e.cov @ precision, right), [m, m + d], -1)
@@ -128,12 +132,15 @@ def tell(e: Element, precision: Array) -> tuple[Array, Array]:
 
 def pull(e: Element, gain: Array, precision: Array) -> Array:
     """Carry what is told of the last state back to the state before; `gain` is that of `tell`."""
-    seen = precision @ gain
-    return symmetric(transpose(gain) @ seen + transpose(seen) @ e.cov @ seen + e.precision)
+    weighed = precision @ gain
+    # Xᵀ J X + (J X)ᵀ C (J X), and what the steps say themselves
+    carried = transpose(gain) @ weighed + transpose(weighed) @ e.cov @ weighed
+    return symmetric(carried + e.precision)
 
 
 def combine(first: Element, then: Element) -> Element:
     """Return what two adjacent runs of steps say together; associative."""
+    # The first run as the second one's data see it, carried through the second
     gain, cov = tell(first, then.precision)
     ahead = then.gain @ cov @ transpose(then.gain) + then.cov
     return Element(then.gain @ gain, symmetric(ahead), pull(first, gain, then.precision))

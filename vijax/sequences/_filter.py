@@ -45,24 +45,34 @@ def kalman_filter(model: LinearGaussian, x: Observations, *, mask: Observed = No
 
         log p(x) = Σₜ log N(xₜ; H mₜ₋, H Pₜ₋ Hᵀ + R),   mₜ, Pₜ = those of zₜ | x₁..ₜ
 
-    As a term of a target: `log_prior(theta) + kalman_filter(model(theta), x).log_evidence` has no states left to infer.
-    It costs O(T d³) in T sequential steps, the least work; on an accelerator see `parallel_kalman_filter`. Covariances
-    are updated in Joseph's form and symmetrised, matrix products in full precision. Batches come by vmap.
+    For a target without states to infer, log_prior(theta) + log_evidence. It takes T sequential
+    steps of O(d³); on an accelerator see `parallel_kalman_filter`.
 
     Args:
-        model: a LinearGaussian; its matrices may change in time.
+        model: a LinearGaussian; its matrices may change in time. Batches of models come by vmap.
         x: [T, p]; what stands in masked places is not read, nan included.
-        mask: [T] or [T, p], True where x is observed; all of it where None. Differentiable in everything else.
+        mask: [T] or [T, p], True where x is observed; all of it where None. Differentiable in
+            everything else.
 
     Returns:
-        Filtered(log_evidence, log_predictive, mean, cov). All nan where a covariance of an observation is not positive.
+        Filtered(log_evidence, log_predictive, mean, cov). All nan where a covariance of an
+        observation is not positive. Covariances are updated in Joseph's form and symmetrized,
+        matrix products in full precision.
 
     Raises:
         TypeError: for a model that is none, or a mask that is not boolean.
-        ValueError: for T = 0, or shapes that do not agree; for fewer numbers in x than diffuse directions.
+        ValueError: for T = 0, or shapes that do not agree; for fewer numbers in x than diffuse
+            directions.
 
-    Reference: Kalman, A new approach to linear filtering and prediction problems, 1960; for the diffuse start, de Jong,
-        The diffuse Kalman filter, 1991.
+    Example:
+        >>> one = jnp.ones((1, 1))
+        >>> walk = LinearGaussian(jnp.zeros(1), one, one, one, one, one)
+        >>> result = kalman_filter(walk, jnp.array([[2.0], [1.0]]))
+        >>> result.mean.shape, round(float(result.mean[0, 0]), 3)  # x₁ / 2
+        ((2, 1), 1.0)
+
+    Reference: Kalman, A new approach to linear filtering and prediction problems, 1960; for the
+        diffuse start, de Jong, The diffuse Kalman filter, 1991.
     """
     with jax.default_matmul_precision("highest"):
         return _filter(sequential, model, x, mask)
@@ -73,10 +83,10 @@ def parallel_kalman_filter(
 ) -> Filtered:
     """Integrate the states of a linear-Gaussian chain out exactly, all steps at once.
 
-        aᵢ..ⱼ ⊗ aⱼ₊₁..ₖ = aᵢ..ₖ   is associative,   so mₜ, Pₜ of all t come from a scan of depth O(log T)
+        aᵢ..ⱼ ⊗ aⱼ₊₁..ₖ = aᵢ..ₖ   is associative,   so mₜ, Pₜ come from a scan of depth O(log T)
 
-    The same numbers as `kalman_filter` to rounding, in value and gradient, from several times the work in some
-    2 log₂ T dependent rounds: for long chains on an accelerator.
+    Equal to `kalman_filter` to rounding, in value and gradient, with several times the work: for
+    long chains on an accelerator.
 
     Args:
         model: a LinearGaussian; its matrices may change in time.
@@ -88,9 +98,18 @@ def parallel_kalman_filter(
 
     Raises:
         TypeError: for a model that is none, or a mask that is not boolean.
-        ValueError: for T = 0, or shapes that do not agree; for fewer numbers in x than diffuse directions.
+        ValueError: for T = 0, or shapes that do not agree; for fewer numbers in x than diffuse
+            directions.
 
-    Reference: Särkkä, García-Fernández, Temporal parallelization of Bayesian smoothers, 2021, arXiv:1905.13002.
+    Example:
+        >>> one = jnp.ones((1, 1))
+        >>> walk = LinearGaussian(jnp.zeros(1), one, one, one, one, one)
+        >>> result = parallel_kalman_filter(walk, jnp.array([[2.0], [1.0]]))
+        >>> round(float(result.mean[0, 0]), 3)
+        1.0
+
+    Reference: Särkkä, García-Fernández, Temporal parallelization of Bayesian smoothers, 2021,
+        arXiv:1905.13002.
     """
     with jax.default_matmul_precision("highest"):
         return _filter(parallel, model, x, mask)
@@ -118,6 +137,7 @@ def _with_diffuse_start(mean: Array, cov: Array, white: Array, constant: Array) 
     # Given δ the chain has a proper start, and its whitened innovations are white₀ + W δ: least squares.
     white, slopes = white[..., 0], white[..., 1:]
     mean, mean_slopes = mean[..., 0], mean[..., 1:]
+    # The information of each step about δ, summed over the steps so far
     precision = transpose(slopes) @ slopes
     eta = -(transpose(slopes) @ white[..., None])[..., 0]
     delta, factor, known = jax.vmap(flat)(jnp.cumsum(eta, 0), jnp.cumsum(precision, 0))
@@ -149,6 +169,7 @@ def _predictive(
 
     The whitened innovation has covariance I + W J⁻¹ Wᵀ, J of the data before.
     """
+    # Step t against what the steps before it know of δ
     white, slopes, constant = white[1:], slopes[1:], constant[1:]
     delta, factor, known = delta[:-1], factor[:-1], known[:-1]
     unit = jnp.eye(white.shape[-1], dtype=white.dtype)[None]
@@ -163,6 +184,7 @@ def _predictive(
 def flat(eta: Array, precision: Array) -> tuple[Array, Array, Array]:
     """Return mean, precision's factor, and whether exp(ηᵀδ - ½ δᵀ precision δ) has an integral; 0 and I where not."""
     diagonal = jax.lax.stop_gradient(jnp.diagonal(precision))
+    # With a unit diagonal, so that the pivots do not depend on the units of δ
     scale = jnp.sqrt(jnp.where(diagonal > 0, diagonal, 1.0))
     unit = cholesky(jax.lax.stop_gradient(precision) / (scale[:, None] * scale[None]))
     # nan compares as undetermined, and so does a pivot that is all rounding.

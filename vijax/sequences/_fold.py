@@ -1,7 +1,6 @@
 """Two ways along a chain: step by step, or in a tree whose depth is the logarithm of its length."""
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -37,10 +36,14 @@ def sequential(operator: Operator, first: PyTree, elements: PyTree) -> PyTree:
     Returns:
         A pytree like first, [T, ...].
 
+    Example:
+        >>> sequential(jnp.multiply, jnp.array(1), jnp.array([2, 3, 4])).tolist()
+        [1, 2, 6, 24]
+
     Reference: none; a scan.
     """
 
-    def step(carry: Any, element: Any) -> tuple[Any, Any]:
+    def step(carry: PyTree, element: PyTree) -> tuple[PyTree, PyTree]:
         carry = operator(carry, element)
         return carry, carry
 
@@ -48,11 +51,11 @@ def sequential(operator: Operator, first: PyTree, elements: PyTree) -> PyTree:
 
 
 def associative(operator: Operator, first: PyTree, elements: PyTree) -> PyTree:
-    """All partial results of a chain in a tree: about log₂ T steps one after another, some 2 T products of elements.
+    """All partial results of a chain in a tree of depth log₂ T, with some 2 T products of elements.
 
         rₜ = operator(first, e₁ ∘ ... ∘ eₜ),     ∘ the operator, associative
 
-    When steps are small and many, on an accelerator. Equal to `sequential` to rounding.
+    For many small steps on an accelerator. Equal to `sequential` to rounding.
 
     Args:
         operator: (r, element) -> r, and (element, element) -> element, associative.
@@ -62,11 +65,16 @@ def associative(operator: Operator, first: PyTree, elements: PyTree) -> PyTree:
     Returns:
         A pytree like first, [T, ...].
 
-    Reference: Blelloch, Prefix sums and their applications, 1990; Särkkä, García-Fernández, Temporal parallelization of
-        Bayesian smoothers, 2021, arXiv:1905.13002.
+    Example:
+        >>> associative(jnp.multiply, jnp.array(1), jnp.array([2, 3, 4])).tolist()
+        [1, 2, 6, 24]
+
+    Reference: Blelloch, Prefix sums and their applications, 1990; Särkkä, García-Fernández,
+        Temporal parallelization of Bayesian smoothers, 2021, arXiv:1905.13002.
     """
     if _length(elements) == 0:
         return jax.tree.map(lambda a: a[None], first)
+    # e₁ ∘ ... ∘ eₜ for every t, then each applied to `first`
     products = jax.lax.associative_scan(jax.vmap(operator), elements)
     return _led_by(first, jax.vmap(operator, (None, 0))(first, products))
 

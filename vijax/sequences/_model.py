@@ -1,11 +1,12 @@
 """Linear-Gaussian state space models as arrays, and the checks of their shapes."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Real
+from jaxtyping import Array, ArrayLike, Bool, Float, Real
 
+# What users hand over; NumPy arrays too
 Observations = Real[Array | np.ndarray, "time p"]
 Observed = Bool[Array | np.ndarray, "time"] | Bool[Array | np.ndarray, "time p"] | None
 
@@ -61,8 +62,8 @@ class Steps(NamedTuple):
     observed: Array  # [T], how many components are seen
 
 
-def steps(model: LinearGaussian, x: Any, mask: Any) -> Steps:
-    """Spread a model over the steps of its data, after looking at every shape."""
+def steps(model: LinearGaussian, x: ArrayLike, mask: ArrayLike | None) -> Steps:
+    """Spread a model over the steps of its data, after checking every shape."""
     if not isinstance(model, LinearGaussian):
         raise TypeError(f"model must be a sequences.LinearGaussian, got {type(model).__name__}.")
     if jnp.ndim(x) != 2:
@@ -87,46 +88,47 @@ def steps(model: LinearGaussian, x: Any, mask: Any) -> Steps:
     def spread(name: str, event: tuple[int, ...], length: int) -> Array:
         value = getattr(model, name)
         value = jnp.zeros(event) if value is None else value
-        found = jnp.shape(value)
-        if found not in (event, (length, *event)):
+        shape = jnp.shape(value)
+        if shape not in (event, (length, *event)):
             raise ValueError(
-                f"{name} has shape {found}, expected {event} or, changing in time, "
+                f"{name} has shape {shape}, expected {event} or, changing in time, "
                 f"{(length, *event)}, for states of {d} (initial_mean {(d,)}) and x of shape "
                 f"{(t, p)}. Batches of models come by jax.vmap."
             )
         value = jnp.asarray(value, dtype)
-        if name.endswith(
-            "_cov"
-        ):  # so that a gradient is symmetric too, in every form of the filter
+        # Symmetrized, so that a gradient is symmetric too, in every form of the filter
+        if name.endswith("_cov"):
             value = 0.5 * (value + jnp.swapaxes(value, -1, -2))
         return value if value.ndim > len(event) else jnp.broadcast_to(value[None], (length, *event))
 
-    found = jnp.shape(model.initial_cov)
-    if found != (d, d):
+    shape = jnp.shape(model.initial_cov)
+    if shape != (d, d):
         raise ValueError(
-            f"initial_cov has shape {found}, expected {(d, d)} for initial_mean of shape {(d,)}."
+            f"initial_cov has shape {shape}, expected {(d, d)} for initial_mean of shape {(d,)}."
         )
     initial_cov = spread("initial_cov", (d, d), 1)
+    # [d, 1 + m]: the mean of z₁ at δ = 0, and its slopes in δ; later offsets have slope 0.
     start = [jnp.asarray(model.initial_mean, dtype)[:, None]]
     start += [] if m == 0 else [jnp.asarray(model.diffuse, dtype)]
     offset = jnp.pad(spread("transition_offset", (d,), t - 1)[..., None], ((0, 0), (0, 0), (0, m)))
-    seen = _seen(mask, t, p)
-    gone = ~seen
+    observed = _observed(mask, t, p)
+    missing = ~observed
+    # A missing component reads nothing, and has unit noise of its own.
     emission, emission_cov = spread("emission", (p, d), t), spread("emission_cov", (p, p), t)
     unit = jnp.broadcast_to(jnp.eye(p, dtype=dtype)[None], emission_cov.shape)
-    centred = jnp.asarray(x, dtype) - spread("emission_offset", (p,), t)
+    centered = jnp.asarray(x, dtype) - spread("emission_offset", (p,), t)
     return Steps(
         jnp.concatenate([jnp.zeros((1, d, d), dtype), spread("transition", (d, d), t - 1)]),
         jnp.concatenate([jnp.concatenate(start, 1)[None], offset]),
         jnp.concatenate([initial_cov, spread("transition_cov", (d, d), t - 1)]),
-        jnp.where(gone[:, :, None], 0, emission),
-        jnp.where(gone[:, :, None] | gone[:, None, :], unit, emission_cov),
-        jnp.pad(jnp.where(gone, 0, centred)[..., None], ((0, 0), (0, 0), (0, m))),
-        jnp.sum(seen, 1).astype(dtype),
+        jnp.where(missing[:, :, None], 0, emission),
+        jnp.where(missing[:, :, None] | missing[:, None, :], unit, emission_cov),
+        jnp.pad(jnp.where(missing, 0, centered)[..., None], ((0, 0), (0, 0), (0, m))),
+        jnp.sum(observed, 1).astype(dtype),
     )
 
 
-def _columns(diffuse: Any, t: int, p: int, d: int) -> int:
+def _columns(diffuse: ArrayLike | None, t: int, p: int, d: int) -> int:
     if diffuse is None:
         return 0
     shape = jnp.shape(diffuse)
@@ -143,17 +145,17 @@ def _columns(diffuse: Any, t: int, p: int, d: int) -> int:
     return int(shape[1])
 
 
-def _seen(mask: Any, t: int, p: int) -> Array:
+def _observed(mask: ArrayLike | None, t: int, p: int) -> Array:
     if mask is None:
         return jnp.ones((t, p), bool)
     if jnp.result_type(mask) != jnp.bool_:
         raise TypeError(
             f"mask must be boolean, True where x is observed, got {jnp.result_type(mask)}."
         )
-    found = jnp.shape(mask)
-    if found not in ((t,), (t, p)):
+    shape = jnp.shape(mask)
+    if shape not in ((t,), (t, p)):
         raise ValueError(
-            f"mask has shape {found}, expected {(t,)} or {(t, p)} for x of shape {(t, p)}."
+            f"mask has shape {shape}, expected {(t,)} or {(t, p)} for x of shape {(t, p)}."
         )
     mask = jnp.asarray(mask)
     return mask if mask.ndim == 2 else jnp.broadcast_to(mask[:, None], (t, p))

@@ -84,22 +84,24 @@ sequential = Scans(_affine, _spread, _predicted, _future)
 
 
 def _all_affine(a: Array, b: Array, reverse: bool) -> Array:  # noqa: FBT001
+    # Two affine maps, one after the other, are one.
     def then(one: tuple[Array, Array], two: tuple[Array, Array]) -> tuple[Array, Array]:
         return two[0] @ one[0], two[0] @ one[1] + two[1]
 
-    found: Array = jax.lax.associative_scan(jax.vmap(then), (a, b), reverse=reverse)[1]
-    return found
+    v: Array = jax.lax.associative_scan(jax.vmap(then), (a, b), reverse=reverse)[1]
+    return v
 
 
 def _all_spread(a: Array, c: Array) -> Array:
     def then(one: tuple[Array, Array], two: tuple[Array, Array]) -> tuple[Array, Array]:
         return two[0] @ one[0], symmetric(two[0] @ one[1] @ transpose(two[0]) + two[1])
 
-    found: Array = jax.lax.associative_scan(jax.vmap(then), (a, c))[1]
-    return found
+    cov: Array = jax.lax.associative_scan(jax.vmap(then), (a, c))[1]
+    return cov
 
 
 def _all_predicted(s: Steps) -> Array:
+    # Filtered covariances of all steps, each carried one step on
     prefix: Element = jax.lax.associative_scan(jax.vmap(combine), jax.vmap(element)(s)[0])
     return jax.vmap(step)(before(prefix.cov), s)
 

@@ -1,6 +1,6 @@
 """The states given all the data, as a distribution over whole paths."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -36,10 +36,10 @@ from vijax.sequences._scans import Scans, parallel, sequential
 class _Paths:
     """A Markov chain, zₜ | zₜ₋₁ ~ N(gainₜ zₜ₋₁ + offsetₜ, covₜ), the first gain 0; draws are [*batch, T, d]."""
 
-    gain: Any
-    offset: Any
-    cov: Any
-    scans: Any
+    gain: Any  # [*batch, T, d, d]
+    offset: Any  # [*batch, T, d]
+    cov: Any  # [*batch, T, d, d]
+    scans: Any  # sequential or parallel
 
     # Its solves pivot, which looks like a comparison, and changes no draw.
     reparameterized = True
@@ -56,7 +56,9 @@ class _Paths:
         """Return means [*batch, T, d] and covariances [*batch, T, d, d] of each state given all the data."""
         return self._each(_marginals)
 
-    def sample_and_log_prob(self, *, seed: Any, sample_shape: Any = ()) -> tuple[Array, Array]:
+    def sample_and_log_prob(
+        self, *, seed: Array, sample_shape: Sequence[int] = ()
+    ) -> tuple[Array, Array]:
         """Draw whole paths, and return them with their log-densities, [*sample_shape, *batch]."""
         draw = partial(self._each, _draw)
         for _ in sample_shape:
@@ -75,11 +77,13 @@ class _Paths:
 
 @partial(jax.jit, static_argnums=0)
 def _marginals(scans: Scans, gain: Array, offset: Array, cov: Array) -> tuple[Array, Array]:
-    return scans.affine(gain, offset[..., None], False)[..., 0], scans.spread(gain, cov)  # noqa: FBT003
+    means = scans.affine(gain, offset[..., None], False)  # noqa: FBT003
+    return means[..., 0], scans.spread(gain, cov)
 
 
 @partial(jax.jit, static_argnums=0)
 def _draw(scans: Scans, gain: Array, offset: Array, cov: Array, e: Array) -> tuple[Array, Array]:
+    # zₜ = gainₜ zₜ₋₁ + offsetₜ + Lₜ eₜ: the noise joins the affine recursion.
     lower = jax.vmap(cholesky)(cov)
     z = scans.affine(gain, offset[..., None] + lower @ e[..., None], False)  # noqa: FBT003
     return z[..., 0], _log_density(lower, e)
@@ -87,6 +91,7 @@ def _draw(scans: Scans, gain: Array, offset: Array, cov: Array, e: Array) -> tup
 
 @partial(jax.jit, static_argnums=0)
 def _log_prob(scans: Scans, gain: Array, offset: Array, cov: Array, z: Array) -> Array:
+    # Each state less its mean given the one before, whitened
     lower = jax.vmap(cholesky)(cov)
     residual = (z - offset)[..., None] - gain @ before(z)[..., None]
     return _log_density(lower, jax.vmap(forward)(lower, residual)[..., 0])
@@ -101,27 +106,37 @@ def kalman_smoother(model: LinearGaussian, x: Observations, *, mask: Observed = 
 
         p(z | x) = Π N(zₜ; Aₜ zₜ₋₁ + bₜ, Cₜ),   from p(xₜ₊₁..T | zₜ), backwards
 
-    Draws of it are draws of whole paths, with their log-density: it is a q for any objective, at which every bound is
-    log p(x), and a conditional for `targets.collapse`. It takes no inverse of a covariance of states, so marginals
-    stand a singular transition_cov (companion forms, deterministic trends) and a diffuse start; over many thousand
-    steps without noise they drift in float32 (.04 posterior sds after 1,000, 100 after 10,000): use float64 there.
+    Its draws are whole paths with their log-density: a q for any objective, at which every bound is
+    log p(x), and a conditional for `targets.collapse`.
 
     Args:
-        model: a LinearGaussian; its matrices may change in time.
+        model: a LinearGaussian; its matrices may change in time. Marginals stand a singular
+            transition_cov (companion forms, deterministic trends) and a diffuse start; over many
+            thousand steps without noise they drift in float32 (.04 posterior sds after 1,000, 100
+            after 10,000): use float64 there.
         x: [T, p]; what stands in masked places is not read, nan included.
         mask: [T] or [T, p], True where x is observed; all of it where None.
 
     Returns:
-        A distribution over paths [T, d]: `sample_and_log_prob`, `log_prob`, and `marginals()` -> means [T, d] and
-        covariances [T, d, d]. It is a pytree, so vmap may return it, with batch axes in front. Log-densities are nan
-        where transition_cov is singular, and everything is nan where the data leave a diffuse direction undetermined.
+        A distribution over paths [T, d]: `sample_and_log_prob`, `log_prob`, and `marginals()` ->
+        means [T, d] and covariances [T, d, d]. It is a pytree, so vmap may return it, with batch
+        axes in front. Log-densities are nan where transition_cov is singular, and everything is nan
+        where the data leave a diffuse direction undetermined.
 
     Raises:
         TypeError: for a model that is none, or a mask that is not boolean.
-        ValueError: for T = 0, or shapes that do not agree; for fewer numbers in x than diffuse directions.
+        ValueError: for T = 0, or shapes that do not agree; for fewer numbers in x than diffuse
+            directions.
 
-    Reference: Rauch, Tung, Striebel, Maximum likelihood estimates of linear dynamic systems, 1965; Frühwirth-Schnatter,
-        Data augmentation and dynamic linear models, 1994, for draws.
+    Example:
+        >>> one = jnp.ones((1, 1))
+        >>> walk = LinearGaussian(jnp.zeros(1), one, one, one, one, one)
+        >>> means, covs = kalman_smoother(walk, jnp.array([[2.0], [2.0]])).marginals()
+        >>> [round(float(mean), 3) for mean in means[:, 0]]  # 6/5, 8/5
+        [1.2, 1.6]
+
+    Reference: Rauch, Tung, Striebel, Maximum likelihood estimates of linear dynamic systems, 1965;
+        Frühwirth-Schnatter, Data augmentation and dynamic linear models, 1994, for draws.
     """
     with jax.default_matmul_precision("highest"):
         return _smoother(sequential, model, x, mask)
@@ -134,8 +149,8 @@ def parallel_kalman_smoother(
 
         p(z | x) = Π N(zₜ; Aₜ zₜ₋₁ + bₜ, Cₜ),   by associative scans of depth O(log T)
 
-    The same as `kalman_smoother` to rounding, for long chains on an accelerator; its draws and marginals are made by
-    associative scans too.
+    Equal to `kalman_smoother` to rounding, for long chains on an accelerator; its draws and
+    marginals are made by associative scans too.
 
     Args:
         model: a LinearGaussian; its matrices may change in time.
@@ -147,9 +162,18 @@ def parallel_kalman_smoother(
 
     Raises:
         TypeError: for a model that is none, or a mask that is not boolean.
-        ValueError: for T = 0, or shapes that do not agree; for fewer numbers in x than diffuse directions.
+        ValueError: for T = 0, or shapes that do not agree; for fewer numbers in x than diffuse
+            directions.
 
-    Reference: Särkkä, García-Fernández, Temporal parallelization of Bayesian smoothers, 2021, arXiv:1905.13002.
+    Example:
+        >>> one = jnp.ones((1, 1))
+        >>> walk = LinearGaussian(jnp.zeros(1), one, one, one, one, one)
+        >>> means, covs = parallel_kalman_smoother(walk, jnp.ones((5, 1))).marginals()
+        >>> means.shape, covs.shape
+        ((5, 1), (5, 1, 1))
+
+    Reference: Särkkä, García-Fernández, Temporal parallelization of Bayesian smoothers, 2021,
+        arXiv:1905.13002.
     """
     with jax.default_matmul_precision("highest"):
         return _smoother(parallel, model, x, mask)
@@ -158,17 +182,21 @@ def parallel_kalman_smoother(
 @partial(jax.jit, static_argnums=0)
 def _smoother(scans: Scans, model: LinearGaussian, x: Array, mask: Array | None) -> _Paths:
     s = steps(model, x, mask)
+    # At δ = 0; a diffuse start comes on top.
     s = s._replace(offset=s.offset[..., :1], x=s.x[..., :1])
     # Each step says something of its state given the one before; later data tell it more.
     elements, mean, eta = jax.vmap(element)(s)
     precision = scans.future(elements)
+    # zₜ | zₜ₋₁, all x: its gain and covariance need no data.
     gain, cov = jax.vmap(tell)(elements, precision)
     # What is told of zₜ₋₁ is what is told of zₜ, carried back, and what xₜ says.
     back = transpose(gain)
+    # The information vector of later data, an affine recursion backwards
     said = eta - back @ (precision @ mean)
     slope = scans.affine(after(back), after(said), True)  # noqa: FBT003
     offset = (mean + cov @ (slope - precision @ mean))[..., 0]
     if model.diffuse is not None:
+        # The start as a step from δ, whose transition is `diffuse`
         first = jax.tree.map(lambda a: a[0], s)
         first = first._replace(transition=jnp.asarray(model.diffuse, s.cov.dtype))
         more_offset, more_cov = _diffuse_start(first, slope[0], precision[0])
