@@ -50,6 +50,7 @@ def search_line(
     """
     import optax
 
+    # The direction is given in place of the gradient, which the line search gets by name.
     updates, state = optimizer.update(
         direction,
         state,

@@ -1,4 +1,4 @@
-"""Covariances and errors at the top of a fit at fixed draws, from how that top moves."""
+"""Covariances and errors at the maximum of a fit at fixed draws, from how that maximum moves."""
 
 from collections.abc import Callable
 from functools import partial
@@ -17,7 +17,7 @@ Solve = Callable[[Callable[[Array], Array], Array], Array]
 
 
 class Response(NamedTuple):
-    """What the top of a fixed-draw fit says of a quantity g(z), a pytree ravelled to [m].
+    """What the maximum of a fixed-draw fit says of a quantity g(z), a pytree flattened to [m].
 
     Fields:
         mean: of g under q, over the fixed draws, like g; it varies far less with them than
@@ -40,18 +40,25 @@ def dense(product: Callable[[Array], Array], b: Float[Array, " n"]) -> Float[Arr
 
         A = [A e₁ ... A eₙ],   x = A⁻¹ b
 
-    For up to some thousand parameters. Beyond, solve by products alone, as
-    lambda product, b: jax.scipy.sparse.linalg.cg(product, b, tol=1e-8)[0] does.
+    For up to some thousand parameters.
 
     Args:
-        product: v -> A v, [n] -> [n], A symmetric.
+        product: v -> A v, [n] -> [n], A symmetric. Beyond some thousand parameters solve by
+            products alone, as lambda product, b: jax.scipy.sparse.linalg.cg(product, b,
+            tol=1e-8)[0] does.
         b: [n].
 
     Returns:
         [n].
 
+    Example:
+        >>> a = jnp.array([[2.0, 0.0], [0.0, 4.0]])
+        >>> [round(float(x), 3) for x in dense(lambda v: a @ v, jnp.ones(2))]
+        [0.5, 0.25]
+
     Reference: none; the algorithm is Cholesky's.
     """
+    # All of A, a product with each unit vector
     a = jax.vmap(product)(jnp.eye(b.shape[0], dtype=b.dtype))
     return jax.scipy.linalg.cho_solve((jnp.linalg.cholesky(0.5 * (a + a.T)), True), b)
 
@@ -70,16 +77,14 @@ def linear_response(
     """Covariances from how the optimum moves with a tilt of the target, and the fixed draws' error.
 
         Cov(gᵢ, gⱼ) = ∂E_q[gᵢ]/∂tⱼ  for the target p(x, z) exp(t·g(z))
-                    = ∇mᵢᵀ (-∇²F)⁻¹ ∇mⱼ,     mᵢ = E_q[gᵢ],   F = 1/K Σₖ Fₖ the function of the fit
-        error²      = 1/K Var(gₖ + ∇mᵀ (-∇²F)⁻¹ ∇Fₖ)
+                    = ∇mᵢᵀ (-∇²F)⁻¹ ∇mⱼ,     mᵢ = E_q[gᵢ]
 
-    A mean-field q has too small sds where latents are correlated, and still its means answer a tilt
-    as the posterior's do: for a Gaussian posterior these covariances are exact. With the arguments
-    that `dadvi` had, at the params it returned; elsewhere (the slope is not 0, another key) the
-    formulas do not hold.
+    Corrects the small sds of a mean-field q where latents are correlated: exact for a Gaussian
+    posterior.
 
     Args:
-        key: the key of the fit.
+        key: the key of the fit. Like all arguments it must be `dadvi`'s, at the params it returned:
+            elsewhere (the slope is not 0, another key) the formulas do not hold.
         log_joint: the fit's.
         family: the fit's.
         params: where it ended.
@@ -90,7 +95,8 @@ def linear_response(
         solve: (v -> A v, b) -> A⁻¹ b; `dense`, or conjugate gradients.
 
     Returns:
-        Response: mean, sd, covariance, error. nan where params is no strict maximum.
+        Response: mean, sd, covariance, error. nan where params is no strict maximum. error² is
+        1/K Var(gₖ + ∇mᵀ (-∇²F)⁻¹ ∇Fₖ), with F = 1/K Σₖ Fₖ the function of the fit.
 
     Raises:
         TypeError, ValueError: as `draws.weigh`.
@@ -106,25 +112,30 @@ def linear_response(
         """Return log w and g(z) of the fit's draws, [K] and [K, m]; their means are F and m."""
         q = family.dist(unravel(vector))
         drawn = draws.weigh(key, log_joint, q, num_samples=num_samples, draw=draw)
+        # [K, m]
         values = jax.vmap(lambda z: ravel_pytree(of(z))[0])(drawn.z)
         if drawn.weights is None:
             shares = jnp.ones(num_samples, values.dtype) / num_samples
         else:
             shares = drawn.weights
+        # Times K, so that plain means over axis 0 are the weighted ones
         return drawn.log_w * shares * num_samples, values * (shares * num_samples)[:, None]
 
     # How the means move with the parameters, and the parameters with a tilt of the target.
     slope = jax.grad(lambda vector: jnp.mean(fixed_draws(vector)[0]))
     mean, slopes_of_means = _with_jacobian(lambda vector: jnp.mean(fixed_draws(vector)[1], 0), flat)
     respond = partial(solve, partial(_curvature, slope, flat))
-    moves = jax.vmap(respond)(slopes_of_means)  # [m, n]
+    # (-∇²F)⁻¹ ∇mᵢ in row i, [m, n]
+    moves = jax.vmap(respond)(slopes_of_means)
     covariance = moves @ slopes_of_means.T
 
     # What each draw would have changed: itself, and where the optimum is.
+    # ∇Fₖ along each move, [m, K]
     log_w_along = jax.vmap(
         lambda move: jax.jvp(lambda vector: fixed_draws(vector)[0], (flat,), (move,))[1]
     )
     influence = fixed_draws(flat)[1] + log_w_along(moves).T
+    # An error of 0, as of a constant g, is known to rounding alone.
     rounding = jnp.finfo(mean.dtype).eps * jnp.max(jnp.abs(fixed_draws(flat)[1]), 0)
     error = jnp.hypot(_standard_error(influence, independent=draw.independent), rounding)
 

@@ -57,37 +57,37 @@ def maximize(
 ) -> Maximum:
     """Climb a function without noise by L-BFGS, then by Newton's steps until rounding ends them.
 
-        θ ← θ + η H ∇f(θ),     H from the last ten steps, η by a strong Wolfe line search; then H = Λ⁻¹
+        θ ← θ + η H ∇f(θ),     H from the last ten steps, then H = (-∇²f)⁻¹
 
-    For bounds in closed form (`targets.gauss_hermite`, a collapsed target without further latents)
-    and for estimates at fixed draws: the same key at every step, so that the function is the same.
-    Where the function is concave, as the ELBO of a Gaussian q and log-concave factors is in (mean,
-    Cholesky factor), this is its one maximum. Estimates with fresh noise at every step want a
-    stochastic optimizer instead. It is compiled once for a function object and shapes; the arrays
-    that the function closes over may change.
-
-        >>> found = maximize(lambda x: -jnp.sum((x - 3.0) ** 2), jnp.zeros(2))
-        >>> float(found.params[0]), float(found.decrement)
-        (3.0, 0.0)
+    For bounds in closed form (`targets.gauss_hermite`) and estimates with the same key at every
+    step; fresh noise at every step wants a stochastic optimizer.
 
     Args:
-        function: params -> (), to be maximized, twice differentiable; jit and vmap over `maximize`
-            are fine.
+        function: params -> (), to be maximized, twice differentiable. It is compiled once for a
+            function object and shapes; the arrays that it closes over may change. jit and vmap over
+            `maximize` are fine. Where it is concave, as the ELBO of a Gaussian q and log-concave
+            factors is in (mean, Cholesky factor), the result is its one maximum.
         start: params, a pytree of floats.
         steps: the most steps to take, of both kinds.
         slope: L-BFGS goes on until no element of the gradient is larger; by default the square root
             of the dtype's epsilon over ten, times the larger of 1 and |f|. Newton's steps go on to
-            rounding: where values are equal to it, by the slope.
+            rounding: where values are equal to it, by the slope. η is from a strong Wolfe line
+            search.
 
     Returns:
-        Maximum, whose `params` are the best seen; see its `decrement` for whether it arrived. A value
-        that is not finite ends the climb.
+        Maximum, whose `params` are the best evaluated; its `decrement` says whether it arrived. A
+        value that is not finite ends the climb.
 
     Raises:
         TypeError: for a function whose value is no scalar, or a start that is not made of floats of
             one dtype.
         ValueError: for a target with noise, or that is unbiased in its mean alone; for the value of
             an objective whose derivative is right in its mean alone, naming `gradients.reparam`.
+
+    Example:
+        >>> result = maximize(lambda x: -jnp.sum((x - 3.0) ** 2), jnp.zeros(2))
+        >>> float(result.params[0]), float(result.decrement)
+        (3.0, 0.0)
 
     Reference: Liu, Nocedal, On the limited memory BFGS method for large scale optimization, 1989;
         Challis, Barber, Gaussian Kullback-Leibler approximate inference, 2013 (the concave case).
@@ -126,6 +126,7 @@ def _quasi_newton(
     import optax
 
     optimizer = optax.lbfgs()
+    # Below this slope, relative to |f|, L-BFGS gains nothing that values resolve.
     close = 0.1 * jnp.finfo(jax.tree.leaves(start)[0].dtype).eps ** 0.5
 
     def unfinished(climb: _Climb) -> Array:
@@ -137,6 +138,7 @@ def _quasi_newton(
         reached, state, better = search_line(
             descend, optimizer, climb.optimizer, climb.best, climb.best.gradient
         )
+        # A step that is not better ends the climb, at the point before it.
         return _Climb(where(better, reached, climb.best), state, climb.taken + 1, ~better)
 
     first = _Climb(point_at(descend, start), optimizer.init(start), jnp.int32(0), jnp.bool_(0))
@@ -151,12 +153,14 @@ def _polish(descend: Callable[[PyTree], Array], last: _Climb, steps: int) -> Max
     def density(x: Array) -> Array:
         return -descend(unravel(x))
 
+    # Without a Hessian L-BFGS has the last word, and nothing is known of the curvature.
     if x.size > _DENSE or jnp.finfo(x.dtype).bits < 32 or not _twice(density, x):
         unknown = jnp.full((), jnp.nan, x.dtype)
         ended = best.params, -best.value, steepest(best.gradient), last.taken
         return Maximum(*ended, unknown, unknown)
     x, _, at, more = newton.climb(density, x, steps - last.taken)
     value, gradient = jax.value_and_grad(density)(x)
+    # Beyond rounding; elsewhere Λ⁻¹ is no scale, and slope and decrement say nothing.
     concave = at.curvature > -x.size * jnp.finfo(x.dtype).eps
     left = (jnp.where(concave, size, jnp.nan) for size in (at.slope, at.decrement))
     return Maximum(unravel(x), value, steepest(gradient), last.taken + more, *left)

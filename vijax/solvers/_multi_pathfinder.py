@@ -58,10 +58,8 @@ def multi_pathfinder(
 
         w = p(x, z) / (1/P Σₚ qₚ(z)),   z from every path alike
 
-    For posteriors with several modes, long tails, or a bad start among good ones: paths that ended
-    in a poor place hardly count. A draw is weighed against the mixture of all paths, not against
-    its own alone as in the reference, so that two paths to one mode do not count it twice, and
-    modes keep their share of the evidence.
+    For posteriors with several modes or long tails, and starts of which some are bad: paths that
+    ended in a poor place hardly count.
 
     Args:
         key: a typed key, consumed.
@@ -72,9 +70,12 @@ def multi_pathfinder(
         history: how many pairs of steps and gradients an inverse Hessian remembers.
 
     Returns:
-        Paths. A path without an ELBO is left out of mixture and draws; where all failed, k-hat is
-        +inf and the log evidence -inf. The mixture itself as a q: families.mixture(Family(None,
-        lambda q: q), components=P).dist({"logits": jnp.zeros(P), "components": found.q}).
+        Paths. A draw is weighed against the mixture of all paths, not against its own alone as in
+        the reference, so that two paths to one mode do not count it twice, and modes keep their
+        share of the evidence. A path without an ELBO is left out of mixture and draws; where all
+        failed, k-hat is +inf and the log evidence -inf. The mixture itself as a q:
+        families.mixture(Family(None, lambda q: q), components=P).dist({"logits": jnp.zeros(P),
+        "components": result.q}).
 
     Raises:
         TypeError, ValueError: as `pathfinder`; ValueError for starts whose leaves have no leading
@@ -98,14 +99,16 @@ def multi_pathfinder(
             history=history,
         )
 
-    found = jax.vmap(climb)(jax.random.split(key_paths, paths), starts)
-    arrived = jnp.max(found.elbos, 1) > -jnp.inf
-    pooled, weights, log_evidence = _pooled(found, arrived, num_samples)
+    result = jax.vmap(climb)(jax.random.split(key_paths, paths), starts)
+    # A path that never had an ELBO has none larger than -inf.
+    arrived = jnp.max(result.elbos, 1) > -jnp.inf
+    pooled, weights, log_evidence = _pooled(result, arrived, num_samples)
+    # Systematic resampling: draws that count alike
     chosen = systematic(key_resampling, weights, num_samples)
     resampled = jax.tree.map(lambda leaf: leaf[chosen], pooled.z)
 
-    elbo = jnp.where(arrived & ~jnp.isnan(found.elbo), found.elbo, -jnp.inf)
-    apart = _distances(found.q)
+    elbo = jnp.where(arrived & ~jnp.isnan(result.elbo), result.elbo, -jnp.inf)
+    apart = _distances(result.q)
     agree = arrived & (apart[jnp.argmax(elbo)] < 1)
     return Paths(
         z=resampled,
@@ -113,7 +116,7 @@ def multi_pathfinder(
         weights=weights,
         khat=khat(pooled.log_w, resolution=resolution(pooled.log_p, pooled.log_q)),
         log_evidence=log_evidence,
-        q=found.q,
+        q=result.q,
         elbo=elbo,
         apart=apart,
         agree=agree,
@@ -130,11 +133,11 @@ def _number_of_paths(starts: PyTree) -> int:
     return int(lengths.pop()[0])
 
 
-def _pooled(found: Path, arrived: Array, num_samples: int) -> tuple[Draws, Array, Array]:
+def _pooled(path: Path, arrived: Array, num_samples: int) -> tuple[Draws, Array, Array]:
     """Weigh the draws of all paths against the mixture of those that arrived.
 
     Args:
-        found: the paths, leaves [paths, ...].
+        path: the paths, leaves [paths, ...].
         arrived: which of them found a Gaussian at all, [paths].
         num_samples: draws of each path.
 
@@ -142,22 +145,23 @@ def _pooled(found: Path, arrived: Array, num_samples: int) -> tuple[Draws, Array
         The draws, [paths * num_samples]; their smoothed importance weights, which sum to one; and
         the log evidence, () in nats.
     """
-    z = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), found.draws.z)
+    z = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), path.draws.z)
     from_arrived = jnp.repeat(arrived, num_samples)
 
     # The mixture's density at every draw; paths that failed have no share in it.
-    log_q_of_each = jax.vmap(lambda q: jax.vmap(q.log_prob)(z))(found.q)  # [paths, draws]
+    log_q_of_each = jax.vmap(lambda q: jax.vmap(q.log_prob)(z))(path.q)  # [paths, draws]
     share = arrived.astype(log_q_of_each.dtype) / jnp.maximum(jnp.sum(arrived), 1)
     log_q = log_mean_exp(jnp.where(arrived[:, None], log_q_of_each, -jnp.inf), weights=share)
     log_q = jnp.where(from_arrived, log_q, 0.0)
 
     # Draws of failed paths, and those without a density, weigh nothing.
-    log_p = found.draws.log_p.reshape(-1)
+    log_p = path.draws.log_p.reshape(-1)
     counts = from_arrived & ~jnp.isnan(log_p)
     log_p = jnp.where(counts, log_p, -jnp.inf)
 
     log_w = log_p - log_q
     weights = jnp.where(jnp.any(counts), jnp.exp(psis(log_w)), 0.0)
+    # A draw's share of the mixture, 1/(P K) where all paths arrived
     strata = jnp.repeat(share, num_samples) / num_samples
     log_evidence = jnp.where(jnp.any(arrived), log_mean_exp(log_w, weights=strata), -jnp.inf)
     return Draws(z, log_p, log_q, strata), weights, log_evidence
@@ -169,21 +173,22 @@ def _distances(q: AffineGaussian) -> Array:
     def flat(tree: PyTree) -> Array:
         return jax.vmap(lambda leaves: ravel_pytree(leaves)[0])(tree)
 
+    # [paths, d]; an sd of two paths is that of their mean variance.
     means, variances = flat(q.loc), flat(jax.vmap(AffineGaussian.variance)(q))
     sds = jnp.sqrt(0.5 * (variances[:, None] + variances[None]))
     return jnp.max(jnp.abs(means[:, None] - means[None]) / sds, -1, initial=0.0)
 
 
 def scatter(key: Key[Array, ""], like: PyTree, *, paths: int, spread: float = 2.0) -> PyTree:
-    """Starts for several paths: uniform around one, on every free number.
+    """Starts for several paths: uniform around one, in every unconstrained coordinate.
 
         startₚ = like + spread · u,   u ~ U(-1, 1)
 
     Args:
         key: a typed key, consumed.
-        like: the middle, a pytree of floats; zeros are a good one for standardised latents.
+        like: the middle, a pytree of floats; zeros are a good one for standardized latents.
         paths: how many.
-        spread: half the width, in units of the free numbers; 2 is what Stan starts its chains with.
+        spread: half the width, in unconstrained units; 2 is what Stan starts its chains with.
 
     Returns:
         Like `like`, with a leading axis [paths].
@@ -191,6 +196,11 @@ def scatter(key: Key[Array, ""], like: PyTree, *, paths: int, spread: float = 2.
     Raises:
         TypeError: for a raw key, or a number of paths that is not a Python int.
         ValueError: for paths < 1.
+
+    Example:
+        >>> starts = scatter(jax.random.key(0), {"mu": 0.0, "theta": jnp.zeros(3)}, paths=5)
+        >>> starts["theta"].shape, bool(jnp.all(jnp.abs(starts["theta"]) <= 2))
+        ((5, 3), True)
 
     Reference: Stan reference manual, 2024, Initialization.
     """

@@ -20,7 +20,7 @@ class Path(NamedTuple):
     Fields:
         q: the Gaussian of the largest ELBO on the way.
         draws: fresh draws of it, [num_samples], with log p and log q.
-        elbo: its ELBO, (), from those draws; the largest of `elbos` is an optimist's.
+        elbo: its ELBO, (), from those draws; the largest of `elbos` is optimistic.
         elbos: the ELBO of each Gaussian on the way, [steps + 1], the first that of a unit
             covariance at the start; -inf where it could not be found, and past the end.
         steps: how many steps were taken, ().
@@ -44,24 +44,23 @@ def pathfinder(
 ) -> Path:
     """The Gaussian of the largest ELBO, of those that a climb to the mode passes by.
 
-        qₗ = N(θₗ + Hₗ ∇log p(θₗ), Hₗ),   Hₗ the inverse Hessian that L-BFGS has seen until step l
+        qₗ = N(θₗ + Hₗ ∇log p(θₗ), Hₗ),   Hₗ the inverse Hessian of L-BFGS at step l
 
-    A posterior in some tens of gradients, for a first look, for starting a longer fit or a sampler,
-    and for many starts at once (`multi_pathfinder`). Covariances are rough where the history is
-    shorter than d: weigh the draws (`diagnostics.khat`, `psis`). O(d · history) memory and
-    operations, so d may be large. Steps go towards the mean of the last Gaussian, whose diagonal a
-    badly scaled posterior needs; and all ELBOs of a path are estimated with the same noise, which
-    the choice of the best then feels less.
+    A posterior in some tens of gradients, for a first result and for starting a longer fit or a
+    sampler; from many starts at once, `multi_pathfinder`.
 
     Args:
         key: a typed key, consumed.
-        log_joint: z -> log p(x, z), () in nats, or a dict of factors; over free numbers
+        log_joint: z -> log p(x, z), () in nats, or a dict of factors; over unconstrained space
             (`targets.transform`), without noise of its own.
         like: where to start; a pytree of floats of one dtype. jit and vmap over starts and keys are
             fine.
-        num_samples: draws for each ELBO, and fresh ones of the result.
+        num_samples: draws for each ELBO, with the same noise along the path, and fresh ones of the
+            result.
         steps: the most steps to take; the climb ends by itself at the mode.
-        history: J, how many pairs of steps and gradients the inverse Hessian remembers.
+        history: J, how many pairs of steps and gradients the inverse Hessian remembers: O(d J)
+            memory and operations, so that d may be large. Covariances are rough where J is below d:
+            weigh the draws (`diagnostics.khat`, `psis`).
 
     Returns:
         Path. A climb that never had an ELBO, as from a start without a finite density, or under jit
@@ -72,6 +71,13 @@ def pathfinder(
             of one dtype.
         ValueError: for a target with noise, of a minibatch, or with terms of q in closed form; for
             counts below 1; (outside of jit) where the gradient is nan at a start of finite density.
+
+    Example:
+        >>> def fit(key):
+        ...     return pathfinder(key, lambda z: -jnp.sum(z**2), jnp.zeros(2), num_samples=4, steps=9)
+        >>> shapes = jax.eval_shape(fit, jax.random.key(0))
+        >>> shapes.draws.z.shape, shapes.elbos.shape
+        ((4, 2), (10,))
 
     Reference: Zhang, Carpenter, Gelman, Vehtari, Pathfinder: parallel quasi-Newton variational
         inference, 2022, arXiv:2108.03782; Gilbert, Lemaréchal, Some numerical experiments with
@@ -85,15 +91,18 @@ def pathfinder(
     position, unravel = ravel_pytree(_checked_start(like))
     key_path, key_draws = jax.random.split(key)
 
+    # A gradient of nan at a finite density is refused here, where it can be named.
     at, slope = jax.value_and_grad(lambda x: _log_p(target, jax.vmap(unravel)(x[None]))[0])(
         position
     )
     checks.start_gradient(at, unravel(slope), "solvers.pathfinder")
 
+    # One noise for all ELBOs of a path, [num_samples, d]: their differences feel it less.
     noise = jax.random.normal(key_path, (num_samples, position.size), position.dtype)
     log_p = partial(_log_p, target)
     climb = climb_to_mode(Problem(log_p, unravel, noise, steps, history), position)
 
+    # Fresh draws, since the best of many ELBOs is an optimistic one
     z, log_q = climb.q.sample_and_log_prob(seed=key_draws, sample_shape=(num_samples,))
     fresh = Draws(z, log_p(z), log_q)
     return Path(climb.q, fresh, jnp.mean(fresh.log_w), climb.elbos, climb.taken)

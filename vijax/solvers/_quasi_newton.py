@@ -1,7 +1,7 @@
 """Gaussians whose covariance is an L-BFGS estimate of an inverse Hessian: a diagonal and a few directions."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -33,10 +33,13 @@ def remember(history: History, s: Float[Array, " d"], y: Float[Array, " d"]) -> 
     curved = curvature > jnp.finfo(s.dtype).eps * (y @ y)
     b = jnp.where(curved, curvature, 1.0)
     a, c = jnp.sum(alpha * y**2), jnp.sum(s**2 / alpha)
-    found = 1 / (a / (b * alpha) + y**2 / b - a * s**2 / (b * jnp.where(c > 0, c, 1.0) * alpha**2))
-    curved = curved & jnp.all(jnp.isfinite(found) & (found > 0))
+    # The diagonal of the BFGS update of diag(alpha), in the form of the reference
+    diagonal = 1 / (
+        a / (b * alpha) + y**2 / b - a * s**2 / (b * jnp.where(c > 0, c, 1.0) * alpha**2)
+    )
+    curved = curved & jnp.all(jnp.isfinite(diagonal) & (diagonal > 0))
     later = History(
-        found,
+        diagonal,
         jnp.concatenate([history.steps[1:], s[None]]),
         jnp.concatenate([history.slopes[1:], y[None]]),
     )
@@ -55,13 +58,17 @@ def gaussian(
     scale = jnp.sqrt(history.alpha)
     pairs, size = history.steps.shape
 
+    # [J, J]: the matrix of Woodbury's identity for (I + leftᵀ right)⁻¹
     def small(left: Array, right: Array) -> Array:
         return jnp.eye(pairs, dtype=left.dtype) + right @ left.T
 
-    def add(factor: tuple[Array, Array], pair: Any) -> tuple[tuple[Array, Array], None]:
+    def add(
+        factor: tuple[Array, Array], pair: tuple[Array, Array, Array]
+    ) -> tuple[tuple[Array, Array], None]:
         left, right = factor  # both [J, d]: the factor is I + leftᵀ right
         i, s, y = pair
         s, y = s / scale, y * scale
+        # A pair that was not yet remembered leaves the factor as it is.
         there = jnp.any(s != 0)
         inner = small(left, right)
         half = s - left.T @ jnp.linalg.solve(inner, right @ s)  # (I + leftᵀ right)⁻¹ s
@@ -76,6 +83,7 @@ def gaussian(
         add, (nothing, nothing), (jnp.arange(pairs), history.steps, history.slopes)
     )
 
+    # S e and Sᵀ g of the root S = diag(√α) (I + leftᵀ right), H = S Sᵀ
     def push(e: Array) -> Array:
         return scale * (e + left.T @ (right @ e))
 
