@@ -1,6 +1,6 @@
 """A Gaussian q on its way: its state, how it is made of params, and where a step may move it."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
@@ -43,12 +43,15 @@ def init(params: PyTree, memory: PyTree = None) -> GaussianState:
     loc, _ = ravel_pytree(params["loc"])
     log_scale = ravel_pytree(params["log_scale"])[0].astype(loc.dtype)
     root = jnp.exp(log_scale)
+    # [d] of a mean-field q; [d, d] where params hold a triangle.
     if "lower" in params:
         if jnp.finfo(loc.dtype).bits < 32:
             raise TypeError(
-                f"a full-rank q is updated in float32 or float64, got {loc.dtype}: it factorizes matrices."
+                f"a full-rank q is updated in float32 or float64, got {loc.dtype}: it factorizes "
+                "matrices."
             )
         root = from_parameters(log_scale, params["lower"])
+    # A step returns strong dtypes, and a loop wants the state to keep its own.
     taken = jnp.ones((), loc.dtype)
     strong_loc, strong_memory = strong_dtypes((params["loc"], memory))
     return GaussianState(strong_loc, root, jnp.int32(0), taken, strong_memory)
@@ -64,7 +67,7 @@ def params(state: GaussianState) -> PyTree:
     return {"loc": state.loc, "log_scale": unravel(log_scale), "lower": lower}
 
 
-def check_state(state: Any) -> None:
+def check_state(state: object) -> None:
     """Refuse what is not the state of a Gaussian rule, nearly always the params of a family."""
     if not isinstance(state, GaussianState):
         raise TypeError(

@@ -28,22 +28,18 @@ def batch_and_match(
         qₜ₊₁ = argmin_q  1/B Σ_b ‖∇ log q(z_b) - ∇ log p(z_b)‖²_Σ + 2/λₜ KL(qₜ ‖ q)
         ‖v‖²_Σ = vᵀ Σ v
 
-    Its covariance solves Σ U Σ + Σ = V, with V from the draws' spread and U from the scores'. Here
-    both are kept as roots and never squared: one singular value decomposition of a [d, B + 1]
-    matrix solves the equation, in O(d² B) where B < d beside the O(d³) of the triangle, and single
-    precision loses no definiteness. For smooth targets of up to some hundreds of latents; unlike
-    the ELBO's the divergence is large where the tails of q meet heavy ones of p, and `halvings` > 0
-    keeps the ELBO from falling. Start it near the target, as at
-    `families.laplace(log_joint).init(key, like)`: from far outside, where scores are large beside
-    the start's spread, it collapses.
+    For smooth targets of up to some hundreds of latents. Start at `families.laplace`: from far
+    outside it collapses.
 
     Args:
         log_joint: the target, or memory -> (target, memory), as in `natural_gradient`.
         num_samples: the batch B, from 2; more is both steadier and, since λ grows with it, faster.
+            A step costs O(d² B) where B < d, beside O(d³) of the triangle.
         learning_rate: λ > 0, or a function of the count of steps t; by default the paper's
             B d / (t + 1). Constant B d for targets that are nearly Gaussian.
-        halvings: how often λ may be halved until fresh draws see the ELBO not fall; 0 takes steps
-            as they come, unless they end in nan.
+        halvings: how often λ may be halved until the ELBO of fresh draws does not fall; 0 takes steps
+            as they come, unless they end in nan. Where the tails of q meet heavy ones of p the
+            divergence is large, unlike the ELBO's, and halvings keep the ELBO from falling.
 
     Returns:
         types.Rule: `init(params, memory=None)` of `families.full_rank`, `step(key, state) ->
@@ -55,6 +51,14 @@ def batch_and_match(
             minibatch, which would be matched as if it were the target's.
         TypeError: (init) for params of another family, or in half precision.
 
+    Example:
+        >>> rule = batch_and_match(lambda z: -0.5 * jnp.sum((z - 3.0) ** 2), num_samples=4)
+        >>> zeros = jnp.zeros(2)
+        >>> state = rule.init({"loc": zeros, "log_scale": zeros, "lower": jnp.zeros(1)})
+        >>> state, step = jax.jit(rule.step)(jax.random.key(0), state)
+        >>> sorted(rule.params(state)), step.draws.log_q.shape
+        (['loc', 'log_scale', 'lower'], (4,))
+
     Reference: Cai, Modi, Pillaud-Vivien, Margossian, Gower, Blei, Saul, Batch and match: black-box
         variational inference with a score-based divergence, 2024, arXiv:2402.14758.
     """
@@ -62,7 +66,8 @@ def batch_and_match(
     _rule.check_counts(num_samples, halvings, paired=False)
     if num_samples < 2:
         raise ValueError(
-            f"num_samples must be at least 2, got {num_samples}: a batch of one has no spread to match."
+            f"num_samples must be at least 2, got {num_samples}: a batch of one has no spread to "
+            "match."
         )
 
     def propose(state: GaussianState, target: Whitened) -> Proposal:
@@ -86,6 +91,7 @@ def batch_and_match(
 
 
 def _full_rank_state(params: PyTree, memory: PyTree = None) -> GaussianState:
+    """Return the state of full-rank params; refuse those of a mean-field q."""
     state = _gaussian.init(params, memory)
     if state.root.ndim == 1:
         raise TypeError(
@@ -107,6 +113,9 @@ def _exact(log_joint: LogJoint) -> LogJoint:
 def matched(state: GaussianState, noise: Array, scores: Array, rate: Array) -> GaussianState:
     """Return the closed-form minimizer, from draws and scores in units of q.
 
+    Its covariance solves Σ U Σ + Σ = V, with V from the draws' spread and U from the scores'. Both are
+    kept as roots and never squared, so that single precision loses no definiteness.
+
     Args:
         state: q.
         noise: e = L⁻¹(z - m), [k, d].
@@ -117,6 +126,7 @@ def matched(state: GaussianState, noise: Array, scores: Array, rate: Array) -> G
         The state with the new mean and covariance.
     """
     size, d = noise.shape
+    # What the means count beside the spread: λ / (1 + λ).
     weight = rate / (1 + rate)
     center, score = jnp.mean(noise, 0), jnp.mean(scores, 0)
 
@@ -125,9 +135,11 @@ def matched(state: GaussianState, noise: Array, scores: Array, rate: Array) -> G
         around_mean = jnp.sqrt(rate / size) * (rows - mean[None]).T
         return jnp.concatenate([around_mean, jnp.sqrt(weight) * mean[:, None]], 1)
 
+    # V is the old covariance with the draws' spread, so its root is [d, d + k + 1] before it is made a triangle.
     # In roots, U = Q Qᵀ and V = L R Rᵀ Lᵀ; then Σ = L R X Rᵀ Lᵀ where X A Aᵀ X + X = I, A = Rᵀ Q.
     before = jnp.eye(d, dtype=noise.dtype)
     root = triangle(jnp.concatenate([before, root_of_spread(noise, center)], 1))
+    # A = axes diag(s) Wᵀ, so that X has eigenvalues x with s² x² + x = 1 along the axes, and 1 elsewhere.
     axes, s, _ = jnp.linalg.svd(root.T @ root_of_spread(scores, score), full_matrices=False)
     x = 2 / (1 + jnp.hypot(1.0, 2 * s))
 
@@ -135,6 +147,7 @@ def matched(state: GaussianState, noise: Array, scores: Array, rate: Array) -> G
         """Return the product of a matrix with v, [d] or [d, n]: x along the axes, 1 elsewhere."""
         return v + axes @ ((x - 1).reshape(-1, *[1] * (v.ndim - 1)) * (axes.T @ v))
 
+    # L R, a root of V; the mean moves by the new covariance times the mean score.
     wide = state.root @ root
     change = weight * (wide @ times(x, root.T @ score) + state.root @ center)
     new_root = triangle(wide @ times(jnp.sqrt(x), jnp.eye(d, dtype=x.dtype)))

@@ -23,16 +23,20 @@ def clipped(w: Array, rate: Array) -> Array:
 
         max(1 + ρ (|w| - 1), 1/16)
 
-    The mix is exact: with a Gaussian target and ρ = 1 one step arrives. A saddle is left in
-    proportion to how sharp it is, and a standard deviation grows no more than fourfold in a step.
-    The default of `natural_gradient`.
+    The default of `natural_gradient`: with a Gaussian target and ρ = 1 one step arrives. A saddle is left in
+    proportion to its curvature.
 
     Args:
         w: eigenvalues of E[-Lᵀ ∇² log p L], [d]; 1 where q has the target's curvature.
         rate: ρ, ().
 
     Returns:
-        [d], positive: the eigenvalues of the new precision in units of the old one.
+        [d], positive: the eigenvalues of the new precision in units of the old one. At 1/16 a standard
+        deviation grows fourfold in a step.
+
+    Example:
+        >>> clipped(jnp.array([1.0, 4.0, -4.0, 0.0]), jnp.array(1.0)).tolist()
+        [1.0, 4.0, 4.0, 0.0625]
 
     Reference: Dauphin et al., Identifying and attacking the saddle point problem, 2014,
         arXiv:1406.2572 (the size).
@@ -43,18 +47,22 @@ def clipped(w: Array, rate: Array) -> Array:
 def quadratic(w: Array, rate: Array) -> Array:
     """Mix natural parameters, and add half the square of the change, which keeps them positive.
 
-        1 + δ + ½ δ²,   δ = ρ (w - 1);   that is Λ + ρ G + ½ ρ² G Λ⁻¹ G,   G = E[-∇² log p] - Λ
+        1 + δ + ½ δ²,   δ = ρ (w - 1)
 
-    At least ½ whatever the curvature is, so a standard deviation grows by no more than √2 in a
-    step. It agrees with the mix to first order alone: with a Gaussian target it arrives
-    quadratically, not at once. For small rates.
+    For small rates: with a Gaussian target it converges quadratically, not at once.
 
     Args:
         w: eigenvalues of E[-Lᵀ ∇² log p L], [d]; 1 where q has the target's curvature.
         rate: ρ, ().
 
     Returns:
-        [d], positive: the eigenvalues of the new precision in units of the old one.
+        [d], at least ½: the eigenvalues of the new precision in units of the old one, so a standard
+        deviation grows by no more than √2 in a step. The precision is Λ + ρ G + ½ ρ² G Λ⁻¹ G, with
+        G = E[-∇² log p] - Λ.
+
+    Example:
+        >>> quadratic(jnp.array([1.0, 2.0, 0.0]), jnp.array(1.0)).tolist()
+        [1.0, 2.5, 0.5]
 
     Reference: Lin, Schmidt, Khan, Handling the positive-definite constraint in the Bayesian
         learning rule, 2020, arXiv:2002.10060.
@@ -68,16 +76,19 @@ def settling(count: Array) -> Array:
 
         ρₜ = 30 / max(30, t + 10)
 
-    Steps of length 1 arrive but keep the noise of one step's draws; ρ ~ 1/t averages over the steps
-    since. It falls slowly, so that a funnel is walked to its end: 10/(t - 10) stops .3 nats short
-    in eight schools, centred, after 1,000 steps, and gains nothing elsewhere. Where the target
-    changes (minibatches of a model that still learns) use a constant instead.
+    ρ ~ 1/t averages over the noise of steps. Where the target changes, as with minibatches of a model
+    that still learns, use a constant.
 
     Args:
-        count: how many steps were made, ().
+        count: how many steps were made, (). A faster fall stops short: 10/(t - 10) by .3 nats in the
+            centered eight schools after 1,000 steps.
 
     Returns:
         ρ, ().
+
+    Example:
+        >>> [round(float(settling(jnp.array(t))), 3) for t in (0, 20, 50, 290)]
+        [1.0, 1.0, 0.5, 0.1]
 
     Reference: Robbins, Monro, A stochastic approximation method, 1951.
     """
@@ -95,60 +106,49 @@ def natural_gradient(
 ) -> Rule:
     """Natural-gradient ascent of the ELBO of a Gaussian q: Newton's method, averaged over q.
 
-        Λ ← (1 - ρ) Λ + ρ E[-∇² log p],     m ← m + ρ Λ⁻¹ E[∇ log p]     (with the new Λ)
+        Λ ← (1 - ρ) Λ + ρ E[-∇² log p],     m ← m + ρ Λ⁻¹ E[∇ log p]
 
-    This is the Fisher matrix's inverse times the ELBO's gradient in natural parameters, by Bonnet's
-    and Price's identities. For smooth targets of up to some hundreds of latents it needs tens of
-    steps where stochastic gradients need thousands. A step costs one gradient for each draw; with
-    `curvature=hessian` d products with the Hessian besides, for which a quarter of the draws
-    suffice where log_joint is nearly quadratic, and which heavy tails mislead. Draws come in
-    mirrored pairs, under which E[∇ log p] of a Gaussian target is exact; with `hessian` and ρ = 1
-    one step then arrives.
-
-    A mean-field q sees each latent by itself, Λ diagonal: along correlations, as those of an
-    intercept and a slope, its mean then creeps. With `hessian` the mean moves by Newton's step in
-    all latents together and arrives; the variances are those of the diagonal as before.
-
-    Every step is judged before it is taken, by as many fresh draws: it is halved until the ELBO
-    does not fall, and left out where it always would, so that a wild start, a funnel or a nan leave
-    q finite. `state.taken` says what share was taken; zeros in a row mean that noise is all that is
-    left to climb, or too few draws to see a rise.
-
-        rule = natural_gradient(log_joint)
-        found = fitting.fit(key, rule, rule.init(params), steps=5000)
-
-    Where the target changes from step to step, as with minibatches, what it carries on is a memory:
-
-        def target(cursor):
-            rows, cursor = batches.next(cursor)     # fitting.minibatches(num_data=N, batch_size=B)
-            return targets.minibatch(log_prior, lambda z: log_lik(z, x[rows]), num_data=N), cursor
-
-        rule = natural_gradient(target, num_samples=64, learning_rate=0.1)
-        state = rule.init(params, memory=batches.init(key))
+    For smooth targets of up to some hundreds of latents: tens of steps, where stochastic gradients
+    need thousands.
 
     Args:
         log_joint: z -> log p(x, z), () for one draw, in nats; or, where `init` is given a memory,
-            memory -> (log_joint, memory), called once a step. The target may be of
-            `targets.minibatch`.
-        num_samples: draws for a step, even; by default max(64, 2 d) of a full-rank q, 64 of a
-            mean-field one; 16 may do for `hessian`. Fewer than d are warned of, under `stein` and
-            full rank: the noise of d² numbers keeps steps from being taken.
+            memory -> (log_joint, memory), called once a step: for minibatches the memory is the
+            cursor of `fitting.minibatches`, and the target of `targets.minibatch`.
+        num_samples: draws for a step, even, in mirrored pairs, under which E[∇ log p] of a Gaussian
+            target is exact; by default max(64, 2 d) of a full-rank q, 64 of a mean-field one; 16 may
+            do for `hessian`. Fewer than d are warned of, under `stein` and full rank: the noise of d²
+            numbers keeps steps from being taken.
         learning_rate: ρ in (0, 1], or a function of the count of steps; `fit` averages the
             iterates of a constant, such as .2, as well.
-        curvature: `stein` or `hessian`.
+        curvature: `stein`, one gradient for each draw, or `hessian`, d products with the Hessian
+            besides: then ρ = 1 arrives at a Gaussian target in one step, and a mean-field q moves its
+            mean by Newton's step in all latents together, where under `stein` it creeps along
+            correlations. Heavy tails mislead it.
         retraction: how the precision stays positive, `clipped` or `quadratic`.
-        halvings: how often a step may be halved; 0 takes steps as they come, unless they end in
-            nan.
+        halvings: how often a step may be halved. Each is judged by as many fresh draws, halved until
+            the ELBO does not fall, and left out where it always would, so that a wild start, a funnel
+            or a nan leave q finite; 0 takes steps as they come, unless they end in nan.
 
     Returns:
         types.Rule: `init(params, memory=None)` of params of `families.full_rank` or `mean_field`,
         `step(key, state) -> (state, Step)`, with the ELBO in nats of the state that came in, and
-        `params(state)`. The step is not for differentiating.
+        `params(state)`; for `fitting.fit`, and not for differentiating. The mean moves by the new Λ.
+        `state.taken` says what share was taken;
+        zeros in a row mean that noise is all that is left to climb, or too few draws to detect a rise.
 
     Raises:
         ValueError: for an odd num_samples, a learning_rate outside (0, 1], or a negative number of
             halvings; (step) for leaves of q that log_joint never reads.
         TypeError: (init) for params of another family, or a full-rank q's in half precision.
+
+    Example:
+        >>> log_joint = lambda z: -0.5 * jnp.sum((z - 3.0) ** 2)
+        >>> rule = natural_gradient(log_joint, num_samples=4)
+        >>> params = {"loc": jnp.zeros(2), "log_scale": jnp.zeros(2)}  # of families.mean_field
+        >>> state, step = jax.jit(rule.step)(jax.random.key(0), rule.init(params))
+        >>> [round(float(m), 3) for m in rule.params(state)["loc"]]  # one Newton step
+        [3.0, 3.0]
 
     Reference: Khan, Rue, The Bayesian learning rule, 2023, arXiv:2107.04562; Opper, Archambeau, The
         variational Gaussian approximation revisited, 2009.
@@ -210,11 +210,13 @@ def mover(
 ) -> Callable[[Array], GaussianState]:
     """Return share -> the state after a step of that share of the rate."""
     if state.root.ndim == 1:
+        # Of a whole [d, d] curvature the variances read the diagonal, the mean all of it.
         dense = local.curvature.ndim == 2
         diagonal = jnp.diagonal(local.curvature) if dense else local.curvature
         newton = _newton(local) if dense else local.slope
 
         def shrink(share: Array) -> GaussianState:
+            """Return the mean-field state: σ ← σ / √precision, all in units of the old σ."""
             precision = retraction(diagonal, rate * share)
             change = state.root * (rate * share * newton / (1 if dense else precision))
             return _gaussian.replaced(state, change, state.root / jnp.sqrt(precision))
@@ -222,11 +224,14 @@ def mover(
         return shrink
     # In units of q the old precision is the identity, so that the two mix eigenvalue by eigenvalue.
     w, axes = jnp.linalg.eigh(local.curvature)
+    # L A and Aᵀ g: both in the eigenvectors A of the curvature.
     turned, slope = state.root @ axes, axes.T @ local.slope
 
     def turn(share: Array) -> GaussianState:
+        """Return the full-rank state, whose covariance is L A diag(1 / precision) Aᵀ Lᵀ."""
         precision = retraction(w, rate * share)
         change = turned @ (rate * share * slope / precision)
+        # Any root will do for the covariance; the state holds the triangular one.
         return _gaussian.replaced(state, change, triangle(turned / jnp.sqrt(precision)[None]))
 
     return turn
@@ -236,5 +241,6 @@ def _newton(local: Local) -> Array:
     """Return Newton's step of the mean in units of q, negative curvature by its size."""
     w, axes = jnp.linalg.eigh(local.curvature)
     size = jnp.abs(w)
+    # Directions without curvature would be walked along without end.
     least = w.size * jnp.finfo(w.dtype).eps * jnp.max(size)
     return axes @ ((axes.T @ local.slope) / jnp.maximum(size, least))

@@ -66,7 +66,8 @@ def gaussian_rule(
     if not callable(log_joint):
         cure = ": pass its log_joint" if hasattr(log_joint, "log_joint") else ""
         raise TypeError(
-            f"log_joint must be a function z -> log p(x, z), got a {type(log_joint).__name__}{cure}."
+            "log_joint must be a function z -> log p(x, z), got a "
+            f"{type(log_joint).__name__}{cure}."
         )
 
     def admit_mean(target: LogJoint) -> LogJoint:
@@ -75,8 +76,10 @@ def gaussian_rule(
     def step(key: Key[Array, ""], state: GaussianState) -> tuple[GaussianState, Step]:
         checks.key(key)
         _gaussian.check_state(state)
+        # One target for the whole step: what proposes it and what judges it see the same minibatch.
         target, memory = _target(log_joint, state.memory)
-        state = state._replace(memory=None)  # no step reads it, and no loop need carry it
+        # No step reads the memory, and the loop that halves steps need not carry it.
+        state = state._replace(memory=None)
 
         target = admit_mean(target) if admit is None else admit(target)
         count = default_samples(state) if num_samples is None else num_samples
@@ -104,6 +107,10 @@ def _target(log_joint: Callable[..., Any], memory: PyTree) -> tuple[LogJoint, Py
     return made
 
 
+Trial = tuple[GaussianState, Array, Array]
+"""The state after a step, how many lengths were tried, and whether this one is worse."""
+
+
 def take(
     state: GaussianState, target: Whitened, move: Callable[[Array], GaussianState], halvings: int
 ) -> GaussianState:
@@ -116,11 +123,14 @@ def take(
     what cannot be taken leaves q where it was.
     """
     one = jnp.ones_like(state.taken)
+    # [k]: log p at the state that came in, for all halvings.
     before = target.log_p(state, target.fresh_noise) if halvings else jnp.zeros(())
 
     def worse(new: GaussianState) -> Array:
+        """Whether a state is no Gaussian, or has a lower ELBO than the one that came in, ()."""
         if halvings == 0:
             return ~_gaussian.is_gaussian(new)
+        # ΔELBO = E[Δ log p] + Δ log |L|, with the noise of both states the same.
         gain = target.log_p(new, target.fresh_noise) - before
         entropy, entropy_before = (half_log_det(s.root) for s in (new, state))
         rise = jnp.mean(gain) + entropy - entropy_before
@@ -131,17 +141,18 @@ def take(
         fair = rise >= -0.5 * error - rounding
         return ~(_gaussian.is_gaussian(new) & jnp.isfinite(error) & fair)
 
-    def too_long(carry: Any) -> Array:
+    def too_long(carry: Trial) -> Array:
         _, tried, bad = carry
         return bad & (tried <= halvings)
 
-    def shorten(carry: Any) -> Any:
+    def shorten(carry: Trial) -> Trial:
         _, tried, _ = carry
         new = move(one * 0.5**tried)
         return new, tried + 1, worse(new)
 
     # The first step is the loop's too: the model is compiled once for all of them.
     new, tried, bad = while_loop(too_long, shorten, (state, jnp.int32(0), one > 0))
+    # `tried` counts the last trial too, at 1/2 to the power of one less.
     share = jnp.where(bad, 0.0, 0.5 ** (tried - 1)).astype(one.dtype)
     return where(bad, state, new)._replace(steps=state.steps + 1, taken=share)
 
@@ -153,13 +164,14 @@ def rate_at(rate: Rate, state: GaussianState) -> Array:
 
 def check_rate(rate: Rate, *, most: float = 1.0) -> None:
     """Refuse a learning rate that no step could use."""
-    # A traced rate, and what a schedule says, are seen only while running.
+    # A traced rate, and a schedule's values, are known only while running.
     if callable(rate) or not is_known(rate):
         return
     if not (jnp.ndim(rate) == 0 and 0 < rate <= most):
         allowed = f"in (0, {most:g}]" if most < float("inf") else "positive"
         raise ValueError(
-            f"learning_rate must be a number {allowed}, or a function of the count of steps, got {rate}."
+            f"learning_rate must be a number {allowed}, or a function of the count of steps, got "
+            f"{rate}."
         )
 
 

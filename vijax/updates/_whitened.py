@@ -41,6 +41,7 @@ def whiten(
     """Draw the noise of a step, in mirrored pairs if asked, and write log p as a function of it."""
     size, dtype = state.root.shape[0], ravel_pytree(state.loc)[0].dtype
     key_noise, key_fresh, key_model = jax.random.split(key, 3)
+    # The model's noise is that of the draws' rows, and the same before and after a step.
     model_keys = engine.plan(key_model, properties(log_joint).keyed, engine.iid, num_samples).model
 
     def log_p(state: GaussianState, e: Array) -> Array:
@@ -50,6 +51,7 @@ def whiten(
         return value.astype(e.dtype)
 
     def normal(key: Key[Array, ""]) -> Array:
+        """Return standard normal noise, [k, d]; mirrored pairs are rows i and i + k/2."""
         e = jax.random.normal(key, (num_samples // 2 if paired else num_samples, size), dtype)
         return jnp.concatenate([e, -e]) if paired else e
 
@@ -58,6 +60,7 @@ def whiten(
 
 def latents(state: GaussianState, e: Float[Array, "k d"]) -> PyTree:
     """Return the draws z = loc + L e, leaves [k, ...]."""
+    # Each row e [d] becomes a pytree like z.
     loc, unravel = ravel_pytree(state.loc)
     return jax.vmap(lambda e: unravel(loc + times_root(state.root, e)))(e)
 
@@ -78,6 +81,7 @@ def report(
     caveat = Caveat(only_mean) if only_mean else None
     drawn = Draws(latents(state, target.noise), log_p, log_q, only_mean=caveat)
 
+    # q's entropy does not depend on the mean, so this is the gradient of the ELBO by it.
     def mean_log_p(loc: PyTree) -> Array:
         return jnp.mean(target.log_p(state._replace(loc=loc), target.noise))
 
