@@ -1,4 +1,4 @@
-"""What may answer: params -> q, over any pytree of latents."""
+"""Variational families: params -> q, over any pytree of latents."""
 
 from vijax.families._adapt import adapt
 from vijax.families._autoregressive import inverse_autoregressive

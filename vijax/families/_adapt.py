@@ -1,6 +1,7 @@
-"""The two methods vijax asks of q, lent to distributions that spell them otherwise."""
+"""The two methods that vijax asks of q, for distributions of TFP and NumPyro."""
 
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
 from jaxtyping import Array
@@ -12,16 +13,19 @@ class _Adapted:
     """A distribution with `sample` and `log_prob`, as TFP and NumPyro have them, or with vijax's own two methods."""
 
     def __init__(
-        self, distribution: Any, *, reparameterized: bool | None, fixed_support: bool | None
+        self, distribution: PyTree, *, reparameterized: bool | None, fixed_support: bool | None
     ):
         self.adapted = distribution
         self.reparameterized = reparameterized
         self.fixed_support = fixed_support
 
-    def sample_and_log_prob(self, *, seed: Any, sample_shape: Any = ()) -> tuple[PyTree, Array]:
+    def sample_and_log_prob(
+        self, *, seed: Array, sample_shape: Sequence[int] = ()
+    ) -> tuple[PyTree, Array]:
         q, shape = self.adapted, tuple(sample_shape)
         if offers(q, Distribution):
             return q.sample_and_log_prob(seed=seed, sample_shape=shape)
+        # TFP takes sample(sample_shape, seed), NumPyro sample(key, sample_shape).
         by_name = "seed" in inspect.signature(q.sample).parameters
         z = q.sample(seed=seed, sample_shape=shape) if by_name else q.sample(seed, shape)
         return z, q.log_prob(z)
@@ -31,30 +35,37 @@ class _Adapted:
 
 
 def adapt(
-    distribution: Any, *, reparameterized: bool | None = None, fixed_support: bool | None = None
+    distribution: PyTree, *, reparameterized: bool | None = None, fixed_support: bool | None = None
 ) -> Any:
-    """Lend a TFP (JAX substrate) or NumPyro distribution the two methods that vijax calls, or declare any q's draws.
+    """Give a TFP (JAX) or NumPyro distribution vijax's two methods, or declare any q's draws.
 
-        (sample, log_prob)  ->  (sample_and_log_prob, log_prob)
+        (sample, log_prob)  →  (sample_and_log_prob, log_prob)
 
-    Nothing is believed of a distribution's own flags: its sampler's jaxpr is looked at like any other. What the jaxpr
-    cannot show, a draw that is continuous in its parameters in spite of a comparison (a spline, a guarded sigmoid), you
-    may declare here. distrax needs no adaptor otherwise.
+    distrax needs no adaptor. A distribution's own flags are not trusted: the jaxpr of its sampler
+    is read like any other.
 
     Args:
-        distribution: with `log_prob(z)` and either `sample(sample_shape, seed)`, `sample(key, sample_shape)` or
-            `sample_and_log_prob`.
-        reparameterized: True if its draws carry the whole derivative of its parameters, False if not; None lets the
-            jaxpr decide. A wrong True is a biased gradient.
-        fixed_support: True if no end of its support, and no value of a discrete one, depends on its parameters, so
-            that its score has mean zero; False if one does; None lets the library's own declaration, or the jaxpr,
-            decide. A wrong True is a biased gradient.
+        distribution: with `log_prob(z)` and either `sample(sample_shape, seed)`,
+            `sample(key, sample_shape)` or `sample_and_log_prob`.
+        reparameterized: True if its draws carry the whole derivative of its parameters, False if
+            not; None lets the jaxpr decide. True is for what the jaxpr cannot show: draws that are
+            continuous in the parameters in spite of a comparison (a spline, a guarded sigmoid). A
+            wrong True is a biased gradient.
+        fixed_support: True if no end of its support, and no value of a discrete one, depends on its
+            parameters, so that its score has mean zero; False if one does; None lets the library's
+            own declaration, or the jaxpr, decide. A wrong True is a biased gradient.
 
     Returns:
         A Distribution of the same draws, batch shape and densities.
 
     Raises:
         TypeError: where a method is missing.
+
+    Example:
+        >>> q = adapt(distrax.Normal(jnp.zeros(3), 1.0), fixed_support=True)
+        >>> z, log_q = q.sample_and_log_prob(seed=jax.random.key(0), sample_shape=(4,))
+        >>> z.shape, q.fixed_support
+        ((4, 3), True)
 
     Reference: Dillon et al., TensorFlow distributions, 2017, arXiv:1711.10604.
     """

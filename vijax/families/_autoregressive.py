@@ -23,48 +23,56 @@ def inverse_autoregressive(
 ) -> Family:
     """Normalizing flow that shifts and scales each number of the noise given those before it.
 
-        z = loc + S T(e),   T = T_layers ∘ … ∘ T₁,   (T_l x)ᵢ = m(x₍<i₎) + exp(s(x₍<i₎)) xᵢ,   e ~ N(0, I)
-        log q(z) = log N(e; 0, I) - Σ_l Σᵢ sᵢ - log |det S|
+        z = loc + S T(e),   T = T_layers ∘ … ∘ T₁,   (T_l x)ᵢ = m(x₍<i₎) + exp(s(x₍<i₎)) xᵢ
 
-    For posteriors that no Gaussian fits, under `reparam`, `score` and whatever else draws and weighs its own draws: one
-    pass through a masked network (MADE) for each layer. log q(z) of a z from elsewhere solves for x one number after
-    another, d passes for each layer, forward and backward: that is the price of `dreg` and `draws.stratified`, where
-    `spline_coupling` is the cheaper flow. Every other layer runs through the latents backwards.
-
-    Of its own draws q knows log q along their path. Of a z from elsewhere the rounding of z itself counts, which large
-    weights magnify, to tenths of a nat and far more in float32, by whatever algorithm: after a fit, and before `dreg`
-    or `stratified`, look at how far the two are apart, in nats,
-
-        z, log_q = q.sample_and_log_prob(seed=key, sample_shape=(1000,));  max |vmap(q.log_prob)(z) - log_q|
+    For posteriors that no Gaussian fits, under `reparam` and other estimators that weigh their own
+    draws, which cost one pass a layer.
 
     Args:
-        layers: of the flow.
-        hidden: widths of each network's tanh layers; the last one, m and s for each latent, starts at zero. For every
-            latent to hear all those before it, no width should be below the number of latents less one.
-        base: a Gaussian family with as much noise as latents: `full_rank()`, or `mean_field()` for many latents.
+        layers: of the flow; every other one runs through the latents backwards.
+        hidden: widths of each network's (MADE's) tanh layers; the last one, m and s for each
+            latent, starts at zero. For every latent to depend on all those before it, no width
+            should be below the number of latents less one.
+        base: a Gaussian family with as much noise as latents: `full_rank()`, or `mean_field()` for
+            many latents.
 
     Returns:
-        Family: `init(key, like)` starts as base does, params {"base": ..., "layers": [networks]}; `dist(params)` has
-        batch shape (). s stays within ±3.
+        Family: `init(key, like)` starts as base does, params {"base": ..., "layers": [networks]};
+        `dist(params)` has batch shape (). s stays within ±3. log q(z) of a z from elsewhere, as
+        `dreg` and `draws.stratified` ask for, solves for one number after another, d passes a layer
+        (`spline_coupling` needs one), and rounding of z counts: large weights magnify it to tenths
+        of a nat and far more in float32. Check, after a fit, how far `q.log_prob` is from the log q
+        of its own draws.
 
     Raises:
-        TypeError: (init) for latents that are not floating; for a base whose members offer no `affine`.
+        TypeError: (init) for latents that are not floating; for a base whose members offer no
+            `affine`.
         ValueError: for layers or widths below 1; (init) for a base such as `low_rank`.
 
-    Reference: Kingma, Salimans, Jozefowicz, Chen, Sutskever, Welling, Improving variational inference with inverse
-        autoregressive flow, 2016, arXiv:1606.04934; Germain, Gregor, Murray, Larochelle, MADE, 2015, arXiv:1502.03509.
+    Example:
+        >>> family = inverse_autoregressive(layers=1, hidden=(4,), base=vj.families.mean_field())
+        >>> params = family.init(jax.random.key(0), jnp.zeros(2))
+        >>> log_q = family.dist(params).log_prob(jnp.zeros(2))  # the base's, log N(0; 0, 0.1² I)
+        >>> round(float(log_q), 3)
+        2.767
+
+    Reference: Kingma, Salimans, Jozefowicz, Chen, Sutskever, Welling, Improving variational
+        inference with inverse autoregressive flow, 2016, arXiv:1606.04934; Germain, Gregor, Murray,
+        Larochelle, MADE, 2015, arXiv:1502.03509.
     """
     positive(layers=layers)
     hidden = networks.widths(hidden)
 
-    def init(key: Any, d: int, dtype: Any) -> PyTree:
+    def init(key: Array, d: int, dtype: np.dtype[Any]) -> PyTree:
         return [networks.init(k, (d, *hidden, 2 * d), dtype) for k in jax.random.split(key, layers)]
 
     def maps(params: PyTree, d: int) -> tuple[Map, Map]:
+        # Latents are numbered 1 to d in even layers, and d to 1 in odd ones.
         positions = [np.arange(1, d + 1)[:: 1 - 2 * (l % 2)] for l in range(layers)]
         masks = [networks.autoregressive_masks(p, hidden, 2) for p in positions]
 
         def shift_and_scale(l: int, x: Array) -> tuple[Array, Array]:
+            # [2d]: m and s of each number, from those before it alone
             out = networks.apply(params[l], x, masks[l])
             return out[:d], _MOST * jnp.tanh(out[d:] / _MOST)
 
@@ -75,18 +83,19 @@ def inverse_autoregressive(
                 x, total = shift + jnp.exp(log_scale) * x, total + jnp.sum(log_scale)
             return x, total
 
+        # Number i of x is right once those before it are: d passes of the same network.
         def inverse(y: Array) -> tuple[Array, Array]:
             total = jnp.zeros((), y.dtype)
             for l in range(layers)[::-1]:
 
                 def solve(
-                    found: tuple[Array, Array], i: Array, l: int = l, y: Array = y
+                    carry: tuple[Array, Array], i: Array, l: int = l, y: Array = y
                 ) -> tuple[tuple[Array, Array], None]:
-                    x, seen = found
+                    x, log_scales = carry
                     shift, log_scale = shift_and_scale(l, x)
                     here = positions[l] == i + 1
                     x = jnp.where(here, (y - shift) * jnp.exp(-log_scale), x)
-                    return (x, jnp.where(here, log_scale, seen)), None
+                    return (x, jnp.where(here, log_scale, log_scales)), None
 
                 start = (jnp.zeros_like(y), jnp.zeros_like(y))
                 (y, log_scales), _ = scan(solve, start, jnp.arange(d))

@@ -1,10 +1,11 @@
-"""Normal noise bent by a flow, then carried to the latents by a Gaussian family: what every flow here is made of."""
+"""A flow of normal noise, then the affine map of a Gaussian family: what the flows here share."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
@@ -14,6 +15,7 @@ from vijax.gaussians.affine import standard_quantile
 from vijax.gaussians.whitening import location, whiten
 from vijax.types import Family, PyTree
 
+# x -> (y, log |det ∂y/∂x|), both of [d]
 Map = Callable[[Array], tuple[Array, Array]]
 
 
@@ -29,7 +31,7 @@ class _Flow:
 
     fixed_support = True
 
-    def __init__(self, gaussian: Any, forward: Map, inverse: Map, dtype: Any):
+    def __init__(self, gaussian: PyTree, forward: Map, inverse: Map, dtype: np.dtype[Any]):
         self._gaussian, self._forward, self._inverse, self._dtype = (
             gaussian,
             forward,
@@ -43,7 +45,9 @@ class _Flow:
         e = standard_quantile(u, self._dtype)
         return self._gaussian.affine(self._forward(e)[0])
 
-    def sample_and_log_prob(self, *, seed: Any, sample_shape: Any = ()) -> tuple[PyTree, Array]:
+    def sample_and_log_prob(
+        self, *, seed: Array, sample_shape: Sequence[int] = ()
+    ) -> tuple[PyTree, Array]:
         def one(e: Array) -> tuple[PyTree, Array]:
             x, log_det = self._forward(e)
             return self._gaussian.affine(x), self._density(e, log_det)
@@ -56,6 +60,7 @@ class _Flow:
         return self._density(*self._inverse(whiten(self._gaussian, z, self._dtype)))
 
     def _density(self, e: Array, log_det: Array) -> Array:
+        # The Gaussian's density at its own location is -log |det S| - d/2 log 2π.
         of_loc = self._gaussian.log_prob(location(self._gaussian, self._dtype))
         return of_loc - 0.5 * jnp.sum(jnp.square(e)) - log_det
 
@@ -63,6 +68,7 @@ class _Flow:
 def size(base: Family, params: PyTree, flow: str) -> int:
     """Return how many latents a Gaussian base has; refuse one that no flow can be inverted through."""
     gaussian = affine_member(base, params, flow)
+    # More noise than latents, as of low_rank, has no inverse.
     drawn = jax.eval_shape(lambda: ravel_pytree(gaussian.affine(jnp.zeros(gaussian.uniforms)))[0])
     if gaussian.uniforms != drawn.shape:
         raise ValueError(
@@ -76,7 +82,7 @@ def size(base: Family, params: PyTree, flow: str) -> int:
 def over(
     base: Family,
     flow: str,
-    init: Callable[[Any, int, Any], PyTree],
+    init: Callable[[Array, int, Any], PyTree],
     maps: Callable[..., tuple[Map, Map]],
 ) -> Family:
     """Return the family of a base's affine maps after a flow.
@@ -89,7 +95,7 @@ def over(
     """
     checks.family(base, "base")
 
-    def start(key: Any, like: PyTree) -> PyTree:
+    def start(key: Array, like: PyTree) -> PyTree:
         of_base, of_layers = jax.random.split(key)
         params = base.init(of_base, like)
         dtype = jnp.result_type(*jax.tree.leaves(params))

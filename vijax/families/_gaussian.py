@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,27 +23,34 @@ _FIELDS = {"loc", "log_scale", "lower", "factor"}  # of all Gaussian families
 def mean_field(*, scale: float = 0.1) -> Family:
     """Independent Gaussians over every element of the latents.
 
-        q(z) = Π_d N(z_d; m_d, s_d²),   params {"loc": like z, "log_scale": like z}
+        q(z) = Π_d N(z_d; m_d, s_d²)
 
-    The first thing to try, and cheap at any size; it understates the spread of correlated posteriors.
+    The first thing to try, and cheap at any size; it understates the spread of correlated
+    posteriors.
 
     Args:
         scale: initial standard deviation.
 
     Returns:
-        Family: `init(key, like)` starts at the values of `like` (the key is not needed), `dist(params)` has batch
-        shape ().
+        Family: `init(key, like)` starts at the values of `like` (the key is not needed), with
+        params {"loc": like z, "log_scale": like z}; `dist(params)` has batch shape ().
 
     Raises:
         TypeError: (init) for latents that are not floating.
         ValueError: for a scale that is not positive.
 
-    Reference: Kucukelbir, Tran, Ranganath, Gelman, Blei, Automatic differentiation variational inference, 2017,
-        arXiv:1603.00788.
+    Example:
+        >>> family = mean_field(scale=1.0)
+        >>> q = family.dist(family.init(jax.random.key(0), {"mu": 0.0, "theta": jnp.zeros(3)}))
+        >>> round(float(q.log_prob({"mu": 0.0, "theta": jnp.zeros(3)})), 3)  # -4/2 log 2π
+        -3.676
+
+    Reference: Kucukelbir, Tran, Ranganath, Gelman, Blei, Automatic differentiation variational
+        inference, 2017, arXiv:1603.00788.
     """
     _admit(scale)
 
-    def init(key: Any, like: PyTree) -> PyTree:
+    def init(key: Array | None, like: PyTree) -> PyTree:
         params, _ = _start(like, scale)
         return params
 
@@ -61,23 +67,30 @@ def full_rank(*, scale: float = 0.1) -> Family:
 
         q(z) = N(z; m, L Lᵀ),   L = diag(s) (I + strictly lower triangle)
 
-    For up to a few hundred correlated latents: d(d+1)/2 parameters. The triangle is kept relative to the scales, the
-    parameterisation whose fits stay stable at step sizes where a free triangle diverges.
+    For up to a few hundred correlated latents. The triangle is relative to the scales: fits stay
+    stable at step sizes where a free triangle diverges.
 
     Args:
         scale: initial standard deviation, without correlation.
 
     Returns:
-        Family, of batch shape (); `init(key, like)` starts as `mean_field` does.
+        Family, of batch shape (); `init(key, like)` starts as `mean_field` does; "lower" has
+        d(d-1)/2 numbers.
 
     Raises:
         TypeError, ValueError: as `mean_field`.
 
-    Reference: Titsias, Lázaro-Gredilla, Doubly stochastic variational Bayes for non-conjugate inference, 2014.
+    Example:
+        >>> params = full_rank().init(jax.random.key(0), jnp.zeros(4))
+        >>> {name: leaf.shape for name, leaf in params.items()}
+        {'loc': (4,), 'log_scale': (4,), 'lower': (6,)}
+
+    Reference: Titsias, Lázaro-Gredilla, Doubly stochastic variational Bayes for non-conjugate
+        inference, 2014.
     """
     _admit(scale)
 
-    def init(key: Any, like: PyTree) -> PyTree:
+    def init(key: Array | None, like: PyTree) -> PyTree:
         params, vector = _start(like, scale)
         entries = vector.size * (vector.size - 1) // 2
         return {**params, "lower": jnp.zeros(entries, vector.dtype)}
@@ -96,8 +109,8 @@ def low_rank(*, rank: int, scale: float = 0.1) -> Family:
 
         q(z) = N(z; m, diag(s)² + F Fᵀ),   F [d, rank]
 
-    When the latents are too many for `full_rank` and too correlated for `mean_field`: (2 + rank) d parameters, and
-    O(d rank²) to evaluate.
+    For latents too many for `full_rank` and too correlated for `mean_field`: O(d rank²) to
+    evaluate.
 
     Args:
         rank: number of directions.
@@ -110,15 +123,20 @@ def low_rank(*, rank: int, scale: float = 0.1) -> Family:
         TypeError: for a rank that is no whole number; (init) for latents that are not floating.
         ValueError: for rank < 1, and a scale that is not positive.
 
-    Reference: Ong, Nott, Smith, Gaussian variational approximation with a factor covariance structure, 2018,
-        arXiv:1701.03208.
+    Example:
+        >>> low_rank(rank=2).init(jax.random.key(0), jnp.zeros(5))["factor"].shape
+        (5, 2)
+
+    Reference: Ong, Nott, Smith, Gaussian variational approximation with a factor covariance
+        structure, 2018, arXiv:1701.03208.
     """
     checks.static_count(rank, "rank", why="; rank 0 is mean_field")
     _admit(scale)
 
-    def init(key: Any, like: PyTree) -> PyTree:
+    def init(key: Array, like: PyTree) -> PyTree:
         params, vector = _start(like, scale)
         shape = (vector.size, rank)
+        # Not zero, where the slope in the factor would vanish.
         return {**params, "factor": 0.1 * scale * jax.random.normal(key, shape, vector.dtype)}
 
     def dist(params: PyTree) -> AffineGaussian:
@@ -129,7 +147,7 @@ def low_rank(*, rank: int, scale: float = 0.1) -> Family:
     return Family(init, dist)
 
 
-def affine_member(base: Family, params: PyTree, of: str) -> Any:
+def affine_member(base: Family, params: PyTree, of: str) -> PyTree:
     """Return the member of a base family; refuse one that is no affine map of noise."""
     gaussian = base.dist(params)
     if not offers(gaussian, Affine):
@@ -175,6 +193,7 @@ def _scales(params: PyTree) -> tuple[PyTree, Array]:
 
 def fields(params: PyTree, family: str, *own: str) -> None:
     """Refuse params of another family, whose fields would go unread or are missing."""
+    # A field of another Gaussian family would be ignored in silence.
     is_mapping = isinstance(params, Mapping)
     found = set(params) if is_mapping else {described(params)}
     if not is_mapping or (_FIELDS & found) - set(own) or set(own) - found:

@@ -13,8 +13,9 @@ from vijax.types import PyTree
 # The last layer starts at zero, so that whatever a network is added to starts as it would without.
 
 
-def init(key: Any, sizes: Sequence[int], dtype: Any) -> PyTree:
+def init(key: Array, sizes: Sequence[int], dtype: np.dtype[Any]) -> PyTree:
     """Return layers of these widths, random but for the last, which is zero."""
+    # Weights of variance 1 / inputs keep the size of what passes through.
     inner = zip(jax.random.split(key, len(sizes)), sizes[:-2], sizes[1:-1], strict=False)
     layers = [
         {
@@ -58,6 +59,7 @@ def autoregressive_masks(
     masks = [
         into[None, :] >= out[:, None] for out, into in zip(degrees[:-1], degrees[1:], strict=True)
     ]
+    # An output takes units of lower degree than its position, so not its own input.
     return [*masks, np.tile(positions, outputs)[None, :] > degrees[-1][:, None]]
 
 

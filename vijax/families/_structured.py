@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
+from jaxtyping import Array
 
 from vijax.families import _networks as networks
 from vijax.types import Family, Joint, PyTree
@@ -14,22 +15,23 @@ from vijax.types import Family, Joint, PyTree
 class Given(NamedTuple):
     """A family whose parameters move with earlier leaves; a part of `structured`, made by `given`."""
 
+    # The leaves it is given, the family of its own leaf, and the widths of the network
     names: tuple[str, ...]
     family: Family
     hidden: tuple[int, ...]
 
 
 def given(names: str | Sequence[str], family: Family, *, hidden: Sequence[int] = ()) -> Given:
-    """Conditional for a part of `structured`: a family whose parameters are shifted by earlier leaves.
+    """Conditional for a part of `structured`: a family whose parameters move with earlier leaves.
 
         q(z | a) = family(φ + A a + network(a)),   a: the earlier leaves as one vector
 
-    All of φ moves, spreads and correlations as well as locations, so that a Gaussian's spread may depend on a scale
-    above it. A and the network's last layer start at zero: it starts as the family alone. Latents far from order one
-    make A hard to learn: standardise, or `targets.transform`.
+    All of φ moves, scales and correlations as well as locations. A and the network's last layer
+    start at zero.
 
     Args:
-        names: the earlier leaf or leaves.
+        names: the earlier leaf or leaves. Latents far from order one make A hard to learn:
+            standardize, or `targets.transform`.
         family: any Family, of the leaf that comes later.
         hidden: widths of the network's tanh layers; () is the affine map alone.
 
@@ -40,8 +42,16 @@ def given(names: str | Sequence[str], family: Family, *, hidden: Sequence[int] =
         TypeError: for what is no Family.
         ValueError: for no names, and widths below 1.
 
-    Reference: Ranganath, Tran, Blei, Hierarchical variational models, 2016, arXiv:1511.02386 (the structure);
-        Ambrogioni et al., Automatic structured variational inference, 2021, arXiv:2002.00643.
+    Example:
+        >>> part = given("tau", vj.families.mean_field())
+        >>> family = structured({"tau": vj.families.mean_field(), "theta": part})
+        >>> params = family.init(jax.random.key(0), {"tau": 0.0, "theta": jnp.zeros(3)})
+        >>> params["theta"]["affine"].shape  # from tau to 3 locations and 3 log-scales
+        (1, 6)
+
+    Reference: Ranganath, Tran, Blei, Hierarchical variational models, 2016, arXiv:1511.02386 (the
+        structure); Ambrogioni et al., Automatic structured variational inference, 2021,
+        arXiv:2002.00643.
     """
     if not isinstance(family, Family):
         raise TypeError(
@@ -56,33 +66,38 @@ def given(names: str | Sequence[str], family: Family, *, hidden: Sequence[int] =
 
 
 def structured(parts: Mapping[str, Family | Given]) -> Family:
-    """Family over a dict of latents, drawn in the order written: each part alone, or given earlier parts.
+    """Family over a dict of latents, drawn in order: each part alone, or given earlier parts.
 
         q(z) = Π_name q(z_name | z_earlier)
 
-    For hierarchies, where groups depend on what is above them, and whenever the leaves want families of their own. q is
-    a `types.Joint`, so that estimators that work leaf by leaf (`auto`, `factored`, `gdreg`) see the leaves. Gaussian
-    parts with affine conditionals (`given(names, mean_field())`) hold every Gaussian whose precision, within a part, is
-    diagonal: all correlations between parts that are given to each other.
-
-        family = structured({
-            "tau": mean_field(),
-            "theta": given("tau", mean_field(), hidden=(16,)),
-        })
+    For hierarchies, whose groups depend on what is above them, and for leaves that need families of
+    their own.
 
     Args:
-        parts: name -> a Family, of that leaf or subtree, or `given(names, family)`.
+        parts: name -> a Family, of that leaf or subtree, or `given(names, family)`. Gaussian parts
+            with affine conditionals (`given(names, mean_field())`) hold every Gaussian whose
+            precision, within a part, is diagonal.
 
     Returns:
-        Family: `init(key, like)` with `like` a dict of these names; params {name: params of the part}; `dist(params)`
-        is a Joint of the parts' batch shape ().
+        Family: `init(key, like)` with `like` a dict of these names; params {name: params of the
+        part}; `dist(params)` is a `types.Joint` of the parts' batch shape (), whose leaves `auto`,
+        `factored` and `gdreg` can work on one by one.
 
     Raises:
         TypeError: for what is neither a Family nor a `given`.
-        ValueError: for no parts, a name that is not of an earlier part, (init) a `like` of other names.
+        ValueError: for no parts, a name that is not of an earlier part, (init) a `like` of other
+            names.
 
-    Reference: Hoffman, Blei, Structured stochastic variational inference, 2015, arXiv:1404.4114; Ambrogioni et al.,
-        Automatic structured variational inference, 2021, arXiv:2002.00643.
+    Example:
+        >>> mean_field = vj.families.mean_field(scale=1.0)
+        >>> family = structured({"tau": mean_field, "theta": given("tau", mean_field)})
+        >>> params = family.init(jax.random.key(0), {"tau": 0.0, "theta": jnp.zeros(3)})
+        >>> log_q = family.dist(params).parts({"tau": 0.0, "theta": jnp.zeros(3)})
+        >>> round(float(log_q["theta"]), 3)  # -3/2 log 2π
+        -2.757
+
+    Reference: Hoffman, Blei, Structured stochastic variational inference, 2015, arXiv:1404.4114;
+        Ambrogioni et al., Automatic structured variational inference, 2021, arXiv:2002.00643.
     """
     parts = dict(parts)
     if not parts:
@@ -94,14 +109,15 @@ def structured(parts: Mapping[str, Family | Given]) -> Family:
                 f"part '{name}' must be a Family or families.given(names, family), got "
                 f"{part!r:.60}."
             )
-        if isinstance(part, Given) and (late := [n for n in part.names if n not in earlier]):
+        late = [n for n in part.names if n not in earlier] if isinstance(part, Given) else []
+        if late:
             raise ValueError(
                 f"part '{name}' is given {late}, and the parts before it are {earlier}: write a "
                 "part after those that it is given."
             )
         earlier.append(name)
 
-    def init(key: Any, like: PyTree) -> PyTree:
+    def init(key: Array, like: PyTree) -> PyTree:
         if not isinstance(like, Mapping) or set(like) != set(parts):
             found = list(like) if isinstance(like, Mapping) else f"a {type(like).__name__}"
             raise ValueError(
@@ -118,11 +134,12 @@ def structured(parts: Mapping[str, Family | Given]) -> Family:
     return Family(init, dist)
 
 
-def _start(key: Any, part: Family | Given, like: PyTree, name: str) -> PyTree:
+def _start(key: Array, part: Family | Given, like: PyTree, name: str) -> PyTree:
     if isinstance(part, Family):
         return part.init(key, like[name])
     of_family, of_network = jax.random.split(key)
     params = part.family.init(of_family, like[name])
+    # A and the network map the earlier leaves, [inputs], to shifts of all parameters, [outputs].
     vector, _ = ravel_pytree(params)
     inputs = sum(jnp.size(leaf) for n in part.names for leaf in jax.tree.leaves(like[n]))
     sizes = (inputs, *part.hidden, vector.size)
@@ -141,6 +158,7 @@ def _conditional(part: Family | Given, params: PyTree) -> Any:
     def conditional(earlier: PyTree) -> Any:
         vector, unravel = ravel_pytree(params["family"])
         x = ravel_pytree({n: earlier[n] for n in part.names})[0].astype(vector.dtype)
+        # A a + network(a), added to φ as one vector
         shift = x @ params["affine"]
         if part.hidden:
             shift = shift + networks.apply(params["network"], x)

@@ -1,10 +1,12 @@
 """Multivariate Student-t: any Gaussian family with heavy tails."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array
 
@@ -22,15 +24,18 @@ class _StudentT:
 
     fixed_support = True
 
-    def __init__(self, gaussian: Any, degrees: float, dtype: Any):
+    def __init__(self, gaussian: PyTree, degrees: float, dtype: np.dtype[Any]):
         self._gaussian, self._degrees, self._dtype = gaussian, degrees, dtype
 
-    def sample_and_log_prob(self, *, seed: Any, sample_shape: Any = ()) -> tuple[PyTree, Array]:
+    def sample_and_log_prob(
+        self, *, seed: Array, sample_shape: Sequence[int] = ()
+    ) -> tuple[PyTree, Array]:
         of_normal, of_scale = jax.random.split(seed)
 
         def one(e: Array, log_gamma: Array) -> tuple[PyTree, Array]:
             # χ² = 2 Gamma(degrees / 2), through its logarithm: a small χ² is no float, and its logarithm is.
             scale = jnp.exp(0.5 * (math.log(self._degrees / 2) - log_gamma))
+            # loc and S e, of which e √(ν / χ²) scales the second alone
             loc, spread = jax.jvp(self._gaussian.affine, (jnp.zeros_like(e),), (e,))
             z = jax.tree.map(
                 lambda loc, spread: loc + scale.astype(loc.dtype) * spread, loc, spread
@@ -47,6 +52,7 @@ class _StudentT:
         square = squared_distance(self._gaussian, z, self._dtype)
         loc = location(self._gaussian, self._dtype)
         d, n = ravel_pytree(loc)[0].size, self._degrees
+        # The Gaussian's value at loc has -log |S| - d/2 log 2π; the rest is the t's own constant.
         constant = math.lgamma((n + d) / 2) - math.lgamma(n / 2) - 0.5 * d * math.log(n / 2)
         return self._gaussian.log_prob(loc) + constant - 0.5 * (n + d) * jnp.log1p(square / n)
 
@@ -55,27 +61,34 @@ def student_t(*, degrees: float | int, base: Family = _FULL_RANK) -> Family:
     """Multivariate Student-t with the location and shape of a Gaussian family's member.
 
         z = loc + S e √(ν / χ²),   e ~ N(0, I),   χ² ~ chi-squared(ν),   ν = degrees
-        q(z) ∝ (1 + (z - loc)ᵀ Σ⁻¹ (z - loc) / ν)^(-(ν + d) / 2),   Σ = S Sᵀ
 
-    For posteriors with heavier tails than a Gaussian's, where `diagnostics.khat` of a Gaussian q is too large, and as a
-    proposal for importance sampling. All latents share one χ². Σ is the shape: the covariance is Σ ν / (ν - 2), for
-    ν > 2. `degrees` is fixed, so that no derivative goes through the gamma draw, and the gradient is as exact as the
-    Gaussian's. Antithetic and quasi-Monte Carlo draws are not offered: χ² has no quantile here.
+    For posteriors with heavier tails than a Gaussian's, where `diagnostics.khat` of a Gaussian q is
+    too large, and as a proposal for importance sampling.
 
     Args:
-        degrees: ν, a positive number.
+        degrees: ν, a positive number. It is fixed, so that no derivative goes through the gamma
+            draw, and the gradient is as exact as the Gaussian's.
         base: a Gaussian family: `full_rank()`, `mean_field()` or `low_rank(rank=r)`.
 
     Returns:
         Family: `init(key, like)` and params are those of base; `dist(params)` has batch shape ().
+        All latents share one χ². Σ = S Sᵀ is the shape: the covariance is Σ ν / (ν - 2), for ν > 2.
+        Antithetic and quasi-Monte Carlo draws are not offered: χ² has no quantile here.
 
     Raises:
-        TypeError: for degrees that are not a number fixed while tracing; (dist) for a base whose members offer no
-            `affine`.
-        ValueError: for degrees that are not positive and finite; (dist) for so few that draws leave the range of
-            the params' dtype: .31 in float32, .04 in float64.
+        TypeError: for degrees that are not a number fixed while tracing; (dist) for a base whose
+            members offer no `affine`.
+        ValueError: for degrees that are not positive and finite; (dist) for so few that draws leave
+            the range of the params' dtype: .31 in float32, .04 in float64.
 
-    Reference: Domke, Sheldon, Importance weighting and variational inference, 2018, arXiv:1808.09034 (elliptical q).
+    Example:
+        >>> family = student_t(degrees=1.0, base=vj.families.mean_field(scale=1.0))
+        >>> q = family.dist(family.init(jax.random.key(0), jnp.zeros(())))
+        >>> round(float(q.log_prob(jnp.array(2.0))), 3)  # a Cauchy's, -log 5π
+        -2.754
+
+    Reference: Domke, Sheldon, Importance weighting and variational inference, 2018,
+        arXiv:1808.09034 (elliptical q).
     """
     checks.family(base, "base")
     if not is_known(degrees):
