@@ -28,7 +28,8 @@ _OPERATORS = frozenset("Var Cov KL ELBO argmax argmin erf logit diag tr sign sd"
 def is_formula(lines: list[str]) -> bool:
     """Whether a block of a docstring is mathematics, and no code."""
     text = "".join(lines)
-    return not text.isascii() and ">>>" not in text and "def " not in text and "#" not in text
+    code = ">>>" in text or "def " in text or "#" in text
+    return not code and (not text.isascii() or bool(re.search(r"\blog [pq]\(", text)))
 
 
 _ACCENTS = {"\u0303": r"\tilde", "\u0302": r"\hat", "\u0304": r"\bar"}

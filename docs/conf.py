@@ -13,6 +13,8 @@ author = "The vijax authors"
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.mathjax", "sphinx.ext.napoleon"]
 html_theme = "furo"
 nb_execution_mode = "off"
+html_show_copyright = False
+default_role = "code"  # single backticks
 smartquotes = False  # B' is a derivative
 autodoc_typehints = "signature"
 autodoc_member_order = "bysource"
@@ -30,6 +32,10 @@ def mend(app, what, name, obj, options, lines):
         r"(?m)^Reference: ((?:.|\n)*?)(?=\n\s*\n|\Z)",
         lambda m: "Reference: " + " ".join(m[1].split()),
         text,
+    )
+    # Napoleon takes what stands before a colon for a type. A sentence gets an empty one.
+    text = re.sub(
+        r"(?m)^(Returns:\n    )(?=[^:\n]*: )(?![A-Z][\w.]*(?:\[[^\n]*?\])?: )", r"\1: ", text
     )
     out, section = [], False
     rows = iter([*text.split("\n"), ""])
@@ -52,6 +58,12 @@ def mend(app, what, name, obj, options, lines):
     lines[:] = out
 
 
+def skip(app, what, name, obj, skip, options):
+    """Leave out the fields of tuples, which their class describes."""
+    return True if (getattr(obj, "__doc__", None) or "").startswith("Alias for field") else None
+
+
 def setup(app):
     """Tell Sphinx of it, before napoleon has its turn."""
     app.connect("autodoc-process-docstring", mend, priority=400)
+    app.connect("autodoc-skip-member", skip)
