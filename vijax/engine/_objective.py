@@ -120,6 +120,22 @@ def make_objective(
         draw: how to draw.
         estimator: an Estimator; or a function of the admitted call, where q decides which one.
         path_bound: the bound whose derivatives q's path gets, where that is another one.
+
+    Returns:
+        `types.Objective`.
+
+    Example:
+        >>> def strategy(request):  # the reparameterization gradient
+        ...     def rows(seeds):
+        ...         z, log_q = request.sample(seeds)
+        ...         log_p, aux = request.evaluate(z, log_q, seeds)
+        ...         return Evaluated(log_p, log_q, z, aux)
+        ...     return Strategy(rows, lambda log_p, log_q, extra: request.bound(log_p - log_q))
+        >>> objective = make_objective("mine", vj.bounds.elbo, vj.draws.iid, Estimator(Needs(), strategy))
+        >>> log_p = lambda z: 2.0 - 0.5 * z**2 - 0.5 * jnp.log(2 * jnp.pi)
+        >>> q = vj.families.mean_field().dist({"loc": jnp.zeros(()), "log_scale": jnp.zeros(())})
+        >>> round(float(objective(jax.random.key(0), log_p, q, num_samples=4).value), 3)
+        2.0
     """
     _refuse_more_arguments(bound)
     for_path = bound if path_bound is None else path_bound
@@ -131,7 +147,7 @@ def make_objective(
     def objective(
         key: Key[Array, ""],
         log_joint: LogJoint,
-        q: Any,
+        q: Distribution | PyTree,
         *,
         num_samples: int,
         chunk_size: int | None = None,
@@ -139,29 +155,37 @@ def make_objective(
         request = admit(
             name, bound, for_path, draw, needs, key, log_joint, q, num_samples, chunk_size
         )
+        # `auto` chooses by q; what it chose has needs of its own.
         chosen = estimator if isinstance(estimator, Estimator) else estimator(request)
         require(request, chosen.needs)
-        found = estimate(request, chosen.strategy(request))
+        result = estimate(request, chosen.strategy(request))
         if chosen.own_derivative:
-            return found
+            return result
+        # Inside another log_joint whose value passes through what is not linear, only the value may stand.
         through = checks.needs_own_derivative()
         if through is not None:
             refusal = refusals.right_in_its_mean(name, through)
-            return found._replace(value=checks.value_alone(found.value, refusal))
-        return once_differentiable(found, name)
+            return result._replace(value=checks.value_alone(result.value, refusal))
+        return once_differentiable(result, name)
 
     return objective
 
 
 def taking(name: str, arguments: str = "bounds.elbo") -> Callable[[F], F]:
-    """Decorate an estimator, whose arguments are named where a key and a model were given instead."""
+    """Decorate an estimator, whose arguments are named where a key and a model were given instead.
+
+    Example:
+        >>> halved = taking("halved")(lambda bound: lambda log_w: 0.5 * bound(log_w))
+        >>> float(halved(vj.bounds.elbo)(jnp.array([1.0, 3.0])))
+        1.0
+    """
     made = f"gradients.{name}({arguments})"
     return usage(
         f"gradients.{name}", f"{made}, and the outcome as (key, log_joint, q, num_samples=16)"
     )
 
 
-def _refuse_more_arguments(bound: Any) -> None:
+def _refuse_more_arguments(bound: object) -> None:
     """Refuse what is no bound, and one that cannot be called with log_w alone."""
     if not callable(bound) or isinstance(bound, Distribution):
         raise refusals.not_a_function(bound)
@@ -170,10 +194,13 @@ def _refuse_more_arguments(bound: Any) -> None:
     except ValueError as error:
         if isinstance(bound, partial):
             raise refusals.not_a_bound(bound, error) from None
-        return  # a builtin that tells no signature
+        # A builtin that shows no signature.
+        return
+    # An estimator takes a bound, an objective a number of samples.
     names = list(expected.parameters)
     if names[:1] == ["bound"] or "num_samples" in names:
         raise refusals.an_estimator(bound)
+    # With log_w alone: every other argument must have a default.
     try:
         expected.bind(None)
     except TypeError as error:
@@ -181,7 +208,14 @@ def _refuse_more_arguments(bound: Any) -> None:
 
 
 def once_differentiable(result: Estimate, estimator: str) -> Estimate:
-    """Return an estimate whose second derivatives are refused: an estimator's gradient is right in its mean alone."""
+    """Return an estimate whose second derivatives are refused: an estimator's gradient is right in its mean alone.
+
+    Example:
+        >>> estimate = lambda x: vj.types.Estimate(x**2, None)
+        >>> value = lambda x: once_differentiable(estimate(x), "score").value
+        >>> float(jax.grad(value)(3.0))
+        6.0
+    """
     refusal = partial(refusals.differentiated_twice, estimator)
     value = numerics.once_differentiable(result.value, refusal)
     return result._replace(value=jaxprs.mean_slope_alone(value))
@@ -190,10 +224,12 @@ def once_differentiable(result: Estimate, estimator: str) -> Estimate:
 def estimate(request: Request, strategy: Strategy) -> Estimate:
     """Evaluate every draw, take the value of what was found, and report it with the draws."""
     seeds = request.seeds if strategy.seeds is None else strategy.seeds
+    # Cheaper where it applies: no draw is evaluated a second time.
     if strategy.one_pass is not None:
         result = _in_one_pass(request, strategy.one_pass)
         if result is not None:
             return result
+    # A reply exists in chunks alone, so even one chunk goes that way.
     chunk_size = request.chunk_size
     if chunk_size is None or (chunk_size >= seeds.rows and strategy.reply is None):
         log_p, log_q, z, aux, extra = strategy.evaluate(seeds)
@@ -203,9 +239,11 @@ def estimate(request: Request, strategy: Strategy) -> Estimate:
             evaluated = strategy.evaluate(seeds)
             return (evaluated.log_p, evaluated.log_q, evaluated.extra), evaluated.aux
 
-        z = None  # draws that were stored would cost the memory that chunks save
+        # Draws that were stored would cost the memory that chunks save.
+        z = None
         (log_p, log_q, extra), aux = chunked(rows, seeds, chunk_size, reply=strategy.reply)
     if request.members is not None:
+        # One check where both bounds are the same.
         for bound in {id(b): b for b in (request.bound, request.path_bound)}.values():
             request.members.bound_apart(bound, log_q)
     if request.needs_smooth:
@@ -213,6 +251,7 @@ def estimate(request: Request, strategy: Strategy) -> Estimate:
     value = strategy.value(log_p, log_q, extra)
     if value.shape != log_q.shape[1:]:
         raise refusals.wrong_shape_of_bound(log_q, value)
+    # The record holds no derivative: only `value` is differentiable.
     weights = request.weights if strategy.weights is None else strategy.weights(log_q)
     draws = Draws(z, log_p, log_q, weights, aux, _caveat(request))
     return Estimate(value, jax.lax.stop_gradient(draws))
@@ -233,10 +272,12 @@ def _in_one_pass(request: Request, form: OnePass) -> Estimate | None:
     chunk_size = request.chunk_size
     if not isinstance(n, (int, float)) or chunk_size is None or chunk_size >= request.seeds.rows:
         return None
+    # Shapes alone: nothing is drawn here.
     _, *batch = jax.eval_shape(form.sample, request.seeds)[1].shape
     if not batch or math.prod(batch) != 1:
         return None
-    found = one_pass(
+    # A gate leaves B'ₖ - B''ₖₖ = (1 - n) vₖ + n vₖ² to the path of draw k.
+    gathered = one_pass(
         form.sample,
         form.weigh,
         request.seeds,
@@ -244,9 +285,10 @@ def _in_one_pass(request: Request, form: OnePass) -> Estimate | None:
         power=float(n),
         path=(1.0 - n, float(n)) if form.gated else (1.0, 0.0),
     )
-    if found is None:
+    if gathered is None:
         return None
-    score, (log_p, log_q), aux = found
+    score, (log_p, log_q), aux = gathered
     draws = jax.lax.stop_gradient(Draws(None, log_p, log_q, None, aux, _caveat(request)))
+    # The bound's own value, with the derivative that was gathered.
     value = numerics.with_score(request.bound(draws.log_w), jnp.broadcast_to(score, batch))
     return Estimate(value, draws)

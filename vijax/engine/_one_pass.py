@@ -1,7 +1,7 @@
 """A power mean of weights and its gradient in one pass over chunks of draws."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,7 @@ from vijax.numerics import expand
 from vijax.trees import mesh_axes, scan
 from vijax.types import PyTree
 
+Parameters = list[Array]
 Sample = Callable[[PyTree], tuple[PyTree, Array]]
 Weigh = Callable[[PyTree, Array, PyTree], tuple[tuple[Array, Array], PyTree]]
 
@@ -44,15 +45,13 @@ def one_pass(
     power: float,
     path: tuple[float, float],
 ) -> tuple[Array, tuple[Array, Array], PyTree] | None:
-    """Weigh draws in chunks, and gather the gradient of their power mean as softmax is gathered online.
+    """A power mean of weights and its gradient in one pass over chunks, gathered as softmax is online.
 
         B = 1/n log 1/K Σₖ wₖⁿ,     ∇B = Σₖ vₖ ∂log wₖ + Σₖ (a vₖ + b vₖ²) ∂log wₖ/∂zₖ ∂zₖ
         vₖ = wₖⁿ / Σⱼ wⱼⁿ
 
-    For a batch of one member. Sums of gradients are rescaled whenever a larger weight comes, which
-    works for one member alone: those of several have no common scale. Each draw is evaluated once
-    forward and once backward, where `chunked` evaluates once more forward. Reverse mode only; an
-    outer vmap keeps one gradient for each of its members.
+    For a batch of one member, whose sums are rescaled whenever a larger weight comes. Each draw is
+    evaluated once, where `chunked` evaluates once more. Reverse mode only.
 
     Args:
         sample: seeds with a leading axis -> (z, log_q) with that axis; what it closes over gets the
@@ -66,13 +65,23 @@ def one_pass(
 
     Returns:
         A scalar of no value whose derivative is ∇B, (log_p, log_q) [k, *batch], and aux; None inside
-        shard_map where devices share parameters.
+        shard_map where devices share parameters. Several members have no common scale, and an outer
+        vmap keeps one gradient for each of its members.
+
+    Example:
+        >>> sample = lambda seeds: (seeds, jnp.zeros((len(seeds), 1)))
+        >>> def score(slope):  # log w = slope z of four draws z = 1, two at a time
+        ...     weigh = lambda z, log_q, seeds: ((slope * z, log_q), None)
+        ...     return one_pass(sample, weigh, jnp.ones((4, 1)), 2, power=1.0, path=(1.0, 0.0))[0]
+        >>> float(jax.grad(score)(jnp.array(2.0)))
+        1.0
 
     Reference: Milakov, Gimelshein, Online normalizer calculation for softmax, 2018,
         arXiv:1805.02867.
     """
     padded, k, chunks, rows = split_rows(seeds, chunk_size)
     first = first_chunk(padded)
+    # What `sample` and `weigh` close over becomes arguments: phi and theta are differentiated.
     hoisted_sample, phi, sample_others, drawn = hoist(sample, first)
     hoisted_weigh, theta, weigh_others, (densities, _) = hoist(weigh, *drawn, first)
     # Parameters that devices of a shard_map share have the gradients of several members.
@@ -81,8 +90,9 @@ def one_pass(
         return None
     numbers, wrap = bare(padded)
 
-    def evaluate(phi: Any, theta: Any, others: Any, seeds: PyTree) -> Any:
+    def evaluate(phi: Parameters, theta: Parameters, others: PyTree, seeds: PyTree) -> PyTree:
         """Return the log-densities of a chunk, aux, and the pullbacks of its draws and weights."""
+        # Two pullbacks, so that the path's share can be weighed before it goes through q's draws.
         (z, log_q), pull_draws = jax.vjp(lambda p: hoisted_sample(p, others[0], wrap(seeds)), phi)
         log_densities, pull_weights, aux = jax.vjp(
             lambda p, z, log_q: hoisted_weigh(p, others[1], z, log_q, wrap(seeds)),
@@ -93,7 +103,8 @@ def one_pass(
         )
         return log_densities, aux, pull_draws, pull_weights
 
-    def result(log_densities: Any, aux: Any) -> Any:
+    def result(log_densities: tuple[Array, Array], aux: PyTree) -> PyTree:
+        # [chunks, rows, ...] to [k, ...], without what fills the last chunk.
         def all_rows(y: Array) -> Array:
             return y.reshape(chunks * rows, *y.shape[2:])[:k]
 
@@ -103,25 +114,28 @@ def one_pass(
         return zero, (log_p, log_q), aux
 
     @jax.custom_vjp
-    def run(phi: Any, theta: Any, others: Any, seeds: PyTree) -> Any:
-        def one_chunk(_: None, seeds: PyTree) -> Any:
+    def run(phi: Parameters, theta: Parameters, others: PyTree, seeds: PyTree) -> PyTree:
+        def one_chunk(_: None, seeds: PyTree) -> tuple[None, PyTree]:
             return None, evaluate(phi, theta, others, seeds)[:2]
 
         return result(*jax.lax.scan(one_chunk, None, seeds)[1])
 
-    def forward(phi: Any, theta: Any, others: Any, seeds: PyTree) -> Any:
-        def one_chunk(sums: Sums, chunk: Any) -> Any:
+    def forward(phi: Parameters, theta: Parameters, others: PyTree, seeds: PyTree) -> PyTree:
+        def one_chunk(sums: Sums, chunk: tuple[Array, PyTree]) -> tuple[Sums, PyTree]:
             is_draw, seeds = chunk
             log_densities, aux, pull_draws, pull_weights = evaluate(phi, theta, others, seeds)
             log_w = log_densities[0] - log_densities[1]
+            # n log w; the rows that fill the last chunk have no weight.
             tilted = power * log_w if power else jnp.zeros_like(log_w)
             tilted = jnp.where(expand(is_draw, tilted), tilted, -jnp.inf)
+            # Gradients are gathered while the chunk's activations are there, and then forgotten.
             sums = _gathered(
                 sums, tilted, log_densities, pull_draws, pull_weights, squares=bool(path[1])
             )
             return sums, (log_densities, aux)
 
         dtype = jnp.result_type(jnp.float32, *(density.dtype for density in densities))
+        # The smallest number rather than -inf: differences of tops must not be nan.
         start = Sums(
             jnp.array(jnp.finfo(dtype).min),
             jnp.zeros((), dtype),
@@ -129,11 +143,13 @@ def one_pass(
             totals(phi),
             totals(phi),
         )
+        # [chunks, rows]: which rows are draws.
         is_draw = (jnp.arange(chunks * rows) < k).reshape(chunks, rows)
         sums, evaluated = scan(one_chunk, start, (is_draw, seeds))
         return result(*evaluated), _gradients(sums, phi, theta, path)
 
-    def backward(gradients: Any, cotangents: Any) -> Any:
+    def backward(gradients: PyTree, cotangents: PyTree) -> PyTree:
+        # The gradient was computed on the way; the scalar's cotangent scales it.
         phi, theta = jax.tree.map(lambda g: g * cotangents[0].astype(g.dtype), gradients)
         return phi, theta, None, None
 
@@ -145,8 +161,8 @@ def _gathered(
     sums: Sums,
     tilted: Array,
     log_densities: tuple[Array, Array],
-    pull_draws: Any,
-    pull_weights: Any,
+    pull_draws: Callable[..., tuple[PyTree]],
+    pull_weights: Callable[..., tuple[PyTree, PyTree, Array]],
     *,
     squares: bool,
 ) -> Sums:
@@ -154,12 +170,14 @@ def _gathered(
     log_p, log_q = log_densities
     largest = jnp.finfo(tilted.dtype).max
     top = jnp.maximum(sums.top, jnp.clip(jnp.max(tilted), max=largest))
+    # What was gathered is in units of the old top.
     shrink = jnp.exp(sums.top - top)
     # A weight of +inf has, as in log_mean_exp, an infinite value and no slope.
     v = jnp.where(jnp.isposinf(tilted), 0.0, jnp.exp(tilted - top))
+    # Σ vₖ ∂log wₖ by theta; by each draw and its log q it is vₖ ∂log wₖ.
     of_model, of_draw, of_density = pull_weights((v.astype(log_p.dtype), -v.astype(log_q.dtype)))
 
-    def add(old: Any, new: Any, by: Array) -> Any:
+    def add(old: PyTree, new: PyTree, by: Array) -> PyTree:
         # What shrinks to nothing is dropped, also where it had overflowed.
         def leaf(old: Array, new: Array) -> Array:
             return jnp.where(by > 0, old * by.astype(old.dtype), 0.0) + new
@@ -169,6 +187,7 @@ def _gathered(
     def times_v(cotangent: Array) -> Array:
         return (cotangent * expand(v, cotangent)).astype(cotangent.dtype)
 
+    # vₖ² needs a pullback of its own through q's draws, and only where b is not 0.
     squared = sums.squared
     if squares:
         by_squares = pull_draws(jax.tree.map(times_v, (of_draw, of_density)))[0]
@@ -182,16 +201,20 @@ def _gathered(
     )
 
 
-def _gradients(sums: Sums, phi: Any, theta: Any, path: tuple[float, float]) -> tuple[Any, Any]:
+def _gradients(
+    sums: Sums, phi: Parameters, theta: Parameters, path: tuple[float, float]
+) -> tuple[Parameters, Parameters]:
     """Return the gradients of the power mean by the parameters of `sample` and of `weigh`."""
     a, b = path
+    # 1 / Σ vₖ turns the sums into weighted means; where no draw is possible there is no gradient.
     share = 1 / jnp.where(sums.total == 0, jnp.inf, sums.total)
 
-    def scaled(tree: Any, by: Array) -> Any:
+    def scaled(tree: PyTree, by: Array) -> PyTree:
         return jax.tree.map(lambda g: g * by.astype(g.dtype), tree)
 
-    def as_parameters(gradient: Any, parameters: Any) -> Any:
+    def as_parameters(gradient: PyTree, parameters: Parameters) -> PyTree:
         return jax.tree.map(lambda g, p: g.astype(p.dtype), gradient, parameters)
 
+    # q's path: a Σ vₖ ∂zₖ + b Σ vₖ² ∂zₖ.
     along = jax.tree.map(jnp.add, scaled(sums.path, a * share), scaled(sums.squared, b * share**2))
     return as_parameters(along, phi), as_parameters(scaled(sums.plain, share), theta)

@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Key
 
 from vijax import calls, checks, jaxprs
+from vijax.engine import _member_refusals as member_refusals
 from vijax.engine import _refusals as refusals
 from vijax.engine._bound import is_mean, with_weights
 from vijax.engine._evaluate import Plan, evaluate, plan
@@ -59,7 +60,7 @@ class Needs(NamedTuple):
 
 @dataclass(eq=False)
 class Request:
-    """One admitted call of an objective: what it was given, and what is found out of it once.
+    """One admitted call of an objective: what it was given, and what is derived from it once.
 
     Fields:
         estimator: its name, for messages.
@@ -80,7 +81,7 @@ class Request:
     """
 
     estimator: str
-    key: Any
+    key: Key[Array, ""]
     log_joint: LogJoint
     target: Properties
     q: Any
@@ -128,10 +129,11 @@ class Request:
     @cached_property
     def states(self) -> States:
         """The states of a discrete q; refuses any other."""
-        found = states(self.q, self.key, self.estimator)
+        of_q = states(self.q, self.key, self.estimator)
         if self.members is not None:
-            self.members.proven = True  # its density is that of the logits, each member's its own
-        return found
+            # Its density is that of the logits, each member's its own.
+            self.members.proven = True
+        return of_q
 
     @cached_property
     def is_mean(self) -> bool:
@@ -147,7 +149,7 @@ class Request:
         z, log_q = self.sample(seeds)
         for name, leaf in checks.named_leaves(z):
             if jnp.shape(leaf)[: log_q.ndim] != log_q.shape:
-                raise refusals.leaf_without_batch(name, jnp.shape(leaf)[1:], log_q.shape[1:])
+                raise member_refusals.leaf_without_batch(name, jnp.shape(leaf)[1:], log_q.shape[1:])
         return z, log_q
 
     def evaluate(
@@ -180,18 +182,27 @@ def admit(
     path_bound: Bound,
     draw: Draw,
     needs: Needs,
-    key: Any,
+    key: Key[Array, ""],
     log_joint: LogJoint,
-    q: Any,
+    q: Distribution | PyTree,
     num_samples: int,
     chunk_size: int | None,
 ) -> Request:
-    """Check what all objectives ask of the bound, the target, q and the draws; return the request."""
+    """Check what all objectives ask of the bound, the target, q and the draws; return the request.
+
+    Example:
+        >>> elbo, iid, q = vj.bounds.elbo, vj.draws.iid, distrax.Normal(0.0, 1.0)
+        >>> log_joint, key = lambda z: -0.5 * z**2, jax.random.key(0)
+        >>> request = admit("score", elbo, elbo, iid, Needs(), key, log_joint, q, 4, None)
+        >>> request.seeds.rows, request.is_mean, request.beyond_mean
+        (4, True, False)
+    """
     checks.key_and_counts(key, num_samples, chunk_size)
     calls.function(log_joint, "log_joint")
     forms, target = closed_forms(bound), properties(log_joint)
     one_bound = path_bound is bound
     linear_path = forms.linear if one_bound else closed_forms(path_bound).linear
+    # Under a bound that is not linear, log p that is right in its mean alone gives a biased value.
     beyond_mean = not (forms.linear and linear_path)
     if beyond_mean and target.only_mean:
         raise refusals.only_mean_unbiased(target.only_mean, path_bound if forms.linear else bound)
@@ -201,6 +212,7 @@ def admit(
     if forms.independent and not draw.independent:
         raise refusals.coupled(estimator, bound)
     q = q if isinstance(q, Distribution) else lift(q)
+    # Strata: the bound is told how much of q each draw stands for.
     weights = None if draw.weights is None else draw.weights(q, num_samples)
     weighted_bound = bound if weights is None else with_weights(bound, weights)
     return Request(
@@ -234,6 +246,7 @@ def require(request: Request, needs: Needs) -> None:
     _refuse_dependent(name, path_bound, request.draw, needs, linear=forms.linear)
     if needs.smooth and forms.smooth is False:
         raise refusals.has_a_kink(name, path_bound)
+    # Linear, gated and power bounds are smooth; of any other the jaxpr must show it.
     said = forms.smooth or forms.linear or forms.gate or forms.power
     request.needs_smooth = needs.smooth and not said
     if request.weights is not None and path_bound is not bound:
@@ -258,7 +271,7 @@ def require(request: Request, needs: Needs) -> None:
 def _without_coupling(request: Request) -> str:
     """Return what to use where members are coupled: no path estimator where draws have no path."""
     broken = any(path.broken for path in request.paths.values())
-    return refusals.ONE_MEMBER if broken else refusals.UNCOUPLED
+    return member_refusals.ONE_MEMBER if broken else member_refusals.UNCOUPLED
 
 
 def _refuse_dependent(
