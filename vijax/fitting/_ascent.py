@@ -5,11 +5,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Key
 
 from vijax import calls, checks
 from vijax.trees import strong_dtypes
 from vijax.types import Estimate, PyTree, Rule, Step
+
+Optimizer = Any
+"""optax.GradientTransformation: Optax is imported by whoever makes one."""
 
 
 class AscentState(NamedTuple):
@@ -27,26 +30,18 @@ class AscentState(NamedTuple):
     memory: PyTree = None
 
 
-def ascent(estimate: Callable[..., Any], optimizer: Any) -> Rule:
+def ascent(estimate: Callable[..., Any], optimizer: Optimizer) -> Rule:
     """Climb an estimate by stochastic gradients: any objective, with an optimizer of Optax.
 
         θ ← θ + optimizer(∇ L̂(θ)),    L̂(θ) = estimate(key, θ).value
 
-    The estimate is your own function around an objective: it makes q of params and, for a batch,
-    takes the mean. It is maximized, so write no minus sign. What must be carried on from step to
-    step, such as a data cursor or a baseline that learns, it takes as a third argument and returns
-    beside its Estimate:
-
-        def estimate(key, params, memory):
-            rows, cursor = batches.next(memory["cursor"])
-            objective = score(elbo, baseline=b.value(memory["baseline"]))
-            value, draws = objective(key, target(rows), q(params), num_samples=1)
-            baseline = b.update(memory["baseline"], draws.log_w)
-            return Estimate(value, draws), {"cursor": cursor, "baseline": baseline}
+    The estimate is your own function around a `types.Objective`: it makes q of params and, for a batch,
+    takes the mean. It is maximized, so write no minus sign.
 
     Args:
         estimate: (key, params) -> Estimate with value (); or (key, params, memory) -> (Estimate,
-            memory), where init is given a memory.
+            memory), where init is given a memory: what must be carried from step to step, such as a
+            data cursor or a baseline that learns, in any pytree.
         optimizer: of Optax; its learning rate is that of a minimizer, positive. One that wants
             `value` is given -value.
 
@@ -61,27 +56,37 @@ def ascent(estimate: Callable[..., Any], optimizer: Any) -> Rule:
         ValueError: (step) where the value is not a scalar, and for leaves of q that log_joint never
             reads, with whose scale the bound would grow without end.
 
+    Example:
+        >>> draws = vj.types.Draws(None, jnp.zeros(1), jnp.zeros(1))
+        >>> estimate = lambda key, params: vj.types.Estimate(-((params["m"] - 3.0) ** 2), draws)
+        >>> rule = ascent(estimate, optax.sgd(0.5))
+        >>> state, step = rule.step(jax.random.key(0), rule.init({"m": jnp.zeros(())}))
+        >>> float(step.value), float(rule.params(state)["m"])
+        (-9.0, 3.0)
+
     Reference: Robbins, Monro, A stochastic approximation method, 1951; Kingma, Welling,
         Auto-encoding variational Bayes, 2014, arXiv:1312.6114.
     """
     calls.function(estimate, "estimate")
     if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
         raise TypeError(
-            f"optimizer must be one of Optax, such as optax.adam(1e-3), got {calls.described(optimizer)}: "
-            "ascent(estimate, optimizer)."
+            "optimizer must be one of Optax, such as optax.adam(1e-3), got "
+            f"{calls.described(optimizer)}: ascent(estimate, optimizer)."
         )
 
     def init(params: PyTree, memory: PyTree = None) -> AscentState:
+        # Integers have no gradient, and an int of a config is easily among params.
         params = strong_dtypes(params)
         for name, leaf in checks.named_leaves(params):
             if not jnp.issubdtype(leaf.dtype, jnp.floating):
                 raise TypeError(
                     f"params must be a pytree of float arrays, leaf '{name}' is {leaf.dtype}."
                 )
+        # Weak types would change in the first step, and no scan takes a state that does.
         optimized = strong_dtypes(optimizer.init(params))
         return AscentState(params, optimized, strong_dtypes(memory))
 
-    def step(key: Any, state: AscentState) -> tuple[AscentState, Step]:
+    def step(key: Key[Array, ""], state: AscentState) -> tuple[AscentState, Step]:
         _check_state(state)
 
         def value(params: PyTree) -> tuple[Array, tuple[Estimate, PyTree]]:
@@ -91,10 +96,13 @@ def ascent(estimate: Callable[..., Any], optimizer: Any) -> Rule:
                 made, memory = _pair(estimate(key, params, state.memory))
             return _scalar(made), (made, memory)
 
+        # Draws and memory come out beside the value, undifferentiated.
         differentiate = jax.value_and_grad(value, has_aux=True)
+        # A leaf of q that log_joint never reads has a scale that would grow without end.
         with checks.reading_all():
             (bound, (made, memory)), gradient = differentiate(state.params)
         params, optimized = _climb(optimizer, state, bound, gradient)
+        # The memory is carried, not differentiated.
         new = AscentState(params, optimized, jax.lax.stop_gradient(memory))
         return new, Step(bound, made.draws, gradient)
 
@@ -106,18 +114,20 @@ def ascent(estimate: Callable[..., Any], optimizer: Any) -> Rule:
 
 
 def _climb(
-    optimizer: Any, state: AscentState, bound: Array, gradient: PyTree
+    optimizer: Optimizer, state: AscentState, bound: Array, gradient: PyTree
 ) -> tuple[PyTree, PyTree]:
     """Return params and the optimizer's state after a step uphill; Optax steps downhill."""
     import optax
 
+    # Optax minimizes: gradient and value both change their sign.
     down = jax.tree.map(jnp.negative, gradient)
     optimizer = optax.with_extra_args_support(optimizer)
     updates, optimized = optimizer.update(down, state.optimizer, state.params, value=-bound)
     return optax.apply_updates(state.params, updates), optimized
 
 
-def _check_state(state: Any) -> None:
+def _check_state(state: object) -> None:
+    """Refuse what is not the state of an ascent, nearly always params."""
     if not isinstance(state, AscentState):
         raise TypeError(
             "state must be what the rule's init(params) returned, got a "
@@ -125,7 +135,9 @@ def _check_state(state: Any) -> None:
         )
 
 
-def _pair(made: Any) -> tuple[Any, PyTree]:
+def _pair(made: object) -> tuple[Any, PyTree]:
+    """Return what an estimate with a memory returned; refuse anything but a pair."""
+    # An Estimate is itself a pair, of value and draws.
     if isinstance(made, Estimate) or not isinstance(made, tuple) or len(made) != 2:
         raise TypeError(
             "estimate(key, params, memory) must return (Estimate, memory), for its state has a "
@@ -134,7 +146,8 @@ def _pair(made: Any) -> tuple[Any, PyTree]:
     return made
 
 
-def _scalar(made: Any) -> Array:
+def _scalar(made: PyTree) -> Array:
+    """Return the value of an estimate, (); refuse what has none, or one for each of a batch."""
     if not hasattr(made, "value") or not hasattr(made, "draws"):
         raise TypeError(
             "estimate must return an Estimate(value, draws), as objectives do, got "

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, SupportsIndex
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from vijax.checks import named_leaves
 from vijax.types import PyTree
@@ -20,13 +21,8 @@ from vijax.types import PyTree
 MANIFEST = "manifest.json"
 SAVING = ".saving"  # a step that is being written; it gets its name when it is whole
 REMOVING = ".removing"
-BROKEN = (
-    OSError,
-    ValueError,
-    KeyError,
-    TypeError,
-    AttributeError,
-)  # what reading a damaged manifest may raise
+# What reading a damaged manifest may raise.
+BROKEN = (OSError, ValueError, KeyError, TypeError, AttributeError)
 
 
 class Checkpoints(NamedTuple):
@@ -44,7 +40,7 @@ class Checkpoints(NamedTuple):
 
 
 class Restored(NamedTuple):
-    """What was found.
+    """What `restore` returns.
 
     Fields:
         step: of the checkpoint, None where the folder holds none.
@@ -63,14 +59,14 @@ def save(path: str | os.PathLike[str], step: SupportsIndex, tree: PyTree, *, kee
 
         path/step/{tree, manifest.json},     manifest: sha256 of every file of tree
 
-    Written to a hidden folder by orbax, digested, and renamed, which is atomic: a process killed at
-    any moment leaves the earlier checkpoints as they were. Typed keys are kept with their
-    implementation. Arrays must be addressable from this process.
+    It is renamed when all is written: a process killed at any moment leaves earlier checkpoints as they
+    were.
 
     Args:
         path: the folder of one fit.
         step: of the checkpoint, a whole number from 0 on; one of that step is replaced.
-        tree: a pytree of arrays.
+        tree: a pytree of arrays, addressable from this process. Typed keys are kept with their
+            implementation.
         keep: how many of the newest up to this step stay, at least 1.
 
     Returns:
@@ -79,6 +75,13 @@ def save(path: str | os.PathLike[str], step: SupportsIndex, tree: PyTree, *, kee
     Raises:
         TypeError: for a step that is not a whole number.
         ValueError: for keep < 1, or step < 0.
+
+    Example:
+        >>> import tempfile
+        >>> folder = tempfile.mkdtemp()
+        >>> save(folder, 3, {"w": jnp.ones(2)})
+        >>> sorted(entry.name for entry in Path(folder).iterdir())
+        ['3']
 
     Reference: none.
     """
@@ -93,21 +96,21 @@ def save(path: str | os.PathLike[str], step: SupportsIndex, tree: PyTree, *, kee
     folder.mkdir(parents=True, exist_ok=True)
     _finish(folder)
     saving = folder / SAVING
-    shutil.rmtree(saving, ignore_errors=True)  # left by a process that was killed
+    # Left by a process that was killed.
+    shutil.rmtree(saving, ignore_errors=True)
     saving.mkdir()
     arrays = {f"{i:05d}": _plain(leaf) for i, leaf in enumerate(jax.tree.leaves(tree))}
-    with (
-        ocp.StandardCheckpointer() as checkpointer
-    ):  # zero-size arrays it cannot write, and there is nothing to write
+    # Zero-size arrays orbax cannot write, and an empty tree neither: the step is always there.
+    with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(
             saving / "tree",
             {name: a for name, a in arrays.items() if a.size} | {"step": np.asarray(step)},
         )
+    # The manifest is written last, so a folder without one was not finished.
     manifest = {"step": step, "leaves": _description(tree), "files": _digests(saving)}
     (saving / MANIFEST).write_text(json.dumps({"sha256": _digest(manifest), **manifest}, indent=1))
-    if (
-        folder / str(step)
-    ).exists():  # a step that did not verify, from a fit that had come further
+    # A step that did not verify, from a fit that had come further.
+    if (folder / str(step)).exists():
         _remove(folder, step)
     saving.rename(folder / str(step))
     for old in [s for s in _steps(folder) if s <= step][:-keep]:
@@ -119,9 +122,8 @@ def restore(path: str | os.PathLike[str], like: PyTree) -> Restored:
 
         sha256(file) = manifest(file) for every file, newest step first
 
-    Digests are compared before orbax reads anything, and each attempt stands alone: a flipped byte,
-    a file cut short or an emptied folder costs that step and no other. What is skipped is warned
-    of. Nothing is ever deleted here.
+    A flipped byte, a file cut short or an emptied folder costs that step and no other, with a warning.
+    Nothing is deleted.
 
     Args:
         path: the folder of one fit.
@@ -134,6 +136,14 @@ def restore(path: str | os.PathLike[str], like: PyTree) -> Restored:
         RuntimeError: where there are checkpoints and none verifies: a fit never starts again in
             silence.
         ValueError: for a checkpoint that is sound and of another structure, naming the leaf.
+
+    Example:
+        >>> import tempfile
+        >>> folder = tempfile.mkdtemp()
+        >>> save(folder, 3, {"w": jnp.ones(2)})
+        >>> result = restore(folder, like={"w": jnp.zeros(2)})
+        >>> result.step, result.tree["w"].tolist()
+        (3, [1.0, 1.0])
 
     Reference: none.
     """
@@ -154,12 +164,14 @@ def restore(path: str | os.PathLike[str], like: PyTree) -> Restored:
     if skipped:
         reasons = "; ".join(f"{step}: {why}" for step, why in skipped)
         raise RuntimeError(
-            f"no checkpoint in {folder} verifies ({reasons}). To begin anew, move that folder away or name another."
+            f"no checkpoint in {folder} verifies ({reasons}). To begin anew, move that folder "
+            "away or name another."
         )
     return Restored(None, like)
 
 
 def _step_number(step: SupportsIndex) -> int:
+    """Return a step as Python's int; refuse one that no name could be made of."""
     try:
         number = operator.index(step)
     except TypeError as why:
@@ -172,17 +184,16 @@ def _step_number(step: SupportsIndex) -> int:
 
 
 def _steps(folder: Path) -> list[int]:
-    names = (
-        [entry.name for entry in folder.iterdir()] if folder.exists() else []
-    )  # an error where it is a file
+    """Return the steps that have a folder, ascending; hidden ones are no checkpoints."""
+    # An error where the folder is a file.
+    names = [entry.name for entry in folder.iterdir()] if folder.exists() else []
     return sorted(int(name) for name in names if re.fullmatch(r"\d+", name))
 
 
 def _remove(folder: Path, step: int) -> None:
     shutil.rmtree(folder / REMOVING, ignore_errors=True)
-    (folder / str(step)).rename(
-        folder / REMOVING
-    )  # at once, so that no half of it is ever taken for a checkpoint
+    # At once, so that no half of it is ever taken for a checkpoint.
+    (folder / str(step)).rename(folder / REMOVING)
     shutil.rmtree(folder / REMOVING)
 
 
@@ -202,13 +213,12 @@ def _digest(manifest: dict[str, Any]) -> str:
 
 def _digests(folder: Path) -> dict[str, str]:
     files = sorted(f for f in folder.rglob("*") if f.is_file() and f != folder / MANIFEST)
-    found = {}
+    digests = {}
     for file in files:
         with file.open("rb") as stream:
-            found[file.relative_to(folder).as_posix()] = hashlib.file_digest(
-                stream, "sha256"
-            ).hexdigest()
-    return found
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        digests[file.relative_to(folder).as_posix()] = digest
+    return digests
 
 
 def _verified(folder: Path, step: int) -> dict[str, Any]:
@@ -218,21 +228,23 @@ def _verified(folder: Path, step: int) -> dict[str, Any]:
         raise ValueError(f"{MANIFEST} was altered")
     if manifest["step"] != step:
         raise ValueError(f"it is the checkpoint of step {manifest['step']}")
+    # Files that are missing, altered, or too many.
     found = _digests(folder)
     for name in sorted(set(found) | set(manifest["files"])):
         if found.get(name) != manifest["files"].get(name):
             was, now = name in manifest["files"], name in found
             raise ValueError(
-                f"{name} {'was altered' if was and now else 'is missing' if was else 'does not belong'}"
+                f"{name} "
+                f"{'was altered' if was and now else 'is missing' if was else 'does not belong'}"
             )
     return dict(manifest)
 
 
-def _is_key(leaf: Any) -> bool:
+def _is_key(leaf: ArrayLike) -> bool:
     return jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key)
 
 
-def _plain(leaf: Any) -> np.ndarray:
+def _plain(leaf: ArrayLike) -> np.ndarray:
     return np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
 
 
@@ -248,7 +260,8 @@ def _description(tree: PyTree) -> list[list[Any]]:
 def _fits(saved: list[list[Any]], wanted: list[list[Any]], folder: Path) -> None:
     if len(saved) != len(wanted):
         raise ValueError(
-            f"{folder} holds another fit, of {len(saved)} arrays, not {len(wanted)}. Name another folder."
+            f"{folder} holds another fit, of {len(saved)} arrays, not {len(wanted)}. Name another "
+            "folder."
         )
     for there, here in zip(saved, wanted, strict=True):
         if there != here:
@@ -269,7 +282,8 @@ def _read(folder: Path, like: PyTree) -> PyTree:
             folder, {n: a for n, a in plain.items() if a.size} | {"step": np.asarray(0)}
         )
 
-    def place(name: str, leaf: Any) -> Any:
+    # On the device and in the kind that `like` has: NumPy's arrays stay NumPy's.
+    def place(name: str, leaf: PyTree) -> PyTree:
         array = found[name] if plain[name].size else plain[name]
         if _is_key(leaf):
             array = jax.random.wrap_key_data(jnp.asarray(array), impl=jax.random.key_impl(leaf))

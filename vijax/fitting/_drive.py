@@ -63,6 +63,7 @@ def drive(settings: Settings, loop: Loop, writers: list[Write]) -> Ended:
     first = at = int(loop.step)
     if at >= settings.steps:
         return Ended(loop, f"all {settings.steps} steps were made before", None)
+    # A resumed fit may have been saved just before a join or a verdict was due.
     loop = _joined(settings, loop, at)
     verdict, trouble = _judged(settings, loop, at, None), None
     stopped, length = _content(verdict, at), THIN
@@ -72,6 +73,7 @@ def drive(settings: Settings, loop: Loop, writers: list[Write]) -> Ended:
             until = _boundary(settings, at, length)
             chunk = _run(settings, loop, until)
             if chunk.bad:
+                # The chunk is done again by halves, to the state before the first bad step.
                 loop, trouble = _trouble.find(settings.step, settings.program, loop, until)
                 at = trouble.step
                 stopped = f"not finite in step {at}: {trouble.where}"
@@ -79,6 +81,7 @@ def drive(settings: Settings, loop: Loop, writers: list[Write]) -> Ended:
             length = _length(until - at, chunk.seconds, compiled=at > first)
             loop, at = _joined(settings, chunk.loop, until), until
             verdict = _judged(settings, loop, at, verdict)
+            # Content first: a verdict in the very last step is an arrival.
             stopped = _content(verdict, at) or _spent(settings, at)
             meter.add(chunk)
             if meter.due(at) or (writers and stopped):
@@ -86,6 +89,7 @@ def drive(settings: Settings, loop: Loop, writers: list[Write]) -> Ended:
             if saver.due(at):
                 saver.save(at, loop)
     except KeyboardInterrupt:
+        # The last whole chunk stands: `loop` is rebound only when one is done.
         at = int(loop.step)
         stopped = f"interrupted after step {at}"
     if trouble or stopped.startswith("interrupted"):
@@ -93,8 +97,10 @@ def drive(settings: Settings, loop: Loop, writers: list[Write]) -> Ended:
             f"the fit stopped early, {stopped}; its result is that of the steps before",
             stacklevel=3,
         )
+    # The end is saved also where no checkpoint is due.
     if saver.saved != at:
         saver.save(at, loop)
+    # Only where the steps ran out is there more to say than why it stopped.
     if settings.judge is not None and stopped == _spent(settings, at):
         stopped = ending(settings.step, loop, stopped, verdict)
     return Ended(loop, stopped, trouble)
@@ -110,9 +116,10 @@ class _Chunk(NamedTuple):
 
 
 def _run(settings: Settings, loop: Loop, until: int) -> _Chunk:
+    """Run to a step, and wait for the device: two numbers are read back."""
     clock = time.perf_counter()
-    after, seen = settings.program.run(loop, np.int32(until))
-    bad, total = jax.device_get((seen.bad, seen.total))
+    after, observed = settings.program.run(loop, np.int32(until))
+    bad, total = jax.device_get((observed.bad, observed.total))
     return _Chunk(after, bool(bad), float(np.mean(total)), time.perf_counter() - clock)
 
 
@@ -139,6 +146,7 @@ class _Meter:
 
     def tell(self, loop: Loop, at: int, verdict: Verdict | None, stopped: str) -> None:
         """Tell the reports of the steps since the last line."""
+        # Only where a line is due: k-hat is not for every chunk.
         ess, khat = (float(f) for f in jax.device_get(self.settings.program.ess_and_khat(loop)))
         line: Line = {
             "step": at,
@@ -158,6 +166,7 @@ class _Meter:
 
 
 def _known(number: float) -> float | None:
+    """Return a number, or None for nan, which reports leave out."""
     return None if math.isnan(number) else number
 
 
@@ -195,6 +204,7 @@ def _boundary(settings: Settings, at: int, length: int) -> int:
         ends = [settings.steps, (at // settings.log_every + 1) * settings.log_every]
     if settings.checkpoints is not None:
         ends.append((at // settings.checkpoints.every + 1) * settings.checkpoints.every)
+    # Where blocks of iterates are joined, and where a verdict is due.
     ends.append(THIN * _iterates.next_due(at // THIN, judged=settings.judge is not None))
     return min(ends)
 
@@ -203,12 +213,14 @@ def _length(steps: int, seconds: float, *, compiled: bool) -> int:
     """Return how many steps take as long as a chunk should; the first is mostly compilation."""
     if not compiled:
         return 8 * THIN
+    # Whole blocks of THIN, and no more than eight times the last chunk.
     fitting = steps * SECONDS / max(seconds, 1e-6)
     return max(THIN, int(min(fitting, 8 * steps)) // THIN * THIN)
 
 
 def _joined(settings: Settings, loop: Loop, at: int) -> Loop:
     """Make room for more iterates where there is none, as may still be due after a resume."""
+    # 64 blocks are full at 64, 128, 256, ... iterates; a resumed loop may have been joined there already.
     full = (
         at % THIN == 0
         and _iterates.full(at // THIN)
@@ -228,6 +240,7 @@ def _content(verdict: Verdict | None, at: int) -> str:
 
 
 def _spent(settings: Settings, at: int) -> str:
+    """Return that the steps ran out, where they did."""
     return f"all {settings.steps} steps were made" if at >= settings.steps else ""
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -89,36 +89,21 @@ def fit(
         stateᵢ₊₁, reportᵢ = rule.step(fold_in(key, i), stateᵢ)
         average = mean of rule.params(stateᵢ) over the tail
 
-    The rule is one of `vijax.updates`, one of `fitting.ascent`, or your own
-    `types.Rule(init, step, params)`:
-
-        rule = updates.natural_gradient(log_joint)
-        found = fit(key, rule, rule.init(family.init(key, like)), steps=5000)
-        q = family.dist(found.average)
-
-    It runs in chunks; what the host does between them changes no bit of the result, nor does where
-    they are cut, nor a resume.
-
-    Where a number of the state, or the bound, is no longer finite, the fit stops with the state
-    before that step and a warning that says which step and key, and what in it came first: a draw,
-    log q, log p, the bound, a leaf of the gradient. A step that mends such events itself must
-    return a finite bound. Ctrl-C stops it too, and loses nothing.
-
-    Where the steps run out before it has arrived it says in `stopped`, and warns, what was still
-    moving and where that would lead, that steps were not taken, or which gradient is nan.
-
-    To average it remembers 64 blocks of what is watched, 128 times its memory, and as much of a
-    gradient: for large networks watch a part.
+    No chunk of steps, cut or resume changes a bit of the result. A fit that is no longer finite, or is
+    interrupted, stops with the state before.
 
     Args:
         key: of the fit; step i is given fold_in(key, i).
-        rule: whose `step(key, state) -> (state, Step)` is repeated.
+        rule: one of `vijax.updates`, of `fitting.ascent`, or your own `types.Rule(init, step, params)`,
+            whose `step(key, state) -> (state, Step)` is repeated. One that mends what is not finite
+            itself must return a finite bound.
         state: what `rule.init(params)` returned, a pytree of arrays.
         steps: the most steps, counted from the very first, those before a resume included.
         stop: Tail -> Verdict, asked four times in each doubling of the steps from the 512th on;
             None for never, nor is it then said what still moves.
         watch: state -> what is averaged and judged; `rule.params` by default. `lambda state: ()`
-            for nothing.
+            for nothing. 64 blocks of it are remembered, 128 times its memory, and as much of a
+            gradient: for large networks watch a part.
         log_every: steps of a chunk; by default as many as take .2 seconds.
         reports: what is told after each chunk, context managers or functions of a dict; by default
             `fitting.bar()` where tqdm is installed, () for silence. One that raises is left out
@@ -127,13 +112,26 @@ def fit(
             saved by another step, or with other data in it, is refused.
 
     Returns:
-        Fit. Where `steps` is below 8 its average is the last state.
+        Fit. `stopped` says, and a warning, what was still moving and where that would lead where the
+        steps ran out, that steps were not taken, or which gradient is nan; where a number of the
+        state or the bound is not finite, in which step and with which key, and what came first: a
+        draw, log q, log p, the bound, a leaf of the gradient. Where `steps` is below 8 the average is
+        the last state.
 
     Raises:
         TypeError: for a step function in place of the rule, or params in place of the state; for a
             step whose state comes back with another structure, shape or dtype; for a traced state.
         ValueError: for steps below 1; for checkpoints of another fit.
         RuntimeError: where there are checkpoints and none verifies.
+
+    Example:
+        >>> draws = vj.types.Draws(None, jnp.zeros(1), jnp.zeros(1))
+        >>> estimate = lambda key, params: vj.types.Estimate(-((params["m"] - 3.0) ** 2), draws)
+        >>> rule = vj.fitting.ascent(estimate, optax.sgd(0.5))
+        >>> state = rule.init({"m": jnp.zeros(())})
+        >>> result = fit(jax.random.key(0), rule, state, steps=16, reports=())
+        >>> float(result.average["m"]), result.stopped
+        (3.0, 'all 16 steps were made')
 
     Reference: Welandawe, Andersen, Vehtari, Huggins, Robust, automated, and accurate black-box
         variational inference, 2022, arXiv:2203.15945; Polyak, Juditsky, Acceleration of stochastic
@@ -145,48 +143,54 @@ def fit(
     _check_state(state)
     if not is_known(key, state):
         raise TypeError(
-            "fit runs on the host, between compiled chunks; under jit or vmap use lax.scan over the step."
+            "fit runs on the host, between compiled chunks; under jit or vmap use lax.scan over "
+            "the step."
         )
+    # Compiled once for a step and what is watched, however often the two are fitted.
     watch = rule.params if watch is None else watch
     program = _loop.program(rule.step, watch)
     loop = program.start(key, state)
+    # Of the step's jaxpr and the data in it: a checkpoint of another one is refused.
     mark = None
     if checkpoints is not None:
         mark = jaxprs.fingerprint(rule.step, key, loop.state)
         loop = _resumed(checkpoints, Saved(loop, mark))
+    # The host drives; what it needs to know is in `settings`, what changes in `loop`.
     judge = _compiled(stop) if stop else None
     settings = Settings(rule.step, program, judge, steps, log_every, checkpoints, mark)
+    # Reports are closed also where the fit raises.
     with ExitStack() as stack:
         writers = [_reports.opened(stack, report) for report in _reports.chosen(reports)]
         ended = drive(settings, loop, writers)
     return _result(ended, watch)
 
 
-def check_rule(rule: Any, call: str) -> None:
+def check_rule(rule: object, call: str) -> None:
     """Refuse anything but a rule, nearly always its step alone."""
     if isinstance(rule, Rule):
         return
-    if callable(rule):
-        found = f"a function, {checks.describe(rule)}"
-    else:
-        found = f"{type(rule).__name__}"
+    is_function = callable(rule)
+    given = f"a function, {checks.describe(rule)}" if is_function else type(rule).__name__
     raise TypeError(
-        f"{call} takes the rule itself, one of vijax.updates or fitting.ascent, got {found}. "
+        f"{call} takes the rule itself, one of vijax.updates or fitting.ascent, got {given}. "
         "Pass the rule in place of rule.step; a step of your own becomes one by "
         "types.Rule(init, step, params), where params says what of the state is averaged."
     )
 
 
 def _check_state(state: PyTree) -> None:
+    """Refuse a state whose leaves are not arrays or numbers, such as a family or its params' init."""
     for name, leaf in checks.named_leaves(state):
         if not hasattr(leaf, "dtype") and not isinstance(leaf, (bool, int, float, complex)):
             raise TypeError(
-                f"state must be what the rule's init(params) returned, a pytree of arrays, and leaf '{name}' is "
-                f"{described(leaf)}: begin with rule.init(params), params = family.init(key, like)."
+                "state must be what the rule's init(params) returned, a pytree of arrays, and "
+                f"leaf '{name}' is {described(leaf)}: begin with rule.init(params), params = "
+                "family.init(key, like)."
             )
 
 
-def _check_options(steps: Any, log_every: Any, checkpoints: Any) -> None:
+def _check_options(steps: object, log_every: object, checkpoints: object) -> None:
+    """Refuse counts that are not Python ints from 1 on, and a path in place of Checkpoints."""
     if not isinstance(checkpoints, Checkpoints | None):
         raise TypeError(
             f"checkpoints must be fitting.Checkpoints(path, every=steps), got {checkpoints!r}."
@@ -202,15 +206,16 @@ def _resumed(checkpoints: Checkpoints, here: Saved) -> Loop:
     """Return the newest checkpoint that verifies; the loop itself where there is none."""
     there: Saved = _checkpoint.restore(checkpoints.path, here).tree
     keys = [jax.random.key_data(saved.loop.key) for saved in (there, here)]
+    # Another key would make other draws from here on, another fingerprint another target.
     if not np.array_equal(keys[0], keys[1]):
         raise ValueError(
             f"{checkpoints.path} holds the fit of another key. Name another folder for this one."
         )
     if not np.array_equal(there.fingerprint, here.fingerprint):
         raise ValueError(
-            f"{checkpoints.path} holds the fit of another rule: its step computes something else, or "
-            "closes over other data, or was traced by another release of JAX. Name another folder; "
-            "to go on from there all the same, begin with the state of fitting.restore."
+            f"{checkpoints.path} holds the fit of another rule: its step computes something else, "
+            "or closes over other data, or was traced by another release of JAX. Name another "
+            "folder; to go on from there all the same, begin with the state of fitting.restore."
         )
     return there.loop
 
@@ -221,19 +226,22 @@ def _compiled(stop: Callable[[Tail], Verdict]) -> Callable[[Tail], Verdict]:
 
 
 def _result(ended: Ended, watch: Callable[[PyTree], PyTree]) -> Fit:
+    """Return the fit of where the loop ended: its tail, and the bound over it."""
     loop = ended.loop
-    found = jax.tree.map(jnp.asarray, _tail.tail(loop.iterates))
-    tail, bound = found.part("params"), found.average["bound"]
-    if int(loop.iterates.number) == 0:  # too few steps for an iterate: take the last state
+    whole = jax.tree.map(jnp.asarray, _tail.tail(loop.iterates))
+    tail, bound = whole.part("params"), whole.average["bound"]
+    # Too few steps for an iterate: take the last state.
+    if int(loop.iterates.number) == 0:
         tail = tail._replace(average=watch(loop.state))
         bound = loop.pending["bound"] / jnp.maximum(loop.step, 1).astype(bound.dtype)
+    # Means of the bound in whole blocks, and the iterate at the end of each: THIN steps apart.
     bounds, numbers = _iterates.history(loop.iterates)
     return Fit(
         state=loop.state,
         average=tail.average,
         tail=tail,
         bound=bound,
-        bound_error=found.error["bound"],
+        bound_error=whole.error["bound"],
         curve=Curve(THIN * numbers, bounds),
         log_w=loop.log_w[: _loop.rows_written(loop.step)],
         steps=int(loop.step),

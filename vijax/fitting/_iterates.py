@@ -6,11 +6,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Int
 
 from vijax.types import PyTree
 
-BLOCKS = 64  # remembered at most; when they are full, neighbours are joined
+BLOCKS = 64  # remembered at most; when they are full, neighbors are joined
 
 
 class Iterates(NamedTuple):
@@ -31,12 +32,14 @@ class Iterates(NamedTuple):
 
 def empty(like: PyTree) -> Iterates:
     """Return no iterates yet, of the shapes and dtypes of `like`."""
+    # [64, ...] of each leaf, float32 at least.
     zeros = jax.tree.map(lambda l: jnp.zeros((BLOCKS, *jnp.shape(l)), _float(l)), like)
     return Iterates(zeros, zeros, jnp.int32(1), jnp.int32(0))
 
 
 def add(iterates: Iterates, x: PyTree, when: Array) -> Iterates:
     """Add one iterate where `when`, by Welford's rule; there must be room, see `full`."""
+    # The block that is being filled, and how many iterates are in it.
     row, before = iterates.number // iterates.size, iterates.number % iterates.size
 
     def put(mean: Array, square: Array, x: Array) -> tuple[Array, Array]:
@@ -44,6 +47,7 @@ def add(iterates: Iterates, x: PyTree, when: Array) -> Iterates:
         # The first iterate of a block overwrites what an earlier block has left there.
         old_mean = jnp.where(before == 0, 0.0, mean[row])
         old_square = jnp.where(before == 0, 0.0, square[row])
+        # m ← m + (x - m) / n, and the sum of squares about it, both for n = before + 1.
         off = x - old_mean
         new_mean = old_mean + off / (before + 1)
         new_square = old_square + off * (x - new_mean)
@@ -57,13 +61,14 @@ def add(iterates: Iterates, x: PyTree, when: Array) -> Iterates:
 
 
 def join(iterates: Iterates) -> Iterates:
-    """Join neighbours, which makes 32 whole blocks of 64."""
+    """Join neighbors, which makes 32 whole blocks of 64."""
 
     def with_empty(half: Array) -> Array:
         return jnp.concatenate([half, jnp.zeros_like(half)])
 
     def pairs(mean: Array, square: Array) -> tuple[Array, Array]:
         a, b = mean[0::2], mean[1::2]
+        # Σ(x - m)² of both, and what their means add: n/2 (a - b)² for blocks of n each.
         squares = square[0::2] + square[1::2] + 0.5 * iterates.size * jnp.square(a - b)
         return with_empty(0.5 * (a + b)), with_empty(squares)
 
@@ -93,6 +98,7 @@ def next_due(count: int, *, judged: bool) -> int:
         return BLOCKS
     if not judged:
         return 1 << count.bit_length()
+    # Multiples of an eighth of the next power of two.
     apart = (1 << count.bit_length()) // 8
     return (count // apart + 1) * apart
 
@@ -104,5 +110,6 @@ def history(iterates: Iterates) -> tuple[np.ndarray, np.ndarray]:
     return kept.mean["bound"][:whole], int(kept.size) * np.arange(1, whole + 1)
 
 
-def _float(leaf: Any) -> Any:
+def _float(leaf: ArrayLike) -> DTypeLike:
+    """Return the dtype that a leaf's mean is kept in."""
     return jnp.promote_types(jnp.result_type(leaf), jnp.float32)

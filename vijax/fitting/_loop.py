@@ -6,16 +6,17 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int
+import numpy as np
+from jaxtyping import Array, Int, Key
 
 from vijax import checks, diagnostics
 from vijax.fitting import _iterates
 from vijax.fitting._iterates import Iterates
 from vijax.fitting._marginals import marginals, scale_units
 from vijax.trees import finite_leaves, strong_dtypes
-from vijax.types import PyTree
+from vijax.types import Draws, PyTree
 
-THIN = 8  # steps from one remembered iterate to the next; neighbours are nearly alike
+THIN = 8  # steps from one remembered iterate to the next; neighbors are nearly alike
 POOL = 1024  # draws whose k-hat is shown
 FEW = 100  # draws that have no k-hat worth showing
 
@@ -58,8 +59,8 @@ class Program(NamedTuple):
             draws).
     """
 
-    start: Callable[[Any, PyTree], Loop]
-    run: Callable[[Loop, Any], tuple[Loop, Chunk]]
+    start: Callable[[Key[Array, ""], PyTree], Loop]
+    run: Callable[[Loop, np.int32], tuple[Loop, Chunk]]
     join: Callable[[Loop], Loop]
     ess_and_khat: Callable[[Loop], tuple[Array, Array]]
 
@@ -79,12 +80,17 @@ def program(step: Callable[..., Any], watch: Callable[[PyTree], PyTree]) -> Prog
     )
 
 
+Carry = tuple[Array, PyTree, dict[str, Array], Array, PyTree]
+"""Step, state, pending sums, log-weights and gradient of the last step."""
+
+
 def _run(
     step: Callable[..., Any], watch: Callable[[PyTree], PyTree], loop: Loop, until: Array
 ) -> tuple[Loop, Chunk]:
     """Make steps up to a number, in stretches that end where an iterate is remembered."""
 
-    def one(carry: Any) -> Any:
+    # One step; a while_loop that ends at `goal` makes up to THIN of them.
+    def one(carry: Carry) -> Carry:
         i, state, pending, *_ = carry
         state, report = step(jax.random.fold_in(loop.key, i), state)
         told = told_of(report)
@@ -92,12 +98,15 @@ def _run(
         gradient = _gradient_of(told.gradient, loop.iterates.mean["gradient"])
         return i + 1, state, sums, told.log_w, gradient
 
+    # Up to the next remembered iterate, or to `until` where that comes first.
     def stretch(carry: tuple[Loop, Array]) -> tuple[Loop, Array]:
         at, total = carry
         goal = jnp.minimum(until, (at.step // THIN + 1) * THIN)
+        # A stretch of no step cannot be: log_w and gradient here only have the right shapes.
         none = jax.tree.map(lambda leaf: jnp.zeros_like(leaf[0]), at.iterates.mean["gradient"])
         first = at.step, at.state, at.pending, at.log_w[0], none
         i, state, pending, log_w, gradient = jax.lax.while_loop(lambda c: c[0] < goal, one, first)
+        # Only a whole stretch makes an iterate; sums of a part of one stay pending.
         whole = i % THIN == 0
         means = jax.tree.map(lambda sums: sums / THIN, pending)
         after = Loop(
@@ -112,17 +121,20 @@ def _run(
 
     begin = loop, jnp.zeros_like(loop.pending["bound"])
     end, total = jax.lax.while_loop(lambda c: c[0].step < until, stretch, begin)
+    # What is not finite stays so, so the ends of a chunk are enough; a nan bound shows in the sum.
     lost = newly_not_finite(end.state, loop.state)
     return end, Chunk(total, lost | ~jnp.all(jnp.isfinite(total)))
 
 
 def _iterate(means: dict[str, Array], params: PyTree, gradient: PyTree) -> dict[str, PyTree]:
     """Return what is remembered of the last steps; the gradient in units of q."""
-    found = marginals(params)
-    same = str(jax.tree.structure(found)) == str(jax.tree.structure(params))
+    of_latents = marginals(params)
+    same = str(jax.tree.structure(of_latents)) == str(jax.tree.structure(params))
     if gradient != ():
         gradient = jax.tree.map(jnp.multiply, gradient, scale_units(params))
-    return means | {"params": params, "marginals": () if same else found, "gradient": gradient}
+    # Without a dense Gaussian the marginals are the params, and are not kept twice.
+    kept = () if same else of_latents
+    return means | {"params": params, "marginals": kept, "gradient": gradient}
 
 
 def _gradient_of(gradient: PyTree, kept: PyTree) -> PyTree:
@@ -150,7 +162,8 @@ def _ess_and_khat(loop: Loop) -> tuple[Array, Array]:
         return jnp.float32(jnp.nan), jnp.float32(jnp.nan)
     newest = loop.log_w[(loop.step - 1) // THIN % rows]
     ess = jnp.mean(diagnostics.ess(newest))
-    if loop.log_w.ndim > 2:  # members of a batch, or restarts, are no draws of one weight
+    # Members of a batch, or restarts, are no draws of one weight.
+    if loop.log_w.ndim > 2:
         return ess, jnp.full_like(ess, jnp.nan)
     # Early on rows are empty yet: those that are not stand for them, again and again.
     written = jnp.clip(rows_written(loop.step), 1, rows)
@@ -159,16 +172,21 @@ def _ess_and_khat(loop: Loop) -> tuple[Array, Array]:
 
 
 def _start(
-    step: Callable[..., Any], watch: Callable[[PyTree], PyTree], key: Any, state: PyTree
+    step: Callable[..., Any],
+    watch: Callable[[PyTree], PyTree],
+    key: Key[Array, ""],
+    state: PyTree,
 ) -> Loop:
     """Return the loop before its first step; refuse a step that no loop can repeat."""
     state = strong_dtypes(state)
 
-    def first(key: Any, state: PyTree) -> Any:
+    # Shapes alone: no step is made here.
+    def first(key: Key[Array, ""], state: PyTree) -> tuple[PyTree, Told]:
         made = step(key, state)
         if not isinstance(made, tuple) or len(made) != 2:
             raise TypeError(
-                f"step must return (state, types.Step), as that of fitting.ascent, got {type(made).__name__}."
+                "step must return (state, types.Step), as that of fitting.ascent, got "
+                f"{type(made).__name__}."
             )
         return made[0], told_of(made[1])
 
@@ -192,14 +210,14 @@ def _start(
     )
 
 
-def _rows(log_w: Any) -> int:
+def _rows(log_w: jax.ShapeDtypeStruct) -> int:
     """Return of how many steps the log-weights are kept: enough draws for a k-hat."""
     if log_w.ndim != 1:
         return 1
     return max(1, min(POOL // max(log_w.shape[0], 1), 256))
 
 
-def rows_written(step: Any) -> Any:
+def rows_written(step: Array) -> Array:
     """Return how many rows of log-weights so many steps have written; there may be fewer rows."""
     return (step + THIN - 1) // THIN
 
@@ -229,14 +247,14 @@ class Told(NamedTuple):
     gradient: PyTree
 
 
-def told_of(report: Any) -> Told:
+def told_of(report: object) -> Told:
     """Return what a fit keeps of a step's report, which may be the bound alone."""
-    value = getattr(report, "value", report)
+    value: Any = getattr(report, "value", report)
     draws = getattr(report, "draws", None)
     if not hasattr(value, "dtype") or not jnp.issubdtype(value.dtype, jnp.floating):
         raise TypeError(
-            "step must return (state, types.Step(value, draws)), the value a float array of JAX, or "
-            f"that value alone; got {getattr(value, 'dtype', type(value).__name__)}."
+            "step must return (state, types.Step(value, draws)), the value a float array of JAX, "
+            f"or that value alone; got {getattr(value, 'dtype', type(value).__name__)}."
         )
     log_w = jnp.zeros(0, value.dtype) if draws is None else _alike(draws)
     taken = jnp.asarray(getattr(report, "taken", 1.0)) > 0
@@ -245,16 +263,18 @@ def told_of(report: Any) -> Told:
     return Told(*jax.lax.stop_gradient((value, moved, log_w, gradient)))
 
 
-def _alike(draws: Any) -> Array:
+def _alike(draws: Draws) -> Array:
     """Return log-weights of draws that count alike: of strata, with their shares within."""
     log_w, weights = draws.log_p - draws.log_q, getattr(draws, "weights", None)
     if weights is None:
         return log_w
+    # [k] against [k, *batch].
     share = weights.reshape(*weights.shape, *(1,) * (log_w.ndim - weights.ndim))
     return log_w + jnp.log(len(log_w) * share)
 
 
 def _check_same(before: PyTree, after: PyTree) -> None:
+    """Refuse a step whose state comes back with another structure, shape or dtype."""
     there, here = str(jax.tree.structure(before)), str(jax.tree.structure(after))
     if there != here:
         raise TypeError(f"step must return a state like the one it was given, {there}, got {here}.")

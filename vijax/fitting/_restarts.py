@@ -13,12 +13,12 @@ from vijax import numerics
 from vijax.fitting import _loop
 from vijax.fitting._fit import Fit, check_rule, fit
 from vijax.fitting._marginals import scale_units
-from vijax.fitting._stopping import stationary
+from vijax.fitting._stopping import Verdict, stationary
 from vijax.fitting._tail import Tail
 from vijax.trees import where
 from vijax.types import Draws, PyTree, Rule, Step
 
-STANDARD_ERRORS = 4.0
+STANDARD_ERRORS = 4.0  # of a difference, beyond which two restarts differ
 
 
 class Many(NamedTuple):
@@ -36,7 +36,7 @@ class Many(NamedTuple):
 
 
 class Restarts(NamedTuple):
-    """What several fits found, beside the best of them, that of the largest mean bound.
+    """What `restarts` returns: several fits, beside the best of them, that of the largest mean bound.
 
     Fields:
         fit: of all; leaves of its average and tail are [restarts, ...], its state is a `Many`.
@@ -80,7 +80,7 @@ def restarts(
     states: PyTree,
     *,
     steps: int,
-    stop: Callable[[Tail], Any] | None = stationary(),  # noqa: B008
+    stop: Callable[[Tail], Verdict] | None = stationary(),  # noqa: B008
     watch: Callable[[PyTree], PyTree] | None = None,
     unit: Callable[[PyTree], PyTree] = scale_units,
     tolerance: float = 0.1,
@@ -89,21 +89,17 @@ def restarts(
     """Fit from several starts at once by vmap, and report which of them agree.
 
         R̂ = (1 + variance between averages / mean variance of the iterates within)^½
-        same bound: L_best - L_i ≤ 4 se
-        same params: |θ̄_best - θ̄_i| ≤ 4 se + tolerance · unit for every parameter
+        same bound: L_best - L_i ≤ 4 se,   same params: |θ̄_best - θ̄_i| ≤ 4 se + tolerance · unit
 
-    One fit cannot tell a local optimum from the best one. Restarts with the same bound and other
-    params are symmetric modes, labels that may be switched for one; with a worse bound, local
-    optima; where all agree there is one answer, or one trap for all. Make the states with
-    `jax.vmap(rule.init)(params)` from params that differ more than you expect the posterior to. One
-    that stops being finite stays where it was and is reported, and the others go on; the fit ends
-    when all that live are done.
+    One fit cannot tell a local optimum from the best one. Same bounds with other params are symmetric
+    modes, worse bounds local optima.
 
     Args:
         key: of all; each restart gets its own.
         rule: of one, as in `fit`.
-        states: of all, leaves [restarts, ...].
-        steps: the most steps.
+        states: of all, leaves [restarts, ...]: `jax.vmap(rule.init)(params)`, from params that differ
+            more than you expect the posterior to.
+        steps: the most steps; the fit ends when all that are still finite are done.
         stop: as in `fit`; asked of all at once.
         watch: of one, state -> what is averaged and judged; `rule.params` by default.
         unit: of one, params -> the unit of each, as in `stationary`.
@@ -111,12 +107,22 @@ def restarts(
         options: of `fit`: log_every, reports, checkpoints.
 
     Returns:
-        Restarts.
+        Restarts. One that stops being finite stays where it was and is reported. Where all agree there
+        is one answer, or one trap for all.
 
     Raises:
         TypeError: for a step function in place of the rule.
         ValueError: where leaves of states do not share a first axis.
         FloatingPointError: where none was finite to the end.
+
+    Example:
+        >>> draws = vj.types.Draws(None, jnp.zeros(1), jnp.zeros(1))
+        >>> estimate = lambda key, params: vj.types.Estimate(-((params["m"] - 3.0) ** 2), draws)
+        >>> rule = vj.fitting.ascent(estimate, optax.sgd(0.5))
+        >>> states = jax.vmap(rule.init)({"m": jnp.array([0.0, 9.0])})
+        >>> result = restarts(jax.random.key(0), rule, states, steps=16, reports=())
+        >>> float(result.average["m"]), result.same_params.tolist()
+        (3.0, [True, True])
 
     Reference: Gelman, Rubin, Inference from iterative simulation using multiple sequences, 1992;
         Welandawe, Andersen, Vehtari, Huggins, Robust, automated, and accurate black-box variational
@@ -124,17 +130,19 @@ def restarts(
     """
     check_rule(rule, "restarts(key, rule, states, steps=...)")
     number = _number_of_restarts(states)
+    # One rule whose state is all states, for `fit` to repeat and to average.
     together = Rule(
         init=jax.vmap(rule.init),
         step=partial(_step_together, rule.step, number),
         params=partial(_watch_together, rule.params if watch is None else watch),
     )
     start = Many(states, jnp.int32(0), jnp.full(number, -1, jnp.int32))
-    found = fit(key, together, start, steps=steps, stop=stop, **options)
-    return _compared(found, jax.vmap(unit)(found.average), tolerance)
+    result = fit(key, together, start, steps=steps, stop=stop, **options)
+    return _compared(result, jax.vmap(unit)(result.average), tolerance)
 
 
 def _number_of_restarts(states: PyTree) -> int:
+    """Return the first axis that all leaves share; refuse states of one fit."""
     sizes = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(states)}
     if len(sizes) != 1 or sizes == {()}:
         raise ValueError(
@@ -145,26 +153,30 @@ def _number_of_restarts(states: PyTree) -> int:
 
 
 def _watch_together(watch: Callable[[PyTree], PyTree], state: Many) -> PyTree:
+    """Return what is watched of every restart, leaves [restarts, ...]."""
     return jax.vmap(watch)(state.states)
 
 
 def _step_together(
-    step: Callable[..., Any], number: int, key: Any, state: Many
+    step: Callable[..., Any], number: int, key: Key[Array, ""], state: Many
 ) -> tuple[Many, Step]:
     """Take a step of every restart; one that is no longer finite stays as it was before."""
     new, report = jax.vmap(step)(jax.random.split(key, number), state.states)
     value, taken, log_w, gradient = jax.vmap(_loop.told_of)(report)
 
+    # [restarts]: which left the finite numbers in this step, and which did before.
     lost = ~jnp.isfinite(value) | jax.vmap(_loop.newly_not_finite)(new, state.states)
     alive = (state.died < 0) & ~lost
     died = jnp.where((state.died < 0) & lost, state.step, state.died)
 
+    # Log-weights as one batch, [k, restarts, ...]; those of the dead count alike.
     log_w = jnp.moveaxis(where(alive, log_w, jnp.zeros_like(log_w)), 0, 1)
     kept = where(alive, new, state.states)
     draws = Draws(None, log_w, jnp.zeros_like(log_w))
     if gradient is not None:
         gradient = where(alive, gradient, jax.tree.map(jnp.zeros_like, gradient))
-    taken = jnp.where(alive, taken, 1.0)  # of the dead `died` tells
+    # A dead restart must not look like one whose steps are left out: `died` says what it is.
+    taken = jnp.where(alive, taken, 1.0)
     return Many(kept, state.step + 1, died), Step(
         jnp.where(alive, value, 0.0), draws, gradient, taken
     )
@@ -178,11 +190,14 @@ def _compared(found: Fit, units: PyTree, tolerance: float) -> Restarts:
             f"no restart stayed finite; they ended in steps {np.asarray(found.state.died)}."
         )
     bound = jnp.where(alive, found.bound, jnp.nan)
+    # The largest mean bound over the tail; a dead restart's is nan.
     best = int(jnp.nanargmax(bound))
     distance, excess = _distances(found, units, best, tolerance, alive)
     compared = np.asarray(numerics.comparable(bound, found.bound_error)[1])
+    # Of those whose bound is not worse by far; one alone has nothing to agree with.
     rhats = jax.tree.map(partial(_rhat, compared), found.average, found.tail.spread)
     agreement = _largest([jnp.float32(1.0), *jax.tree.leaves(rhats)])
+    # Errors of both bounds, added in quadrature.
     reach = STANDARD_ERRORS * jnp.hypot(found.bound_error, found.bound_error[best])
     return Restarts(
         fit=found,
@@ -226,6 +241,7 @@ def _distances(
     def furthest(average: Array, error: Array, unit: Array) -> tuple[Array, Array]:
         unit = jnp.broadcast_to(unit, average.shape[1:])
         off = jnp.abs(average - average[best][None])
+        # What noise explains, and what is close enough in any case.
         allowed = STANDARD_ERRORS * jnp.hypot(error, error[best][None]) + tolerance * unit[None]
         in_units = off.reshape(len(off), -1) / unit.reshape(1, -1)
         excess = (off / allowed).reshape(len(off), -1)
@@ -233,6 +249,7 @@ def _distances(
 
     trees = found.average, found.tail.error, _row(units, best)
     leaves = [jax.tree.leaves(tree) for tree in trees]
+    # The furthest number of every leaf, and then of all leaves; nan where it died.
     of_leaves = [furthest(*leaf) for leaf in zip(*leaves, strict=True)]
     dead = jnp.where(alive, 0.0, jnp.nan)
     distance = jnp.max(jnp.stack([dead, *(distance for distance, _ in of_leaves)]), 0)
@@ -250,6 +267,7 @@ def _rhat(compared: np.ndarray, average: Array, spread: Array) -> Array:
     mean = total(average) / count
     between = total(jnp.square(average - mean[None])) / max(count - 1, 1)
     within = total(jnp.square(spread)) / count
+    # Iterates that stand still agree only where they are one number.
     of_still = jnp.where(between > 0, jnp.inf, 1.0)
     of_moving = jnp.sqrt(1 + between / jnp.where(within > 0, within, 1.0))
     return jnp.max(jnp.where(within > 0, of_moving, of_still), initial=1.0)

@@ -46,7 +46,7 @@ class Tail(NamedTuple):
 
 
 class Found(NamedTuple):
-    """What a tail's blocks say of each number that is remembered, leaves like those of an iterate.
+    """What a tail's blocks show of each number that is remembered, leaves like those of an iterate.
 
     Fields:
         average, error, spread, ess, shift, drift: as in `Tail`.
@@ -87,6 +87,7 @@ def tail(iterates: Iterates) -> Found:
     kept = jax.device_get(iterates)
     blocks = _blocks(kept)
     with np.errstate(all="ignore"):
+        # Longer tails average more, shorter ones have forgotten the start.
         candidates = [blocks.last(length) for length in _lengths(len(blocks.mean))]
         chosen = candidates[_best(candidates)]
         average, error, spread, ess = _average(chosen)
@@ -94,6 +95,7 @@ def tail(iterates: Iterates) -> Found:
         drift = _drift(chosen, int(kept.number))
         certain = beyond(average, GRADIENT_ERRORS * error)
     number = np.int32(len(chosen.mean) * chosen.size)
+    # Rows of all numbers, cut into the leaves of one iterate.
     rows = average, error, spread, ess, shift, drift, certain
     fields = dict(zip(Found._fields, (_like(kept.mean, row) for row in rows), strict=False))
     return Found(**fields, number=number)
@@ -130,11 +132,13 @@ class _Blocks(NamedTuple):
 
     def batches(self, number: int) -> np.ndarray:
         """Return the means of that many batches, [number, numbers]; what is over at the start is left out."""
+        # Equal batches of whole blocks, the newest to the end.
         length = max(len(self.mean) // number, 1)
         return self.mean[-number * length :].reshape(-1, length, self.mean.shape[1]).mean(1)
 
     def moments(self) -> tuple[np.ndarray, np.ndarray]:
         """Return mean and variance of the iterates."""
+        # Within blocks and between them.
         center = self.mean.mean(0)
         spread = (self.square + self.size * np.square(self.mean - center)).sum(0)
         return center, spread / max(len(self.mean) * self.size - 1, 1)
@@ -143,6 +147,7 @@ class _Blocks(NamedTuple):
 def _blocks(kept: Iterates) -> _Blocks:
     """Return the whole blocks, in float64; the one that is being filled is left out."""
     number = min(int(kept.number // kept.size), BLOCKS)
+    # [blocks, numbers] each: all leaves side by side.
     mean, square = (
         np.concatenate(
             [np.reshape(l, (BLOCKS, -1)).astype(np.float64) for l in jax.tree.leaves(tree)], 1
@@ -151,6 +156,7 @@ def _blocks(kept: Iterates) -> _Blocks:
     )
     leaves = jax.tree.leaves(kept.mean)
     eps = np.concatenate([np.full(l[0].size, jnp.finfo(l.dtype).eps) for l in leaves])
+    # A sum of a few iterates that are one number is off by some of its last digits.
     rounding = np.square(16 * eps * np.abs(mean[-1] if number else 0.0))
     return _Blocks(mean, square, int(kept.size), rounding)
 
@@ -182,9 +188,11 @@ def _best(candidates: list[_Blocks]) -> int:
     """
     if len(candidates[0].mean) < BATCHES or not candidates[0].mean.size:
         return len(candidates) - 1
+    # [candidates, numbers]: squared error with the shift in it, and variance, each as a share of the least.
     errors = np.stack([_squared_error(c.batches(BATCHES)) + _apart(c) for c in candidates])
     variances = np.stack([c.moments()[1] for c in candidates])
     shares = np.maximum(errors / np.min(errors, 0), variances / np.min(variances, 0))
+    # What stands still is known from any tail.
     shares = np.where(variances <= candidates[0].rounding, 1.0, shares)
     worse = np.mean(np.nan_to_num(shares, nan=np.inf, posinf=1e9), 1)
     return int(np.flatnonzero(worse <= 2 * np.min(worse))[-1])
@@ -215,6 +223,7 @@ def _average(blocks: _Blocks) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.nd
 
     count = len(blocks.mean) * blocks.size
     of_still = np.where(np.isnan(error), np.nan, count)
+    # Variance of an iterate over that of the mean; no more than there are.
     ess = np.where(error > blocks.rounding, variance / error, of_still)
     return center, np.sqrt(error), np.sqrt(variance), np.minimum(ess, count)
 
@@ -237,10 +246,12 @@ def _drift(blocks: _Blocks, total: int) -> np.ndarray:
     if len(blocks.mean) < BATCHES:
         return np.full(blocks.mean.shape[1], np.inf)
     batches = blocks.batches(BATCHES)
+    # Least squares of the batches' means on centered time: slope = Σ t y / Σ t².
     time = np.arange(BATCHES) - (BATCHES - 1) / 2
     trend = time @ batches / (time @ time)
     rest = batches - batches.mean(0) - time[:, None] * trend
     error = np.sqrt(np.square(rest).sum(0) / (BATCHES - 2) / (time @ time))
     certain = beyond(trend, (100 * trend.size) ** (1 / 6) * error)
+    # From the end on, in batches: nine times the steps so far.
     ahead = (HORIZON - 1) * total / (len(blocks.mean) * blocks.size / BATCHES)
     return np.where(np.square(trend * BATCHES) > blocks.rounding, certain * ahead, 0.0 * trend)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, Key
 
 from vijax import checks
 from vijax.fitting._loop import Loop, Program
@@ -42,6 +42,7 @@ def find(
     """
     good, bad = int(loop.step), until
     before = loop
+    # Invariant: `before` is finite after `good` steps, and the loop is not after `bad`.
     while bad - good > 1:
         middle = (good + bad) // 2
         after, chunk = program.run(before, np.int32(middle))
@@ -49,10 +50,11 @@ def find(
             bad = middle
         else:
             good, before = middle, after
+    # The bad step alone, with what it is made of counted.
     key = jax.random.fold_in(loop.key, good)
-    found = names(*jax.device_get(jax.jit(partial(counts, step))(key, before.state)))
+    named = names(*jax.device_get(jax.jit(partial(counts, step))(key, before.state)))
     unclear = "nothing, when the step was done again by itself: it is at the edge of its precision"
-    return before, NotFinite(good, key, found[0] if found else unclear, tuple(found))
+    return before, NotFinite(good, key, named[0] if named else unclear, tuple(named))
 
 
 class _Counts(NamedTuple):
@@ -69,11 +71,12 @@ class _Counts(NamedTuple):
     bad_before: dict[str, PyTree]
 
 
+# What a step computes, in its order; the gradient's name is followed by that of the leaf.
 STATE, GRADIENT = "the new state", "the gradient of"
 STAGES = ("the draw", "log q", "log p", "the bound", GRADIENT, STATE)
 
 
-def counts(step: Callable[..., Any], key: Any, state: PyTree) -> _Counts:
+def counts(step: Callable[..., Any], key: Key[Array, ""], state: PyTree) -> _Counts:
     """Count what is not finite in a step, leaf by leaf, in the order in which it is computed."""
 
     def not_finite(tree: PyTree) -> PyTree:
@@ -83,6 +86,7 @@ def counts(step: Callable[..., Any], key: Any, state: PyTree) -> _Counts:
 
     new, report = step(key, state)
     draws = getattr(report, "draws", None)
+    # In the order of STAGES.
     computed = (
         getattr(draws, "z", None),
         getattr(draws, "log_q", None),
@@ -92,20 +96,25 @@ def counts(step: Callable[..., Any], key: Any, state: PyTree) -> _Counts:
         new,
     )
     stages = dict(zip(STAGES, computed, strict=True))
+    # Alike for all stages: counts of bad numbers and of all, leaf by leaf.
     sizes = jax.tree.map(lambda leaf: jnp.int32(jnp.size(leaf)), stages)
     # What was not finite before the step, such as a best value of inf, did not go wrong in it.
     before = dict.fromkeys(STAGES) | {STATE: not_finite(state)}
     return _Counts(not_finite(stages), sizes, before)
 
 
-def names(bad: Any, size: Any, bad_before: Any) -> list[str]:
+def names(
+    bad: dict[str, PyTree], size: dict[str, PyTree], bad_before: dict[str, PyTree]
+) -> list[str]:
     """Say of every leaf that became not finite which it is, and in how many numbers."""
-    found = []
+    named = []
     for stage in STAGES:
+        # Counts of what was not finite before, [] for all stages but the state.
         before = [count for _, count in checks.named_leaves(bad_before[stage])]
         leaves = zip(checks.named_leaves(bad[stage]), checks.named_leaves(size[stage]), strict=True)
         for i, ((name, count), (_, of)) in enumerate(leaves):
+            # A bare array's only leaf is called z, which says nothing but of the draw.
             if count > 0 and not (before and before[i] > 0):
                 leaf = "" if name == "z" and stage != "the draw" else f" '{name}'"
-                found.append(f"{stage}{leaf}, {int(count)} of {int(of)} numbers")
-    return found
+                named.append(f"{stage}{leaf}, {int(count)} of {int(of)} numbers")
+    return named

@@ -18,15 +18,11 @@ def weigh(
     *,
     num_samples: int,
 ) -> Draws:
-    """Draws of the q that a fit, or each of several restarts, has found, with their log-weights.
+    """Draws of the q of a fit, or of each of several restarts, with their log-weights.
 
         q = family.dist(found.average),     zₖ ~ q,     log wₖ = log p(x, zₖ) - log q(zₖ)
 
-    What `diagnostics.summarize` takes. Of restarts it gives R-hat too; those that died are left
-    out.
-
-        found = restarts(key, rule, jax.vmap(rule.init)(starts), steps=5000)
-        print(summarize(weigh(key, found, log_joint, family, num_samples=4000)))
+    What `diagnostics.summarize` takes; of restarts it gives R-hat too, and those that died are left out.
 
     Args:
         key: a typed key, consumed.
@@ -42,6 +38,16 @@ def weigh(
         TypeError: for what is no fit, or no family.
         ValueError: for a target with noise, or of a minibatch.
 
+    Example:
+        >>> family, log_joint = vj.families.mean_field(), lambda z: -0.5 * z**2
+        >>> objective = vj.gradients.reparam(vj.bounds.elbo)
+        >>> estimate = lambda key, p: objective(key, log_joint, family.dist(p), num_samples=2)
+        >>> rule = vj.fitting.ascent(estimate, optax.sgd(0.1))
+        >>> state = rule.init(family.init(None, jnp.zeros(())))
+        >>> result = vj.fitting.fit(jax.random.key(0), rule, state, steps=8, reports=())
+        >>> weigh(jax.random.key(1), result, log_joint, family, num_samples=100).log_w.shape
+        (100,)
+
     Reference: Yao, Vehtari, Simpson, Gelman, Yes, but did it work? Evaluating variational
         inference, 2018, arXiv:1802.02538.
     """
@@ -53,11 +59,12 @@ def weigh(
             "alone use draws.weigh(key, log_joint, family.dist(params), num_samples=...)."
         )
 
-    def of(key: Array, params: PyTree) -> Draws:
+    def of(key: Key[Array, ""], params: PyTree) -> Draws:
         return draws.weigh(key, log_joint, family.dist(params), num_samples=num_samples)
 
     if isinstance(found, Fit):
         return of(key, found.average)
     alive = jnp.flatnonzero(found.died < 0)
+    # Restarts that died have no average worth drawing from: [alive, ...].
     averages = jax.tree.map(lambda leaf: leaf[alive], found.fit.average)
     return jax.jit(jax.vmap(of))(jax.random.split(key, len(alive)), averages)
