@@ -174,10 +174,10 @@ def schools(z, centred):
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_a_posterior_without_a_mode_is_told(dtype, x64):
-    """The centred eight schools: finite, and not a mode; the non-centred ones are silent, and on one."""
+    """The centered eight schools: finite, and not a mode; the non-centered ones are silent, and on one."""
     like = {k: jnp.zeros(n, dtype) for k, n in (("mu", ()), ("log_tau", ()), ("theta", (8,)))}
     centred, free = (lambda z, c=c: schools(z, c) for c in (True, False))
-    with pytest.warns(UserWarning, match="laplace did not arrive at a mode.*non-centred"):
+    with pytest.warns(UserWarning, match="laplace did not arrive at a mode.*non-centered"):
         params = laplace(centred).init(None, like)
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(params))
     at = vj.families.standing(centred, params)

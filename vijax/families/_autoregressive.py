@@ -69,6 +69,7 @@ def inverse_autoregressive(
     def maps(params: PyTree, d: int) -> tuple[Map, Map]:
         # Latents are numbered 1 to d in even layers, and d to 1 in odd ones.
         positions = [np.arange(1, d + 1)[:: 1 - 2 * (l % 2)] for l in range(layers)]
+        # A network's outputs come in two rounds, all m and then all s.
         masks = [networks.autoregressive_masks(p, hidden, 2) for p in positions]
 
         def shift_and_scale(l: int, x: Array) -> tuple[Array, Array]:
@@ -93,6 +94,7 @@ def inverse_autoregressive(
                 ) -> tuple[tuple[Array, Array], None]:
                     x, log_scales = carry
                     shift, log_scale = shift_and_scale(l, x)
+                    # Only the number whose turn it is changes.
                     here = positions[l] == i + 1
                     x = jnp.where(here, (y - shift) * jnp.exp(-log_scale), x)
                     return (x, jnp.where(here, log_scale, log_scales)), None

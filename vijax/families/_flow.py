@@ -57,6 +57,7 @@ class _Flow:
         return one(jax.random.normal(seed, (*sample_shape, *self.uniforms), self._dtype))
 
     def log_prob(self, z: PyTree, /) -> Array:
+        # e from z: through S first, then the layers backwards
         return self._density(*self._inverse(whiten(self._gaussian, z, self._dtype)))
 
     def _density(self, e: Array, log_det: Array) -> Array:
@@ -96,6 +97,7 @@ def over(
     checks.family(base, "base")
 
     def start(key: Array, like: PyTree) -> PyTree:
+        # The base starts alone; layers at zero are the identity.
         of_base, of_layers = jax.random.split(key)
         params = base.init(of_base, like)
         dtype = jnp.result_type(*jax.tree.leaves(params))

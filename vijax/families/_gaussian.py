@@ -92,6 +92,7 @@ def full_rank(*, scale: float = 0.1) -> Family:
 
     def init(key: Array | None, like: PyTree) -> PyTree:
         params, vector = _start(like, scale)
+        # Below the diagonal, row by row; zero is no correlation.
         entries = vector.size * (vector.size - 1) // 2
         return {**params, "lower": jnp.zeros(entries, vector.dtype)}
 
@@ -99,6 +100,7 @@ def full_rank(*, scale: float = 0.1) -> Family:
         fields(params, "full_rank", "loc", "log_scale", "lower")
         loc, log_scale = _scales(params)
         lower = params["lower"].astype(jnp.result_type(*jax.tree.leaves(loc)))
+        # L = diag(s) (I + strictly lower)
         return AffineGaussian(loc, TriangularRoot(log_scale, unit_triangle(lower, log_scale.size)))
 
     return Family(init, dist)
@@ -173,6 +175,7 @@ def _start(like: PyTree, scale: float) -> tuple[PyTree, Array]:
                 f"a Gaussian family cannot hold a leaf of dtype {jnp.result_type(leaf)}: start "
                 "from floats, 2.0 for 2; or give a discrete leaf a discrete q."
             )
+    # Families over several leaves work on one vector, in the order of JAX.
     vector, _ = ravel_pytree(like)
     if vector.size == 0:
         shapes = jax.tree.map(jnp.shape, like)
@@ -195,9 +198,9 @@ def fields(params: PyTree, family: str, *own: str) -> None:
     """Refuse params of another family, whose fields would go unread or are missing."""
     # A field of another Gaussian family would be ignored in silence.
     is_mapping = isinstance(params, Mapping)
-    found = set(params) if is_mapping else {described(params)}
-    if not is_mapping or (_FIELDS & found) - set(own) or set(own) - found:
-        names = ", ".join(sorted(map(str, found)))
+    present = set(params) if is_mapping else {described(params)}
+    if not is_mapping or (_FIELDS & present) - set(own) or set(own) - present:
+        names = ", ".join(sorted(map(str, present)))
         raise TypeError(
             f"params must be those of families.{family}, {', '.join(own)}, got {names}: begin with "
             "the family's own init(key, like)."

@@ -67,6 +67,7 @@ def laplace(log_joint: LogJoint, *, steps: int = 100) -> Family:
         density = _density(log_joint, start, unravel)
         first, slope = jax.value_and_grad(density)(start)
         checks.start_gradient(first, unravel(slope), "families.laplace")
+        # The mode, the root of Λ there, and how near a mode it is
         mode, root, at, taken = climb(density, start, steps)
         # Under jit or vmap nothing is known: `standing` tells afterwards.
         if is_known(at.arrived) and not bool(at.arrived):

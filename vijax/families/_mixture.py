@@ -51,6 +51,7 @@ class _Mixture:
 
 def _log_sum(log_weights: Array, each: Array) -> Array:
     """Return log Σⱼ exp(log_weightsⱼ + eachⱼ) over axis 0, total where every component is impossible."""
+    # The mean's 1/m is put back.
     return log_mean_exp(log_weights + each) + jnp.log(1.0 * each.shape[0]).astype(each.dtype)
 
 
@@ -93,6 +94,7 @@ def mixture(family: Family, *, components: int) -> Family:
     checks.static_count(components, "components")
 
     def init(key: Array, like: PyTree) -> PyTree:
+        # One start for each component, stacked along a new axis 0
         params = [family.init(k, like) for k in jax.random.split(key, components)]
         stacked = jax.tree.map(lambda *p: jnp.stack(p), *params)
         return {

@@ -13,7 +13,7 @@ from vijax.types import PyTree
 # The last layer starts at zero, so that whatever a network is added to starts as it would without.
 
 
-def init(key: Array, sizes: Sequence[int], dtype: np.dtype[Any]) -> PyTree:
+def init(key: Array, sizes: Sequence[int], dtype: type[Any] | np.dtype[Any]) -> PyTree:
     """Return layers of these widths, random but for the last, which is zero."""
     # Weights of variance 1 / inputs keep the size of what passes through.
     inner = zip(jax.random.split(key, len(sizes)), sizes[:-2], sizes[1:-1], strict=False)

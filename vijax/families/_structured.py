@@ -102,6 +102,7 @@ def structured(parts: Mapping[str, Family | Given]) -> Family:
     parts = dict(parts)
     if not parts:
         raise ValueError("parts must have at least one name -> Family.")
+    # A part may be given those written before it alone.
     earlier: list[str] = []
     for name, part in parts.items():
         if not isinstance(part, (Family, Given)):
@@ -119,9 +120,9 @@ def structured(parts: Mapping[str, Family | Given]) -> Family:
 
     def init(key: Array, like: PyTree) -> PyTree:
         if not isinstance(like, Mapping) or set(like) != set(parts):
-            found = list(like) if isinstance(like, Mapping) else f"a {type(like).__name__}"
+            actual = list(like) if isinstance(like, Mapping) else f"a {type(like).__name__}"
             raise ValueError(
-                f"like must be a dict with the names of the parts, {list(parts)}, got {found}."
+                f"like must be a dict with the names of the parts, {list(parts)}, got {actual}."
             )
         keys = jax.random.split(key, len(parts))
         return {
@@ -156,6 +157,7 @@ def _conditional(part: Family | Given, params: PyTree) -> Any:
         return part.dist(params)
 
     def conditional(earlier: PyTree) -> Any:
+        # φ as one vector, and the earlier leaves as another, in the order of `names`
         vector, unravel = ravel_pytree(params["family"])
         x = ravel_pytree({n: earlier[n] for n in part.names})[0].astype(vector.dtype)
         # A a + network(a), added to φ as one vector

@@ -42,6 +42,7 @@ class _StudentT:
             )
             return z, self.log_prob(z)
 
+        # All noise is drawn at once, [*sample_shape, ...]; one draw sees no sample axis.
         for _ in sample_shape:
             one = jax.vmap(one)
         shape = tuple(sample_shape)
@@ -49,6 +50,7 @@ class _StudentT:
         return one(e, jax.random.loggamma(of_scale, self._degrees / 2, shape, self._dtype))
 
     def log_prob(self, z: PyTree, /) -> Array:
+        # ‖S⁻¹ (z - loc)‖²
         square = squared_distance(self._gaussian, z, self._dtype)
         loc = location(self._gaussian, self._dtype)
         d, n = ravel_pytree(loc)[0].size, self._degrees
