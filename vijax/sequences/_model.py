@@ -59,7 +59,7 @@ class Steps(NamedTuple):
     emission: Array  # [T, p, d]
     emission_cov: Array  # [T, p, p]
     x: Array  # [T, p, 1 + m]
-    observed: Array  # [T], how many components are seen
+    observed: Array  # [T], how many components are observed
 
 
 def steps(model: LinearGaussian, x: ArrayLike, mask: ArrayLike | None) -> Steps:

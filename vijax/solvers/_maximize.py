@@ -179,12 +179,12 @@ def _checked_start(function: Callable[[PyTree], Array], start: PyTree) -> PyTree
     """Refuse a start that is not made of floats of one dtype, or a function that is no scalar."""
     start = strong_dtypes(start)  # a weak one would be another program
     dtypes = [leaf.dtype for leaf in jax.tree.leaves(start)]
-    found = jax.tree.map(jnp.result_type, start)
+    actual = jax.tree.map(jnp.result_type, start)
     if not dtypes or not all(jnp.issubdtype(dtype, jnp.floating) for dtype in dtypes):
-        raise TypeError(f"start must be a pytree of float arrays, got {found}.")
+        raise TypeError(f"start must be a pytree of float arrays, got {actual}.")
     shape = getattr(jax.eval_shape(function, start), "shape", None)
     if shape != ():
         raise TypeError(f"function must return a scalar, got shape {shape}; sum over the batch.")
     if len(set(dtypes)) > 1:
-        raise TypeError(f"start must be of one dtype, got {found}.")
+        raise TypeError(f"start must be of one dtype, got {actual}.")
     return start

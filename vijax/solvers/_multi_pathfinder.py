@@ -17,7 +17,7 @@ from vijax.types import Draws, LogJoint, PyTree
 
 
 class Paths(NamedTuple):
-    """What several climbs found, pooled.
+    """The results of several climbs, pooled.
 
     Fields:
         z: draws resampled by their smoothed weights, [num_samples], which count alike.
@@ -138,7 +138,7 @@ def _pooled(path: Path, arrived: Array, num_samples: int) -> tuple[Draws, Array,
 
     Args:
         path: the paths, leaves [paths, ...].
-        arrived: which of them found a Gaussian at all, [paths].
+        arrived: which of them have a Gaussian at all, [paths].
         num_samples: draws of each path.
 
     Returns:

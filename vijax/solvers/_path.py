@@ -40,7 +40,7 @@ class Climb(NamedTuple):
     Fields:
         point: where it is.
         search: the state of the line search.
-        history: what was seen of the curvature.
+        history: what the steps so far say of the curvature.
         direction: the next step, [d].
         q: the Gaussian of the largest ELBO so far.
         elbos: of each Gaussian so far, [steps + 1]; -inf for those to come.

@@ -15,14 +15,14 @@ from vijax.types import Draws, LogJoint, PyTree
 
 
 class Path(NamedTuple):
-    """What one climb found.
+    """The result of one climb.
 
     Fields:
         q: the Gaussian of the largest ELBO on the way.
         draws: fresh draws of it, [num_samples], with log p and log q.
         elbo: its ELBO, (), from those draws; the largest of `elbos` is optimistic.
         elbos: the ELBO of each Gaussian on the way, [steps + 1], the first that of a unit
-            covariance at the start; -inf where it could not be found, and past the end.
+            covariance at the start; -inf where it could not be estimated, and past the end.
         steps: how many steps were taken, ().
     """
 
