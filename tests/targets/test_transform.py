@@ -259,7 +259,7 @@ HIERARCHY = {
 
 
 def test_leaves_given_earlier_leaves(x64):
-    """The Jacobian over all leaves is triangular; theta in units of tau is the non-centred form, written by hand."""
+    """The Jacobian over all leaves is triangular; theta in units of tau is the non-centered form, written by hand."""
     y = {
         "tau": jnp.array(-0.4),
         "mu": jnp.array(0.3),

@@ -58,7 +58,7 @@ class Block:
         self, near: Array, root: PyTree, valid: Array, mode: Array | None = None
     ) -> tuple[Array, Gaussian]:
         """Return ∫ exp of the quadratic through `near`, in nats, and the Gaussian that it is made of."""
-        # Marked before it is used, so that these solves wait for those that found whether it is valid:
+        # Marked before it is used, so that these solves wait for those that decided whether it is valid:
         # jax 0.10 may wait for ever where two cores take two batches of solves at once.
         near = self.marked(near, valid)
         # The quadratic's maximum, ½ gᵀ Λ⁻¹ g above `near`, and its Gaussian integral
@@ -75,6 +75,7 @@ class Block:
 
     def marked(self, a: Array, valid: Array) -> Array:
         """Return an array, nan with its derivatives for members of the batch that are not valid."""
+        # A product, so that derivatives are nan too
         sure = jnp.where(valid, 1.0, jnp.nan).astype(a.dtype)
         return a * sure.reshape(*sure.shape, *(1,) * (a.ndim - sure.ndim))
 

@@ -192,6 +192,7 @@ def enumerate(  # the name that the field gives it; one writes targets.enumerate
 
     def posterior(z: PyTree) -> Sites:
         each, _, values = terms(z)
+        # [S, *batch, *plate] to [*batch, *plate, s₁, s₂, ...]
         log_probs = jnp.moveaxis(log_normalized(each), 0, -1)
         return Sites(log_probs.reshape(*log_probs.shape[:-1], *sizes), values, tree, len(batch))
 
@@ -238,7 +239,7 @@ def _check(
     *,
     declared: bool,
 ) -> list[bool]:
-    """Return which factors are free of c; refuse the wrong shapes, and sites not seen to be independent."""
+    """Return which factors are free of c; refuse the wrong shapes, and sites not shown to be independent."""
     sites = batch + plate
     factors = dict(shapes) if isinstance(shapes, dict) else {"": shapes}
     if not factors or not all(isinstance(f, jax.ShapeDtypeStruct) for f in factors.values()):

@@ -30,6 +30,7 @@ def _drawn(
         z = draw(key)
         return z, p.log_prob(z)
 
+    # One vmap for each sample axis, over keys [*sample_shape]
     for _ in sample_shape:
         one = jax.vmap(one)
     return one(jax.random.split(seed, tuple(sample_shape)) if sample_shape else seed)
@@ -86,6 +87,7 @@ class Gamma(NamedTuple):
         return jnp.maximum(self.a / self.b, _tiny(self.a.dtype))
 
     def log_prob(self, z: Array, /) -> Array:
+        # b a rate: bᵃ z^(a-1) e^(-b z) / Γ(a)
         return self.a * jnp.log(self.b) + (self.a - 1) * jnp.log(z) - self.b * z - gammaln(self.a)
 
 
@@ -128,6 +130,7 @@ class NormalGamma(NamedTuple):
         return _drawn(self, self.draw, seed, sample_shape)
 
     def draw(self, key: Array) -> dict[str, Array]:
+        # The precision first, then the mean given it
         of_precision, of_mean = jax.random.split(key)
         precision = Gamma(self.a, self.b).draw(of_precision)
         e = jax.random.normal(of_mean, precision.shape, precision.dtype)

@@ -12,6 +12,7 @@ from vijax import checks, jaxprs
 from vijax.targets._split import WHY
 from vijax.types import Affine, LogJoint, PyTree, derive, offers, properties
 
+# Why only its mean is right, and what is to be done about a likelihood of a minibatch
 EXPECTED = WHY.format("expected likelihood")
 SITE = "give it the terms of all the data, or scale those of a minibatch by N/B inside"
 
@@ -64,6 +65,7 @@ def gauss_hermite(
     log_site = checks.target(log_site, "targets.gauss_hermite", what="log_site", cure=SITE)
 
     def target(z: PyTree) -> Array:
+        # Refused wherever log p itself is needed
         checks.mean_alone(EXPECTED)
         dtype = jax.eval_shape(q.log_prob, z).dtype
         return jaxprs.mean_alone(jnp.sum(_expected(log_site, predictor, q, (nodes,), dtype)[0]))
@@ -148,6 +150,7 @@ def _expected(
     # Where x does not vary, neither does its sd with the parameters; √ alone would say nan.
     varies = variance > 0
     sd = jnp.where(varies, jnp.sqrt(jnp.where(varies, variance, 1.0)), 0.0)
+    # Nodes step over a kink: the value would be close, and the slope wrong.
     _smooth(log_site, mean)
     expectations = []
     for nodes in counts:

@@ -1,4 +1,4 @@
-"""Global latents seen through a minibatch of the data."""
+"""Global latents with a minibatch of the data."""
 
 from collections.abc import Callable
 from typing import Any
@@ -80,6 +80,7 @@ def minibatch(
         checks.mean_alone(WHY)
         if _inside.value:
             raise ValueError(TWICE.format("a function that log_prior or log_likelihood calls"))
+        # A minibatch that either function calls is refused as it is traced.
         with _inside("minibatch"):
             prior, terms = log_prior(*z), log_likelihood(*z)
         if jnp.ndim(terms) != jnp.ndim(prior) + 1 or jnp.shape(terms)[1:] != jnp.shape(prior):

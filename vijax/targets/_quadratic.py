@@ -59,6 +59,7 @@ def collapse_gaussian(
     def result(z: PyTree) -> tuple[Array, Gaussian]:
         f = Block(log_joint, z, like, precision)
         v = f.at(jnp.zeros_like(f.join(f.like)))
+        # Any point does: the Hessian is the same everywhere.
         _quadratic(f, v)
         slope, curvature = jax.linearize(f.slope, v)  # whose primal part all directions share
         matrix = precision.probe(lambda e: -curvature(e), v)

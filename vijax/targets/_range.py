@@ -59,6 +59,7 @@ def next_number(x: Array) -> Array:
 
 def strictly_inside(z: Array, low: Array | None, high: Array | None) -> Array:
     """Return z inside its bounds where it was rounded onto one, with the derivatives that it had."""
+    # Moved in value alone: a clamp would stop the slope of what it moved.
     inside, low, high = jax.lax.stop_gradient((z, low, high))
     if low is not None:
         inside = jnp.maximum(inside, next_number(low))
@@ -104,6 +105,7 @@ def in_any_precision(forward: Forward, inverse: Map, inside: Map) -> tuple[Forwa
 
     def run(y: ArrayLike) -> tuple[Array, Array]:
         y = _real(y)
+        # Float32 and float64 stay as they are.
         if wide(y).dtype == y.dtype:
             return forward(y)
         z, log_jacobian = forward(wide(y))

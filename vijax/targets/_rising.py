@@ -66,6 +66,7 @@ def _stirling(s: Array, n: Array) -> Array:
     """Return the difference of Stirling's series at s + n and s, by divided differences."""
     terms = len(_STIRLING) if s.dtype == jnp.float64 else 3
     u, v = 1 / (s + n), 1 / s
+    # p(u) and (p(u) - p(v)) / (u - v) by Horner's rule, with u - v = -n u v
     value, difference = jnp.zeros_like(s), jnp.zeros_like(s)
     for coefficient in reversed(_STIRLING[:terms]):
         for c in (coefficient, 0.0):

@@ -22,6 +22,7 @@ def layers(distribution: object) -> Iterator[object]:
 
 def is_imputed(name: str, sites: Mapping[str, Any]) -> bool:
     """Whether a NumPyro site holds what obs_mask leaves out, and elements in the place of data that none reads."""
+    # Under obs_mask NumPyro makes sites x_observed and x_unobserved of x.
     base = name.removesuffix("_unobserved")
     beside = sites.get(f"{base}_observed")
     return base != name and base in sites and beside is not None and bool(beside["is_observed"])
@@ -76,6 +77,7 @@ def require_slopes(
         for end in (-5.0, 5.0)
     )
     for name in names:
+        # Elements without a slope at both points, unless the log-Jacobian alone is a density
         flat = (slopes[0][name] == 0) & (slopes[1][name] == 0)
         flat &= ~((low[name] > 0) & (high[name] < 0))
         traced = not is_known(flat)
@@ -96,6 +98,7 @@ def require_densities(joint: PyTree, observed: PyTree) -> None:
     named = parts if isinstance(parts, Mapping) else dict(enumerate(parts))
     given = observed if isinstance(observed, Mapping) else dict(enumerate(observed))
     for name, part in named.items():
+        # What is observed may be constant or masked.
         kinds = {type(layer).__name__ for layer in layers(part)} if given.get(name) is None else ()
         if "Deterministic" in kinds or "VectorDeterministic" in kinds:
             raise ValueError(

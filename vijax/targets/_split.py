@@ -216,6 +216,7 @@ def _sum_over_leaves(
             "divergence is known from a pytree of Normals and diagonal Gaussians, each of batch "
             "shape (): distrax.Independent(distrax.Normal(loc, scale), 1))."
         )
+    # Σ over leaves, each a term of two conditionals
     total: Any = None
     earlier: dict[Any, Any] = {}
     for name in q.names():
@@ -242,6 +243,7 @@ def _closed(q: PyTree, ability: type, name: str, *args: PyTree) -> Array:
         "plain "
         "log_joint(z) = log_likelihood(z) + prior.log_prob(z)" + (", or pass kl=." if args else ".")
     )
+    # Neither the method, nor the pair, need be known.
     if not offers(q, ability):
         raise TypeError(refusal)
     try:

@@ -23,32 +23,34 @@ from vijax.types import PyTree
 def from_numpyro(
     model: Callable[..., Any], *args: Any, **kwargs: Any
 ) -> tuple[Transformed, PyTree]:
-    """Turn a NumPyro model and its data into a target over free numbers, and zeros to start from.
+    """Turn a NumPyro model and its data into a target over unconstrained space, with a start.
 
         log_joint(y) = -potential_energy(y) = log p(x, z(y)) + log |det ∂z/∂y|,   z: {site: value}
 
-    Free numbers, Jacobians and the order of sites are NumPyro's own (`potential_energy`, `constrain_fn`,
-    `unconstrain_fn`); the start is its `init_to_feasible`. Deterministic sites are not latents: map them over draws
-    with numpyro.infer.Predictive(model, posterior_samples=jax.vmap(constrain)(draws.z)). Under `obs_mask` NumPyro makes
-    latents of a whole site; those in the place of data, which nothing reads, have their own distribution as density
-    here, and not none: the evidence is that of the data, and q has somewhere to go.
+    Coordinates, Jacobians and the order of sites are NumPyro's own (`potential_energy`,
+    `constrain_fn`, `unconstrain_fn`).
 
     Args:
-        model: with observed sites by `obs=`, or under numpyro.handlers.condition. Its latents must be continuous.
+        model: with observed sites by `obs=`, or under numpyro.handlers.condition. Its latents must
+            be continuous. Under `obs_mask` NumPyro makes latents of a whole site; those in the
+            place of data, which nothing reads, have their own distribution as density here, and not
+            none: the evidence is that of the data, and q has somewhere to go.
         args: of the model; so that they may be arguments of a jitted step, call this inside it.
         kwargs: of the model.
 
     Returns:
-        (Transformed, start): the start is {site: zeros}.
+        (Transformed, start): the start is {site: zeros}, NumPyro's `init_to_feasible`.
+        Deterministic sites are not latents: map them over draws with
+        numpyro.infer.Predictive(model, posterior_samples=jax.vmap(constrain)(draws.z)).
 
     Raises:
-        ValueError: for discrete and Delta latents, subsampled plates, `param` and `mutable` sites, and latents without
-            a density in some direction (masked or improper, and not read), each named; for noise of the
-            model's own, as of numpyro.prng_key; for no latent at all; (when called) for a dict of other sites, of which
-            NumPyro would draw those that are missing.
+        ValueError: for discrete and Delta latents, subsampled plates, `param` and `mutable` sites,
+            and latents without a density in some direction (masked or improper, and not read), each
+            named; for noise of the model's own, as of numpyro.prng_key; for no latent at all; (when
+            called) for a dict of other sites, of which NumPyro would draw those that are missing.
 
-    Reference: Phan, Pradhan, Jankowiak, Composable effects for flexible and accelerated probabilistic programming in
-        NumPyro, 2019, arXiv:1912.11554.
+    Reference: Phan, Pradhan, Jankowiak, Composable effects for flexible and accelerated
+        probabilistic programming in NumPyro, 2019, arXiv:1912.11554.
     """
     import numpyro
     from numpyro.infer import util
@@ -92,6 +94,7 @@ def from_numpyro(
         latents[name] = site["value"]
     if not latents:
         raise ValueError("the model has no latent site: every numpyro.sample is observed.")
+    # Latents in the place of data, which nothing else reads
     imputed = {name for name in latents if is_imputed(name, sites)}
 
     # A site without a value would be drawn anew; the seed only serves models that draw what they
@@ -133,6 +136,7 @@ def from_numpyro(
             "freeze: make it a site, or use targets.keyed with log p = "
             "-potential_energy(numpyro.handlers.seed(model, key), args, kwargs, y)."
         )
+    # Zero slopes everywhere would let q grow without end.
     improper = [name for name in latents if name not in imputed and is_improper(sites[name])]
 
     def log_density(y: PyTree) -> Array:
@@ -143,26 +147,29 @@ def from_numpyro(
 
 
 def from_tfp(joint: PyTree, observed: PyTree) -> tuple[Transformed, PyTree]:
-    """Turn a TFP (JAX substrate) JointDistribution and what is observed into a target over free numbers, and zeros.
+    """Turn a TFP (JAX substrate) JointDistribution and data into a target and zeros to start from.
 
         log_joint(y) = log p(x, z(y)) + log |det ∂z/∂y|,   z(y): the default event-space bijectors
 
-    What is observed is pinned (`experimental_pin`), and the rest of the model goes through the bijectors TFP chooses
-    for it (`experimental_default_event_space_bijector`).
+    Data are pinned (`experimental_pin`), and the latents mapped from unconstrained space by the
+    bijectors that TFP chooses (`experimental_default_event_space_bijector`).
 
     Args:
         joint: a JointDistribution whose log_prob is one number, as the AutoBatched ones' is.
-        observed: {name: value}, or for a model without names a list with None where a part is latent.
+        observed: {name: value}, or for a model without names a list with None where a part is
+            latent.
 
     Returns:
-        (Transformed, start): latents in the container TFP gives them, a named tuple or a list; the start is zeros.
+        (Transformed, start): latents in the container TFP gives them, a named tuple or a list; the
+        start is zeros.
 
     Raises:
-        ValueError: for latents that are discrete, Deterministic or Masked, named, and for a log-density with a batch
-            shape.
+        ValueError: for latents that are discrete, Deterministic or Masked, named, and for a
+            log-density with a batch shape.
         TypeError: for what is no joint distribution.
 
-    Reference: Piponi, Moore, Dillon, Joint distributions for TensorFlow Probability, 2020, arXiv:2001.11819.
+    Reference: Piponi, Moore, Dillon, Joint distributions for TensorFlow Probability, 2020,
+        arXiv:2001.11819.
     """
     if not hasattr(joint, "experimental_pin"):
         raise TypeError(f"from_tfp needs a JointDistribution of TFP, got {type(joint).__name__}.")
@@ -173,6 +180,7 @@ def from_tfp(joint: PyTree, observed: PyTree) -> tuple[Transformed, PyTree]:
         else joint.experimental_pin(*observed)
     )
     require_densities(joint, observed)
+    # Shapes and dtypes of the latents, without a draw
     like = jax.eval_shape(lambda: pinned.sample_unpinned(seed=jax.random.key(0)))
     for name, leaf in checks.named_leaves(like):
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
@@ -199,9 +207,9 @@ def from_tfp(joint: PyTree, observed: PyTree) -> tuple[Transformed, PyTree]:
     return Transformed(log_joint, bijector.forward, bijector.inverse), zeros
 
 
-def _discrete(name: str, found: object) -> str:
+def _discrete(name: str, kind: object) -> str:
     return (
-        f"'{name}' is {found}: free numbers hold continuous latents alone. Sum discrete ones out "
+        f"'{name}' is {kind}: free numbers hold continuous latents alone. Sum discrete ones out "
         "in the model (a MixtureSameFamily), or write log p(x, z) and use targets.enumerate."
     )
 
@@ -209,16 +217,16 @@ def _discrete(name: str, found: object) -> str:
 def from_logdensity(
     logdensity_fn: Callable[[PyTree], Array], like: PyTree
 ) -> tuple[Transformed, PyTree]:
-    """Take a log-density as BlackJAX has it: of one position, a pytree of free numbers.
+    """Turn a log-density as BlackJAX has it, of one position, into a target and its start.
 
         log_joint(y) = logdensity_fn(y),   z = y
 
-    It is a target as it stands; this looks at its shape once, and gives it the fields of the other adapters. Latents
-    with constraints: `targets.transform(log_density_of_z, constraints)` instead.
+    It is a target as it stands; this checks its shape once, and gives it the fields of the other
+    adapters. Latents with constraints: `targets.transform`.
 
     Args:
-        logdensity_fn: position -> (), in nats, unnormalised.
-        like: a position, which is also the start.
+        logdensity_fn: position -> (), in nats, unnormalized.
+        like: a position in unconstrained space, which is also the start.
 
     Returns:
         (Transformed, start): constrain and unconstrain change nothing.
@@ -227,7 +235,13 @@ def from_logdensity(
         TypeError: for a position with leaves that are not floats.
         ValueError: for a log-density that is no scalar.
 
-    Reference: Cabezas, Corenflos, Lao, Louf, BlackJAX: composable Bayesian inference in JAX, 2024, arXiv:2402.10797.
+    Example:
+        >>> target, start = from_logdensity(lambda y: -jnp.sum(y**2), jnp.ones(3))
+        >>> float(target.log_joint(start))
+        -3.0
+
+    Reference: Cabezas, Corenflos, Lao, Louf, BlackJAX: composable Bayesian inference in JAX, 2024,
+        arXiv:2402.10797.
     """
     checks.target(logdensity_fn, "adapters.from_logdensity", only_mean=True, what="logdensity_fn")
     start = jax.tree.map(jnp.asarray, like)

@@ -47,8 +47,14 @@ def beta_bernoulli(
         L = probability^successes (1 - probability)^failures
 
     All arguments [*batch]; draws [*batch].
+
+    Example:
+        >>> coin = beta_bernoulli(1.0, 1.0, successes=2, failures=1)
+        >>> round(float(coin.log_marginal), 3)  # log B(3, 2) = log 1/12
+        -2.485
     """
     a, b, s, f = _together(a, b, successes, failures)
+    # log B(a + s, b + f) - log B(a, b)
     log_marginal = log_rising(a, s) + log_rising(b, f) - log_rising(a + b, s + f)
     return Conjugate(Beta(a + s, b + f), log_marginal)
 
@@ -58,13 +64,19 @@ def gamma_poisson(
 ) -> Conjugate:
     """Return p(rate | x, z) = Gamma(a + total, b + exposure), b a rate: counts.
 
-        rate ~ Gamma(a, b),   xₙ | rate ~ Poisson(rate · exposureₙ);   total Σ xₙ, exposure Σ exposureₙ (their number)
-        L = rate^total e^(-rate · exposure);   of the data alone and not in it: Σ xₙ log exposureₙ - log xₙ!
+        rate ~ Gamma(a, b),   xₙ | rate ~ Poisson(rate · exposureₙ)
+        L = rate^total e^(-rate · exposure),   total = Σ xₙ,   exposure = Σ exposureₙ
 
-    All arguments [*batch]; draws [*batch]. Where a and b are large and both made of one shape parameter, its slope is a
-    small difference that floats do not hold: use `gamma_poisson_by_mean`.
+    All arguments [*batch]; draws [*batch]. L leaves out Σ xₙ log exposureₙ - log xₙ!. Where a and b
+    are large and both made of one shape parameter, its slope is a small difference that floats do
+    not hold: use `gamma_poisson_by_mean`.
+
+    Example:
+        >>> float(gamma_poisson(1.0, 1.0, total=5, exposure=2).center())  # (1 + 5) / (1 + 2)
+        2.0
     """
     a, b, n, t = _together(a, b, total, exposure)
+    # log Γ(a + n) - log Γ(a) + a log b - (a + n) log (b + t)
     log_marginal = log_rising(a, n) - a * jnp.log1p(t / b) - n * jnp.log(b + t)
     return Conjugate(Gamma(a + n, b + t), log_marginal)
 
@@ -72,13 +84,19 @@ def gamma_poisson(
 def gamma_poisson_by_mean(
     mean: ArrayLike, shape: ArrayLike, *, total: ArrayLike, exposure: ArrayLike
 ) -> Conjugate:
-    """Return `gamma_poisson(shape, shape / mean)`, negative binomial counts, with all digits up to a Poisson's.
+    """Return `gamma_poisson(shape, shape / mean)`, negative binomial counts, for any shape.
 
         rate ~ Gamma(shape, shape / mean),   xₙ | rate ~ Poisson(rate · exposureₙ)
 
     All arguments [*batch]; draws [*batch]. Value and slopes keep their digits however large the shape is.
+
+    Example:
+        >>> given = gamma_poisson_by_mean(2.0, 1e9, total=3, exposure=1)
+        >>> round(float(given.log_marginal), 3)  # a Poisson's of rate 2: 3 log 2 - 2
+        0.079
     """
     mean, shape, n, t = _together(mean, shape, total, exposure)
+    # That of a Poisson of rate `mean`, n log mean - t mean, and what falls to 0 as 1/shape
     share = t * mean / shape
     log_marginal = log_rising_excess(shape, n) - shape * log1p_less(share) - t * mean
     log_marginal = log_marginal + n * (jnp.log(mean) - jnp.log1p(share))
@@ -86,12 +104,17 @@ def gamma_poisson_by_mean(
 
 
 def dirichlet_multinomial(concentration: ArrayLike, *, counts: ArrayLike) -> Conjugate:
-    """Return p(probabilities | x, z) = Dirichlet(concentration + counts): categories, with or without their order.
+    """Return p(probabilities | x, z) = Dirichlet(concentration + counts): categories in any order.
 
         probabilities ~ Dirichlet(concentration),   xₙ | probabilities ~ Categorical(probabilities)
         L = Πₛ probabilitiesₛ^countsₛ
 
     Both arguments [*batch, s]; draws [*batch, s].
+
+    Example:
+        >>> given = dirichlet_multinomial(jnp.ones(2), counts=jnp.array([2, 0]))
+        >>> given.center().tolist()  # (1 + 2, 1 + 0) / 4
+        [0.75, 0.25]
     """
     shape = jnp.shape(counts)
     if shape != jnp.shape(concentration) or not shape:
@@ -100,6 +123,7 @@ def dirichlet_multinomial(concentration: ArrayLike, *, counts: ArrayLike) -> Con
             f"{jnp.shape(concentration)}."
         )
     c, n = _together(concentration, counts)
+    # Πₛ Γ(cₛ + nₛ) / Γ(cₛ), over that of the sums
     whole = log_rising(jnp.sum(c, -1), jnp.sum(n, -1))
     return Conjugate(Dirichlet(c + n), jnp.sum(log_rising(c, n), -1) - whole)
 
