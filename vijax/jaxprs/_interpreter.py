@@ -35,6 +35,7 @@ class Loops(Generic[V]):
         leave: the last carry.
         stack: what is collected along the loop.
         begin: the first carry; by default as what is constant.
+        backward: the same for a scan from the last to the first, if that differs.
     """
 
     enter: Callable[[V], V]
@@ -43,6 +44,7 @@ class Loops(Generic[V]):
     leave: Callable[[V], V]
     stack: Callable[[V], V]
     begin: Callable[[V], V] | None = None
+    backward: "Loops[V] | None" = None
 
 
 @dataclass(frozen=True)
@@ -228,6 +230,8 @@ def _while(walk: _Walk[V], eqn: core.JaxprEqn, ins: list[V]) -> list[V]:
 
 def _scan(walk: _Walk[V], eqn: core.JaxprEqn, ins: list[V]) -> list[V]:
     body, loops = eqn.params["jaxpr"], walk.question.loops
+    if loops is not None and eqn.params["reverse"]:
+        loops = loops.backward or loops
     # JAX 0.12 no longer states the counts; what is scanned over or collected has one axis more
     # outside the body.
     carried = sum(map(_same_rank, eqn.outvars, opened(body).outvars))

@@ -1,6 +1,9 @@
 """How a random key was made of a sampler's own, and whether two are shown to be different."""
 
+import math
 from typing import Any, Protocol, runtime_checkable
+
+import jax
 
 # In the root of a key: a number that is not known while tracing.
 SOME = "some number"
@@ -8,6 +11,8 @@ SOME = "some number"
 SEED = "key"
 # The root of a key that is not followed: it may be any, a constant one too.
 ANY = "any key"
+# The root of a key that was split off one whose implementation is no hash.
+UNHASHED = "unhashed"
 # The root of a key that each turn of a loop replaces by one made of it.
 CARRIED = "carried"
 
@@ -27,8 +32,11 @@ class Key(Protocol):
         ...
 
 
-# One step from a key to one made of it: children start, ..., stop - 1, or CARRIED, or SOME.
-_Step = tuple[int, int] | str
+# One step from a key to one made of it: children start, ..., stop - 1, and of which numbering they
+# are; or CARRIED, or SOME.
+_Step = tuple[int, int, object] | str
+# In which way `fold_in` and `split` number children, where they do it alike.
+_ALIKE = "alike"
 # Where a part of an array lies: (start, stop) for each axis.
 Part = tuple[tuple[int, int], ...] | None
 
@@ -36,7 +44,9 @@ Part = tuple[tuple[int, int], ...] | None
 def _path(key: Key) -> list[_Step] | None:
     """Return how a key was made of the sampler's: which child at each step; None of any other.
 
-    The child that `jax.random.fold_in` makes of a number is that of `split` at this place.
+    The child that `jax.random.fold_in` makes of a number is that of `split` at this place, if
+    JAX's setting `jax_threefry_partitionable` is on; else children of one split alone, or of
+    `fold_in` alone, are told apart by their numbers.
     """
     root = key.root
     if root == SEED:
@@ -52,12 +62,23 @@ def _path(key: Key) -> list[_Step] | None:
     if operation == "random_fold_in":
         number = how[0]
         # fold_in takes its number as 32 bits, so -1 is 2³² - 1.
-        known = isinstance(number, float) and number.is_integer()
-        return [*made_of, (int(number) % 2**32, int(number) % 2**32 + 1) if known else SOME]
-    return [*made_of, _children(how[0], key.part)]
+        if not isinstance(number, float) or not number.is_integer():
+            return [*made_of, SOME]
+        child = int(number) % 2**32
+        return [*made_of, (child, child + 1, _ALIKE if _is_partitionable() else operation)]
+    # What is no hash may lead back to a key, after any number of steps.
+    if operation == UNHASHED:
+        return [*made_of, CARRIED]
+    first, stop = _children(how[0], key.part)
+    return [*made_of, (first, stop, _ALIKE if _is_partitionable() else math.prod(how[0]))]
 
 
-def _children(shape: tuple[int, ...], part: Part) -> _Step:
+def _is_partitionable() -> bool:
+    """Whether children of threefry keys are numbered as JAX does by default."""
+    return bool(jax.config.jax_threefry_partitionable)
+
+
+def _children(shape: tuple[int, ...], part: Part) -> tuple[int, int]:
     """Return from which to which child of `split` a part lies."""
     # Children are numbered in row-major order: from the first element of the part to its last. A
     # part may have axes in front, which keys that were split side by side gave it.
@@ -90,8 +111,8 @@ def _meet_apart(a: list[_Step], b: list[_Step]) -> bool:
     for one, other in zip(a, b, strict=False):
         if CARRIED in (one, other):
             return False
-        # Ranges of children without any in common.
-        if isinstance(one, tuple) and isinstance(other, tuple):
+        # Ranges of children without any in common, numbered in one way.
+        if isinstance(one, tuple) and isinstance(other, tuple) and one[2] == other[2]:
             if one[1] <= other[0] or other[1] <= one[0]:
                 return True
     return False

@@ -27,6 +27,8 @@ class Noise(NamedTuple):
         loops: how many of the loops around it have the same draw in every turn, from within.
         fresh: whether the next loop, further out than those, is shown to have another each turn.
         turn: when it was made, for what is known of one turn alone.
+        dependent: whether elements of the array at hand depend on each other, as a Dirichlet's do.
+        partial: whether it does not span the line alone, in a value that does by other draws.
     """
 
     root: Any
@@ -36,6 +38,8 @@ class Noise(NamedTuple):
     loops: int = 0
     fresh: bool = False
     turn: str = NOW
+    dependent: bool = False
+    partial: bool = False
 
 
 Noises = frozenset[Noise]
@@ -86,10 +90,15 @@ def share(a: Noises, b: Noises) -> bool:
     return any(same(i, j) for i in a for j in b)
 
 
+def is_own(n: Noise) -> bool:
+    """Whether each element of the array at hand has one of its own, that others do not limit."""
+    return not (n.repeated or n.dependent or n.partial)
+
+
 def has_own(a: Noises, b: Noises) -> bool:
     """Whether one of two sets has a draw that the other does not have, for each of the elements."""
     return any(
-        not n.repeated and not share(frozenset({n}), others)
+        is_own(n) and not share(frozenset({n}), others)
         for some, others in ((a, b), (b, a))
         for n in some
     )
@@ -100,15 +109,16 @@ def own_draws(values: Sequence[Drawn]) -> bool:
     # In order of how many draws each reads, every value must bring one that none before it had.
     noisy = sorted((v for v in values if v.noise), key=lambda v: len(v.noise))
     observed: set[Noise] = set()
-    alone = True
+    alone = whole = True
     for value in noisy:
         fresh = [i for i in value.noise if not any(same(i, j) for j in observed)]
         if not fresh:
             return False
         # With nothing but fresh draws in each, the values are independent.
         alone = alone and len(fresh) == len(value.noise)
+        whole = whole and value.real and not all(i.partial for i in fresh)
         observed |= value.noise
-    return alone or all(v.real for v in noisy)
+    return alone or whole
 
 
 # --- the same draws at other places of an array
@@ -198,12 +208,21 @@ def left(n: Noise) -> Noise:
 
 def stacked(n: Noise) -> Noise:
     """Return a draw of each turn of a loop, collected along a new first axis."""
-    if n.loops or not n.fresh or n.turn != NOW or n.part is None or n.axes is None:
+    # What is not shown to be another in each turn may be one for all.
+    if n.loops or not n.fresh or n.turn != NOW:
+        return left(n)._replace(repeated=True)
+    if n.part is None or n.axes is None:
         return left(n)
     # As one draw with the turns as its first axis.
     axes = (0, *(None if i is None else i + 1 for i in n.axes))
     part = ((0, _MANY), *n.part)
     return n._replace(part=part, axes=axes, fresh=False, turn=SOMETIME)
+
+
+def stacked_backward(n: Noise) -> Noise:
+    """Return a draw of each turn of a loop from the last to the first, collected."""
+    # Turn i lies at another place than in a loop that goes forward.
+    return stacked(n)._replace(part=None, axes=None)
 
 
 # Turns, at most: a loop's length is not known where its body is followed.
@@ -234,4 +253,5 @@ def made(root: Hashable, of: Noise, shape: Sequence[int], *, dependent: int = 0)
 
 def bare(key: Noise) -> Noise:
     """Return a key as it stands in the root of what is made of it."""
-    return Noise(key.root, key.part)
+    # With its axes: an array of keys and its transpose differ, and so does what they make.
+    return Noise(key.root, key.part, key.axes)

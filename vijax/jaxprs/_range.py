@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vijax.jaxprs._noise import ALWAYS, Noise, Noises
+from vijax.jaxprs._noise import ALWAYS, Noise, Noises, is_own
 
 INF = math.inf
 
@@ -16,6 +16,28 @@ INF = math.inf
 End = float | str
 # A constant of unknown value; infinite, of unknown sign; what depends on a parameter.
 FIXED, INFINITE, MOVES = "fixed", "infinite", "moves"
+
+
+class Matrix(NamedTuple):
+    """The elements of a constant array, in an order that compares."""
+
+    shape: tuple[int, ...]
+    elements: bytes
+
+    def array(self) -> np.ndarray:
+        """Return the array."""
+        return np.frombuffer(self.elements, np.float64).reshape(self.shape)
+
+
+# A larger constant is not kept.
+_FEW = 512 * 512
+
+
+def matrix_of(array: np.ndarray) -> Matrix | None:
+    """Return a constant's elements, where they are few."""
+    if array.size > _FEW:
+        return None
+    return Matrix(array.shape, np.ascontiguousarray(array, np.float64).tobytes())
 
 
 class Range(NamedTuple):
@@ -27,14 +49,17 @@ class Range(NamedTuple):
         high: the upper end. Ends that a factor of unknown sign has changed are in either order.
         sign: 1 or -1 where all values have that sign for any parameters, else 0.
         real: whether each draw that reaches it, alone, already spans the real line.
-        seams: whether its density may jump, or have atoms, between the ends: parts that end at
-            different places were put together.
+        seams: of draws: whether the density may jump, or have atoms, between the ends: parts that
+            end at different places were put together.
         unknown: why nothing is known of the ends, or "".
         key: what a random key, or an array of keys, is made of; None of what is none.
         loops: of what is given: how many of the loops around it have the same in every turn.
         distinct: of what is given: whether no two elements are the same.
         counts: of what is given: (start, offset) of a number that counts the turns of a loop from
             there, and what was added to it; None of any other.
+        nonzero: of what is given: whether no element is 0, as far as is shown; parameters, and what
+            comes in as a value of its own, count as such.
+        matrix: of a constant: its elements, where they are few.
     """
 
     noise: Noises = frozenset()
@@ -48,28 +73,42 @@ class Range(NamedTuple):
     loops: int = 0
     distinct: bool = False
     counts: tuple[float, float] | None = None
+    nonzero: bool = False
+    matrix: Matrix | None = None
 
 
-# A constant, whose value is not known while tracing.
-GIVEN = Range()
+# What constants make, whose value is not known while tracing.
+MADE = Range()
+# A constant that comes in as it is.
+GIVEN = Range(nonzero=True)
 # A parameter, or what depends on parameters alone.
-MOVING = Range(low=MOVES, high=MOVES)
+MOVING = Range(low=MOVES, high=MOVES, nonzero=True)
+# Below the smallest normal float32, 1.2e-38, numbers become 0.
+LEAST = 1e-37
 # Why nothing is known of a sum, product or maximum of draws with seams.
 SEAMS = "its parts end at different places, which a parameter moves"
 
 
 def constant(value: Any) -> Range:
     """Return the range of a constant."""
-    number = jnp.issubdtype(jnp.result_type(value), jnp.number)
+    dtype = jnp.result_type(value)
+    number = jnp.issubdtype(dtype, jnp.number) or jnp.issubdtype(dtype, jnp.bool_)
     if isinstance(value, jax.core.Tracer) or not np.size(value) or not number:
-        return GIVEN._replace(loops=ALWAYS)
+        # A float of unknown value counts as other than 0; a mask or a count may be 0.
+        return GIVEN._replace(loops=ALWAYS, nonzero=not is_whole(dtype))
     # One number for all elements has known ends; of several, only a common sign is kept.
     array = np.asarray(value, np.float64)
     low, high = float(array.min()), float(array.max())
+    matrix, nonzero = matrix_of(array), bool(np.all(np.abs(array) >= LEAST))
     if low == high:
-        return Range(low=low, high=low, sign=int(np.sign(low)))
+        return Range(low=low, high=high, sign=int(np.sign(low)), nonzero=nonzero, matrix=matrix)
     sign = 1 if low > 0 else -1 if high < 0 else 0
-    return Range(sign=sign, seams=bool(np.any(array == 0)), loops=ALWAYS)
+    return Range(sign=sign, loops=ALWAYS, nonzero=nonzero, matrix=matrix)
+
+
+def is_whole(dtype: Any) -> bool:
+    """Whether an array of a dtype holds whole numbers or truth values."""
+    return jnp.issubdtype(dtype, jnp.integer) or jnp.issubdtype(dtype, jnp.bool_)
 
 
 def moves(value: Range) -> str | None:
@@ -85,9 +124,10 @@ def moves(value: Range) -> str | None:
 
 
 def is_real(value: Range) -> bool:
-    """Whether draws span the real line with a density that does not jump."""
+    """Whether draws span the real line with a density that does not jump, each element for all."""
     spans = (value.low, value.high) == (-INF, INF)
-    return bool(value.noise) and spans and not value.unknown and not value.seams
+    apart = bool(value.noise) and not any(n.dependent for n in value.noise)
+    return apart and spans and not value.unknown and not value.seams
 
 
 def sign_of(end: End) -> int:
@@ -100,6 +140,12 @@ def sign_between(low: End, high: End) -> int:
     if isinstance(low, float) and low >= 0:
         return 1
     return -1 if isinstance(high, float) and high <= 0 else 0
+
+
+def spans_all(value: Range) -> bool:
+    """Whether all elements span the line together, by draws of their own."""
+    own = [is_own(n) for n in value.noise]
+    return is_real(value) and (any(own) if value.real else all(own))
 
 
 # --- combining
@@ -117,4 +163,11 @@ def point(values: Sequence[Range]) -> Range:
     unknown = next((v.unknown for v in values if v.unknown), "")
     if unknown:
         return Range(low=MOVES, high=MOVES, unknown=unknown)
-    return MOVING if any(MOVES in (v.low, v.high) for v in values) else GIVEN
+    moving = [v for v in values if MOVES in (v.low, v.high)]
+    # What parameters make is other than 0, unless one of them has met a mask.
+    return MOVING._replace(nonzero=all(v.nonzero for v in moving)) if moving else MADE
+
+
+def is_nonzero(end: End) -> bool:
+    """Whether a known value is not 0, nor rounded to it."""
+    return isinstance(end, float) and abs(end) >= LEAST

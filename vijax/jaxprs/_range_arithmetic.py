@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from vijax.jaxprs._noise import has_own, repeat_all, share
+from vijax.jaxprs._noise import Noises, has_own, mapped, repeat_all, share
 from vijax.jaxprs._range import (
     FIXED,
     GIVEN,
@@ -15,10 +15,12 @@ from vijax.jaxprs._range import (
     SEAMS,
     End,
     Range,
+    is_nonzero,
     is_real,
     not_known,
     point,
     sign_between,
+    spans_all,
 )
 
 # --- ends
@@ -58,12 +60,13 @@ def _multiply_ends(a: End, b: End, sign: int) -> End:
 def negated(x: Range) -> Range:
     """Return -x, whose ends have changed places."""
     if x.unknown:
-        return x._replace(sign=-x.sign)
+        return x._replace(sign=-x.sign, nonzero=False)
 
     def end(at: End) -> End:
         return -at if isinstance(at, float) else at
 
-    return x._replace(low=end(x.high), high=end(x.low), sign=-x.sign)
+    low, high = end(x.high), end(x.low)
+    return Range(x.noise, low, high, -x.sign, real=x.real, seams=x.seams, nonzero=x.nonzero)
 
 
 def _as_given(a: Range, b: Range, combine: Callable[[Range, Range], Range]) -> Range | None:
@@ -77,15 +80,22 @@ def _as_given(a: Range, b: Range, combine: Callable[[Range, Range], Range]) -> R
         if repeat_all(one.noise) and other.noise and not repeat_all(other.noise):
             # As if the repeated draw were a constant, which moves where its ends do.
             given = MOVING if MOVES in (one.low, one.high) else GIVEN
-            result = combine(given._replace(sign=one.sign), other)
-            return result._replace(noise=a.noise | b.noise)
+            result = combine(given._replace(sign=one.sign, nonzero=not one.seams), other)
+            # Where that does not span the line, it still does not for one element alone.
+            draws = one.noise if one.real else _partial(one.noise)
+            return result._replace(noise=draws | other.noise)
     return None
 
 
-def _spans(value: Range) -> bool:
-    """Whether all elements span the line together, by draws of their own."""
-    own = [not n.repeated for n in value.noise]
-    return is_real(value) and (any(own) if value.real else all(own))
+def _partial(noise: Noises) -> Noises:
+    """Return draws that do not span the line by themselves."""
+    return mapped(noise, lambda n: n._replace(partial=True))
+
+
+def _moved(drawn: Range, given: Range) -> bool:
+    """Whether draws that lie on a line or surface are carried along by parameters."""
+    tied = any(n.repeated or n.dependent for n in drawn.noise)
+    return given.low == MOVES and tied and not spans_all(drawn)
 
 
 def add(a: Range, b: Range) -> Range:
@@ -105,7 +115,7 @@ def add(a: Range, b: Range) -> Range:
                 return Range(noise, -INF, INF, real=True)
             return not_known([a, b], "it is a sum of several functions of the same draw")
         # A draw that spans the line carries any independent one along.
-        if _spans(a) or _spans(b):
+        if spans_all(a) or spans_all(b):
             return Range(noise, -INF, INF, real=a.real and b.real)
         if MOVES in (a.low, a.high, b.low, b.high):
             return Range(noise, MOVES, MOVES, sign=sign)
@@ -114,6 +124,12 @@ def add(a: Range, b: Range) -> Range:
     if drawn.noise and drawn.seams and given.low == MOVES:
         return not_known([a, b], SEAMS)
     low, high = _add_ends(a.low, b.low), _add_ends(a.high, b.high)
+    if not noise:
+        # Of values of one sign one that is not 0 will do, and so will a parameter.
+        nonzero = bool(sign or low == MOVES) and (a.nonzero or b.nonzero)
+        return Range(low=low, high=high, sign=sign, nonzero=nonzero or is_nonzero(low))
+    if not (a.noise and b.noise) and _moved(drawn, given):
+        return Range(noise, MOVES, MOVES, sign)
     seams = any(v.seams and v.noise for v in (a, b))
     real = drawn.real and not seams
     return Range(noise, low, high, sign or sign_between(low, high), real=real, seams=seams)
@@ -130,22 +146,26 @@ def multiply(a: Range, b: Range) -> Range:
         known = isinstance(a.low, float) and isinstance(b.low, float)
         low: End = float(a.low) * float(b.low) if known else FIXED
         result = Range(low=low, high=low) if known else point([a, b])
-        return result._replace(sign=sign, seams=a.seams or b.seams)
+        nonzero = is_nonzero(low) if known else a.nonzero and b.nonzero
+        return result._replace(sign=sign, nonzero=nonzero)
     if a.noise and b.noise:
         given = _as_given(a, b, multiply)
         return _multiply_draws(a, b, sign) if given is None else given
     # Draws a times a constant b: a seam between the ends moves with b, and the line stays the line.
     if b.noise:
         a, b = b, a
-    if a.seams and b.low == MOVES:
+    if b.low == 0.0:  # a constant
+        return Range(low=0.0, high=0.0)
+    if (a.seams and b.low == MOVES) or _moved(a, b):
         return Range(noise, MOVES, MOVES, sign)
+    # Where a factor is 0 an atom lies.
     if is_real(a):
-        return a._replace(real=a.real and not b.seams, seams=b.seams)
+        return Range(noise, -INF, INF, real=a.real and b.nonzero, seams=not b.nonzero)
     # [a₀ b, a₁ b], turned around by a negative b.
     low, high = _multiply_ends(a.low, b.low, b.sign), _multiply_ends(a.high, b.low, b.sign)
     if b.sign < 0:
         low, high = high, low
-    return Range(noise, low, high, sign, seams=a.seams or b.seams)
+    return Range(noise, low, high, sign, seams=a.seams or not b.nonzero)
 
 
 def _multiply_draws(a: Range, b: Range, sign: int) -> Range:
@@ -156,6 +176,10 @@ def _multiply_draws(a: Range, b: Range, sign: int) -> Range:
     if seams and MOVES in (a.low, a.high, b.low, b.high):
         return not_known([a, b], SEAMS)
     # Of independent draws: on the line where one of them spans it, [a₀ b₀, a₁ b₁] of positive ones.
+    for one, other in ((a, b), (b, a)):
+        if other.real and spans_all(other) and not one.seams:  # whatever the other one is, not 0
+            draws = one.noise if one.real else _partial(one.noise)
+            return Range(draws | other.noise, -INF, INF, real=True)
     if is_real(a) or is_real(b):
         return Range(noise, -INF, INF, seams=seams)
     if a.sign > 0 and b.sign > 0:
@@ -172,15 +196,18 @@ def reciprocal(x: Range) -> Range:
             return INF * (x.sign or 1) if at == 0 else 1 / at
         return 0.0 if at == INFINITE else at
 
-    if x.unknown or not x.noise:
+    if x.unknown:
+        return x._replace(nonzero=False)
+    if not x.noise:
         value = end(x.low)
-        return x._replace(low=value, high=value)
+        nonzero = is_nonzero(value) if isinstance(value, float) else x.nonzero
+        return Range(low=value, high=value, sign=x.sign, nonzero=nonzero)
     # 1/x of the whole line is the line without 0.
     if is_real(x):
-        return x._replace(real=False)
+        return Range(x.noise, -INF, INF)
     if not x.sign:
         return not_known([x], "it is divided by draws whose sign is not known")
-    return x._replace(low=end(x.high), high=end(x.low), real=False)
+    return Range(x.noise, end(x.high), end(x.low), x.sign, seams=x.seams)
 
 
 def _bounded(which: Callable[..., Any]) -> Callable[[Range, Range], Range]:
@@ -210,7 +237,11 @@ def _bounded(which: Callable[..., Any]) -> Callable[[Range, Range], Range]:
         sign = a.sign if a.sign == b.sign else int(which is max and 1 in (a.sign, b.sign))
         noise = a.noise | b.noise
         seams = bool(noise) and (a.seams or b.seams or (a.low, a.high) != (b.low, b.high))
-        return Range(noise, end(a.low, b.low), end(a.high, b.high), sign, seams=seams)
+        low, high = end(a.low, b.low), end(a.high, b.high)
+        # It is one of the two; and beyond one that 0 does not reach.
+        outer = 1 if which is max else -1
+        nonzero = (a.nonzero and b.nonzero) or any(v.nonzero and v.sign == outer for v in (a, b))
+        return Range(noise, low, high, sign, seams=seams, nonzero=nonzero and not noise)
 
     return bounded
 

@@ -17,21 +17,22 @@ def join(values: Sequence[Range], name: str) -> Range:
     first, last = values[0].counts, values[-1].counts
     counting = name == "scan" and first is not None and last == (first[0], first[1] + 1)
     counts = first if counting else None
-    values = [v._replace(counts=None) for v in values]
+    values = [v._replace(counts=None, distinct=False) for v in values]
     if all(v == values[0] for v in values):
         return values[0]._replace(counts=counts)
     if keys:
         return Range(key=Noise(ANY, axes=None))
     # The union of the values, each of which may be the one.
     noise = frozenset().union(*(v.noise for v in values))
+    nonzero = all(v.nonzero for v in values)
     if any(v.unknown for v in values):
         return not_known(values, "")
     ends = [(v.low, v.high) for v in values]
     # An atom that moves, or a jump of the density, is not hidden by a range around it.
     if any(MOVES in end for end in ends):
-        return Range(noise, MOVES, MOVES)
+        return Range(noise, MOVES, MOVES, nonzero=nonzero)
     # Values that end at different places make the density jump, and constants are atoms.
-    seams = any(v.seams or (not v.noise and (noise or v.low == 0)) for v in values)
+    seams = any(v.seams or (not v.noise and noise) for v in values)
     seams = seams or (bool(noise) and len(set(ends)) > 1)
     lows, highs = {low for low, _ in ends}, {high for _, high in ends}
     low = lows.pop() if len(lows) == 1 else _extreme(lows, min)
@@ -42,10 +43,12 @@ def join(values: Sequence[Range], name: str) -> Range:
             e if len({x[i] for x in ends}) == 1 else FIXED for i, e in enumerate((low, high))
         )
     # What all have in common: a sign, each draw spanning the line, loops that leave them the same.
+    # Of different draws the chosen one alone does.
     sign = values[0].sign if len({v.sign for v in values}) == 1 else 0
     real = not seams and all(v.real for v in values if v.noise) and bool(noise)
+    real = real and (name in _LOOPS or all(v.noise == noise for v in values))
     loops = 0 if name in _LOOPS else same_turns(values)
-    result = Range(noise, low, high, sign, real=real, seams=seams, loops=loops)
+    result = Range(noise, low, high, sign, real=real, seams=seams, loops=loops, nonzero=nonzero)
     return result._replace(counts=counts)
 
 
@@ -76,7 +79,9 @@ def first_of_a_loop(x: Range) -> Range:
     if x.key is not None:
         root = (CARRIED, bare(x.key))
         return x._replace(key=x.key._replace(root=root, part=None, loops=0, fresh=True, turn=NOW))
-    result = x._replace(noise=mapped(x.noise, entered), loops=0, distinct=False, counts=None)
+    result = x._replace(
+        noise=mapped(x.noise, entered), loops=0, distinct=False, counts=None, matrix=None
+    )
     if x.noise or not isinstance(x.low, float):
         return result
     # A number may be the loop's counter, from there on.

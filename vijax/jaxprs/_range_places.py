@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -10,15 +11,15 @@ from jax.extend import core
 from vijax.jaxprs import _noise as places
 from vijax.jaxprs._equations import Atom, shape_of
 from vijax.jaxprs._interpreter import Loops
-from vijax.jaxprs._noise import Noises
-from vijax.jaxprs._range import Range, not_known
+from vijax.jaxprs._noise import Noise, Noises
+from vijax.jaxprs._range import MOVES, Matrix, Range, matrix_of, not_known
 from vijax.jaxprs._range_join import first_of_a_loop
 
 
 def with_draws(x: Range, change: Callable[[Noises], Noises]) -> Range:
     """Return a range, or a key, with its draws at other places."""
     key = None if x.key is None else next(iter(change(frozenset({x.key}))))
-    return x._replace(noise=change(x.noise), key=key, distinct=False)
+    return x._replace(noise=change(x.noise), key=key, distinct=False, matrix=None)
 
 
 def anywhere(eqn: core.JaxprEqn, ins: list[Range]) -> Range:
@@ -29,12 +30,15 @@ def anywhere(eqn: core.JaxprEqn, ins: list[Range]) -> Range:
 def reshape(eqn: core.JaxprEqn, ins: list[Range]) -> Range:
     """Return the range after a reshape, squeeze or expand_dims."""
     before, after = shape_of(eqn.invars[0]), shape_of(eqn.outvars[0])
-    return with_draws(ins[0], lambda n: places.reshaped(n, before, after))
+    result = with_draws(ins[0], lambda n: places.reshaped(n, before, after))
+    return result._replace(matrix=ins[0].matrix and Matrix(after, ins[0].matrix.elements))
 
 
 def transpose(eqn: core.JaxprEqn, ins: list[Range]) -> Range:
     """Return the range after a permutation of axes."""
-    return with_draws(ins[0], lambda n: places.moved(n, eqn.params["permutation"]))
+    axes, matrix = eqn.params["permutation"], ins[0].matrix
+    result = with_draws(ins[0], lambda n: places.moved(n, axes))
+    return result._replace(matrix=matrix and matrix_of(matrix.array().transpose(axes)))
 
 
 def slice_of(eqn: core.JaxprEqn, ins: list[Range]) -> Range:
@@ -101,9 +105,14 @@ def spread(x: Range, variable: Atom, eqn: core.JaxprEqn) -> Range:
 
 def alone(x: Range, variable: core.Var) -> Range:
     """Return the range of a variable: one element alone repeats nothing."""
-    if math.prod(shape_of(variable)) > 1 or not any(n.repeated for n in x.noise):
+    tied = any(n.repeated or n.dependent for n in x.noise)
+    if math.prod(shape_of(variable)) > 1 or not tied:
         return x
-    return with_draws(x, lambda n: places.mapped(n, lambda one: one._replace(repeated=False)))
+
+    def untied(n: Noise) -> Noise:
+        return n._replace(repeated=False, dependent=False)
+
+    return with_draws(x, lambda noise: places.mapped(noise, untied))
 
 
 def _handed_on(x: Range) -> Range:
@@ -120,6 +129,11 @@ def _of_each_turn(x: Range) -> Range:
     )
 
 
+def _of_each_turn_backward(x: Range) -> Range:
+    """Of what is scanned over from the last to the first: its numbers do not count the turns."""
+    return _of_each_turn(x)._replace(counts=None)
+
+
 def _left(x: Range) -> Range:
     """Of the last carry, as what follows the loop has it."""
     result = with_draws(x, lambda n: places.mapped(n, places.left))
@@ -128,17 +142,37 @@ def _left(x: Range) -> Range:
 
 def _stacked(x: Range) -> Range:
     """Of what is collected along the loop."""
-    result = with_draws(x, lambda n: places.mapped(n, places.stacked))
-    return result._replace(loops=0, counts=None)
+    return _collected(x, places.stacked)
 
 
-LOOPS: Loops[Range] = Loops(
-    enter=lambda x: with_draws(x, lambda n: places.mapped(n, places.entered))._replace(
-        loops=x.loops + 1
-    ),
+def _stacked_backward(x: Range) -> Range:
+    """Of what is collected along a loop from the last to the first."""
+    return _collected(x, places.stacked_backward)
+
+
+def _collected(x: Range, change: Callable[[Noise], Noise]) -> Range:
+    result = with_draws(x, lambda n: places.mapped(n, change))._replace(loops=0, counts=None)
+    # A line along which parameters may have stretched a draw of all turns moves with them.
+    if places.repeat_all(result.noise) and not places.repeat_all(x.noise) and not x.unknown:
+        return Range(result.noise, MOVES, MOVES, result.sign)
+    return result
+
+
+def _entered(x: Range) -> Range:
+    """Of what is constant in a loop."""
+    result = with_draws(x, lambda n: places.mapped(n, places.entered))
+    return result._replace(loops=x.loops + 1, matrix=x.matrix)
+
+
+_FORWARD: Loops[Range] = Loops(
+    enter=_entered,
     slice=_of_each_turn,
     carry=_handed_on,
     leave=_left,
     stack=_stacked,
     begin=first_of_a_loop,
+)
+LOOPS = replace(
+    _FORWARD,
+    backward=replace(_FORWARD, slice=_of_each_turn_backward, stack=_stacked_backward),
 )

@@ -11,12 +11,12 @@ from jax.extend import core
 from vijax.jaxprs import _noise as places
 from vijax.jaxprs._equations import LAID_OUT, shape_of
 from vijax.jaxprs._interpreter import Question, Rule, interpret
+from vijax.jaxprs._keys import ANY
 from vijax.jaxprs._noise import ALWAYS, Noise, own_draws
 from vijax.jaxprs._range import (
-    FIXED,
     GIVEN,
     INF,
-    INFINITE,
+    MADE,
     MOVES,
     Range,
     constant,
@@ -46,6 +46,7 @@ from vijax.jaxprs._range_places import (
     unstack,
     with_draws,
 )
+from vijax.jaxprs._range_reduce import linear, reduce_extreme, reduce_sum
 from vijax.jaxprs._range_unary import (
     default,
     each,
@@ -92,12 +93,18 @@ def _same(eqn: core.JaxprEqn, ins: list[Range]) -> Range:
 def _sum(eqn: core.JaxprEqn, ins: list[Range]) -> Range:
     # A counter of turns to which a known whole number is added still counts.
     result = add(*ins)
-    whole = jnp.issubdtype(eqn.outvars[0].aval.dtype, jnp.integer)  # type: ignore[attr-defined]
+    whole = _never_wraps(eqn)
     for number, more in (ins, ins[::-1]):
         if whole and number.counts is not None and isinstance(more.low, float) and not more.noise:
             start, offset = number.counts
             return result._replace(counts=(start, offset + more.low))
     return result
+
+
+def _never_wraps(eqn: core.JaxprEqn) -> bool:
+    """Whether a result is of whole numbers that take four bytes or more, as `fold_in` reads them."""
+    dtype = eqn.outvars[0].aval.dtype  # type: ignore[attr-defined]
+    return jnp.issubdtype(dtype, jnp.integer) and dtype.itemsize >= 4
 
 
 def _negative(eqn: core.JaxprEqn, ins: list[Range]) -> Range:
@@ -115,29 +122,10 @@ def _clamp(eqn: core.JaxprEqn, ins: list[Range]) -> Range:
     return minimum(maximum(x, low), high)
 
 
-def _linear(eqn: core.JaxprEqn, ins: list[Range]) -> Range:
-    """Mix elements linearly: draws that span the line still do, for a matrix of full rank."""
-    # A matrix of parameters or data times draws; both drawn would be a product.
-    noisy = [i for i, v in enumerate(ins) if v.noise]
-    if len(noisy) == 1 and ins[noisy[0]].real:
-        made, of = (math.prod(shape_of(v)) for v in (eqn.outvars[0], eqn.invars[noisy[0]]))
-        # More elements than draws lie in a subspace, as elements do that repeat one draw.
-        return with_draws(ins[noisy[0]], partial(places.anywhere, repeated=made > of))
-    return default(eqn, ins)
-
-
-def _reduce_sum(eqn: core.JaxprEqn, ins: list[Range]) -> Range:
-    # A sum of n terms has n times their ends: 0, infinite ends and those that move stay as they are.
-    x = with_draws(ins[0], places.anywhere)
-    if x.noise and (x.unknown or x.real):
-        return x
-    if not x.noise:
-        return point(ins)._replace(sign=x.sign)
-    low, high = (e if e in (0.0, -INF, INF, MOVES, INFINITE) else FIXED for e in (x.low, x.high))
-    return Range(x.noise, low, high, x.sign, seams=x.seams)
-
-
 def _concatenate(eqn: core.JaxprEqn, ins: list[Range]) -> Range:
+    # Of several keys one may be there twice.
+    if len(ins) > 1 and any(v.key is not None for v in ins):
+        return Range(key=Noise(ANY, axes=None))
     # Elements that share a draw lie on a curve, whatever ends each of them has.
     if not own_draws(ins):
         return not_known(ins, "its elements are functions of the same draw")
@@ -149,17 +137,19 @@ def _cast(eqn: core.JaxprEqn, ins: list[Range]) -> Range:
     of = eqn.invars[0].aval.dtype  # type: ignore[attr-defined]
     # To a float, or of given whole numbers to four bytes or more: the values stay.
     whole = jnp.issubdtype(of, jnp.integer) and jnp.dtype(to).itemsize >= 4
-    if jnp.issubdtype(to, jnp.inexact) or (whole and not x.noise):
+    if whole and not x.noise:
         return x
+    if jnp.issubdtype(to, jnp.inexact):
+        return x._replace(counts=None, distinct=False)
     return default(eqn, ins)
 
 
 def _compare(eqn: core.JaxprEqn, ins: list[Range]) -> Range:
     # A truth value is 0 or 1, two atoms; why nothing is known of what is compared stays known.
     noise = frozenset().union(*(v.noise for v in ins))
-    result = point(ins) if not noise else Range(noise, 0.0, 1.0, seams=True)
+    result = point(ins)._replace(sign=1) if not noise else Range(noise, 0.0, 1.0, seams=True)
     unknown = next((v.unknown for v in ins if v.unknown), "")
-    return result._replace(unknown=unknown)
+    return result._replace(unknown=unknown, nonzero=False)
 
 
 # They keep the value of their first operand.
@@ -176,6 +166,9 @@ def _told(rule: Rule[Range]) -> Rule[Range]:
         # A key, or its words, that anything else is done to is followed by what is made of it.
         changed = eqn.primitive.name not in _MOVES and any(v.key is not None for v in ins)
         loops, result = same_turns(ins), each(default)(eqn, ins) if changed else rule(eqn, ins)
+        # What tells numbers apart holds of the results of few operations.
+        if eqn.primitive.name not in _NUMBERS:
+            result = [x._replace(counts=None, distinct=False) for x in result]
         return [
             alone(x, v) if x.noise else x._replace(loops=loops)
             for x, v in zip(result, eqn.outvars, strict=True)
@@ -188,6 +181,13 @@ def _told(rule: Rule[Range]) -> Rule[Range]:
 _ELEMENTWISE = frozenset("add sub mul div max min pow select_n clamp".split())
 
 
+# They keep whole numbers that count, or of which no two are the same, what they are.
+_NUMBERS = frozenset(
+    "add add_any iota convert_element_type reshape squeeze expand_dims broadcast_in_dim "
+    "reduce_precision optimization_barrier real device_put stop_gradient".split()
+) | set(LAID_OUT)
+
+
 # What may be done with keys and their words, which leaves them what they are.
 _MOVES = frozenset(
     "copy copy_p optimization_barrier sharding_constraint device_put stop_gradient reshape squeeze "
@@ -198,20 +198,33 @@ _MOVES = frozenset(
 
 def _iota(eqn: core.JaxprEqn, ins: list[Range]) -> Range:
     # arange(n) has no number twice; in more axes it repeats them.
-    return GIVEN._replace(distinct=len(shape_of(eqn.outvars[0])) == 1)
+    # Those of few bytes start again.
+    return MADE._replace(distinct=len(shape_of(eqn.outvars[0])) == 1 and _never_wraps(eqn))
+
+
+def _select(eqn: core.JaxprEqn, ins: list[Range]) -> Range:
+    result = choose(ins[0], ins[1:], "select_n")
+    # Of one array and the same draws at other places, both may show the same draw.
+    drawn = [v.noise for v in ins[1:] if v.noise]
+    known = all(n.axes is not None for noise in drawn for n in noise)
+    if len(drawn) < 2 or (known and all(noise == drawn[0] for noise in drawn)):
+        return result
+    twice = any(places.share(a, b) for i, a in enumerate(drawn) for b in drawn[:i])
+    return with_draws(result, partial(places.anywhere, repeated=True)) if twice else result
 
 
 # The rule of each primitive; what is not here is not followed, see `default`.
 _RULES: dict[str, Rule[Range]] = {
     **dict.fromkeys(_KEEP, each(_same)),
-    **dict.fromkeys("rev reduce_max reduce_min".split(), each(anywhere)),
+    "rev": each(anywhere),
+    **dict.fromkeys("reduce_max reduce_min".split(), each(reduce_extreme)),
     **dict.fromkeys("reshape squeeze expand_dims".split(), each(reshape)),
     "transpose": each(transpose),
     "slice": each(slice_of),
     "iota": each(_iota),
     "broadcast_in_dim": each(broadcast),
     **dict.fromkeys(("dynamic_slice", "gather"), each(take)),
-    **dict.fromkeys("dot_general conv_general_dilated cumsum".split(), each(_linear)),
+    **dict.fromkeys("dot_general conv_general_dilated cumsum".split(), each(linear)),
     **dict.fromkeys("eq ne lt le gt ge is_finite and or not".split(), each(_compare)),
     **dict.fromkeys(("add", "add_any"), each(_sum)),
     "sub": each(lambda eqn, ins: add(ins[0], negated(ins[1]))),
@@ -225,8 +238,8 @@ _RULES: dict[str, Rule[Range]] = {
     "max": each(lambda eqn, ins: maximum(*ins)),
     "min": each(lambda eqn, ins: minimum(*ins)),
     "clamp": each(_clamp),
-    "select_n": each(lambda eqn, ins: choose(ins[0], ins[1:], "select_n")),
-    "reduce_sum": each(_reduce_sum),
+    "select_n": each(_select),
+    "reduce_sum": each(reduce_sum),
     **dict.fromkeys(("concatenate", "stack"), each(_concatenate)),
     "unstack": unstack,
     "split": split,

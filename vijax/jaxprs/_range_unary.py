@@ -10,16 +10,18 @@ from jax.extend import core
 
 from vijax.jaxprs._equations import Atom, shape_of
 from vijax.jaxprs._interpreter import Rule
-from vijax.jaxprs._keys import ANY, SOME
-from vijax.jaxprs._noise import Noise, bare, made
+from vijax.jaxprs._keys import ANY, SOME, UNHASHED
+from vijax.jaxprs._noise import Noise, bare, is_own, made
 from vijax.jaxprs._range import (
     FIXED,
     INF,
     INFINITE,
+    LEAST,
     MOVES,
     SEAMS,
     End,
     Range,
+    is_nonzero,
     is_real,
     not_known,
     point,
@@ -65,6 +67,9 @@ def _key(eqn: core.JaxprEqn, ins: list[Range]) -> Noise:
         return keys[0]._replace(axes=axes)
     if name not in ("random_split", "random_fold_in") or len(keys) != 1:
         return Noise(ANY, axes=None)
+    hashed = _is_hashed(eqn)
+    if name == "random_fold_in" and not hashed:
+        return Noise(ANY, axes=None)
     # It is the same in every turn of as many loops as both its own key and its number are; in the
     # next one it is another in every turn if its number counts the turns, or if its key is.
     of = keys[0]
@@ -72,7 +77,8 @@ def _key(eqn: core.JaxprEqn, ins: list[Range]) -> Noise:
     fresh = any(v.counts is not None and v.loops == loops for v in numbers)
     of = of._replace(loops=loops, fresh=fresh or (of.fresh and of.loops == loops))
     if name == "random_split":
-        return made((name, bare(of), tuple(eqn.params["shape"])), of, shape)
+        way = name if hashed else UNHASHED
+        return made((way, bare(of), tuple(eqn.params["shape"])), of, shape)
     # fold_in of a known number, of a counter of turns, or of some number that is not known.
     number = numbers[0]
     counted = number.counts and ("turn", sum(number.counts))
@@ -85,6 +91,20 @@ def _key(eqn: core.JaxprEqn, ins: list[Range]) -> Noise:
     several = len(shape) > rank
     result = made(root, of, shape, dependent=len(shape) - rank if several else 0)
     return result._replace(repeated=of.repeated or several)
+
+
+def _is_hashed(eqn: core.JaxprEqn) -> bool:
+    """Whether keys are of an implementation of JAX whose `fold_in` and `split` are a hash."""
+    # That of "unsafe_rbg" is an XOR; of others nothing is known.
+    return str(getattr(eqn.outvars[0].aval, "dtype", "")) in ("key<fry>", "key<rbg>")
+
+
+# Functions that are 0 nowhere, and at 0 alone.
+_POSITIVE = frozenset("exp exp2 logistic".split())
+_ROOTED = frozenset(
+    "expm1 log1p tan tanh sinh asinh atanh atan erf erf_inv sqrt cbrt abs square "
+    "integer_pow".split()
+)
 
 
 def monotone(function: Callable[[float], float], sign: int = 0) -> Rule[Range]:
@@ -108,14 +128,18 @@ def monotone(function: Callable[[float], float], sign: int = 0) -> Rule[Range]:
         x = ins[0]
         low, high = end(x.low), end(x.high)
         if x.unknown:
-            return x._replace(sign=sign)
+            return x._replace(sign=sign, nonzero=False)
         if not x.noise:
-            return Range(low=low, high=high, sign=sign or sign_of(low))
+            name = eqn.primitive.name
+            rooted = x.nonzero and (low == MOVES or name in _ROOTED)
+            nonzero = is_nonzero(low) if isinstance(low, float) else name in _POSITIVE or rooted
+            return Range(low=low, high=high, sign=sign or sign_of(low), nonzero=nonzero)
         if any(isinstance(e, float) and math.isnan(e) for e in (low, high)):
             return not_known(ins, f"'{eqn.primitive.name}' of its draws is not defined")
-        # A function of one draw that spans the line does so by that draw alone.
+        # A function of one draw that spans the line does so by that draw alone, unless elements of
+        # that depend on each other.
         spans = (low, high) == (-INF, INF) and not x.seams
-        real = spans and (x.real or len(x.noise) == 1)
+        real = spans and (x.real or (len(x.noise) == 1 and all(map(is_own, x.noise))))
         sign_of_all = sign or sign_between(low, high)
         return Range(x.noise, low, high, sign_of_all, real=real, seams=x.seams)
 
@@ -150,11 +174,17 @@ def integer_power(eqn: core.JaxprEqn, ins: list[Range]) -> Range:
 
 
 def _power(eqn: core.JaxprEqn, x: Range, power: int) -> Range:
+    if power == 0:
+        return Range(low=1.0, high=1.0, sign=1, nonzero=True)
     # Odd powers increase everywhere, and even ones of what is positive.
     if power % 2 or x.sign > 0:
         return monotone(lambda v: v**power, x.sign)(eqn, [x])[0]
-    if not x.noise or x.unknown:
-        return x._replace(sign=1)
+    if x.unknown:
+        return x._replace(sign=1, nonzero=False)
+    if not x.noise:
+        end = x.low**power if isinstance(x.low, float) else x.low
+        nonzero = is_nonzero(end) if isinstance(end, float) else x.nonzero
+        return Range(low=end, high=end, sign=1, nonzero=nonzero)
     if is_real(x):
         return Range(x.noise, 0.0, INF, 1)
     return not_known([x], "an even power of its draws has two branches")
@@ -165,9 +195,17 @@ def real_power(eqn: core.JaxprEqn, ins: list[Range]) -> Range:
     x, exponent = ins
     if exponent.noise or x.sign <= 0 or x.unknown:
         result = default(eqn, ins)
-        return result._replace(sign=1) if x.sign > 0 else result
-    if x.noise and x.seams and exponent.low == MOVES:
+        nonzero = result.nonzero and x.nonzero
+        return result._replace(sign=1, nonzero=nonzero) if x.sign > 0 else result
+    if not x.noise:
+        return point(ins)._replace(sign=1, nonzero=x.nonzero)
+    if x.seams and exponent.low == MOVES:
         return not_known(ins, SEAMS)._replace(sign=1)
+    # Elements that lie on a line or surface are carried along it; the power 0 is an atom.
+    if exponent.low == MOVES and not all(map(is_own, x.noise)):
+        return Range(x.noise, MOVES, MOVES, 1)
+    if not exponent.nonzero:
+        return not_known(ins, "its power may be 0")._replace(sign=1)
 
     # 0, 1 and ∞ are the same for every exponent of a known sign; any other end moves with it.
     def end(at: End) -> End:
@@ -201,6 +239,6 @@ def inverse_error(x: float) -> float:
 def logarithm(x: float) -> float:
     """log x; what a sampler starts from instead of 0 stands for 0."""
     # Below the smallest normal float32, 1.2e-38, and a factor of ten for what is done to it.
-    if x < 1e-37:
-        return -INF if x > -1e-37 else math.nan
+    if x < LEAST:
+        return -INF if x > -LEAST else math.nan
     return math.log(x) if x < INF else INF

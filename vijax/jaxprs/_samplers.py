@@ -14,6 +14,7 @@ from vijax.jaxprs._interpreter import Rule
 from vijax.jaxprs._keys import is_followed
 from vijax.jaxprs._noise import ALWAYS, Noise, Noises, bare, made
 from vijax.jaxprs._range import FIXED, INF, MOVES, Range, is_real, not_known, point, sign_between
+from vijax.jaxprs._range_reduce import is_singular
 from vijax.jaxprs._range_unary import default, is_key, monotone
 
 
@@ -80,10 +81,17 @@ def _span(low: float, high: float, *, dependent: int = 0) -> Rule[Range]:
     return rule
 
 
+def _multivariate(eqn: core.JaxprEqn, ins: list[Range]) -> list[Range]:
+    """Normals of a covariance, the third operand."""
+    if is_singular(ins[2], shape_of(eqn.invars[2])):
+        return [not_known([Range(drawn(eqn, ins))], "its covariance is singular")]
+    return _span(-INF, INF)(eqn, ins)
+
+
 def _of_key(key: Noise | None, draws: Range) -> Range:
     """Return draws of a key: constants where it is not the sampler's."""
     if key is None:
-        return Range(sign=draws.sign, loops=ALWAYS)
+        return Range(sign=draws.sign, loops=ALWAYS, nonzero=True)
     if not is_followed(key):
         return not_known([draws], "a key that it draws from is not followed to the sampler's own")
     return draws
@@ -95,12 +103,30 @@ def drawn(eqn: core.JaxprEqn, ins: list[Range], *, dependent: int = 0) -> Noises
     if key is None:
         return frozenset()
     # The sampler and the shape are part of the name, so that a draw of one array has its own parts.
-    root = ("draw", bare(key), function_name(eqn)[0] or eqn.primitive.name, shape)
+    name = function_name(eqn)[0] or eqn.primitive.name
+    root = ("draw", bare(key), name, shape, _layout(eqn))
     if _fewer_bits(eqn):
         return frozenset(
             {key._replace(root=root, part=None, axes=(None,) * len(shape), repeated=True)}
         )
-    return frozenset({made(root, key, shape, dependent=dependent)})
+    several = dependent > 0 and math.prod(shape[-dependent:]) > 1
+    return frozenset({made(root, key, shape, dependent=dependent)._replace(dependent=several)})
+
+
+def _layout(eqn: core.JaxprEqn) -> tuple[tuple[str, str], ...]:
+    """Return how the body of a sampler lays out axes, which jax.vmap may change within."""
+    return tuple(
+        (e.primitive.name, str([e.params.get(name) for name in _LAYS_OUT]))
+        for inner in inner_jaxprs(eqn)
+        for e in equations(inner)
+        if any(name in e.params for name in _LAYS_OUT)
+    )
+
+
+# Parameters of primitives that say where axes go.
+_LAYS_OUT = ("permutation", "dimension_numbers", "broadcast_dimensions")
+# How many normals a sampler draws for each of its own draws, where that is not one.
+_NORMALS = {"_maxwell": 3, "_double_sided_maxwell": 3}
 
 
 def _fewer_bits(eqn: core.JaxprEqn) -> bool:
@@ -111,7 +137,8 @@ def _fewer_bits(eqn: core.JaxprEqn) -> bool:
         return True
     makes = [e for e in inner if e.primitive.name in ("random_bits", "random_gamma")]
     bits = max((math.prod(shape_of(e.outvars[0])) for e in makes), default=None)
-    return bits is not None and bits < math.prod(shape_of(eqn.outvars[0]))
+    each = _NORMALS.get(function_name(eqn)[0], 1)
+    return bits is not None and bits < each * math.prod(shape_of(eqn.outvars[0]))
 
 
 def _own(eqn: core.JaxprEqn) -> Noises:
@@ -130,7 +157,8 @@ def _uniform(eqn: core.JaxprEqn, ins: list[Range]) -> list[Range]:
         low = -1.0 if 0 < low + 1 < 1e-6 else 0.0 if 0 < low < 1e-30 else low
     sign = ins[1].sign if ins[1].sign > 0 else sign_between(low, high)
     if ins[0].key is None:
-        return [point(ins)._replace(sign=sign, loops=min(v.loops for v in ins[1:]))]
+        loops = min(v.loops for v in ins[1:])
+        return [point(ins)._replace(sign=sign, loops=loops, nonzero=True)]
     return [_of_key(ins[0].key, Range(drawn(eqn, ins), low, high, sign))]
 
 
@@ -171,7 +199,9 @@ def _softplus(eqn: core.JaxprEqn, ins: list[Range]) -> list[Range]:
     if c.noise or x.unknown:
         return [default(eqn, ins)]
     if not x.noise:
-        return [point(ins)._replace(sign=1 if 0.0 in (x.low, c.low) else 0)]
+        sign = 1 if 0.0 in (x.low, c.low) else 0
+        result = point(ins)
+        return [result._replace(sign=sign, nonzero=bool(sign) or result.nonzero)]
     if not isinstance(c.low, float):
         return [not_known(ins, "its floor moves") if c.low == MOVES else Range(x.noise)]
     floor = c.low
@@ -181,13 +211,14 @@ def _softplus(eqn: core.JaxprEqn, ins: list[Range]) -> list[Range]:
 # By the names of the jitted functions in jax._src.random; parameters change scale and location.
 _SAMPLERS: dict[str, Rule[Range]] = {
     **dict.fromkeys(
-        "_normal _normal_real _multivariate_normal _gumbel _laplace _logistic _cauchy _t "
+        "_normal _normal_real _gumbel _laplace _logistic _cauchy _t "
         "_generalized_normal _double_sided_maxwell".split(),
         _span(-INF, INF),
     ),
     **dict.fromkeys(
         "_exponential _chisquare _f _rayleigh _wald _weibull_min _maxwell".split(), _span(0.0, INF)
     ),
+    "_multivariate_normal": _multivariate,
     "_beta": _span(0.0, 1.0),
     "_dirichlet": _span(0.0, 1.0, dependent=1),
     "_pareto": _span(1.0, INF),

@@ -13,7 +13,7 @@ from vijax.jaxprs._keys import SEED
 from vijax.jaxprs._libraries import declared_support
 from vijax.jaxprs._noise import Noise, own_draws, repeat_all
 from vijax.jaxprs._paths import LOOK_UP, Path
-from vijax.jaxprs._range import GIVEN, MOVING, Range, constant, moves
+from vijax.jaxprs._range import GIVEN, MOVING, Range, constant, is_whole, moves
 from vijax.jaxprs._range_rules import ranges
 from vijax.jaxprs._samplers import NOT_ONTO, between, held
 from vijax.types import Distribution, Joint, PyTree
@@ -148,9 +148,10 @@ def joint_moves(
         # Earlier leaves are inputs of the trace: given, or moving as parameters do.
         earlier = {n: z[n] for n in order[: order.index(name)]}
         more = [
-            MOVING if n in carrying else GIVEN
+            # A whole number that was drawn may be 0.
+            MOVING if n in carrying else GIVEN._replace(nonzero=not is_whole(leaf.dtype))
             for n in sorted(earlier)  # as JAX flattens a dict
-            for _ in jax.tree.leaves(earlier[n])
+            for leaf in jax.tree.leaves(earlier[n])
         ]
 
         def part(*inputs: PyTree, name: Hashable = name) -> Any:
