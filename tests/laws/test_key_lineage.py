@@ -247,11 +247,274 @@ APART = [
 ]
 
 
+# --- counters that do not count, places that a sampler's batching changes, and less noise than draws
+
+
+def number_of_turns(step, first, read=lambda i: i):
+    """Return the pair of turns 0 and 2 of a loop whose key is folded with a carried number."""
+
+    def pair(key):
+        body = lambda i, _: (step(i), e_of(fold_in(key, read(i))))  # noqa: E731
+        _, y = lax.scan(body, first, None, length=3)
+        return y[0], y[2]
+
+    return pair
+
+
+def alternating(key):  # 5, -4, 5
+    return number_of_turns(lambda i: -i + 1, 5)(key)
+
+
+def reflected(key):  # 5, 0, 5
+    return number_of_turns(lambda i: 5 - i, 5)(key)
+
+
+def squared(key):  # 1, 0, 1
+    return number_of_turns(lambda i: i + 1, -1, lambda i: i**2)(key)
+
+
+def absolute(key):
+    return number_of_turns(lambda i: i + 1, -1, jnp.abs)(key)
+
+
+def i_and_minus_i(key):
+    first, rest = split(key)
+
+    def body(carry, _):
+        i, before, twice_before = carry
+        e = e_of(fold_in(rest, i))
+        return (i + 1, e, before), e_of(fold_in(rest, -i)) / (1 + twice_before)
+
+    return turns(body, (-1, e_of(first), e_of(first)), None, at=2), 0.0
+
+
+def backward_and_forward(key):
+    first, rest = split(key)
+
+    def body(carry, j):
+        i, before, twice_before = carry
+        e = e_of(fold_in(rest, i))
+        return (i + 1, e, before), e_of(fold_in(rest, j)) / (1 + twice_before)
+
+    start = (0, e_of(first), e_of(first))
+    return lax.scan(body, start, jnp.arange(3), reverse=True)[1][0], 0.0
+
+
+def collected_backward_and_forward(key):
+    body = lambda i, _: (i + 1, e_of(fold_in(key, i)))  # noqa: E731
+    forward = lax.scan(body, 0, None, length=3)[1]
+    return forward[0], lax.scan(body, 0, None, length=3, reverse=True)[1][2]
+
+
+def small_numbers(key):
+    e = jax.vmap(lambda i: e_of(fold_in(key, i)))(jnp.arange(300, dtype=jnp.uint8))
+    return e[0], e[256]
+
+
+def small_counter(key):
+    body = lambda i, _: (i + jnp.uint8(1), e_of(fold_in(key, i)))  # noqa: E731
+    _, y = lax.scan(body, jnp.uint8(0), None, length=257)
+    return y[0], y[256]
+
+
+def one_key_for_maxwells(key):
+    sample = lambda loc: random.double_sided_maxwell(key, loc, 1.0)  # noqa: E731
+    return tuple(jnp.exp(jax.vmap(sample)(jnp.zeros(2))))
+
+
+def rows_and_columns(of, keys):
+    """Return one draw of an array of keys, read by jax.vmap over its rows and over its columns."""
+    by_rows = jax.vmap(jax.vmap(of))(keys)
+    return by_rows[0, 1], jax.vmap(jax.vmap(of), in_axes=1)(keys)[1, 0]
+
+
+def betas_of_columns(key):
+    return rows_and_columns(lambda k: 1 / random.beta(k, 1.0, 1.0) - 1, split(key, (2, 2)))
+
+
+def chi_squares_of_columns(key):
+    return rows_and_columns(lambda k: jnp.expm1(random.chisquare(k, 2.0) / 2), split(key, (2, 2)))
+
+
+def draws_of_transposed_keys(key):
+    keys = split(key, (2, 2))
+    draws = jax.vmap(jax.vmap(e_of))
+    return draws(keys)[0, 1], draws(keys.T)[1, 0]
+
+
+SAME_NUMBERS = [
+    alternating,
+    reflected,
+    squared,
+    absolute,
+    i_and_minus_i,
+    backward_and_forward,
+    collected_backward_and_forward,
+    small_numbers,
+    small_counter,
+    one_key_for_maxwells,
+    betas_of_columns,
+    chi_squares_of_columns,
+    draws_of_transposed_keys,
+]
+
+
+def whole_numbers(key):
+    e = jax.vmap(lambda i: e_of(fold_in(key, i)))(jnp.arange(3, dtype=jnp.uint32))
+    return e[0], e[2]
+
+
+def counted_from_minus_one(key):
+    return number_of_turns(lambda i: i + 1, -1, lambda i: i + 3)(key)
+
+
+def maxwells_of_two_keys(key):
+    sample = lambda k: random.double_sided_maxwell(k, 0.0, 1.0)  # noqa: E731
+    return tuple(jnp.exp(jax.vmap(sample)(split(key))))
+
+
+def betas_of_rows(key):
+    e = jax.vmap(jax.vmap(lambda k: 1 / random.beta(k, 1.0, 1.0) - 1))(split(key, (2, 2)))
+    return e[0, 1], e[1, 0]
+
+
+def turns_backward(key):
+    first, rest = split(key)
+    body = lambda a, k: (e_of(k), e_of(k) / (1 + a))  # noqa: E731
+    return lax.scan(body, e_of(first), split(rest, 3), reverse=True)[1][1], 0.0
+
+
+OTHER_NUMBERS = [
+    whole_numbers,
+    counted_from_minus_one,
+    maxwells_of_two_keys,
+    betas_of_rows,
+    turns_backward,
+]
+
+
+# --- one draw that turns of a loop, or a stack of one key, repeat
+
+
+def carried_draw(key):
+    return lax.scan(lambda c, _: (c, c), random.normal(key), None, length=2)[1]
+
+
+def draw_of_every_turn(key):
+    return lax.scan(lambda c, _: (c, random.normal(key)), 0.0, None, length=2)[1]
+
+
+def mapped_draw(key):
+    return lax.map(lambda i: random.normal(key) + 0 * i, jnp.arange(2))
+
+
+def draw_of_equal_numbers(key):
+    return lax.map(lambda i: random.normal(fold_in(key, i % 1)), jnp.arange(2))
+
+
+def draw_kept_or_made(key):
+    def body(c, i):
+        c = jnp.where(FLAG, random.normal(fold_in(key, i)), c)
+        return c, c
+
+    return lax.scan(body, random.normal(key), jnp.arange(2))[1]
+
+
+def draw_of_a_loop_within(key):
+    once = lambda key: lax.map(lambda i: random.normal(fold_in(key, i)), jnp.arange(1))  # noqa: E731
+    return lax.map(lambda _: once(key)[0], jnp.arange(2))
+
+
+def keys_of_every_turn(key):
+    keys = lax.map(lambda _: split(key)[0], jnp.arange(2))
+    return jax.vmap(random.normal)(keys)
+
+
+def stacked_key(key):
+    return jax.vmap(random.normal)(jnp.stack([key, key]))
+
+
+def key_put_together(key):
+    return jax.vmap(random.normal)(jnp.concatenate([key[None], key[None]]))
+
+
+REPEATED = [
+    carried_draw,
+    draw_of_every_turn,
+    mapped_draw,
+    draw_of_equal_numbers,
+    draw_kept_or_made,
+    draw_of_a_loop_within,
+    keys_of_every_turn,
+    stacked_key,
+    key_put_together,
+]
+
+
+def draws_of_numbered_turns(key):
+    return lax.map(lambda i: random.normal(fold_in(key, i)), jnp.arange(2))
+
+
+def draws_of_split_keys(key):
+    return lax.map(random.normal, split(key, 2))
+
+
+def walk_of_draws(key):
+    body = lambda z, k: (0.5 * z + random.normal(k), 0.5 * z + random.normal(k))  # noqa: E731
+    return lax.scan(body, 0.0, split(key, 2))[1]
+
+
+NOT_REPEATED = [draws_of_numbered_turns, draws_of_split_keys, walk_of_draws]
+
+
+def beside_a_share(draws):
+    """Return draws for both elements beside exp(t) dirichlet, which lies on a line that moves."""
+
+    def sampler(key, t):
+        a, b = split(key)
+        return draws(a) + jnp.exp(t) * random.dirichlet(b, jnp.ones(2))
+
+    return sampler
+
+
+# --- keys of other implementations and settings
+
+
+def folded_back(key):
+    return e_of(fold_in(fold_in(key, 1), 1)), e_of(key)
+
+
+def folded_in_either_order(key):
+    return e_of(fold_in(fold_in(key, 1), 2)), e_of(fold_in(fold_in(key, 2), 1))
+
+
+def carried_and_folded(key):
+    _, y = lax.scan(lambda k, _: (fold_in(k, 1), e_of(k)), key, None, length=3)
+    return y[0], y[2]
+
+
+def only_child(key):
+    return e_of(split(key, 1)[0]), e_of(fold_in(key, 1))
+
+
+def two_families_of_children(key):
+    return e_of(split(key, 2)[0]), e_of(split(key, 3)[1])
+
+
+def of_one_split(key):
+    return tuple(map(e_of, split(key)))
+
+
+def of_two_numbers(key):
+    return e_of(fold_in(key, 0)), e_of(fold_in(key, 1))
+
+
 def ratio(pair):
     def sampler(key, t):
         a, b = pair(key)
         return jnp.exp(t) * a / (1 + b)
 
+    sampler.pair = pair
     return sampler
 
 
@@ -330,10 +593,16 @@ def walk_of_a_carried_key(key, t):
 FIXED = [low_rank_and_diagonal, walk_of_a_counted_key, walk_of_a_carried_key]
 
 
-def samplers(pairs, *more):
+def samplers(pairs, *more, repeated=()):
     return pytest.mark.parametrize(
-        "sampler", [*map(ratio, pairs), *more], ids=[f.__name__ for f in (*pairs, *more)]
+        "sampler",
+        [*map(ratio, pairs), *map(beside_a_share, repeated), *more],
+        ids=[f.__name__ for f in (*pairs, *repeated, *more)],
     )
+
+
+def trace_slope(sampler, key):
+    return jax.eval_shape(lambda key: slope(score(elbo), sampler, key), key)
 
 
 @samplers(SAME, *MOVING)
@@ -347,6 +616,43 @@ def test_what_is_seen_to_be_two_passes(sampler, key):
     assert np.isfinite(slope(score(elbo), sampler, key)).all()
 
 
+@samplers(SAME_NUMBERS, repeated=REPEATED)
+def test_numbers_and_turns_that_may_repeat_are_refused(sampler, key):
+    with pytest.raises(ValueError, match="support is fixed"):
+        trace_slope(sampler, key)
+
+
+@samplers(OTHER_NUMBERS, repeated=NOT_REPEATED)
+def test_numbers_and_turns_that_differ_pass(sampler, key):
+    trace_slope(sampler, key)
+
+
+@samplers([folded_back, folded_in_either_order, carried_and_folded, of_two_numbers])
+def test_keys_whose_fold_is_no_hash_are_refused(sampler, key):
+    with pytest.raises(ValueError, match="a key that it draws from is not followed"):
+        trace_slope(sampler, random.key(3, impl="unsafe_rbg"))
+    trace_slope(sampler, random.key(3, impl="rbg"))
+
+
+def test_children_of_one_split_differ_for_every_implementation(key):
+    for impl in ("threefry2x32", "rbg", "unsafe_rbg"):
+        trace_slope(ratio(of_one_split), random.key(3, impl=impl))
+
+
+@samplers([only_child, two_families_of_children])
+def test_how_children_are_numbered_is_a_setting(sampler, key):
+    trace_slope(sampler, key)
+    with jax.threefry_partitionable(False), pytest.raises(ValueError, match="support is fixed"):
+        trace_slope(sampler, key)
+
+
+@samplers([of_one_split, of_two_numbers])
+def test_what_differs_under_either_setting_passes(sampler, key):
+    for setting in (True, False):
+        with jax.threefry_partitionable(setting):
+            trace_slope(sampler, key)
+
+
 @pytest.mark.parametrize("estimator", [vimco, dreg])
 def test_every_estimator_that_drops_a_score_asks(estimator, key):
     with pytest.raises(ValueError, match="support"):
@@ -354,9 +660,11 @@ def test_every_estimator_that_drops_a_score_asks(estimator, key):
 
 
 @pytest.mark.parametrize(
-    "pair", [folded_as_split, split_to_other_shapes, turn_by_hand], ids=lambda f: f.__name__
+    "pair",
+    [folded_as_split, split_to_other_shapes, turn_by_hand, squared, draws_of_transposed_keys],
+    ids=lambda f: f.__name__,
 )
 def test_they_are_one_draw(pair, key):
     """The control: these pairs are equal, so that z is bounded by exp(t)."""
     a, b = jax.vmap(pair)(split(key, 100))
-    np.testing.assert_array_equal(a, b)
+    np.testing.assert_allclose(a, b, rtol=1e-6)

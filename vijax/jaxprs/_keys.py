@@ -100,6 +100,10 @@ def keys_differ(key: Key, other: Key) -> bool:
     a, b = _path(key), _path(other)
     if a is None or b is None:
         return False
+    # Of what is no hash, children of one split alone are told apart.
+    if key.root == other.root and key.root[0] == UNHASHED:
+        (first, stop), (start, end) = (_children(key.root[2], k.part) for k in (key, other))
+        return stop <= start or end <= first
     if _meet_apart(a, b) or _meet_apart(a[::-1], b[::-1]):
         return True
     # Paths of different lengths never end at one key, unless a loop makes one of unknown length.

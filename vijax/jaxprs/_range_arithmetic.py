@@ -87,6 +87,15 @@ def _as_given(a: Range, b: Range, combine: Callable[[Range, Range], Range]) -> R
     return None
 
 
+def _along(a: Range, b: Range) -> Range:
+    """Return a sum, or a product without 0, of independent values of which one spans the line."""
+    for one, other in ((a, b), (b, a)):
+        if one.real and spans_all(one):
+            draws = other.noise if other.real else _partial(other.noise)
+            return Range(one.noise | draws, -INF, INF, real=True)
+    return Range(a.noise | b.noise, -INF, INF)
+
+
 def _partial(noise: Noises) -> Noises:
     """Return draws that do not span the line by themselves."""
     return mapped(noise, lambda n: n._replace(partial=True))
@@ -116,7 +125,7 @@ def add(a: Range, b: Range) -> Range:
             return not_known([a, b], "it is a sum of several functions of the same draw")
         # A draw that spans the line carries any independent one along.
         if spans_all(a) or spans_all(b):
-            return Range(noise, -INF, INF, real=a.real and b.real)
+            return _along(a, b)
         if MOVES in (a.low, a.high, b.low, b.high):
             return Range(noise, MOVES, MOVES, sign=sign)
     # Draws plus a constant, or two bounded draws whose ends stay: [a₀ + b₀, a₁ + b₁].
@@ -176,10 +185,8 @@ def _multiply_draws(a: Range, b: Range, sign: int) -> Range:
     if seams and MOVES in (a.low, a.high, b.low, b.high):
         return not_known([a, b], SEAMS)
     # Of independent draws: on the line where one of them spans it, [a₀ b₀, a₁ b₁] of positive ones.
-    for one, other in ((a, b), (b, a)):
-        if other.real and spans_all(other) and not one.seams:  # whatever the other one is, not 0
-            draws = one.noise if one.real else _partial(one.noise)
-            return Range(draws | other.noise, -INF, INF, real=True)
+    if (spans_all(a) and not b.seams) or (spans_all(b) and not a.seams):
+        return _along(a, b)
     if is_real(a) or is_real(b):
         return Range(noise, -INF, INF, seams=seams)
     if a.sign > 0 and b.sign > 0:
