@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 
+from vijax.jaxprs._continuous import continuous_call
 from vijax.jaxprs._equations import DECLARED, LAID_OUT, Atom, inner_jaxpr, opened, shape_of, varies
 from vijax.jaxprs._flow import (
     NOTHING,
@@ -19,7 +20,7 @@ from vijax.jaxprs._flow import (
     placed,
     stopped,
 )
-from vijax.jaxprs._interpreter import Question, interpret
+from vijax.jaxprs._interpreter import Question, Rule, interpret
 from vijax.jaxprs._shift_rules import added, exponential, maximum, moved, multiplied, totaled
 
 
@@ -204,6 +205,21 @@ def _less(flow: Flow, value: Flow) -> Flow:
     return flow._replace(smooth=flow.smooth - lost, broken=flow.broken | jumps) if lost else flow
 
 
+def _function(eqn: core.JaxprEqn) -> Rule[Flow] | None:
+    return _of_cases if continuous_call(eqn) else None
+
+
+def _of_cases(eqn: core.JaxprEqn, ins: list[Flow]) -> list[Flow]:
+    """Let cases that meet through, as in `leaky_relu`, where they bend no noise of q's own.
+
+    The derivative of the chosen case is that of the whole. But a draw that is bent has a density
+    that jumps where its slope does.
+    """
+    flow = anew(merge(ins), id(eqn))
+    bent = "noise" in flow.sources()
+    return [merge([flow, broken(flow, "select_n")]) if bent else flow] * len(eqn.outvars)
+
+
 # Common to both questions; they differ in what was declared and in what was stopped.
 _RULES = {
     "custom_linear_solve": _smooth,
@@ -233,6 +249,7 @@ _DERIVATIVES: Question[Flow] = Question(
     into_unknown=True,
     called=_called,
     between_turns=never_cancels,
+    functions=_function,
 )
 # Of the values themselves: bodies are followed, and what is stopped keeps its value.
 _VALUES: Question[Flow] = Question(
@@ -244,4 +261,5 @@ _VALUES: Question[Flow] = Question(
     opaque=_opaque,
     constant=_constant,
     into_unknown=True,
+    functions=_function,
 )
