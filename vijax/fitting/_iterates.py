@@ -110,6 +110,6 @@ def history(iterates: Iterates) -> tuple[np.ndarray, np.ndarray]:
     return kept.mean["bound"][:whole], int(kept.size) * np.arange(1, whole + 1)
 
 
-def _float(leaf: ArrayLike) -> DTypeLike:
+def _float(leaf: ArrayLike | jax.ShapeDtypeStruct) -> DTypeLike:
     """Return the dtype that a leaf's mean is kept in."""
     return jnp.promote_types(jnp.result_type(leaf), jnp.float32)
