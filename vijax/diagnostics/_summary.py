@@ -33,7 +33,7 @@ class Summary(NamedTuple):
         elbos: of each restart, `Measured` [runs].
         compared: which restarts R-hat compares, [runs].
         num_samples: how many draws each run has.
-        verdict: 0, q may be believed; 1, what its weights correct; 2, neither; 3, cannot tell; see `verdict`.
+        verdict: 0, q is reliable; 1, what its weights correct; 2, neither; 3, cannot tell; see `verdict`.
     """
 
     names: tuple[str, ...]

@@ -42,7 +42,7 @@ def with_weights(bound: Bound, weights: Array) -> Bound:
 
 
 def require_smooth(estimator: str, bound: Bound, log_w: Array) -> None:
-    """Refuse a bound whose jaxpr shows a kink, which no second derivative sees."""
-    blame = jaxprs.not_smooth(bound, log_w)
-    if blame is not None:
-        raise refusals.has_a_kink(estimator, bound, blame.primitive)
+    """Refuse a bound whose jaxpr shows a kink, which no second derivative shows."""
+    kink = jaxprs.not_smooth(bound, log_w)
+    if kink is not None:
+        raise refusals.has_a_kink(estimator, bound, kink.primitive)

@@ -37,7 +37,7 @@ def chunked(
         seeds: a pytree with leading axis k.
         chunk_size: the most rows in memory at a time.
         reply: log_w [k, *batch] -> the cotangent that `extra` gets whatever is done with it: what a
-            draw must be told once the bound has seen every weight.
+            draw must be told once the bound has read every weight.
 
     Returns:
         What `evaluate` gives, with leading axis k, whatever `chunk_size` is. One chunk is evaluated

@@ -110,7 +110,7 @@ def evaluate(
         known: the target's properties, where the caller has them.
         beyond_mean: whether more than the mean of log p counts, as under a bound that is not
             linear: targets that are unbiased in their mean alone refuse it, however deep inside.
-        members: what sees to it that log p of each member of the batch reads that member alone.
+        members: what proves that log p of each member of the batch reads that member alone.
         traces: of log_joint, made for what they show; filled here, once for each shape of a draw.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Refusals where members of the batch must be apart and are not, or cannot be seen to be."""
+"""Refusals where members of the batch must be apart and are not, or cannot be shown to be."""
 
 from collections.abc import Sequence
 

@@ -123,8 +123,8 @@ def coupled(estimator: str, bound: object) -> ValueError:
 
 
 def has_a_kink(estimator: str, bound: object, at: str | None = None) -> ValueError:
-    """A bound with a kink: no second derivative sees it, and the dropped score needs it."""
-    seen = "" if at is None else f", and this one has one at '{at}'"
+    """A bound with a kink: no second derivative shows it, and the dropped score needs it."""
+    where = "" if at is None else f", and this one has one at '{at}'"
     declare = (
         ""
         if at is None
@@ -132,7 +132,7 @@ def has_a_kink(estimator: str, bound: object, at: str | None = None) -> ValueErr
         "jax.nn.logsumexp, or declare the bound by types.with_closed_forms(smooth=True)"
     )
     return ValueError(
-        f"{estimator}({checks.describe(bound)}) needs a bound without kinks{seen}: use "
+        f"{estimator}({checks.describe(bound)}) needs a bound without kinks{where}: use "
         f"gradients.reparam{declare}."
     )
 

@@ -76,7 +76,7 @@ class Request:
         forms: closed forms of the bound.
         beyond_mean: whether more than the mean of log p counts.
         members: the evidence that members of the batch are apart; None until `require` asks for it.
-        needs_smooth: whether its bound must be seen to have no kink, which nothing declares.
+        needs_smooth: whether the jaxpr of its bound must show no kink, since nothing declares it.
         traces: of log_joint, made once for each shape of a draw.
     """
 
@@ -171,7 +171,7 @@ class Request:
         """Return log q as a function of draws like z, [k, ...], alone, its parameters stopped.
 
         Stopping q itself leaks: a distribution may hold its parameters where jax.tree.map does not
-        see them, so they are stopped where they enter its jaxpr.
+        find them, so they are stopped where they enter its jaxpr.
         """
         return jaxprs.stopped(jax.vmap(self.q.log_prob), z)[0]
 

@@ -106,8 +106,8 @@ CATEGORICAL = Kind(
 def states(q: Distribution, key: Key[Array, ""], estimator: str) -> States:
     """Return the states of a q of Bernoulli or categorical variables; refuse any other, naming the cure.
 
-    Logits are `q.logits`, an array or a method, or TFP's `q.logits_parameter()`, looked for also within wrappers
-    such as Independent. Other distributions have logits too, so q.log_prob must agree with them on stand-in numbers.
+    Logits are `q.logits`, an array or a method, or TFP's `q.logits_parameter()`, also within wrappers such as
+    Independent. Other distributions have logits too, so q.log_prob must agree with them on stand-in numbers.
     """
     shapes, log_q = jax.eval_shape(lambda k: q.sample_and_log_prob(seed=k, sample_shape=()), key)
     # One distribution for each leaf of z, and what kind of variable it draws.

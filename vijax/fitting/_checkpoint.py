@@ -229,10 +229,10 @@ def _verified(folder: Path, step: int) -> dict[str, Any]:
     if manifest["step"] != step:
         raise ValueError(f"it is the checkpoint of step {manifest['step']}")
     # Files that are missing, altered, or too many.
-    found = _digests(folder)
-    for name in sorted(set(found) | set(manifest["files"])):
-        if found.get(name) != manifest["files"].get(name):
-            was, now = name in manifest["files"], name in found
+    stored = _digests(folder)
+    for name in sorted(set(stored) | set(manifest["files"])):
+        if stored.get(name) != manifest["files"].get(name):
+            was, now = name in manifest["files"], name in stored
             raise ValueError(
                 f"{name} "
                 f"{'was altered' if was and now else 'is missing' if was else 'does not belong'}"
@@ -278,13 +278,13 @@ def _read(folder: Path, like: PyTree) -> PyTree:
     names = [f"{i:05d}" for i in range(len(leaves))]
     plain = {name: _plain(leaf) for name, leaf in zip(names, leaves, strict=True)}
     with ocp.StandardCheckpointer() as checkpointer:
-        found = checkpointer.restore(
+        stored = checkpointer.restore(
             folder, {n: a for n, a in plain.items() if a.size} | {"step": np.asarray(0)}
         )
 
     # On the device and in the kind that `like` has: NumPy's arrays stay NumPy's.
     def place(name: str, leaf: PyTree) -> PyTree:
-        array = found[name] if plain[name].size else plain[name]
+        array = stored[name] if plain[name].size else plain[name]
         if _is_key(leaf):
             array = jax.random.wrap_key_data(jnp.asarray(array), impl=jax.random.key_impl(leaf))
         return (

@@ -182,34 +182,34 @@ def _step_together(
     )
 
 
-def _compared(found: Fit, units: PyTree, tolerance: float) -> Restarts:
+def _compared(result: Fit, units: PyTree, tolerance: float) -> Restarts:
     """Say which restarts agree with the best of those that live."""
-    alive = np.asarray(found.state.died < 0)
+    alive = np.asarray(result.state.died < 0)
     if not alive.any():
         raise FloatingPointError(
-            f"no restart stayed finite; they ended in steps {np.asarray(found.state.died)}."
+            f"no restart stayed finite; they ended in steps {np.asarray(result.state.died)}."
         )
-    bound = jnp.where(alive, found.bound, jnp.nan)
+    bound = jnp.where(alive, result.bound, jnp.nan)
     # The largest mean bound over the tail; a dead restart's is nan.
     best = int(jnp.nanargmax(bound))
-    distance, excess = _distances(found, units, best, tolerance, alive)
-    compared = np.asarray(numerics.comparable(bound, found.bound_error)[1])
+    distance, excess = _distances(result, units, best, tolerance, alive)
+    compared = np.asarray(numerics.comparable(bound, result.bound_error)[1])
     # Of those whose bound is not worse by far; one alone has nothing to agree with.
-    rhats = jax.tree.map(partial(_rhat, compared), found.average, found.tail.spread)
+    rhats = jax.tree.map(partial(_rhat, compared), result.average, result.tail.spread)
     agreement = _largest([jnp.float32(1.0), *jax.tree.leaves(rhats)])
     # Errors of both bounds, added in quadrature.
-    reach = STANDARD_ERRORS * jnp.hypot(found.bound_error, found.bound_error[best])
+    reach = STANDARD_ERRORS * jnp.hypot(result.bound_error, result.bound_error[best])
     return Restarts(
-        fit=found,
+        fit=result,
         best=best,
-        average=_row(found.average, best),
+        average=_row(result.average, best),
         bound=bound,
-        bound_error=jnp.where(alive, found.bound_error, jnp.nan),
+        bound_error=jnp.where(alive, result.bound_error, jnp.nan),
         same_bound=bound[best] - bound <= reach,
         same_params=excess <= 1,
         distance=distance,
         rhat=agreement if compared.sum() > 1 else jnp.full_like(agreement, jnp.nan),
-        died=found.state.died,
+        died=result.state.died,
     )
 
 
@@ -222,12 +222,12 @@ def _largest(numbers: list[Array]) -> Array:
 
 
 def _distances(
-    found: Fit, units: PyTree, best: int, tolerance: float, alive: np.ndarray
+    result: Fit, units: PyTree, best: int, tolerance: float, alive: np.ndarray
 ) -> tuple[Array, Array]:
     """Return how far every restart's average is from the best one's, at the furthest parameter.
 
     Args:
-        found: the fit of all.
+        result: the fit of all.
         units: of the averages, leaves [restarts, ...].
         best: which restart the others are compared with.
         tolerance: in units, as in `restarts`.
@@ -247,7 +247,7 @@ def _distances(
         excess = (off / allowed).reshape(len(off), -1)
         return jnp.max(in_units, 1, initial=0.0), jnp.max(excess, 1, initial=0.0)
 
-    trees = found.average, found.tail.error, _row(units, best)
+    trees = result.average, result.tail.error, _row(units, best)
     leaves = [jax.tree.leaves(tree) for tree in trees]
     # The furthest number of every leaf, and then of all leaves; nan where it died.
     of_leaves = [furthest(*leaf) for leaf in zip(*leaves, strict=True)]

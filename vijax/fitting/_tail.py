@@ -214,8 +214,8 @@ def _average(blocks: _Blocks) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.nd
         return np.zeros(numbers), unknown, unknown, np.zeros(numbers)
     center, variance = blocks.moments()
 
-    # Batches of one block, of two, and eight of them: the longer hear more of the autocorrelation,
-    # and the largest error is believed.
+    # Batches of one block, of two, and eight of them: the longer hold more of the autocorrelation,
+    # and the largest error is taken.
     error = _squared_error(blocks.mean)
     for number in (len(blocks.mean) // 2, BATCHES):
         if 1 < number <= len(blocks.mean):
@@ -241,7 +241,7 @@ def _drift(blocks: _Blocks, total: int) -> np.ndarray:
 
     A trend counts by what is left of it after as many standard errors as no noise is likely to
     reach: P(|t| > c) ≈ 50 / c⁶ of six degrees of freedom, 1 in 2 over all numbers. A chance one
-    delays the end of a fit until the next look; one that is missed ends it too soon.
+    delays the end of a fit until the next verdict; one that is missed ends it too soon.
     """
     if len(blocks.mean) < BATCHES:
         return np.full(blocks.mean.shape[1], np.inf)

@@ -76,7 +76,7 @@ def gaussian_rule(
     def step(key: Key[Array, ""], state: GaussianState) -> tuple[GaussianState, Step]:
         checks.key(key)
         _gaussian.check_state(state)
-        # One target for the whole step: what proposes it and what judges it see the same minibatch.
+        # One target for the whole step: what proposes it and what judges it read the same minibatch.
         target, memory = _target(log_joint, state.memory)
         # No step reads the memory, and the loop that halves steps need not carry it.
         state = state._replace(memory=None)
