@@ -3,6 +3,7 @@
 Each is added to draws that move with exp(t), or is moved itself; what does fill the space passes.
 """
 
+import distrax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +14,7 @@ from jax.random import split
 from tests.laws.test_shared_draws import Sampled, slope
 from vijax.bounds import elbo
 from vijax.gradients import score
+from vijax.types import Joint
 
 FLAG = jnp.array(False)
 ONES = np.ones(2, np.float32)
@@ -99,6 +101,10 @@ def centered(key):
     return (np.eye(2, dtype=np.float32) - 0.5) @ random.normal(key, (2,))
 
 
+def centered_where_it_is_used(key):
+    return (jnp.eye(2) - 0.5) @ random.normal(key, (2,))
+
+
 def projected(key):
     return np.array([[1.0, 0.0], [0.0, 0.0]], np.float32) @ random.normal(key, (2,))
 
@@ -160,6 +166,7 @@ PINNED = [
             times_a_rounded_mask,
             times_a_shared_atom,
             centered,
+            centered_where_it_is_used,
             projected,
             projected_along_rows,
             mixed_by_what_is_made,
@@ -284,6 +291,20 @@ def beside_what_is_zero(key):
     return random.normal(key, (2,)) + 0.0 * random.uniform(key, (2,))
 
 
+def times_numbers_from_one(key):
+    return (1 + jnp.arange(2.0)) * random.normal(key, (2,))
+
+
+def times_increments(key):
+    return jnp.sqrt(jnp.diff(jnp.array([0.0, 1.0, 3.0]))) * random.normal(key, (2,))
+
+
+def mixed_by_a_kernel(key):
+    x = jnp.linspace(0.0, 1.0, 2)
+    kernel = jnp.exp(-((x[:, None] - x[None]) ** 2)) + 1e-4 * jnp.eye(2)
+    return jnp.linalg.cholesky(kernel) @ random.normal(key, (2,))
+
+
 def mixed(key):
     return np.array([[1.0, 0.5], [0.2, -1.0]], np.float32) @ random.normal(key, (2,))
 
@@ -338,6 +359,9 @@ FILLED = [
             times_a_constant_scale,
             times_ones,
             masked_above_a_floor,
+            times_numbers_from_one,
+            times_increments,
+            mixed_by_a_kernel,
             times_a_softplus,
             beside_what_is_zero,
             mixed,
@@ -396,3 +420,20 @@ def test_the_score_is_biased_there(key):
     slopes = np.asarray(jax.jit(jax.vmap(jax.grad(value), (None, 0)))(0.3, split(key, 2000)))
     exact = 1 - np.exp(0.6) / 3
     assert abs(slopes.mean() - exact) > 20 * slopes.std() / 2000**0.5
+
+
+@pytest.mark.parametrize("read", [lambda b: b, lambda b: 2 * b - 1], ids=["switch", "sign"])
+def test_a_discrete_leaf_as_a_factor(read, key):
+    """A leaf that is 0 or 1 switches the draws off; one that is -1 or 1 is not told from it."""
+
+    def value(t):
+        def conditional(leaves):
+            factor = read(leaves["b"]).astype(float)
+            return Sampled(beside(lambda key: factor * random.normal(key)), t)
+
+        q = Joint({"b": distrax.Bernoulli(probs=0.5), "z": conditional})
+        target = lambda leaves: -0.5 * leaves["z"] ** 2  # noqa: E731
+        return score(elbo)(key, target, q, num_samples=4).value
+
+    with pytest.raises(ValueError, match="support is fixed"):
+        jax.eval_shape(jax.grad(value), 0.3)

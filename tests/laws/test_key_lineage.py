@@ -425,6 +425,14 @@ def draw_of_a_loop_within(key):
     return lax.map(lambda _: once(key)[0], jnp.arange(2))
 
 
+def draw_kept_of_a_loop_within(key):
+    def body(c, k):
+        n = lax.map(random.normal, split(k, 1))[0]
+        return jnp.where(FLAG, n, c), jnp.where(FLAG, n, c)
+
+    return lax.scan(body, random.normal(key), split(key, 2))[1]
+
+
 def keys_of_every_turn(key):
     keys = lax.map(lambda _: split(key)[0], jnp.arange(2))
     return jax.vmap(random.normal)(keys)
@@ -445,6 +453,7 @@ REPEATED = [
     draw_of_equal_numbers,
     draw_kept_or_made,
     draw_of_a_loop_within,
+    draw_kept_of_a_loop_within,
     keys_of_every_turn,
     stacked_key,
     key_put_together,
@@ -464,7 +473,12 @@ def walk_of_draws(key):
     return lax.scan(body, 0.0, split(key, 2))[1]
 
 
-NOT_REPEATED = [draws_of_numbered_turns, draws_of_split_keys, walk_of_draws]
+def draws_of_loops_within(key):
+    within = lambda k: lax.map(random.normal, split(k, 1))[0]  # noqa: E731
+    return lax.map(within, split(key, 2))
+
+
+NOT_REPEATED = [draws_of_numbered_turns, draws_of_split_keys, walk_of_draws, draws_of_loops_within]
 
 
 def beside_a_share(draws):

@@ -27,6 +27,7 @@ class Noise(NamedTuple):
         loops: how many of the loops around it have the same draw in every turn, from within.
         fresh: whether the next loop, further out than those, is shown to have another each turn.
         turn: when it was made, for what is known of one turn alone.
+        outer: `fresh` for the loops further out than that one, from within.
         dependent: whether elements of the array at hand depend on each other, as a Dirichlet's do.
         partial: whether it does not span the line alone, in a value that does by other draws.
     """
@@ -38,6 +39,7 @@ class Noise(NamedTuple):
     loops: int = 0
     fresh: bool = False
     turn: str = NOW
+    outer: tuple[bool, ...] = ()
     dependent: bool = False
     partial: bool = False
 
@@ -191,32 +193,40 @@ def of_each_turn(n: Noise) -> Noise:
     axes = tuple(rest) if n.axes else None
     if n.repeated or n.loops or first is None:
         return n._replace(axes=axes, loops=n.loops + 1)
-    return n._replace(axes=axes, fresh=True)
+    return n._replace(axes=axes, fresh=True, outer=(n.fresh, *n.outer))
 
 
 def handed_on(n: Noise) -> Noise:
     """Return a draw as the next turn of a loop has it."""
-    return n if n.loops or n.turn == SOMETIME else n._replace(turn=BEFORE)
+    if n.loops:
+        return n
+    return n._replace(fresh=False) if n.turn == SOMETIME else n._replace(turn=BEFORE)
 
 
 def left(n: Noise) -> Noise:
     """Return a draw as what follows a loop has it: of any turn."""
     if n.loops:
         return n._replace(loops=n.loops - 1, axes=None)
-    return n._replace(fresh=False, turn=SOMETIME, axes=None)
+    return _of_any_turn(n)._replace(axes=None)
+
+
+def _of_any_turn(n: Noise) -> Noise:
+    """Return a draw of any turn of a loop, in the turn of the loop around that."""
+    fresh, *outer = n.outer or (False,)
+    return n._replace(fresh=fresh, outer=tuple(outer), turn=SOMETIME)
 
 
 def stacked(n: Noise) -> Noise:
     """Return a draw of each turn of a loop, collected along a new first axis."""
     # What is not shown to be another in each turn may be one for all.
-    if n.loops or not n.fresh or n.turn != NOW:
+    if n.loops or not n.fresh or n.turn == BEFORE:
         return left(n)._replace(repeated=True)
-    if n.part is None or n.axes is None:
+    if n.part is None or n.axes is None or n.turn == SOMETIME:
         return left(n)
     # As one draw with the turns as its first axis.
     axes = (0, *(None if i is None else i + 1 for i in n.axes))
     part = ((0, _MANY), *n.part)
-    return n._replace(part=part, axes=axes, fresh=False, turn=SOMETIME)
+    return _of_any_turn(n)._replace(part=part, axes=axes)
 
 
 def stacked_backward(n: Noise) -> Noise:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vijax.jaxprs._constants import Constant, given_constant
 from vijax.jaxprs._noise import ALWAYS, Noise, Noises, is_own
 
 INF = math.inf
@@ -16,28 +17,6 @@ INF = math.inf
 End = float | str
 # A constant of unknown value; infinite, of unknown sign; what depends on a parameter.
 FIXED, INFINITE, MOVES = "fixed", "infinite", "moves"
-
-
-class Matrix(NamedTuple):
-    """The elements of a constant array, in an order that compares."""
-
-    shape: tuple[int, ...]
-    elements: bytes
-
-    def array(self) -> np.ndarray:
-        """Return the array."""
-        return np.frombuffer(self.elements, np.float64).reshape(self.shape)
-
-
-# A larger constant is not kept.
-_FEW = 512 * 512
-
-
-def matrix_of(array: np.ndarray) -> Matrix | None:
-    """Return a constant's elements, where they are few."""
-    if array.size > _FEW:
-        return None
-    return Matrix(array.shape, np.ascontiguousarray(array, np.float64).tobytes())
 
 
 class Range(NamedTuple):
@@ -59,7 +38,7 @@ class Range(NamedTuple):
             there, and what was added to it; None of any other.
         nonzero: of what is given: whether no element is 0, as far as is shown; parameters, and what
             comes in as a value of its own, count as such.
-        matrix: of a constant: its elements, where they are few.
+        value: of a constant, or what is made of constants alone: what it is, if it is small.
     """
 
     noise: Noises = frozenset()
@@ -74,7 +53,7 @@ class Range(NamedTuple):
     distinct: bool = False
     counts: tuple[float, float] | None = None
     nonzero: bool = False
-    matrix: Matrix | None = None
+    value: Constant | None = None
 
 
 # What constants make, whose value is not known while tracing.
@@ -99,11 +78,11 @@ def constant(value: Any) -> Range:
     # One number for all elements has known ends; of several, only a common sign is kept.
     array = np.asarray(value, np.float64)
     low, high = float(array.min()), float(array.max())
-    matrix, nonzero = matrix_of(array), bool(np.all(np.abs(array) >= LEAST))
+    known, nonzero = given_constant(value), bool(np.all(np.abs(array) >= LEAST))
     if low == high:
-        return Range(low=low, high=high, sign=int(np.sign(low)), nonzero=nonzero, matrix=matrix)
+        return Range(low=low, high=high, sign=int(np.sign(low)), nonzero=nonzero, value=known)
     sign = 1 if low > 0 else -1 if high < 0 else 0
-    return Range(sign=sign, loops=ALWAYS, nonzero=nonzero, matrix=matrix)
+    return Range(sign=sign, loops=ALWAYS, nonzero=nonzero, value=known)
 
 
 def is_whole(dtype: Any) -> bool:
@@ -146,6 +125,14 @@ def spans_all(value: Range) -> bool:
     """Whether all elements span the line together, by draws of their own."""
     own = [is_own(n) for n in value.noise]
     return is_real(value) and (any(own) if value.real else all(own))
+
+
+def never_zero(given: Range) -> bool:
+    """Whether no element of what is given is 0, as far as is shown."""
+    if given.nonzero or given.value is None:
+        return given.nonzero
+    array = given.value.array()
+    return array is not None and bool(np.all(np.abs(array) >= LEAST))
 
 
 # --- combining

@@ -17,6 +17,7 @@ from vijax.jaxprs._range import (
     Range,
     is_nonzero,
     is_real,
+    never_zero,
     not_known,
     point,
     sign_between,
@@ -168,13 +169,14 @@ def multiply(a: Range, b: Range) -> Range:
     if (a.seams and b.low == MOVES) or _moved(a, b):
         return Range(noise, MOVES, MOVES, sign)
     # Where a factor is 0 an atom lies.
+    seams = not never_zero(b)
     if is_real(a):
-        return Range(noise, -INF, INF, real=a.real and b.nonzero, seams=not b.nonzero)
+        return Range(noise, -INF, INF, real=a.real and not seams, seams=seams)
     # [a₀ b, a₁ b], turned around by a negative b.
     low, high = _multiply_ends(a.low, b.low, b.sign), _multiply_ends(a.high, b.low, b.sign)
     if b.sign < 0:
         low, high = high, low
-    return Range(noise, low, high, sign, seams=a.seams or not b.nonzero)
+    return Range(noise, low, high, sign, seams=a.seams or seams)
 
 
 def _multiply_draws(a: Range, b: Range, sign: int) -> Range:

@@ -78,9 +78,12 @@ def first_of_a_loop(x: Range) -> Range:
     """Return what a loop begins with: numbers and keys that each turn may replace."""
     if x.key is not None:
         root = (CARRIED, bare(x.key))
-        return x._replace(key=x.key._replace(root=root, part=None, loops=0, fresh=True, turn=NOW))
+        # For loops further out it is as what it was made of.
+        outer = (*(False,) * x.key.loops, x.key.fresh, *x.key.outer)
+        key = x.key._replace(root=root, part=None, loops=0, fresh=True, turn=NOW, outer=outer)
+        return x._replace(key=key)
     result = x._replace(
-        noise=mapped(x.noise, entered), loops=0, distinct=False, counts=None, matrix=None
+        noise=mapped(x.noise, entered), loops=0, distinct=False, counts=None, value=None
     )
     if x.noise or not isinstance(x.low, float):
         return result

@@ -12,14 +12,14 @@ from vijax.jaxprs import _noise as places
 from vijax.jaxprs._equations import Atom, shape_of
 from vijax.jaxprs._interpreter import Loops
 from vijax.jaxprs._noise import Noise, Noises
-from vijax.jaxprs._range import MOVES, Matrix, Range, matrix_of, not_known
+from vijax.jaxprs._range import MOVES, Range, not_known
 from vijax.jaxprs._range_join import first_of_a_loop
 
 
 def with_draws(x: Range, change: Callable[[Noises], Noises]) -> Range:
     """Return a range, or a key, with its draws at other places."""
     key = None if x.key is None else next(iter(change(frozenset({x.key}))))
-    return x._replace(noise=change(x.noise), key=key, distinct=False, matrix=None)
+    return x._replace(noise=change(x.noise), key=key, distinct=False, value=None)
 
 
 def anywhere(eqn: core.JaxprEqn, ins: list[Range]) -> Range:
@@ -30,15 +30,12 @@ def anywhere(eqn: core.JaxprEqn, ins: list[Range]) -> Range:
 def reshape(eqn: core.JaxprEqn, ins: list[Range]) -> Range:
     """Return the range after a reshape, squeeze or expand_dims."""
     before, after = shape_of(eqn.invars[0]), shape_of(eqn.outvars[0])
-    result = with_draws(ins[0], lambda n: places.reshaped(n, before, after))
-    return result._replace(matrix=ins[0].matrix and Matrix(after, ins[0].matrix.elements))
+    return with_draws(ins[0], lambda n: places.reshaped(n, before, after))
 
 
 def transpose(eqn: core.JaxprEqn, ins: list[Range]) -> Range:
     """Return the range after a permutation of axes."""
-    axes, matrix = eqn.params["permutation"], ins[0].matrix
-    result = with_draws(ins[0], lambda n: places.moved(n, axes))
-    return result._replace(matrix=matrix and matrix_of(matrix.array().transpose(axes)))
+    return with_draws(ins[0], lambda n: places.moved(n, eqn.params["permutation"]))
 
 
 def slice_of(eqn: core.JaxprEqn, ins: list[Range]) -> Range:
@@ -161,7 +158,7 @@ def _collected(x: Range, change: Callable[[Noise], Noise]) -> Range:
 def _entered(x: Range) -> Range:
     """Of what is constant in a loop."""
     result = with_draws(x, lambda n: places.mapped(n, places.entered))
-    return result._replace(loops=x.loops + 1, matrix=x.matrix)
+    return result._replace(loops=x.loops + 1, value=x.value)
 
 
 _FORWARD: Loops[Range] = Loops(

@@ -83,30 +83,37 @@ def linear(eqn: core.JaxprEqn, ins: list[Range]) -> Range:
 def _has_full_rank(eqn: core.JaxprEqn, given: Range, at: int) -> bool:
     """Whether a matrix is shown to have full rank, or counts as such: of parameters or data."""
     if given.low == MOVES or eqn.primitive.name != "dot_general":
-        return given.low == MOVES or (given.nonzero and given.matrix is None)
+        return given.low == MOVES or (given.nonzero and given.value is None)
     # As matrices [batch, rows, columns]: rows are free, columns are summed over.
     shape = shape_of(eqn.invars[at])
     contracted, batched = (axes[at] for axes in eqn.params["dimension_numbers"])
     free = [i for i in range(len(shape)) if i not in (*contracted, *batched)]
     rows, columns = (math.prod(shape[i] for i in axes) for axes in (free, contracted))
-    if given.matrix is not None and max(rows, columns) <= _MOST:
-        array = given.matrix.array().transpose(*batched, *free, *contracted)
+    array = _array(given, max(rows, columns))
+    if array is not None:
+        array = array.reshape(shape).transpose(*batched, *free, *contracted)
         return _are_full(array.reshape(-1, rows, columns))
     # All elements are one number: rows are the same.
     if isinstance(given.low, float):
         return rows == 1 and given.nonzero
-    return given.nonzero and given.matrix is None
+    return given.nonzero and given.value is None
 
 
 # The rank of a larger matrix is not asked for.
 _MOST = 512
 
 
+def _array(given: Range, size: int) -> np.ndarray | None:
+    """Return the matrices of a constant, None where they are large or not known."""
+    return None if given.value is None or size > _MOST else given.value.array()
+
+
 def is_singular(given: Range, shape: tuple[int, ...]) -> bool:
     """Whether square matrices of a shape are shown to be singular, some at least."""
     n = shape[-1]
-    if given.matrix is not None and n <= _MOST:
-        return not _are_full(given.matrix.array().reshape(-1, n, n))
+    array = _array(given, n)
+    if array is not None:
+        return not _are_full(array.reshape(-1, n, n))
     return isinstance(given.low, float) and (n > 1 or not given.nonzero)
 
 

@@ -9,12 +9,12 @@ import numpy as np
 from jax.extend import core
 
 from vijax.jaxprs import _noise as places
+from vijax.jaxprs._constants import made_constant
 from vijax.jaxprs._equations import LAID_OUT, shape_of
 from vijax.jaxprs._interpreter import Question, Rule, interpret
 from vijax.jaxprs._keys import ANY
 from vijax.jaxprs._noise import ALWAYS, Noise, own_draws
 from vijax.jaxprs._range import (
-    GIVEN,
     INF,
     MADE,
     MOVES,
@@ -169,8 +169,9 @@ def _told(rule: Rule[Range]) -> Rule[Range]:
         # What tells numbers apart holds of the results of few operations.
         if eqn.primitive.name not in _NUMBERS:
             result = [x._replace(counts=None, distinct=False) for x in result]
+        value = made_constant(eqn, [v.value for v in ins])
         return [
-            alone(x, v) if x.noise else x._replace(loops=loops)
+            alone(x, v) if x.noise else x._replace(loops=loops, value=value)
             for x, v in zip(result, eqn.outvars, strict=True)
         ]
 
@@ -266,7 +267,7 @@ _RULES: dict[str, Rule[Range]] = {
     ],
 }
 _QUESTION: Question[Range] = Question(
-    nothing=GIVEN,
+    nothing=MADE,
     join=join,
     rules={name: _told(rule) for name, rule in _RULES.items()},
     default=_told(each(default)),

@@ -23,6 +23,7 @@ from vijax.jaxprs._range import (
     Range,
     is_nonzero,
     is_real,
+    never_zero,
     not_known,
     point,
     sign_between,
@@ -75,7 +76,10 @@ def _key(eqn: core.JaxprEqn, ins: list[Range]) -> Noise:
     of = keys[0]
     loops = min(same_turns(numbers), of.loops)
     fresh = any(v.counts is not None and v.loops == loops for v in numbers)
-    of = of._replace(loops=loops, fresh=fresh or (of.fresh and of.loops == loops))
+    if of.loops > loops:  # as it is for the loops further out
+        more = (False,) * (of.loops - loops - 1)
+        of = of._replace(outer=(*more, of.fresh, *of.outer), fresh=False)
+    of = of._replace(loops=loops, fresh=fresh or of.fresh)
     if name == "random_split":
         way = name if hashed else UNHASHED
         return made((way, bare(of), tuple(eqn.params["shape"])), of, shape)
@@ -204,7 +208,7 @@ def real_power(eqn: core.JaxprEqn, ins: list[Range]) -> Range:
     # Elements that lie on a line or surface are carried along it; the power 0 is an atom.
     if exponent.low == MOVES and not all(map(is_own, x.noise)):
         return Range(x.noise, MOVES, MOVES, 1)
-    if not exponent.nonzero:
+    if not never_zero(exponent):
         return not_known(ins, "its power may be 0")._replace(sign=1)
 
     # 0, 1 and ∞ are the same for every exponent of a known sign; any other end moves with it.
