@@ -437,3 +437,28 @@ def test_a_discrete_leaf_as_a_factor(read, key):
 
     with pytest.raises(ValueError, match="support is fixed"):
         jax.eval_shape(jax.grad(value), 0.3)
+
+
+@pytest.mark.parametrize("scale", [1.0, jnp.exp], ids=["fixed", "moved"])
+def test_logarithms_of_a_declared_simplex(scale, key, loose_ranks):
+    """e^t log z of a Dirichlet z of a library: each element spans (-inf, 0), on a surface."""
+
+    def value(t):
+        logarithm = distrax.Lambda(
+            jnp.log,
+            inverse=jnp.exp,
+            forward_log_det_jacobian=lambda z: -jnp.log(z),
+            inverse_log_det_jacobian=lambda y: y,
+            event_ndims_in=0,
+            event_ndims_out=0,
+        )
+        to = distrax.ScalarAffine(0.0, scale if scale == 1.0 else scale(t))
+        parts = distrax.Dirichlet(jnp.exp(t) * jnp.ones(3))
+        q = distrax.Transformed(parts, distrax.Block(distrax.Chain([to, logarithm]), 1))
+        return score(elbo)(key, lambda z: -jnp.sum(z**2), q, num_samples=4).value
+
+    if scale == 1.0:
+        jax.eval_shape(jax.grad(value), 0.3)
+    else:
+        with pytest.raises(ValueError, match="support is fixed"):
+            jax.eval_shape(jax.grad(value), 0.3)

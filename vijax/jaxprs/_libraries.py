@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vijax.jaxprs._samplers import between, onto_reals
+from vijax.jaxprs._samplers import between, on_simplex, onto_reals
 from vijax.types import PyTree
 
 INF = math.inf
@@ -22,7 +22,6 @@ _DISTRAX = {
     ),
     "Gamma": (0.0, INF),
     "Beta": (0.0, 1.0),
-    "Dirichlet": (0.0, 1.0),
     "VonMises": (-math.pi, math.pi),
 }
 _WRAPPERS = ("Independent", "ExpandedDistribution", "MaskedDistribution")  # of NumPyro
@@ -70,6 +69,8 @@ def _distrax(q: Any) -> Any:
     name = type(q).__name__
     if name in _DISTRAX:
         return between(*_DISTRAX[name], (*q.batch_shape, *q.event_shape), q.dtype)
+    if name == "Dirichlet":
+        return on_simplex((*q.batch_shape, *q.event_shape), q.dtype)
     if name in ("Uniform", "CategoricalUniform"):
         return between(q.low, q.high, q.batch_shape, q.dtype)
     if name == "Independent":
@@ -225,8 +226,10 @@ def _of_constraint(constraint: Any, shape: tuple[int, ...]) -> Any:
         raise _NotDeclared
     if name == "_Real":
         return between(-INF, INF, shape)
-    if name in ("_UnitInterval", "_Simplex"):
+    if name == "_UnitInterval":
         return between(0.0, 1.0, shape)
+    if name == "_Simplex":
+        return on_simplex(shape)
     if name == "_Circular":
         return between(-math.pi, math.pi, shape)
     # A set without limits of its own, of which only that is used: two ends, whatever they are.

@@ -205,6 +205,8 @@ def _iota(eqn: core.JaxprEqn, ins: list[Range]) -> Range:
 
 def _select(eqn: core.JaxprEqn, ins: list[Range]) -> Range:
     result = choose(ins[0], ins[1:], "select_n")
+    if result.key is not None and result.key.axes is None and shape_of(eqn.outvars[0]):
+        return Range(key=Noise(ANY, axes=None))
     # Of one array and the same draws at other places, both may show the same draw.
     drawn = [v.noise for v in ins[1:] if v.noise]
     known = all(n.axes is not None for noise in drawn for n in noise)

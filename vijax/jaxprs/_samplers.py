@@ -32,7 +32,17 @@ def between(
     return _between(low, high, jnp.zeros(shape, dtype))
 
 
-# Calls of the three functions below are told by their names; their numbers do not matter.
+def on_simplex(shape: Sequence[int], dtype: DTypeLike = float) -> jax.Array:
+    """Return an array that stands for draws on a simplex, along the last axis."""
+    return _on_simplex(jnp.zeros(shape, dtype))
+
+
+# Calls of the functions below are told by their names; their numbers do not matter.
+
+
+@jax.jit
+def _on_simplex(like: jax.Array) -> jax.Array:
+    return like + 1
 
 
 @jax.jit
@@ -169,6 +179,12 @@ def _marked(eqn: core.JaxprEqn, ins: list[Range]) -> list[Range]:
     return [Range(_own(eqn), low, high, sign_between(low, high), real=real)]
 
 
+def _sharing(eqn: core.JaxprEqn, ins: list[Range]) -> list[Range]:
+    """`on_simplex`: a draw of its own, whose elements depend on each other."""
+    noise = frozenset(n._replace(dependent=True) for n in _own(eqn))
+    return [Range(noise, 0.0, 1.0, 1)]
+
+
 def _holding(eqn: core.JaxprEqn, ins: list[Range]) -> list[Range]:
     """`held`: ends that move stay where they are."""
     low, high = (FIXED if end == MOVES else end for end in (ins[0].low, ins[0].high))
@@ -231,7 +247,12 @@ def known_function(eqn: core.JaxprEqn) -> Rule[Range] | None:
     """Return the rule of a function that is known by its name and by the file that defines it."""
     name, place = function_name(eqn)
     if place == "vijax":
-        return {"_between": _marked, "_held": _holding, "_onto_reals": _spanning}.get(name)
+        return {
+            "_between": _marked,
+            "_held": _holding,
+            "_on_simplex": _sharing,
+            "_onto_reals": _spanning,
+        }.get(name)
     if place != "jax":
         return None
     if name == "logaddexp":
