@@ -66,8 +66,8 @@ class Fit(NamedTuple):
     def __repr__(self) -> str:
         """Say in a line what is in so many arrays."""
         bound, error = (
-            np.array2string(np.asarray(a), precision=precision)
-            for a, precision in ((self.bound, 5), (self.bound_error, 2))
+            np.array2string(np.asarray(a), formatter={"float_kind": digits.format})
+            for a, digits in ((self.bound, "{:.7g}"), (self.bound_error, "{:.2g}"))
         )
         return f"Fit(steps={self.steps}, bound={bound} ± {error} nats, stopped={self.stopped!r})"
 

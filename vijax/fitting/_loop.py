@@ -130,7 +130,7 @@ def _iterate(means: dict[str, Array], params: PyTree, gradient: PyTree) -> dict[
     """Return what is remembered of the last steps; the gradient in units of q."""
     of_latents = marginals(params)
     same = str(jax.tree.structure(of_latents)) == str(jax.tree.structure(params))
-    if gradient != ():
+    if jax.tree.leaves(gradient):
         gradient = jax.tree.map(jnp.multiply, gradient, scale_units(params))
     # Without a dense Gaussian the marginals are the params, and are not kept twice.
     kept = () if same else of_latents
@@ -139,7 +139,9 @@ def _iterate(means: dict[str, Array], params: PyTree, gradient: PyTree) -> dict[
 
 def _gradient_of(gradient: PyTree, kept: PyTree) -> PyTree:
     """Return a step's gradient where it is remembered."""
-    return () if kept == () else jax.tree.map(lambda g, k: jnp.asarray(g, k.dtype), gradient, kept)
+    if not jax.tree.leaves(kept):
+        return kept
+    return jax.tree.map(lambda g, k: jnp.asarray(g, k.dtype), gradient, kept)
 
 
 def _like_params(gradient: PyTree, params: PyTree) -> PyTree:

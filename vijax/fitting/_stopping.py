@@ -91,9 +91,10 @@ def stationary(
         slope = _largest(tail.slope)
         taken = jnp.min(jnp.asarray(tail.taken, jnp.float32))
         known = (errors < error) & (shifts < 2 * error) & (spreads < spread)
-        # Known, at rest, and at rest because it has arrived.
-        moves = (drifts > FAR) | (slope > FAR)
-        done = known & ~moves & (taken > STOOD)
+        # Known, at rest, and at rest because it has arrived. A nan, as of a gradient that is nan at
+        # every step, is no sign of rest.
+        rests = (drifts <= FAR) & (slope <= FAR)
+        done = known & rests & (taken > STOOD)
         return Verdict(done, errors, shifts, spreads, drifts, slope, taken)
 
     return rule

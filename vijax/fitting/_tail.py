@@ -103,7 +103,7 @@ def tail(iterates: Iterates) -> Found:
 
 def judged(found: Found) -> Tail:
     """Return what a stopping rule is given: of a dense Gaussian each latent's own mean and scale."""
-    return found.part("params" if found.average["marginals"] == () else "marginals")
+    return found.part("marginals" if jax.tree.leaves(found.average["marginals"]) else "params")
 
 
 def beyond(x: np.ndarray, reach: np.ndarray) -> np.ndarray:
@@ -191,7 +191,9 @@ def _best(candidates: list[_Blocks]) -> int:
     # [candidates, numbers]: squared error with the shift in it, and variance, each as a share of the least.
     errors = np.stack([_squared_error(c.batches(BATCHES)) + _apart(c) for c in candidates])
     variances = np.stack([c.moments()[1] for c in candidates])
-    shares = np.maximum(errors / np.min(errors, 0), variances / np.min(variances, 0))
+    # A tail with a nan is none, as of a gradient that was nan early: fmin passes it by.
+    least = [np.fmin.reduce(each) for each in (errors, variances)]
+    shares = np.maximum(errors / least[0], variances / least[1])
     # What stands still is known from any tail.
     shares = np.where(variances <= candidates[0].rounding, 1.0, shares)
     worse = np.mean(np.nan_to_num(shares, nan=np.inf, posinf=1e9), 1)
