@@ -89,6 +89,31 @@ def log_weights(
         raise TypeError(f"log-weights must be real floating, in nats, got {dtype}: log_w * 1.0.")
 
 
+def shares(weights: Any, log_w: Any, *, axis: int = 0) -> None:
+    """Refuse weights of strata that do not fit log_w; of their values, those that are known while tracing."""
+    if weights is None:
+        return
+    shape, number = jnp.shape(weights), log_w.shape[axis]
+    if shape not in ((number,), log_w.shape):
+        raise ValueError(
+            f"weights have shape {shape}, expected {(number,)} or {log_w.shape}, as log_w's."
+        )
+    if not is_known(weights):
+        return
+    known = np.asarray(weights).astype(np.float64)
+    total = known.sum(axis)
+    # Half precision sums to 1 within a few of its own units.
+    room = max(1e-4, 8 * float(jnp.finfo(jnp.result_type(weights, jnp.float16)).eps))
+    # Written so that a nan is refused as well.
+    if not (np.all(known >= 0) and np.all(np.abs(total - 1) <= room)):
+        raise ValueError(
+            f"weights must be positive or 0 and sum to 1 over axis {axis % log_w.ndim}; the least is "
+            f"{known.min():.4g} and the sums are {total.min():.4g} to {total.max():.4g}: give it "
+            f"weights / weights.sum({axis if axis == 0 else f'{axis}, keepdims=True'}); those of "
+            "importance are in log_w already."
+        )
+
+
 def described(value: object) -> str:
     """Return in a few words what a value is."""
     dtype, kind = getattr(value, "dtype", None), type(value).__name__

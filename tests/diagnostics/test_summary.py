@@ -40,8 +40,8 @@ def test_the_rule():
     agreement = jnp.array([1.0, 1.04, 1.06, NAN, INF])
     judged = verdict(jnp.full(5, 0.3), jnp.full(5, 4000.0), num_samples=4000, rhat=agreement)
     np.testing.assert_array_equal(judged, [0, 0, 2, 2, 2])
-    assert verdict(jnp.array(-INF), jnp.array(20.0), num_samples=20) == 1  # too few to call q right
-    assert verdict(jnp.array(0.1), jnp.array(5.0), num_samples=10) == 2
+    assert verdict(jnp.array(-INF), jnp.array(20.0), num_samples=20) == 3  # too few to tell
+    assert verdict(jnp.array(0.1), jnp.array(5.0), num_samples=10) == 3
     # Above the reference's .7, and yet little can be unseen; the controls: more is, and the mean may not exist.
     just_over = jnp.array([0.72, 0.72, 1.0])
     count = jnp.array([3200.0, 1600.0, 3200.0])
@@ -183,7 +183,7 @@ def test_print_what_is_not_finite(key):
 def test_too_few_draws_have_no_verdict(key):
     """It is not k-hat that is too large, and no richer family that would help."""
     few = jax.tree.map(lambda a: a[0, :20], fit(key, 1))
-    assert "Verdict: none from 20 draws" in str(summarize(few))
+    assert "Verdict: cannot tell. 20 draws are too few" in str(summarize(few))
 
 
 def test_refusals():

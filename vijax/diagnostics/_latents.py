@@ -12,6 +12,7 @@ from vijax.diagnostics._weights import Tail, fit_tail, unresolved
 from vijax.types import PyTree
 
 FEW = 10  # values: a polynomial through so few says nothing of what lies beyond them
+SMALL = 225  # draws, of whose tail a k-hat above .7 may be chance
 
 
 def marginal_khat(
@@ -70,28 +71,35 @@ def marginal_khat(
 @jax.jit
 def _of_members(x: Array, log_w: Array, r: Array) -> Array:
     """Return k-hats [members, d] of latents [members, d, k] and log-weights [members, k]."""
-    return jax.vmap(lambda x, log_w, r: fit_tails(x, log_w, r)[1])(x, log_w, r)
+    return jax.vmap(lambda x, log_w, r: fit_tails(x, log_w, r, x[:0])[1])(x, log_w, r)
 
 
-def fit_tails(x: Array, log_w: Array, r: Array) -> tuple[Tail, Array]:
+def fit_tails(x: Array, log_w: Array, r: Array, sizes: Array) -> tuple[Tail, Array, Array]:
     """Return the tail of the joint log-weights [k], and k-hat of every latent of x [d, k], by one program for all.
 
     Args:
         x: latents in rows.
         log_w: log-weights in nats.
         r: their resolution, ().
+        sizes: logs of sizes of other numbers, [n, k], whose k-hats are returned too; -inf where a tail is ties, or of
+            too few draws to tell.
     """
+    d, n = len(x), len(sizes)
     hidden = unresolved(log_w, r)[1]
     # [d, k], [d]: of each latent log r at every draw, and 2a.
     log_ratio, tail_index = jax.vmap(_log_ratio, (0, None))(x, log_w)
-    # Regressions have no more than their coefficients' rounding.
-    rounding = jnp.where(jnp.arange(len(x) + 1) == 0, r, 0.0)
-    # The joint weights first, [d + 1, k], so that one compiled fit serves them all.
-    columns = jnp.concatenate([log_w[None], log_ratio])
-    tails = jax.vmap(fit_tail, (0, 0, None))(columns, rounding, hidden)
+    # Regressions and sizes have no more than their own rounding, and nothing hides the spread of sizes.
+    rounding = jnp.where(jnp.arange(1 + d + n) == 0, r, 0.0)
+    hides = hidden & (jnp.arange(1 + d + n) <= d)
+    # The joint weights first, [1 + d + n, k], so that one compiled fit serves them all.
+    columns = jnp.concatenate([log_w[None], log_ratio, sizes])
+    tails = jax.vmap(fit_tail)(columns, rounding, hides)
     joint = jax.tree.map(lambda leaf: leaf[0], tails)
+    quartile = tails.largest.shape[1] // 4
+    told = (tails.largest[:, quartile] > tails.largest[:, 0]) & (log_w.size > SMALL)
+    own = jnp.where(told, tails.shape, -jnp.inf)[1 + d :]
     # Where the spread is hidden the fits are +inf, and nothing is above it.
-    return joint, jnp.maximum(tail_index, tails.shape[1:])
+    return joint, jnp.maximum(tail_index, tails.shape[1 : 1 + d]), own
 
 
 def _log_ratio(x: Array, log_w: Array) -> tuple[Array, Array]:

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from vijax.diagnostics._evidence import Measured
 from vijax.diagnostics._moments import agree
-from vijax.diagnostics._posterior import of_draws
+from vijax.diagnostics._posterior import has_no_mean, of_draws
 from vijax.diagnostics._runs import shares_of, weighted
 from vijax.diagnostics._verdict import verdict
 from vijax.types import Draws, Estimate, PyTree
@@ -22,7 +22,7 @@ LEVELS = (
     "q may be believed",
     "believe the corrected moments",
     "believe neither",
-    "cannot tell (floats do not resolve the log-weights)",
+    "cannot tell (fewer than 25 draws, draws that are not finite or have no mean, or floats that do not resolve them)",
 )
 
 
@@ -100,7 +100,7 @@ def summarize_members(draws: Draws | Estimate) -> Members:
         arXiv:1802.02538; Cremer, Li, Duvenaud, Inference suboptimality in variational autoencoders, 2018,
         arXiv:1801.03558.
     """
-    draws = weighted(draws)
+    draws = weighted(draws, axis=0)
     if draws.z is not None:
         agree(draws.z, draws.log_q)
     # The batch flattened and leading: leaves of rows are [members, k, ...].
@@ -126,7 +126,7 @@ def _each(z: PyTree, log_p: Array, log_q: Array, shares: Array) -> tuple[Numbers
         z, log_p, log_q, share = row
         # Every latent scalar a column, [k, d]; d = 0 where draws were not kept.
         leaves = [leaf.reshape(len(log_p), -1) for leaf in jax.tree.leaves(z)]
-        x = jnp.concatenate([jnp.zeros((len(log_p), 0)), *leaves], 1)
+        x = jnp.concatenate([jnp.zeros((len(log_p), 0), share.dtype), *leaves], 1)
         of_q = of_draws(x, log_p, log_q, share)
         level = verdict(
             of_q.worst_khat,
@@ -134,6 +134,8 @@ def _each(z: PyTree, log_p: Array, log_q: Array, shares: Array) -> tuple[Numbers
             num_samples=len(log_p),
             resolution=of_q.resolution,
         )
+        lost = jnp.any(has_no_mean(of_q.not_finite, of_q.own_khat))
+        level = jnp.where(lost & (level < 2), 3, level)
         return (of_q.worst_khat, of_q.ess, of_q.elbo, of_q.log_evidence), level
 
     return jax.lax.map(one, (z, log_p, log_q, shares))

@@ -3,12 +3,14 @@
 from typing import NamedTuple
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from vijax.diagnostics._evidence import Measured, log_mean, mean_of
 from vijax.diagnostics._latents import fit_tails
 from vijax.diagnostics._weights import ess, mean_rounding, smooth
 from vijax.numerics import normalized_weights
+
+NO_MEAN = 0.7  # k-hat of draws above which their mean is not that of q, which may have none
 
 
 class Posterior(NamedTuple):
@@ -23,6 +25,8 @@ class Posterior(NamedTuple):
         ess_under_q: k / E_q[(w / E w)²], which unequal shares of strata in q do not lower.
         elbo, log_evidence: in nats.
         resolution: of the log-weights, in nats.
+        not_finite: how many draws of each latent are inf or nan, [d].
+        own_khat: of each latent's own draws, 1 or more where q has no mean of it, [d].
     """
 
     smoothed: Float[Array, " k"]
@@ -34,29 +38,54 @@ class Posterior(NamedTuple):
     elbo: Measured
     log_evidence: Measured
     resolution: Float[Array, ""]
+    not_finite: Int[Array, " d"]
+    own_khat: Float[Array, " d"]
 
 
 def of_draws(x: Array, log_p: Array, log_q: Array, share: Array) -> Posterior:
     """Return the numbers of draws x [k, d], of log-densities and shares in q [k], which sum to one."""
     k = len(share)
+    # In half precision differences of log-densities and counts of draws lose their digits.
+    wide = jnp.promote_types(log_p.dtype, jnp.float32)
+    rounded, log_p, log_q = (log_p, log_q), log_p.astype(wide), log_q.astype(wide)
+    x = x.astype(jnp.promote_types(x.dtype, wide))
     # A stratum of no probability is no draw of q.
     log_w = jnp.where(share > 0, log_p - log_q, -jnp.inf)
     # Log-weights that count alike: of strata, with their shares within.
     alike = log_w + jnp.log(k * share)
     w = normalized_weights(alike)
-    resolution = mean_rounding(w, log_p, log_q)
-    # One compiled program fits the joint tail and every latent's.
-    tail, marginals = fit_tails(x.T, alike, resolution)
+    resolution = mean_rounding(w, *rounded)
+    # One compiled program fits the joint tail, every latent's, and that of its draws.
+    finite = jnp.isfinite(x)
+    not_finite = jnp.sum(~finite & (share > 0)[:, None], 0)
+    tail, marginals, own = fit_tails(x.T, alike, resolution, _distances(x, finite))
     # E_q[(w / E w)²] / k = Σₖ w̃ₖ² / (k shareₖ).
     squares = jnp.sum(jnp.where(share > 0, w**2 / jnp.where(share > 0, share, 1.0), 0.0))
     return Posterior(
         smoothed=jnp.exp(smooth(alike, tail)),
         khat=tail.shape,
         marginal_khat=marginals,
-        worst_khat=jnp.maximum(tail.shape, jnp.max(marginals, initial=-jnp.inf)),
+        # Of a latent that overflows its count tells, and its k-hat is nan.
+        worst_khat=jnp.maximum(
+            tail.shape, jnp.max(jnp.where(not_finite > 0, -jnp.inf, marginals), initial=-jnp.inf)
+        ),
         ess=ess(alike, resolution=resolution),
         ess_under_q=jnp.where(squares == 0, 0.0, k / jnp.where(squares == 0, 1.0, squares)),
         elbo=mean_of(log_w, weights=share, resolution=resolution),
         log_evidence=log_mean(alike, tail.shape, resolution),
         resolution=resolution,
+        not_finite=not_finite,
+        own_khat=own,
     )
+
+
+def has_no_mean(not_finite: Array, own_khat: Array) -> Array:
+    """Return of which latents the draws show no mean under q, like either."""
+    return (not_finite > 0) | (own_khat > NO_MEAN)
+
+
+def _distances(x: Array, finite: Array) -> Array:
+    """Return logs of the distances of draws [k, d] from their mean, [d, k], whose tail is that of the latent."""
+    kept = jnp.where(finite, x, 0.0)
+    mean = jnp.sum(kept / jnp.maximum(jnp.sum(finite, 0), 1)[None], 0)
+    return jnp.log(jnp.where(finite, jnp.abs(kept - mean[None]), 0.0)).T

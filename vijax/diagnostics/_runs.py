@@ -4,14 +4,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from vijax.calls import described
+from vijax.calls import described, shares
 from vijax.diagnostics._moments import agree
 from vijax.resampling import systematic
 from vijax.types import Draws, Estimate
 
 
-def weighted(draws: Draws | Estimate) -> Draws:
-    """Return draws, without what comes beside log p; refuse those that have no importance weights."""
+def weighted(draws: Draws | Estimate, *, axis: int = -1) -> Draws:
+    """Return draws, without what comes beside log p; refuse those without importance weights, or with wrong shares."""
     draws = draws.draws if isinstance(draws, Estimate) else draws
     if not isinstance(draws, Draws):
         raise TypeError(
@@ -24,6 +24,7 @@ def weighted(draws: Draws | Estimate) -> Draws:
             f"these draws have no importance weights: {draws.only_mean}. Weigh draws of q by all "
             "of the data, draws.weigh(key, log_joint, q, num_samples=...)."
         )
+    shares(draws.weights, draws.log_q, axis=axis)
     # What a model returned beside log p need have no axis of draws.
     return draws._replace(aux=None)
 
@@ -69,9 +70,11 @@ def taken_alike(draws: Draws) -> Array | None:
 
 def shares_of(draws: Draws, *, axis: int = -1) -> Array:
     """Return each draw's share in q, like log_q, which sum to one over the axis: 1/k, or the weights of strata."""
+    # Half precision counts no draws: 1 / 2000 has three digits of it.
+    dtype = jnp.promote_types(draws.log_q.dtype, jnp.float32)
     if draws.weights is None:
-        return jnp.full_like(draws.log_q, 1 / draws.log_q.shape[axis])
-    weights = draws.weights
+        return jnp.full_like(draws.log_q, 1 / draws.log_q.shape[axis], dtype=dtype)
+    weights = jnp.asarray(draws.weights, dtype)
     # Weights are [k] or [k, *batch]; of restarts, [runs, k] as log_q is.
     if axis == 0:
         weights = weights.reshape(*weights.shape, *(1,) * (draws.log_q.ndim - weights.ndim))

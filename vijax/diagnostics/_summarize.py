@@ -11,7 +11,7 @@ from vijax.checks import named_scalars
 from vijax.diagnostics._chains import rhat_among
 from vijax.diagnostics._evidence import mean_of
 from vijax.diagnostics._moments import weighted_moments
-from vijax.diagnostics._posterior import of_draws
+from vijax.diagnostics._posterior import has_no_mean, of_draws
 from vijax.diagnostics._runs import as_runs, shares_of, taken_alike
 from vijax.diagnostics._summary import Summary
 from vijax.diagnostics._verdict import verdict
@@ -81,7 +81,11 @@ def _numbers(z: PyTree, log_p: Array, log_q: Array, shares: Array, alike: Array 
     log_w = jnp.where(shares > 0, log_p - log_q, -jnp.inf)
     # The run with the highest ELBO, and those not worse by far, [runs].
     elbos = jax.vmap(lambda log_w, share: mean_of(log_w, weights=share))(log_w, shares)
-    best, compared = comparable(elbos.value, elbos.error)
+    # A draw that log_joint forbids makes an ELBO -inf, and q no other one: its possible draws are compared.
+    possible = jnp.where(log_w > -jnp.inf, shares, 0.0)
+    possible = possible / jnp.sum(possible, 1, keepdims=True)
+    among_possible = jax.vmap(lambda log_w, share: mean_of(log_w, weights=share))(log_w, possible)
+    best, compared = comparable(among_possible.value, among_possible.error)
     x, share = flat[best], shares[best]
     of_q = of_draws(x, log_p[best], log_q[best], share)
     # Moments under q, and under its smoothed weights, which k-hat is about; [2, d] each.
@@ -92,13 +96,19 @@ def _numbers(z: PyTree, log_p: Array, log_q: Array, shares: Array, alike: Array 
     if runs > 1:
         among = flat if alike is None else jax.vmap(lambda x, chosen: x[chosen])(flat, alike)
         agreement = jnp.where(alone, jnp.nan, rhat_among(among, compared))
+    # How many draws of each latent no float holds, in the runs compared: R-hat has no answer there.
+    lost = jnp.sum(~jnp.isfinite(flat) & (shares > 0)[..., None] & compared[:, None, None], (0, 1))
     level = verdict(
         of_q.worst_khat,
         of_q.ess_under_q,
         num_samples=k,
-        rhat=None if agreement is None else jnp.where(alone, 1.0, jnp.max(agreement)),
+        rhat=None
+        if agreement is None
+        else jnp.where(alone, 1.0, jnp.max(jnp.where(lost > 0, 1.0, agreement))),
         resolution=of_q.resolution,
     )
+    no_mean = jnp.any(has_no_mean(lost, of_q.own_khat))
+    level = jnp.where(no_mean & (level < 2), 3, level)
     return Summary(
         names=(),
         mean=mean[0],
@@ -113,6 +123,8 @@ def _numbers(z: PyTree, log_p: Array, log_q: Array, shares: Array, alike: Array 
         ess=of_q.ess,
         khat=of_q.khat,
         resolution=of_q.resolution,
+        not_finite=lost,
+        own_khat=of_q.own_khat,
         elbos=elbos,
         compared=compared,
         num_samples=k,

@@ -8,8 +8,9 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from vijax.diagnostics._evidence import Measured
+from vijax.diagnostics._posterior import has_no_mean
 from vijax.diagnostics._verdict import RESTARTS_AGREE, khat_threshold
-from vijax.diagnostics._weights import LEAST
+from vijax.diagnostics._weights import LEAST, RESOLVED
 
 ROWS = 30  # latents that are printed; the fields hold all
 SAME = 1.0  # nats: restarts this close in ELBO may be the same fit with its labels switched
@@ -30,6 +31,8 @@ class Summary(NamedTuple):
         ess: effective sample size, in draws; nan where it cannot be told.
         khat: of the joint log-weights.
         resolution: of the log-weights, in nats; above .1 nothing can be told.
+        not_finite: how many draws of each latent are inf or nan, in the runs compared, [d].
+        own_khat: of each latent's own draws, [d]: 1 or more where q has no mean of it, above .7 cannot tell.
         elbos: of each restart, `Measured` [runs].
         compared: which restarts R-hat compares, [runs].
         num_samples: how many draws each run has.
@@ -49,6 +52,8 @@ class Summary(NamedTuple):
     ess: Float[Array, ""]
     khat: Float[Array, ""]
     resolution: Float[Array, ""]
+    not_finite: Int[Array, " d"]
+    own_khat: Float[Array, " d"]
     elbos: Measured
     compared: Bool[Array, " runs"]
     num_samples: int
@@ -121,7 +126,7 @@ def _measured(m: Measured) -> str:
 
 def sentence(s: Summary) -> str:
     """Return the verdict in words, why it is so, what to do next, and which restarts it rests on."""
-    return " ".join([_judgement(s), *_restarts(s), *_coarse_latents(s)])
+    return " ".join([_judgement(s), *_restarts(s), *_impossible(s), *_coarse_latents(s)])
 
 
 def _judgement(s: Summary) -> str:
@@ -132,13 +137,8 @@ def _judgement(s: Summary) -> str:
     if level == 1:
         return "Verdict: believe the corrected moments, not q's own."
     if level == 3:
-        return f"Verdict: cannot tell. {coarse(s.resolution, np.asarray(s.khat).dtype)}"
-    # Verdict 2 has several reasons: too few draws, restarts that disagree, nan, no possible draw, a heavy tail.
-    if s.num_samples < LEAST:
-        return (
-            f"Verdict: none from {s.num_samples} draws: k-hat needs {LEAST}, and some thousands to "
-            "be steady."
-        )
+        return f"Verdict: cannot tell. {_unknown(s)}"
+    # Verdict 2 has several reasons: restarts that disagree, nan, no possible draw, a heavy tail.
     if s.rhat is not None and int(np.sum(s.compared)) > 1:
         rhat = np.asarray(s.rhat)
         if not np.all(rhat <= RESTARTS_AGREE):
@@ -157,6 +157,23 @@ def _judgement(s: Summary) -> str:
     return (
         f"{NEITHER}k-hat is too large, {where}. Try a richer family, another parameterization, or "
         "a fit that has converged."
+    )
+
+
+def _unknown(s: Summary) -> str:
+    """Return why nothing can be told: too few draws, a latent without a mean, or floats that are too coarse."""
+    if s.num_samples < LEAST:
+        return f"{s.num_samples} draws are too few: k-hat needs {LEAST}, and some thousands to be steady."
+    lost = np.asarray(has_no_mean(s.not_finite, s.own_khat))
+    if s.resolution > RESOLVED or not lost.any():
+        return coarse(s.resolution, np.asarray(s.khat).dtype)
+    cure = "report its logarithm or another function of it, by constrain=."
+    at = _worst(np.where(np.asarray(s.not_finite) > 0, np.inf, np.asarray(s.own_khat)))
+    if s.not_finite[at] > 0:
+        return f"{s.names[at]} is inf or nan in {int(s.not_finite[at])} draws, so that it has no moments: {cure}"
+    return (
+        f"The draws of {s.names[at]} have a tail of k-hat {s.own_khat[at]:.2f}, above .7: under q it may have no mean, "
+        f"and that of draws is chance: {cure}"
     )
 
 
@@ -212,6 +229,18 @@ def _restarts(s: Summary) -> list[str]:
     return [
         f"Of {runs} restarts {runs - compared} were left out, whose ELBO is nan or worse by far "
         f"(10 nats and 4 standard errors). {rest}"
+    ]
+
+
+def _impossible(s: Summary) -> list[str]:
+    """Return what is to be known of runs with a few draws that log_joint forbids."""
+    where = np.asarray(s.compared) & (np.asarray(s.elbos.value) == -np.inf)
+    if not where.any() or s.ess == 0:
+        return []
+    runs = f" in {int(where.sum())} of {len(where)} runs" if len(where) > 1 else ""
+    return [
+        f"q draws where log_joint is -inf{runs}, and so the ELBO is: transform the latent, "
+        "targets.transform."
     ]
 
 

@@ -44,9 +44,9 @@ def verdict(
         resolution: of the log-weights, in nats, as `resolution` gives it; above .1 the verdict is 3.
 
     Returns:
-        [*batch], 0 to 3; a nan is a 2. u bounds the mass above the largest weight, which at 1 moves a mean by at most
-        (u / (1 - u))^½ sds, .23. Of one draw above all others by more than rounding the verdict is 2, whatever the
-        resolution.
+        [*batch], 0 to 3; a nan is a 2, and fewer than 25 draws, of which there is no k-hat, are a 3. u bounds the mass
+            above the largest weight, which at 1 moves a mean by at most (u / (1 - u))^½ sds, .23. Of one draw above all
+            others by more than rounding the verdict is 2, whatever the resolution.
 
     Raises:
         ValueError: for num_samples < 1.
@@ -61,8 +61,8 @@ def verdict(
     """
     if num_samples < 1:
         raise ValueError(f"num_samples must be at least 1, got {num_samples}.")
-    # ESS / S, and nothing where k-hat or the number of draws gives no answer.
-    share = jnp.where(jnp.isnan(khat) | (num_samples < LEAST), 0.0, ess / num_samples)
+    # ESS / S, and nothing where k-hat gives no answer.
+    share = jnp.where(jnp.isnan(khat), 0.0, ess / num_samples)
     # The largest normalized weight is at most 1 / S + (1 / ESS - 1 / S)^½, and what lies above it in a Pareto tail
     # weighs k̂ / (1 - k̂) times as much.
     largest = jnp.sqrt(jnp.maximum(1 / share - 1, 0.0) / num_samples)
@@ -71,6 +71,8 @@ def verdict(
     # From the weakest statement to the strongest; unresolved weights and restarts overrule them.
     level = jnp.where(usable, 1, 2)
     level = jnp.where(share >= CLOSE, 0, level)
+    if num_samples < LEAST:
+        level = jnp.full_like(level, 3)
     if resolution is not None:
         level = jnp.where((resolution > RESOLVED) & ~(ess < 2), 3, level)
     return level if rhat is None else jnp.where(rhat <= RESTARTS_AGREE, level, 2)
