@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from vijax.calls import usage
 from vijax.diagnostics._evidence import Measured
 from vijax.diagnostics._moments import agree
 from vijax.diagnostics._posterior import has_no_mean, of_draws
@@ -71,6 +72,7 @@ class Members(NamedTuple):
         return f"<pre>{escape(str(self))}</pre>"
 
 
+@usage("diagnostics.summarize_members", "diagnostics.summarize_members(draws)")
 def summarize_members(draws: Draws | Estimate) -> Members:
     """A verdict for each member of a batch of posteriors.
 

@@ -99,6 +99,12 @@ def weighted_moments(w: Array, leaf: Array) -> list[Array]:
 def agree(z: PyTree, log_w: Array) -> None:
     """Refuse draws whose leaves do not begin with the axes of their log-weights."""
     for name, leaf in named_leaves(z):
+        dtype = getattr(leaf, "dtype", jnp.bool_)
+        if not any(jnp.issubdtype(dtype, kind) for kind in (jnp.floating, jnp.integer, jnp.bool_)):
+            raise TypeError(
+                f"each leaf of z must hold real numbers, leaf '{name}' is {dtype}; leave it out, or "
+                "report its parts, z.real and z.imag."
+            )
         if log_w.ndim == 0 or jnp.shape(leaf)[: log_w.ndim] != log_w.shape:
             raise ValueError(
                 f"each leaf of z must begin with log_w's shape {log_w.shape} ([k, *batch], k "

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
 from vijax.calls import described, shares
@@ -23,6 +24,15 @@ def weighted(draws: Draws | Estimate, *, axis: int = -1) -> Draws:
         raise ValueError(
             f"these draws have no importance weights: {draws.only_mean}. Weigh draws of q by all "
             "of the data, draws.weigh(key, log_joint, q, num_samples=...)."
+        )
+    for name, values in (("log_p", draws.log_p), ("log_q", draws.log_q)):
+        if not isinstance(values, (jax.Array, np.ndarray)):
+            raise TypeError(
+                f"{name} of draws must be an array [k, *batch] in nats, got {described(values)}: jnp.asarray({name})."
+            )
+    if draws.log_p.shape != draws.log_q.shape:
+        raise ValueError(
+            f"log_p and log_q of draws must have one shape, got {draws.log_p.shape} and {draws.log_q.shape}."
         )
     shares(draws.weights, draws.log_q, axis=axis)
     # What a model returned beside log p need have no axis of draws.

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from vijax.calls import is_known
+from vijax.calls import described, function, is_known, usage
 from vijax.checks import named_scalars
 from vijax.diagnostics._chains import rhat_among
 from vijax.diagnostics._evidence import mean_of
@@ -21,6 +21,10 @@ from vijax.types import Draws, Estimate, PyTree
 FEW = 1_000_000  # numbers among the draws, of which the faster to compile program takes a second
 
 
+@usage(
+    "diagnostics.summarize",
+    "diagnostics.summarize(draws.weigh(key, log_joint, q, num_samples=4000))",
+)
 def summarize(
     draws: Draws | Estimate, *, constrain: Callable[[PyTree], PyTree] | None = None
 ) -> Summary:
@@ -57,13 +61,35 @@ def summarize(
         Vehtari, Simpson, Gelman, Yes, but did it work? Evaluating variational inference, 2018, arXiv:1802.02538.
     """
     draws = as_runs(draws)
-    z = draws.z if constrain is None else jax.vmap(jax.vmap(constrain))(draws.z)
+    z = draws.z if constrain is None else _constrained(constrain, draws.z)
     names = named_scalars(jax.tree.map(lambda leaf: leaf[0, 0], z))
     alike = taken_alike(draws) if len(draws.log_q) > 1 else None
     # R-hat takes all draws alike, so strata are resampled for it.
     given = z, draws.log_p, draws.log_q, shares_of(draws), alike
     numbers = (_compiled_fast if _runs_once(given) else _compiled_well)(*given)
     return numbers._replace(names=tuple(names), num_samples=draws.log_q.shape[1])
+
+
+def _constrained(constrain: Callable[[PyTree], PyTree], z: PyTree) -> PyTree:
+    """Return what is reported of draws [runs, k, ...]; refuse what holds no numbers."""
+    function(constrain, "constrain")
+
+    def one(z: PyTree) -> PyTree:
+        made = constrain(z)
+        leaves = jax.tree.leaves(made)
+        odd = [
+            leaf
+            for leaf in leaves
+            if not hasattr(leaf, "dtype") and not isinstance(leaf, float | int)
+        ]
+        if odd or not leaves:
+            raise TypeError(
+                f"constrain(z) must return a pytree of arrays, got {described(odd[0] if odd else made)}: a dict such "
+                "as {'rate': jnp.exp(z['log_rate'])}."
+            )
+        return made
+
+    return jax.vmap(jax.vmap(one))(z)
 
 
 def _numbers(z: PyTree, log_p: Array, log_q: Array, shares: Array, alike: Array | None) -> Summary:

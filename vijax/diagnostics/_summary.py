@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from vijax.calls import is_known
 from vijax.diagnostics._evidence import Measured
 from vijax.diagnostics._posterior import has_no_mean
 from vijax.diagnostics._verdict import RESTARTS_AGREE, khat_threshold
@@ -84,6 +85,10 @@ class Summary(NamedTuple):
 
 def _cells(s: Summary) -> tuple[list[str], list[list[str]]]:
     """Return the names of the columns, and the rows: a latent's name, and its numbers as strings."""
+    if not is_known(s):
+        raise TypeError(
+            "a summary is printed where its numbers are known, and this one is traced: print it outside of jit."
+        )
     head = ["mean", "sd", "corrected mean", "sd", "error", "k-hat"]
     columns = [s.mean, s.sd, s.corrected_mean, s.corrected_sd, s.error, s.marginal_khat]
     if s.rhat is not None:

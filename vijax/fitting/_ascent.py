@@ -30,6 +30,7 @@ class AscentState(NamedTuple):
     memory: PyTree = None
 
 
+@calls.usage("fitting.ascent", "fitting.ascent(estimate, optax.adam(1e-2))")
 def ascent(estimate: Callable[..., Any], optimizer: Optimizer) -> Rule:
     """Climb an estimate by stochastic gradients: any objective, with an optimizer of Optax.
 

@@ -95,7 +95,7 @@ def drive(settings: Settings, loop: Loop, writers: list[Write]) -> Ended:
     if trouble or stopped.startswith("interrupted"):
         warnings.warn(
             f"the fit stopped early, {stopped}; its result is that of the steps before",
-            stacklevel=3,
+            stacklevel=4,
         )
     # The end is saved also where no checkpoint is due.
     if saver.saved != at:
@@ -193,7 +193,7 @@ class _Saver:
         except OSError as why:
             warnings.warn(
                 f"step {at} could not be saved in {path}, the last is {self.saved}: {why}",
-                stacklevel=4,
+                stacklevel=5,
             )
 
 

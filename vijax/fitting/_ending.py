@@ -32,7 +32,7 @@ def ending(step: Callable[..., Any], loop: Loop, stopped: str, verdict: Verdict 
     with np.errstate(all="ignore"):
         said = _stood(step, loop, tail) or _moved(loop, tail)
     if said:
-        warnings.warn(f"{said} ({stopped})", stacklevel=4)
+        warnings.warn(f"{said} ({stopped})", stacklevel=5)
         stopped = f"{stopped}; {said}"
     elif verdict is not None:
         stopped += (

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Key
 
 from vijax import checks, jaxprs
-from vijax.calls import described, is_known
+from vijax.calls import described, function, is_known, usage
 from vijax.fitting import _checkpoint, _iterates, _loop, _reports, _stopping, _tail
 from vijax.fitting._checkpoint import Checkpoints
 from vijax.fitting._drive import Ended, Saved, Settings, drive
@@ -72,6 +72,7 @@ class Fit(NamedTuple):
         return f"Fit(steps={self.steps}, bound={bound} ± {error} nats, stopped={self.stopped!r})"
 
 
+@usage("fitting.fit", "fitting.fit(key, rule, rule.init(params), steps=5000)")
 def fit(
     key: Key[Array, ""],
     rule: Rule,
@@ -148,6 +149,13 @@ def fit(
         )
     # Compiled once for a step and what is watched, however often the two are fitted.
     watch = rule.params if watch is None else watch
+    function(watch, "watch")
+    uncalled: Any = _stopping.stationary
+    if stop is not None and (stop is uncalled or not callable(stop)):
+        raise TypeError(
+            f"stop must be a function Tail -> Verdict, or None for never, got {described(stop)}: "
+            "fitting.stationary() with its brackets."
+        )
     program = _loop.program(rule.step, watch)
     loop = program.start(key, state)
     # Of the step's jaxpr and the data in it: a checkpoint of another one is refused.
@@ -222,7 +230,16 @@ def _resumed(checkpoints: Checkpoints, here: Saved) -> Loop:
 
 @lru_cache(maxsize=16)
 def _compiled(stop: Callable[[Tail], Verdict]) -> Callable[[Tail], Verdict]:
-    return jax.jit(lambda tail: stop(tail))
+    def judge(tail: Tail) -> Verdict:
+        verdict = stop(tail)
+        if not (hasattr(verdict, "done") and hasattr(verdict, "error")):
+            raise TypeError(
+                f"stop(tail) must return a fitting.Verdict, got {described(verdict)}: such as "
+                "fitting.stationary()(tail)._replace(done=...)."
+            )
+        return verdict
+
+    return jax.jit(judge)
 
 
 def _result(ended: Ended, watch: Callable[[PyTree], PyTree]) -> Fit:

@@ -138,6 +138,12 @@ def chosen(reports: Sequence[Report] | None) -> Sequence[Report]:
 
 def opened(stack: ExitStack, report: Report) -> Write:
     """Enter a report that has an end of its own."""
+    makers: tuple[Any, ...] = (bar, jsonl)
+    if report in makers or not (callable(report) or isinstance(report, AbstractContextManager)):
+        raise TypeError(
+            "a report is a function of a dict, fitting.bar() or fitting.jsonl(path) with its "
+            f"brackets, got {report!r}."
+        )
     if not isinstance(report, AbstractContextManager):
         return report
     # contextlib deletes the arguments of a generator's manager when it is entered.
@@ -154,5 +160,5 @@ def tell(writers: list[Write], line: Line) -> None:
         except Exception as why:
             writers.remove(write)
             warnings.warn(
-                f"a report raised at step {line['step']} and is told no more: {why!r}", stacklevel=5
+                f"a report raised at step {line['step']} and is told no more: {why!r}", stacklevel=6
             )

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from vijax import numerics
+from vijax.calls import usage
 from vijax.fitting import _loop
 from vijax.fitting._fit import Fit, check_rule, fit
 from vijax.fitting._marginals import scale_units
@@ -74,6 +75,7 @@ class Restarts(NamedTuple):
         )
 
 
+@usage("fitting.restarts", "fitting.restarts(key, rule, jax.vmap(rule.init)(params), steps=5000)")
 def restarts(
     key: Key[Array, ""],
     rule: Rule,

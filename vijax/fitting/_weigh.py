@@ -5,11 +5,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Key
 
 from vijax import checks, draws
+from vijax.calls import usage
 from vijax.fitting._fit import Fit
 from vijax.fitting._restarts import Restarts
 from vijax.types import Draws, Family, LogJoint, PyTree
 
 
+@usage("fitting.weigh", "fitting.weigh(key, found, log_joint, family, num_samples=4000)")
 def weigh(
     key: Key[Array, ""],
     found: Fit | Restarts,

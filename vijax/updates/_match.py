@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from vijax import checks
+from vijax.calls import usage
 from vijax.gaussians.triangle import triangle
 from vijax.types import LogJoint, PyTree, Rule
 from vijax.updates import _gaussian, _rule
@@ -16,6 +17,7 @@ from vijax.updates._rule import Proposal, Rate
 from vijax.updates._whitened import Whitened
 
 
+@usage("updates.batch_and_match", "updates.batch_and_match(log_joint, num_samples=64)")
 def batch_and_match(
     log_joint: Callable[..., Any],
     *,

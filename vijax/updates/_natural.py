@@ -6,6 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from vijax.calls import usage
 from vijax.gaussians.triangle import triangle
 from vijax.types import Rule
 from vijax.updates import _gaussian, _rule
@@ -95,6 +96,7 @@ def settling(count: Array) -> Array:
     return 30 / jnp.maximum(30, count + 10)
 
 
+@usage("updates.natural_gradient", "updates.natural_gradient(log_joint, num_samples=64)")
 def natural_gradient(
     log_joint: Callable[..., Any],
     *,

@@ -6,6 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from vijax.calls import usage
 from vijax.gaussians.triangle import times_root
 from vijax.types import Rule
 from vijax.updates import _gaussian
@@ -15,6 +16,10 @@ from vijax.updates._natural import curvature_rule, settling
 from vijax.updates._rule import Rate
 
 
+@usage(
+    "updates.square_root_natural_gradient",
+    "updates.square_root_natural_gradient(log_joint, num_samples=64)",
+)
 def square_root_natural_gradient(
     log_joint: Callable[..., Any],
     *,
