@@ -231,3 +231,64 @@ def test_refusals():
         conjugate.independent(distrax.Normal(jnp.zeros(2), 1.0))
     with pytest.raises(ValueError, match="axes must be at most 0"):
         conjugate.independent(given)
+
+
+# log marginal and its slope in the first parameter, by mpmath at 50 digits
+LARGE_COUNTS = [
+    ((1.0, 1.0, 100.0, 1e6), -1031.63234, -8.20545),
+    ((1.0, 1.0, 10.0, 1e7), -162.194646, -12.766344),
+    ((1.0, 1.0, 1e7, 10.0), -162.194646, 0.9999989),
+    ((1.0, 1.0, 0.0, 1e8), -18.4206808, -17.9978964),
+    ((1.0, 1.0, 1.0, 1e8), -36.8413615, -16.9978964),
+    ((0.5, 0.5, 1.0, 1e7), -25.4426557, -14.6953115),
+    ((1.0, 1e8, 0.0, 1e6), -0.00995033085, -0.0099503308),
+    ((1e8, 1e8, 3.0, 3.0), -4.1588831, 0.0),
+]
+
+
+def test_large_counts_of_coins_and_categories():
+    """Two numbers of 1e8 nats are not subtracted: beta_bernoulli(1, 1) of no success in 1e8 was 0 for -18.4."""
+
+    def coins(a, b, s, f):
+        return conjugate.beta_bernoulli(a, b, successes=s, failures=f).log_marginal
+
+    at = jnp.array([row[0] for row in LARGE_COUNTS])
+    value, slope = jax.jit(jax.vmap(jax.value_and_grad(coins)))(*at.T)
+    np.testing.assert_allclose(value, [row[1] for row in LARGE_COUNTS], rtol=2e-6)
+    np.testing.assert_allclose(slope, [row[2] for row in LARGE_COUNTS], rtol=2e-6, atol=1e-12)
+    shares = lambda c, n: conjugate.dirichlet_multinomial(c, counts=n).log_marginal
+    few = shares(jnp.full(5, 0.01), jnp.array([1e6, 0, 1, 0, 0]))
+    np.testing.assert_allclose(few, -20.603902, rtol=1e-6)
+    one = jnp.ones(3)
+    np.testing.assert_allclose(shares(one, jnp.array([1e7, 1, 0])), -47.6611404, rtol=1e-6)
+    # Nothing seen is nothing lost; and a batch of sticks is broken as each by itself.
+    assert shares(one, jnp.zeros(3)) == 0
+    pair = jnp.stack([jnp.array([1e7, 1, 0]), jnp.array([0, 2.0, 1e7])])
+    np.testing.assert_allclose(
+        shares(jnp.ones((2, 3)), pair), jax.vmap(lambda n: shares(one, n))(pair)
+    )
+
+
+# (mean, shape, total, exposure), log marginal and its slope in the shape, by mpmath
+LARGE_SHARES = [
+    ((1e5, 0.1, 5.0, 1.0), -0.304504640, -0.863798224),
+    ((1e6, 0.1, 5.0, 1.0), -0.534758563, -3.16633652),
+    ((1e7, 1.0, 3.0, 1.0), -14.3263366, -13.2847628),
+    ((10.0, 0.1, 5.0, 1e5), -58.0993859, -3.16633652),
+    ((10.0, 0.1, 0.0, 1e6), -1.84206810, -17.4206807),
+    ((3.0, 2.9, 5.0, 1.0), 2.27999527, 0.0705138680),
+    ((3.0, 3.1, 5.0, 1.0), 2.29328212, 0.0625855035),
+    ((3.0, 1e8, 5.0, 1.0), 2.49306144, 5.0e-17),
+]
+
+
+def test_counts_far_above_their_shape():
+    """mean · exposure is not subtracted from what holds it where it is large: -14 for -14.33, and slopes of half."""
+
+    def counts(shape, mean, n, t):
+        return conjugate.gamma_poisson_by_mean(mean, shape, total=n, exposure=t).log_marginal
+
+    mean, shape, n, t = jnp.array([row[0] for row in LARGE_SHARES]).T
+    value, slope = jax.jit(jax.vmap(jax.value_and_grad(counts)))(shape, mean, n, t)
+    np.testing.assert_allclose(value, [row[1] for row in LARGE_SHARES], rtol=1e-5)
+    np.testing.assert_allclose(slope, [row[2] for row in LARGE_SHARES], rtol=1e-5)

@@ -29,6 +29,33 @@ def log_rising_excess(a: ArrayLike, n: ArrayLike) -> Array:
     return powers + shift + s * log1p_less(n / s) + (n - 0.5) * jnp.log1p(n / s) + _stirling(s, n)
 
 
+def log_coupling(x: ArrayLike, p: ArrayLike, q: ArrayLike) -> Array:
+    """Return log Γ(x) Γ(x + p + q) / (Γ(x + p) Γ(x + q)) ≥ 0 for x > 0, p, q ≥ 0, without cancellation.
+
+    Of a large count beside small ones, or large shapes beside small counts, no large number is formed: every term
+    is of the size of the whole, and so are the terms of its derivatives.
+    """
+    x, p, q = (jnp.asarray(a, jnp.result_type(x, p, q, 0.0)) for a in (x, p, q))
+    # The recurrence carries x to where Stirling's series holds, by terms that are positive.
+    count = 10 if x.dtype == jnp.float64 else 4
+    carried = sum(jnp.log1p(p / (x + i) * (q / (x + p + q + i))) for i in range(count))
+    small = x < count
+    y = jnp.where(small, x + count, x)
+    u, v, w = y + p, y + q, y + p + q
+    # (y - ½) log y, its difference in p and in q
+    value = p * jnp.log1p(q / u) + q * jnp.log1p(p / v) - (y - 0.5) * jnp.log1p(p / y * (q / w))
+    return jnp.where(small, carried, 0.0) + value + _stirling_coupling(y, p, q)
+
+
+def scaled_log1p(a: Array, y: Array) -> Array:
+    """Return a log(1 + y/a), a > 0, y ≥ 0, whose slope in a, near y²/2a² where a is large, keeps its digits."""
+    share = y / a
+    near = share < 1
+    # Each form by itself would cancel in the other's place: in the value there, or in the slope here.
+    series = a * log1p_less(jnp.where(near, share, 0.0)) + y
+    return jnp.where(near, series, a * jnp.log1p(share))
+
+
 @jax.custom_jvp
 def log1p_less(x: Array) -> Array:
     """Return log(1 + x) - x, which near 0 is -x²/2, with its derivative -x/(1 + x)."""
@@ -73,3 +100,21 @@ def _stirling(s: Array, n: Array) -> Array:
             difference = difference * v + value
             value = value * u + c
     return -n * u * v * difference
+
+
+def _stirling_coupling(y: Array, p: Array, q: Array) -> Array:
+    """Return Stirling's series at y + p + q, less at y + p, less at y + q, and at y, by divided differences."""
+    terms = len(_STIRLING) if y.dtype == jnp.float64 else 3
+    u, v, w = y + p, y + q, y + p + q
+    # What 1/y changes by with p, at y and at y + q; with q, at y and at y + p; with both.
+    by_p, by_p_later, by_q, by_q_later = -p / y / u, -p / v / w, -q / y / v, -q / u / w
+    by_both = p / u * (q / v) * ((y + w) / w) / y
+    # Horner's rule for the series at y + p and its changes: with p at y, with q at y + p, and with both.
+    at_u, from_y, to_w, both = (jnp.zeros_like(y),) * 4
+    for coefficient in reversed(_STIRLING[:terms]):
+        for c in (coefficient, 0.0):
+            both = to_w * by_p_later + at_u * by_both + both / v + by_q * from_y
+            from_y = at_u * by_p + from_y / y
+            to_w = (at_u + to_w) * by_q_later + to_w / u
+            at_u = at_u / u + c
+    return both

@@ -16,6 +16,7 @@ Reference: Gelman, Carlin, Stern, Dunson, Vehtari, Rubin, Bayesian data analysis
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike
 
@@ -23,7 +24,7 @@ from vijax.gaussians import Gaussian, dense
 from vijax.gaussians.affine import LOG_2PI
 from vijax.targets._conjugate import Conjugate, independent
 from vijax.targets._exponential import Beta, Dirichlet, Gamma, NormalGamma, NormalInverseGamma
-from vijax.targets._rising import log1p_less, log_rising, log_rising_excess
+from vijax.targets._rising import log_coupling, log_rising, log_rising_excess, scaled_log1p
 
 __all__ = [
     "Conjugate",
@@ -54,8 +55,8 @@ def beta_bernoulli(
         -2.485
     """
     a, b, s, f = _together(a, b, successes, failures)
-    # log B(a + s, b + f) - log B(a, b)
-    log_marginal = log_rising(a, s) + log_rising(b, f) - log_rising(a + b, s + f)
+    # All successes first, then all failures: each is less likely the more the others weigh.
+    log_marginal = -log_coupling(a, b, s) - log_coupling(b, a + s, f)
     return Conjugate(Beta(a + s, b + f), log_marginal)
 
 
@@ -96,10 +97,8 @@ def gamma_poisson_by_mean(
         0.079
     """
     mean, shape, n, t = _together(mean, shape, total, exposure)
-    # That of a Poisson of rate `mean`, n log mean - t mean, and what falls to 0 as 1/shape
-    share = t * mean / shape
-    log_marginal = log_rising_excess(shape, n) - shape * log1p_less(share) - t * mean
-    log_marginal = log_marginal + n * (jnp.log(mean) - jnp.log1p(share))
+    log_marginal = log_rising_excess(shape, n) - scaled_log1p(shape, t * mean)
+    log_marginal = log_marginal + n * (jnp.log(mean) - jnp.log1p(t * mean / shape))
     return Conjugate(Gamma(shape + n, shape / mean + t), log_marginal)
 
 
@@ -123,9 +122,12 @@ def dirichlet_multinomial(concentration: ArrayLike, *, counts: ArrayLike) -> Con
             f"{jnp.shape(concentration)}."
         )
     c, n = _together(concentration, counts)
-    # Πₛ Γ(cₛ + nₛ) / Γ(cₛ), over that of the sums
-    whole = log_rising(jnp.sum(c, -1), jnp.sum(n, -1))
-    return Conjugate(Dirichlet(c + n), jnp.sum(log_rising(c, n), -1) - whole)
+    # One category after the other: against the posterior of those before and the prior of those behind.
+    edge = [(0, 0)] * (c.ndim - 1)
+    before = jnp.pad(jnp.cumsum((c + n)[..., :-1], -1), [*edge, (1, 0)])
+    behind = jnp.pad(jax.lax.cumsum(c[..., 1:], c.ndim - 1, reverse=True), [*edge, (0, 1)])
+    log_marginal = -jnp.sum(log_coupling(c, before + behind, n), -1)
+    return Conjugate(Dirichlet(c + n), log_marginal)
 
 
 def normal_gamma(
