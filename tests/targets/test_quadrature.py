@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.scipy.special import gammaln
-from jax.scipy.stats import norm
+from jax.scipy.stats import cauchy, norm
 
 import vijax as vj
 
@@ -178,3 +178,41 @@ def test_laplace_of_many_groups_in_double_precision(x64):
     """Every group stands on its mode: none is nan because its curvature was compared beside it."""
     log_joint, z, like = binary(np.float64)
     assert np.all(np.isfinite(jax.jit(vj.targets.laplace(log_joint, like)[0])(z)))
+
+
+def two(weight, m1, s1, m2, s2):
+    """Return a mixture's log density, whose integral is 1."""
+    first = lambda z, b: jnp.log(weight) + norm.logpdf(b, z + m1, s1)
+    return lambda z, b: jnp.logaddexp(first(z, b), jnp.log(1 - weight) + norm.logpdf(b, z + m2, s2))
+
+
+MISSED = {
+    "a far peak": (two(0.3, 20, 1, -20, 1), 0.0, -1.204, 0.01),
+    "a wide one": (two(0.1, 0, 0.001, 0, 100.0), 0.0, -2.302, 0.05),
+    "a heavy tail": (lambda z, b: cauchy.logpdf(b - z), 0.0, -0.1024, 0.005),
+    "a long one": (of_a_gamma, 0.01, 4.1309 - 4.5995, 0.02),
+}
+
+
+@pytest.mark.parametrize("name", MISSED)
+def test_mass_beyond_the_nodes_is_an_error(name):
+    """It was 2e-7 where the value is 1.2 nats off; and stays at rounding where nothing lies beyond."""
+    f, z, off, close = MISSED[name]
+    error = jax.jit(quadrature_error(f, jnp.full(1, 0.1)))(z)
+    np.testing.assert_allclose(error, -off, atol=close)
+
+
+def test_no_mass_beyond_the_nodes_is_seen_where_there_is_none():
+    assert abs(jax.jit(quadrature_error(of_a_gamma, jnp.array(0.1)))(3.0)) < 2e-6
+    skewed = lambda z, b: norm.logpdf(b) + 5 * jax.nn.log_sigmoid(3 * b)
+    assert abs(jax.jit(quadrature_error(skewed, jnp.array(0.1)))(0.0)) < 2e-6
+
+
+def test_more_nodes_than_floats_hold():
+    """The error of 200 nodes was nan, and so the value of 400."""
+    f = lambda z, b: norm.logpdf(b, z, 3.0)
+    assert abs(jax.jit(quadrature(f, jnp.array(0.1), nodes=184)[0])(0.0)) < 1e-5
+    with pytest.raises(ValueError, match="at most 370 for each number.*184 for an error.*got 400"):
+        quadrature(f, jnp.array(0.1), nodes=400)
+    with pytest.raises(ValueError, match="got 401"):
+        quadrature_error(f, jnp.array(0.1), nodes=200)
