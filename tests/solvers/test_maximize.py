@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from vijax.gaussians import newton
 from vijax.solvers import Maximum, maximize
 
 
@@ -150,3 +151,31 @@ def test_compiled_once_for_a_function():
         jax.monitoring.unregister_event_duration_listener(listen)
     for found, truth in ((first, 1), (again, 1), (moved, [1, 2, 3]), (other, 2)):
         np.testing.assert_allclose(found.params, truth, rtol=1e-4)
+
+
+X = jnp.array([-2.0, -1.0, 1.0, 2.0])
+NO_GAUSSIAN = {
+    "log": lambda x: jnp.sum(jnp.log(x)),
+    "separated": lambda x: jnp.sum((X > 0) * X * x - jax.nn.softplus(X * x)),
+    "fourth power": lambda x: -jnp.sum((x - 1) ** 4),
+}
+GAUSSIAN = {
+    "quadratic": lambda x: -3e8 - 0.5 * jnp.sum((x - 3) ** 2),
+    "skewed": lambda x: jnp.sum(0.01 * x - jnp.exp(x)),
+    "light tails": lambda x: -0.01 * jnp.sum(jnp.cosh(x)),
+    "heavy tails": lambda x: -jnp.sum(jnp.log1p(x**2)),
+    "a lower peak beside": lambda x: jnp.sum(jnp.logaddexp(-2 * x**2, -2 * (x - 3) ** 2 - 1)),
+}
+
+
+@pytest.mark.parametrize("name", [*NO_GAUSSIAN, *GAUSSIAN])
+def test_no_mode_where_the_curvature_is_no_scale(name):
+    """Each said that it had arrived: with a scale of e⁸ where the data are separated, and 1e19 for log x."""
+    f = {**NO_GAUSSIAN, **GAUSSIAN}[name]
+    at = jax.jit(lambda x: newton.climb(f, x, 100)[2])(jnp.full(1, 0.3))
+    assert bool(at.arrived) == (name in GAUSSIAN)
+    assert (at.curvature > 0.5) == (name in GAUSSIAN)
+
+
+def test_no_decrement_without_a_maximum():
+    assert jnp.isnan(maximize(NO_GAUSSIAN["log"], jnp.ones(2)).decrement)

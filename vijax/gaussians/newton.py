@@ -25,7 +25,10 @@ class Standing(NamedTuple):
         slope: √(gᵀ Λ⁻¹ g), the slope in nats per standard deviation of the curvature there, Λ = -∇² log p, ().
         decrement: ½ gᵀ Λ⁻¹ g, what a quadratic would still gain, in nats, ().
         curvature: the smallest eigenvalue of Λ with its diagonal scaled to ±1, (): 0 to rounding is flat, below is
-            a saddle or the wrong side of an inflection, where slope and decrement count its absolute value.
+            a saddle or the wrong side of an inflection, where slope and decrement count its absolute value. 0 too
+            where Λ is no scale of log p, which two of its standard deviations away has not fallen beyond rounding
+            on some side, or by so much on both that Λ is within its rounding; where log p is higher there than
+            the decrement says, or has a slope where Λ is 0, that and the slope are nan.
     """
 
     arrived: Bool[Array, ""]
@@ -42,12 +45,14 @@ class _Local(NamedTuple):
         slope: its gradient g, [d].
         root: R with R Rᵀ = Λ⁻¹, [d, d], Λ = -∇² log p made positive.
         lowest: the smallest eigenvalue of Λ in units of its diagonal, ().
+        endless: whether there is a slope along an axis where Λ is 0, or underflows, ().
     """
 
     value: Array
     slope: Array
     root: Array
     lowest: Array
+    endless: Array
 
 
 # A point, what is known there, how many steps were taken, and whether the last one went uphill.
@@ -88,28 +93,42 @@ def climb(
     first = _local(density, start)
     sure = _finite(first)
     mode, here, count, _ = while_loop(going, step, (start, first, jnp.int32(0), sure))
-    return mode, jnp.where(sure, here.root, jnp.nan), _standing(here), count
+    return mode, jnp.where(sure, here.root, jnp.nan), _standing(density, mode, here), count
 
 
 def standing(density: Density, x: Float[Array, " d"]) -> Standing:
     """Return where x stands."""
-    return _standing(_local(density, own_point(density, x)))
+    x = own_point(density, x)
+    return _standing(density, x, _local(density, x))
 
 
-def _standing(here: _Local) -> Standing:
+def _standing(density: Density, x: Array, here: _Local) -> Standing:
     eps = jnp.finfo(here.value.dtype).eps
     # gᵀ Λ⁻¹ g = ‖Rᵀ g‖².
     twice = jnp.where(_finite(here), jnp.sum(jnp.square(here.root.T @ here.slope)), jnp.nan)
+    # How far log p falls two standard deviations away, on both sides, 2 nats where it is quadratic, [2, d]:
+    # a curvature that is made of underflow, of the tail of a function without a maximum, or of what is
+    # left of a fourth power near its top, is that of no Gaussian.
+    away = 2 * jnp.stack([here.root.T, -here.root.T])
+    fall = here.value - jax.vmap(jax.vmap(density))(x[None, None] + away)
+    noise = 8 * eps * jnp.maximum(1.0, jnp.abs(here.value))
+    flat = (jnp.min(fall, initial=jnp.inf) <= noise) & (noise < 0.5)
+    steep = jnp.any(eps * jnp.min(fall, 0) > 1)
+    lowest = jnp.where(flat | steep, jnp.minimum(here.lowest, 0.0), here.lowest)
+    higher = jnp.min(fall, initial=jnp.inf) < -0.5 * twice - noise
+    twice = jnp.where(higher | here.endless, jnp.nan, twice)
     # What floats of the value's size can tell of a slope, squared.
     close = jnp.maximum(eps**0.5, eps * jnp.abs(here.value))
-    arrived = (here.lowest > here.slope.size * eps) & (twice <= close)
-    return Standing(arrived, jnp.sqrt(twice), 0.5 * twice, here.lowest)
+    arrived = (lowest > here.slope.size * eps) & (twice <= close)
+    return Standing(arrived, jnp.sqrt(twice), 0.5 * twice, lowest)
 
 
 def _local(density: Density, x: Array) -> _Local:
     value, slope = jax.value_and_grad(density)(x)
-    root, lowest = factor_of_inverse(-jax.hessian(density)(x))
-    return _Local(value, slope, root, lowest)
+    precision = -jax.hessian(density)(x)
+    root, lowest = factor_of_inverse(precision)
+    endless = jnp.any((jnp.diag(precision) == 0) & (slope != 0))
+    return _Local(value, slope, root, lowest, endless)
 
 
 def _finite(here: _Local) -> Array:
@@ -118,7 +137,7 @@ def _finite(here: _Local) -> Array:
 
 def _search(density: Density, x: Array, here: _Local) -> tuple[Array, Array]:
     """Return a point that is uphill along Newton's direction, and whether one was found."""
-    value, g, root, _ = here
+    value, g, root, *_ = here
     # In coordinates where Λ is the identity, g is Rᵀ g and Newton's step is the gradient.
     white = root.T @ g
     gain = jnp.sum(jnp.square(white))  # twice what a quadratic function gains by the whole step

@@ -28,7 +28,8 @@ class Maximum(NamedTuple):
         steps: how many steps were taken, ().
         scaled_slope: √(gᵀ Λ⁻¹ g), the slope per unit of the local scale, that of the curvature Λ = -∇²f, ().
         decrement: ½ gᵀ Λ⁻¹ g, how far below the top of the quadratic there the value is, (): in nats, of a bound. Both
-            are nan where f is not concave, has more than 500 params, or no second derivative.
+            are nan where f is not concave, has more than 500 params, or no second derivative, and where Λ is no scale
+            of f, as it underflows far out on one without a maximum.
     """
 
     params: PyTree
