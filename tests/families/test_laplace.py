@@ -238,3 +238,11 @@ def test_through_ordered_cut_points():
     assert np.all(at.arrived)
     np.testing.assert_allclose(mode["cuts"], mode["cuts"][:1].repeat(3, 0), atol=1e-4)
     assert max(np.abs(leaf).max() for leaf in jax.tree.leaves(slope)) < 0.01
+
+
+def test_a_separated_regression_has_no_mode():
+    """It went to 16 with a scale of e⁸ and said nothing."""
+    x = jnp.array([-2.0, -1.0, 1.0, 2.0])
+    separated = lambda b: jnp.sum((x > 0) * x * b - jax.nn.softplus(x * b))
+    with pytest.warns(UserWarning, match="did not arrive at a mode.*smallest curvature 0 of 1"):
+        vj.families.laplace(separated).init(None, jnp.array(0.5))

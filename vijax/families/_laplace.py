@@ -1,6 +1,5 @@
 """Laplace's approximation as a family: it starts at the mode, with the curvature there."""
 
-import math
 import warnings
 from collections.abc import Callable
 
@@ -71,7 +70,7 @@ def laplace(log_joint: LogJoint, *, steps: int = 100) -> Family:
         mode, root, at, taken = climb(density, start, steps)
         # Under jit or vmap nothing is known: `standing` tells afterwards.
         if is_known(at.arrived) and not bool(at.arrived):
-            warnings.warn(_why(at, int(taken)), stacklevel=2)
+            warnings.warn(_why(at, int(taken), root), stacklevel=2)
         # Σ = L Lᵀ from the root of Λ, in the parameters of full_rank
         log_scale, lower = parameters_of_covariance(root)
         return {"loc": unravel(mode), "log_scale": unravel(log_scale), "lower": lower}
@@ -111,10 +110,10 @@ def standing(log_joint: LogJoint, params: PyTree) -> Standing:
     return stands(_density(log_joint, x, unravel), x)
 
 
-def _why(at: Standing, taken: int) -> str:
+def _why(at: Standing, taken: int, root: Array) -> str:
     """Return what a climb that did not arrive says."""
     slope, curvature = float(at.slope), float(at.curvature)
-    if math.isnan(slope):
+    if bool(jnp.any(jnp.isnan(root))):
         return (
             "laplace did not climb: log_joint or a derivative of it is not finite at `like`, and "
             "the scales are nan; start where it is."
