@@ -150,7 +150,7 @@ def fit(
     # Compiled once for a step and what is watched, however often the two are fitted.
     watch = rule.params if watch is None else watch
     function(watch, "watch")
-    uncalled: Any = _stopping.stationary
+    uncalled: object = _stopping.stationary  # the factory itself, without its brackets
     if stop is not None and (stop is uncalled or not callable(stop)):
         raise TypeError(
             f"stop must be a function Tail -> Verdict, or None for never, got {described(stop)}: "
