@@ -75,7 +75,7 @@ def _path(key: Key) -> list[_Step] | None:
 
 def _is_partitionable() -> bool:
     """Whether children of threefry keys are numbered as JAX does by default."""
-    return bool(jax.config.jax_threefry_partitionable)
+    return bool(jax.threefry_partitionable.value)
 
 
 def _children(shape: tuple[int, ...], part: Part) -> tuple[int, int]:
