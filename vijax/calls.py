@@ -21,25 +21,43 @@ def is_known(*values: object) -> bool:
 
 def usage(name: str, example: str) -> Callable[[F], F]:
     """Return a decorator that answers a call which lacks an argument, or has one too many, by an example."""
+    return functools.partial(_answered, name, example)
 
-    def decorate(function: F) -> F:
-        expected = inspect.signature(function)
 
-        @functools.wraps(function)
-        def called(*args: Any, **given: Any) -> Any:
-            try:
-                expected.bind(*args, **given)
-            except TypeError as error:
-                # What was handed over, in words, and the names of the keywords.
-                given_words = ", ".join([*map(described, args), *(f"{name}=" for name in given)])
-                raise TypeError(
-                    f"{name} got ({given_words}): {error}. Call it as {example}."
-                ) from None
-            return function(*args, **given)
+def _answered(name: str, example: str, function: F, admit: Callable[..., None] | None = None) -> F:
+    """Return the function, its calls compared with its signature, and first shown to `admit`."""
+    expected = inspect.signature(function)
 
-        return called  # type: ignore[return-value]
+    @functools.wraps(function)
+    def called(*args: Any, **given: Any) -> Any:
+        if admit is not None:
+            admit(*args, **given)
+        try:
+            expected.bind(*args, **given)
+        except TypeError as error:
+            # What was handed over, in words, and the names of the keywords.
+            words = ", ".join([*map(described, args), *(f"{keyword}=" for keyword in given)])
+            raise TypeError(f"{name} got ({words}): {error}. Call it as {example}.") from None
+        return function(*args, **given)
 
-    return decorate
+    return called  # type: ignore[return-value]
+
+
+def bound(function: F) -> F:
+    """Decorate a bound: refuse what are no log-weights, and weights that are known to be no shares."""
+    name = f"bounds.{function.__name__}"
+    cure = (
+        "an estimator takes the bound, and what it makes the key, the model and q: "
+        f"gradients.dreg({name})(key, log_joint, q, num_samples=16)"
+    )
+    example = f"{name}(log_w, ...), with its keywords by name"
+
+    def admit(*args: Any, **given: Any) -> None:
+        if args:
+            log_weights(args[0], name, cure)
+            shares(given.get("weights"), args[0])
+
+    return _answered(name, example, function, admit)
 
 
 def function(value: object, name: str) -> None:

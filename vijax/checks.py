@@ -44,7 +44,8 @@ def static_count(value: object, name: str, *, least: int = 1, why: str = "") -> 
     """Refuse counts that are not Python ints of at least `least`, known when a function is traced."""
     # NumPy's and JAX's arrays of one element have __index__, and are no counts.
     of_many = jnp.ndim(cast(Array, value)) if hasattr(value, "dtype") else 0
-    if isinstance(value, bool) or not is_known(value) or of_many or not hasattr(value, "__index__"):
+    is_traced = isinstance(value, jax.core.Tracer)
+    if isinstance(value, bool) or is_traced or of_many or not hasattr(value, "__index__"):
         raise TypeError(
             f"{name} must be a Python int, fixed when the function is traced; got {value!r}."
         )

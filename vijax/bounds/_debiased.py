@@ -8,8 +8,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
 from vijax import checks
-from vijax.bounds._admit import bound
-from vijax.calls import is_known
+from vijax.calls import bound, is_known
 from vijax.numerics import log_mean_exp
 from vijax.types import Level, with_closed_forms
 

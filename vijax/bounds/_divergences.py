@@ -5,8 +5,8 @@ from typing import Any
 
 from jaxtyping import Array, Float
 
-from vijax.bounds._admit import bound
 from vijax.bounds._importance import elbo
+from vijax.calls import bound
 from vijax.types import closed_forms, with_closed_forms
 
 

@@ -6,8 +6,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from vijax import checks
-from vijax.bounds._admit import bound
-from vijax.calls import is_known
+from vijax.calls import bound, is_known
 from vijax.numerics import (
     expand,
     leave_one_out_log_mean_exp,

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from vijax import checks
-from vijax.bounds._admit import bound
+from vijax.calls import bound
 from vijax.numerics import log_mean_exp
 from vijax.types import with_closed_forms
 

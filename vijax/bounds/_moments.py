@@ -5,10 +5,9 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
 from vijax import checks
-from vijax.bounds._admit import bound
 from vijax.bounds._importance import elbo
 from vijax.bounds._total import exp
-from vijax.calls import is_known
+from vijax.calls import bound, is_known
 from vijax.types import with_closed_forms
 
 

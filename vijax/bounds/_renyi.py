@@ -5,9 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from vijax.bounds._admit import bound
 from vijax.bounds._importance import elbo, elbo_own
-from vijax.calls import is_known
+from vijax.calls import bound, is_known
 from vijax.numerics import (
     leave_one_out_log_mean_exp,
     leave_one_out_mean,

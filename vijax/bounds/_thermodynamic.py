@@ -7,9 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
-from vijax.bounds._admit import bound
 from vijax.bounds._importance import elbo, elbo_own
-from vijax.calls import is_known
+from vijax.calls import bound, is_known
 from vijax.numerics import expand, normalized_weights
 from vijax.types import with_closed_forms
 
