@@ -11,12 +11,15 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax import Array
+from jax.scipy.special import ndtri
 from jax.scipy.stats import norm
 
 import vijax as vj
 from benchmarks import _forum, _forum_groups
 from benchmarks._forum import POSITIVE, Latents, Question, given
+from benchmarks.stopping import Method
 
 
 class Change(NamedTuple):
@@ -25,10 +28,12 @@ class Change(NamedTuple):
     Fields:
         question: of the latents that are left; its report may read those drawn afterwards.
         drawn: z -> the conditional of what was integrated out, a dict.
+        fit: how it is fitted, a name and a method; None for the forum's full-rank Gaussian.
     """
 
     question: Question
     drawn: Callable[[Latents], Any]
+    fit: tuple[str, Method] | None = None
 
 
 def complete(
@@ -100,17 +105,59 @@ def horseshoe() -> Change:
     return without_coefficients(scales, log_prior, {"u_tau": None, "u_lam": None}, start)
 
 
-def item_response() -> Change:
+def abilities() -> tuple[Callable[[Latents], Array], Callable[[Latents], Any]]:
+    """Return log p of each person's answers, abilities summed over by quadrature, and their conditional."""
+
     def people(z: Latents, b: Latents) -> Array:
         return _forum.item_answers(z, b["ability"])
 
-    each, abilities = vj.targets.quadrature(people, {"ability": jnp.zeros(50)}, nodes=9, steps=6)
+    return vj.targets.quadrature(people, {"ability": jnp.zeros(50)}, nodes=9, steps=6)
+
+
+def item_response() -> Change:
+    each, conditional = abilities()
 
     def log_joint(z: Latents) -> Array:
         return _forum.item_prior(z) + jnp.sum(each(z))
 
     question = Question(log_joint, _forum.ITEMS, _forum.item_start())
-    return Change(question, abilities)
+    return Change(question, conditional)
+
+
+def half_normal(u: Array, scale: float) -> Array:
+    """Return the half-normal of this scale as a function of a standard normal u."""
+    return -scale * ndtri(0.5 * norm.cdf(-u))
+
+
+def item_response_by_flow() -> Change:
+    each, conditional = abilities()
+
+    def items(w: Latents) -> Latents:
+        sd, spread = half_normal(w["u_sd"], 2.0), half_normal(w["u_spread"], 1.0)
+        z = {"mean": w["mean"], "sd": sd, "spread": spread, "log_slope": spread * w["u_slope"]}
+        return z | {"difficulty": w["mean"] + sd * w["u_difficulty"]}
+
+    def log_joint(w: Latents) -> Array:
+        normals = [w["u_sd"], w["u_spread"], w["u_slope"], w["u_difficulty"]]
+        prior = norm.logpdf(w["mean"], 0, 2) + sum(jnp.sum(norm.logpdf(u)) for u in normals)
+        return prior + jnp.sum(each(items(w)))
+
+    def report(w: Latents) -> Latents:
+        return items(w) | {"ability": w["ability"]}
+
+    def rule(log_joint: Callable[..., Array]) -> vj.types.Rule:
+        def estimate(key: Array, params: Any) -> vj.types.Estimate:
+            return objective(key, log_joint, family.dist(params), num_samples=32)
+
+        return vj.fitting.ascent(estimate, optax.adam(optax.cosine_decay_schedule(5e-3, steps)))
+
+    start = given(mean=0.0, u_sd=0.0, u_spread=0.0, u_slope=np.zeros(10), u_difficulty=np.zeros(10))
+    question = Question(log_joint, dict.fromkeys(start), start, report)
+    family, steps = vj.families.spline_coupling(layers=8, hidden=(32, 32)), 10_000
+    objective = vj.gradients.reparam(vj.bounds.elbo)
+    return Change(
+        question, lambda w: conditional(items(w)), ("flow", Method(rule, family, steps, 2))
+    )
 
 
 def slopes() -> Change:
@@ -137,6 +184,9 @@ CHANGES: dict[str, dict[str, Callable[[], Change]]] = {
         "coefficients integrated out": horseshoe_positive,
         "coefficients integrated out, half-Cauchy scales as images of normals": horseshoe,
     },
-    _forum_groups.ITEM_RESPONSE: {"abilities integrated out by quadrature": item_response},
+    _forum_groups.ITEM_RESPONSE: {
+        "abilities integrated out by quadrature": item_response,
+        "abilities integrated out, scales as images of normals": item_response_by_flow,
+    },
     _forum_groups.SLOPES_NAME: {"slopes integrated out, group by group": slopes},
 }

@@ -24,6 +24,29 @@ def test_half_cauchy_of_a_normal():
     assert np.abs(norm.logpdf(u) - _forum.half_cauchy(jnp.exp(log_lam))).max() > 0.1  # the control
 
 
+def test_half_normal_of_a_normal():
+    """The density of x(u) for a standard normal u is half-normal."""
+    u = jnp.array([-3.0, -0.5, 0.3, 2.0, 8.0])
+    x, slope = jax.jvp(lambda u: _after.half_normal(u, 2.0), (u,), (jnp.ones_like(u),))
+    density = norm.logpdf(u) - jnp.log(slope)
+    np.testing.assert_allclose(density, _forum.half_normal(x, 2.0), rtol=1e-4)
+    assert np.abs(norm.logpdf(u) - _forum.half_normal(x, 2.0)).max() > 0.1  # the control
+
+
+@pytest.mark.slow
+def test_item_response_by_flow_is_the_same_model():
+    """log p of the latents as images of normals = log p of the latents + log |their Jacobian|."""
+    key, change = jax.random.key(0), _after.item_response_by_flow()
+    names = change.question.start
+    w = {n: 0.5 * jax.random.normal(key, jnp.shape(v)) for n, v in names.items()}
+    z = {n: v for n, v in change.question.report(w | {"ability": None}).items() if n != "ability"}
+    slopes = [jax.grad(_after.half_normal)(w["u_sd"], 2.0)]
+    slopes += [jax.grad(_after.half_normal)(w["u_spread"], 1.0)]
+    jacobian = jnp.log(jnp.array(slopes)).sum() + 10 * jnp.log(z["sd"] * z["spread"])
+    plain = _after.item_response().question.log_joint(z) + jacobian
+    np.testing.assert_allclose(change.question.log_joint(w), plain, rtol=1e-5)
+
+
 @pytest.mark.slow
 def test_slopes_integrated_out():
     """log p of what is left = log p(z, b) - log p(b | z), at a b of no kind in particular."""
