@@ -274,7 +274,7 @@ fits = {
     "spline flow, in units of tau": (draws_flow, straight, summary_flow),
     "nine integrated out": (draws_collapsed, straight, summary_collapsed),
 }
-VERDICTS = ("believe q", "believe the weights", "believe neither")
+VERDICTS = ("believe q", "believe the weights", "believe neither", "cannot tell")
 print(f"{'':32}{'ELBO':>9}{'log Z':>9}{'se':>7}{'k-hat':>7}{'error':>7}{'weighted':>9}   verdict")
 for name, (draws, target, s) in fits.items():
     wrong, corrected = rms(errors(draws, target)), rms(errors(draws, target, True))

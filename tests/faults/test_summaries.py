@@ -48,6 +48,19 @@ def test_a_cauchy_has_no_mean(number):
     assert summarize(ONE._replace(z=fine)).verdict == 0
 
 
+def test_weights_may_have_a_mean_where_q_has_none():
+    """exp of Student's t has no mean, and under the weights of a normal posterior one of e^.5 = 1.65."""
+    z = jax.random.t(jax.random.key(0), 5.0, (K,))
+    draws = Draws({"a": z}, jax.scipy.stats.norm.logpdf(z), jax.scipy.stats.t.logpdf(z, 5.0))
+    said = summarize(draws, constrain=lambda d: {"rate": jnp.exp(d["a"])})
+    assert said.own_khat[0] > 0.7 > said.weighted_khat[0]
+    assert said.verdict == 1
+    assert abs(said.corrected_mean[0] - jnp.exp(0.5)) < 0.1 < abs(said.mean[0] - jnp.exp(0.5))
+    rates = {"rate": jnp.exp(z)[:, None]}
+    members = summarize_members(Draws(rates, draws.log_p[:, None], draws.log_q[:, None]))
+    np.testing.assert_array_equal(members.verdict, [1])
+
+
 @pytest.mark.parametrize(
     "weights",
     [jnp.ones(K), LOG_Q[0], jnp.full(K, 1 / K).at[0].set(-0.1), jnp.zeros(K), jnp.full(K, jnp.nan)],

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 from vijax.calls import usage
 from vijax.diagnostics._evidence import Measured
 from vijax.diagnostics._moments import agree
-from vijax.diagnostics._posterior import has_no_mean, of_draws
+from vijax.diagnostics._posterior import of_draws, without_a_mean
 from vijax.diagnostics._runs import shares_of, weighted
 from vijax.diagnostics._verdict import verdict
 from vijax.types import Draws, Estimate, PyTree
@@ -136,8 +136,7 @@ def _each(z: PyTree, log_p: Array, log_q: Array, shares: Array) -> tuple[Numbers
             num_samples=len(log_p),
             resolution=of_q.resolution,
         )
-        lost = jnp.any(has_no_mean(of_q.not_finite, of_q.own_khat))
-        level = jnp.where(lost & (level < 2), 3, level)
+        level = without_a_mean(level, of_q, of_q.not_finite)
         return (of_q.worst_khat, of_q.ess, of_q.elbo, of_q.log_evidence), level
 
     return jax.lax.map(one, (z, log_p, log_q, shares))

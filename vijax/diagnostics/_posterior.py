@@ -27,6 +27,7 @@ class Posterior(NamedTuple):
         resolution: of the log-weights, in nats.
         not_finite: how many draws of each latent are inf or nan, [d].
         own_khat: of each latent's own draws, 1 or more where q has no mean of it, [d].
+        weighted_khat: of the same, weighted: above .7 corrected moments are chance too, [d].
     """
 
     smoothed: Float[Array, " k"]
@@ -40,6 +41,7 @@ class Posterior(NamedTuple):
     resolution: Float[Array, ""]
     not_finite: Int[Array, " d"]
     own_khat: Float[Array, " d"]
+    weighted_khat: Float[Array, " d"]
 
 
 def of_draws(x: Array, log_p: Array, log_q: Array, share: Array) -> Posterior:
@@ -58,7 +60,13 @@ def of_draws(x: Array, log_p: Array, log_q: Array, share: Array) -> Posterior:
     # One compiled program fits the joint tail, every latent's, and that of its draws.
     finite = jnp.isfinite(x)
     not_finite = jnp.sum(~finite & (share > 0)[:, None], 0)
-    tail, marginals, own = fit_tails(x.T, alike, resolution, _distances(x, finite))
+    # The tail of w |z - E z| decides on a corrected moment, that of |z - E z| alone on q's own;
+    # both about the weighted mean, for that of the draws may be nowhere near them.
+    weight = jnp.maximum(alike, jnp.finfo(wide).min)[None]
+    distances = _distances(x, finite, w)
+    sizes = jnp.concatenate([distances, distances + weight])
+    tail, marginals, both = fit_tails(x.T, alike, resolution, sizes)
+    own, weighted = jnp.split(both, 2)
     # E_q[(w / E w)²] / k = Σₖ w̃ₖ² / (k shareₖ).
     squares = jnp.sum(jnp.where(share > 0, w**2 / jnp.where(share > 0, share, 1.0), 0.0))
     return Posterior(
@@ -76,16 +84,25 @@ def of_draws(x: Array, log_p: Array, log_q: Array, share: Array) -> Posterior:
         resolution=resolution,
         not_finite=not_finite,
         own_khat=own,
+        weighted_khat=weighted,
     )
 
 
-def has_no_mean(not_finite: Array, own_khat: Array) -> Array:
-    """Return of which latents the draws show no mean under q, like either."""
-    return (not_finite > 0) | (own_khat > NO_MEAN)
+def has_no_mean(not_finite: Array, own_khat: Array, weighted_khat: Array) -> Array:
+    """Return of which latents neither draws nor weighted draws show a mean, like either."""
+    return (not_finite > 0) | (jnp.minimum(own_khat, weighted_khat) > NO_MEAN)
 
 
-def _distances(x: Array, finite: Array) -> Array:
-    """Return logs of the distances of draws [k, d] from their mean, [d, k], whose tail is that of the latent."""
-    kept = jnp.where(finite, x, 0.0)
-    mean = jnp.sum(kept / jnp.maximum(jnp.sum(finite, 0), 1)[None], 0)
+def without_a_mean(level: Array, posterior: Posterior, not_finite: Array) -> Array:
+    """Return the verdict where some latent has no mean under q: 1 at best, and 3 if weighted draws show none either."""
+    own, weighted = posterior.own_khat, posterior.weighted_khat
+    level = jnp.where(jnp.any(own > NO_MEAN), jnp.maximum(level, 1), level)
+    lost = jnp.any(has_no_mean(not_finite, own, weighted))
+    return jnp.where(lost & (level < 2), 3, level)
+
+
+def _distances(x: Array, finite: Array, weights: Array) -> Array:
+    """Return logs of the distances of draws [k, d] from their weighted mean, [d, k]: theirs is the latent's tail."""
+    kept, weights = jnp.where(finite, x, 0.0), jnp.where(finite, weights[:, None], 0.0)
+    mean = jnp.sum(weights * kept, 0) / jnp.maximum(jnp.sum(weights, 0), jnp.finfo(x.dtype).tiny)
     return jnp.log(jnp.where(finite, jnp.abs(kept - mean[None]), 0.0)).T

@@ -11,7 +11,7 @@ from vijax.checks import named_scalars
 from vijax.diagnostics._chains import rhat_among
 from vijax.diagnostics._evidence import mean_of
 from vijax.diagnostics._moments import weighted_moments
-from vijax.diagnostics._posterior import has_no_mean, of_draws
+from vijax.diagnostics._posterior import of_draws, without_a_mean
 from vijax.diagnostics._runs import as_runs, shares_of, taken_alike
 from vijax.diagnostics._summary import Summary
 from vijax.diagnostics._verdict import verdict
@@ -133,8 +133,7 @@ def _numbers(z: PyTree, log_p: Array, log_q: Array, shares: Array, alike: Array 
         else jnp.where(alone, 1.0, jnp.max(jnp.where(lost > 0, 1.0, agreement))),
         resolution=of_q.resolution,
     )
-    no_mean = jnp.any(has_no_mean(lost, of_q.own_khat))
-    level = jnp.where(no_mean & (level < 2), 3, level)
+    level = without_a_mean(level, of_q, lost)
     return Summary(
         names=(),
         mean=mean[0],
@@ -151,6 +150,7 @@ def _numbers(z: PyTree, log_p: Array, log_q: Array, shares: Array, alike: Array 
         resolution=of_q.resolution,
         not_finite=lost,
         own_khat=of_q.own_khat,
+        weighted_khat=of_q.weighted_khat,
         elbos=elbos,
         compared=compared,
         num_samples=k,

@@ -33,7 +33,8 @@ class Summary(NamedTuple):
         khat: of the joint log-weights.
         resolution: of the log-weights, in nats; above .1 nothing can be told.
         not_finite: how many draws of each latent are inf or nan, in the runs compared, [d].
-        own_khat: of each latent's own draws, [d]: 1 or more where q has no mean of it, above .7 cannot tell.
+        own_khat: of each latent's own draws, [d]: 1 or more where q has no mean of it, above .7 its mean is chance.
+        weighted_khat: of the same draws, weighted, [d]: above .7 the corrected mean is chance as well.
         elbos: of each restart, `Measured` [runs].
         compared: which restarts R-hat compares, [runs].
         num_samples: how many draws each run has.
@@ -55,6 +56,7 @@ class Summary(NamedTuple):
     resolution: Float[Array, ""]
     not_finite: Int[Array, " d"]
     own_khat: Float[Array, " d"]
+    weighted_khat: Float[Array, " d"]
     elbos: Measured
     compared: Bool[Array, " runs"]
     num_samples: int
@@ -169,11 +171,12 @@ def _unknown(s: Summary) -> str:
     """Return why nothing can be told: too few draws, a latent without a mean, or floats that are too coarse."""
     if s.num_samples < LEAST:
         return f"{s.num_samples} draws are too few: k-hat needs {LEAST}, and some thousands to be steady."
-    lost = np.asarray(has_no_mean(s.not_finite, s.own_khat))
+    lost = np.asarray(has_no_mean(s.not_finite, s.own_khat, s.weighted_khat))
     if s.resolution > RESOLVED or not lost.any():
         return coarse(s.resolution, np.asarray(s.khat).dtype)
     cure = "report its logarithm or another function of it, by constrain=."
-    at = _worst(np.where(np.asarray(s.not_finite) > 0, np.inf, np.asarray(s.own_khat)))
+    tails = np.minimum(s.own_khat, s.weighted_khat)
+    at = _worst(np.where(np.asarray(s.not_finite) > 0, np.inf, tails))
     if s.not_finite[at] > 0:
         return f"{s.names[at]} is inf or nan in {int(s.not_finite[at])} draws, so that it has no moments: {cure}"
     return (
