@@ -265,7 +265,7 @@ def test_the_readme_runs(loose_ranks):
 
 
 def test_the_guide_to_extending_runs(loose_ranks):
-    """Its bound with closed forms, and its target that wraps another, under an objective."""
+    """Its bound with closed forms, its target that wraps another, under an objective, and its rule in a fit."""
     names = {}
     for block in re.findall(
         r"```python\n(.*?)```", (ROOT / "docs/extend.md").read_text(), re.DOTALL
@@ -279,6 +279,8 @@ def test_the_guide_to_extending_runs(loose_ranks):
     value = vj.gradients.dreg(bound)(jax.random.key(0), target, q, num_samples=4).value
     whole = vj.draws.weigh(jax.random.key(0), target, q, num_samples=4)
     np.testing.assert_allclose(value, 0.5 * jnp.mean(whole.log_w), rtol=1e-6)
+    np.testing.assert_allclose(names["result"].average["loc"], 3.0, atol=0.1)
+    assert abs(names["result"].average["log_scale"]) < 0.1
 
 
 def test_the_guide_to_refusals_runs(loose_ranks):
