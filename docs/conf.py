@@ -7,6 +7,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 from _formulas import block as formulas  # noqa: E402
 from _formulas import is_formula  # noqa: E402
+from sphinx.pycode import ModuleAnalyzer  # noqa: E402
 
 project = "vijax"
 author = "The vijax authors"
@@ -20,10 +21,23 @@ autodoc_typehints = "signature"
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
 napoleon_use_rtype = False
+napoleon_numpy_docstring = False
 napoleon_custom_sections = [("Fields", "params_style")]
 exclude_patterns = ["_build"]
 suppress_warnings = ["myst.header", "ref.python"]
 myst_heading_anchors = 3
+
+
+# Ways to draw, and the files that say what each is.
+VALUES = {
+    f"vijax.draws.{name}": f"vijax.{file}"
+    for name, file in {
+        "iid": "engine._evaluate",
+        "antithetic": "draws._antithetic",
+        "sobol": "draws._qmc",
+        "stratified": "draws._stratified",
+    }.items()
+}
 
 
 def mend(app, what, name, obj, options, lines):
@@ -59,6 +73,14 @@ def mend(app, what, name, obj, options, lines):
     lines[:] = out
 
 
+def values(app, what, name, obj, options, lines):
+    """Give values, which have no docstring of their own, the string that follows them in their file."""
+    if what == "data" and name in VALUES:
+        written = ModuleAnalyzer.for_module(VALUES[name]).find_attr_docs()
+        first, *rest = written["", name.rsplit(".", 1)[1]]
+        lines[:] = [f": {first}", *rest]  # Napoleon takes what stands before a colon for a type.
+
+
 def skip(app, what, name, obj, skip, options):
     """Leave out the fields of tuples, which their class describes."""
     return True if (getattr(obj, "__doc__", None) or "").startswith("Alias for field") else None
@@ -66,11 +88,12 @@ def skip(app, what, name, obj, skip, options):
 
 def link(app, page, source):
     """Let links to names on API pages, which serve readers of the files, be checked as names."""
-    source[0] = re.sub(r"\]\(api/\w+\.md#(vijax\.)", r"](#\1", source[0])
+    source[0] = re.sub(r"(\]\(|\]: )api/\w+\.md#(vijax\.)", r"\1#\2", source[0])
 
 
 def setup(app):
     """Tell Sphinx of it, before napoleon has its turn."""
     app.connect("source-read", link)
+    app.connect("autodoc-process-docstring", values, priority=300)
     app.connect("autodoc-process-docstring", mend, priority=400)
     app.connect("autodoc-skip-member", skip)

@@ -15,6 +15,7 @@ PACKAGE = Path(vj.__file__).parent
 ERRORS = ("TypeError", "ValueError")
 PAGES = ["start.md", "recipes.md", "fit.md", "migration.md", "unbiased.md", "fast.md"]
 ELSEWHERE = ["after_a_two.md", "digits.md", "extend.md", "refusals.md"]  # in test_house.py
+LINK = r"\](?:\(|: )(api/\w+\.md)#vijax\.([\w.]+)"  # to a name, in place or at the end of a page
 CLAIMS = {  # numbers that a page states
     "migration.md": "abs(value + 49.95) < 0.02 and abs(apart['w']) < 0.02",
 }
@@ -52,7 +53,7 @@ def test_every_page_with_blocks_runs():
 
 def test_links_between_pages_lead_somewhere():
     for page in [*DOCS.glob("*.md"), DOCS.parent / "README.md", DOCS.parent / "CONTRIBUTING.md"]:
-        for target in re.findall(r"\]\(([^)#:]+\.(?:md|png))[^)]*\)", page.read_text()):
+        for target in re.findall(r"\](?:\(|: )([^)#: ]+\.(?:md|png))", page.read_text()):
             if not target.startswith("../out/"):  # figures that the notebooks leave
                 assert (page.parent / target).exists(), f"{page.name}: {target}"
 
@@ -71,7 +72,7 @@ def test_the_page_of_a_fit_names_every_field(record):
 
 def test_links_to_names_lead_to_the_page_that_documents_them():
     for page in DOCS.glob("*.md"):
-        for target, name in re.findall(r"\]\((api/\w+\.md)#vijax\.([\w.]+)\)", page.read_text()):
+        for target, name in re.findall(LINK, page.read_text()):
             room, function = name.rsplit(".", 1)
             assert f"automodule:: vijax.{room}\n" in (DOCS / target).read_text(), page.name
             assert hasattr(attrgetter(room)(vj), function), f"{page.name}: {name}"
