@@ -103,6 +103,14 @@ def test_the_index_of_refusals_holds_words_of_errors():
         assert any(words in string for string in strings), words
 
 
+def test_what_a_fit_is_said_to_say_it_says():
+    section = (DOCS / "fit.md").read_text().split("### How it stopped\n")[1].split("\n## ")[0]
+    strings = [text(node) for node in nodes((PACKAGE / "fitting").glob("*.py"))]
+    for row in re.findall(r"(?m)^\| (.*?) \|", section)[1:]:
+        for words in filter(None, re.split(r"; | ?\.\.\. ?", row)):
+            assert any(words in string for string in strings), words
+
+
 def test_the_index_of_refusals_has_every_general_refusal():
     """Those that any estimator may make; a target's or a family's own name their cure alone."""
     files = ["checks.py", "calls.py", "engine/_refusals.py", "engine/_member_refusals.py"]
