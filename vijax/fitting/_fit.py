@@ -103,7 +103,7 @@ def fit(
         stop: Tail -> Verdict, asked four times in each doubling of the steps from the 512th on;
             None for never, nor is it then said what still moves.
         watch: state -> what is averaged and judged; `rule.params` by default. `lambda state: ()`
-            for nothing. 64 blocks of it are remembered, 128 times its memory, and as much of a
+            for nothing, and no stop. 64 blocks of it are remembered, 128 times its memory, and as much of a
             gradient: for large networks watch a part.
         log_every: steps of a chunk; by default as many as take .2 seconds.
         reports: what is told after each chunk, context managers or functions of a dict; by default
@@ -164,7 +164,9 @@ def fit(
         mark = jaxprs.fingerprint(rule.step, key, loop.state)
         loop = _resumed(checkpoints, Saved(loop, mark))
     # The host drives; what it needs to know is in `settings`, what changes in `loop`.
-    judge = _compiled(stop) if stop else None
+    # Where nothing is watched there is nothing to judge, and all steps are made.
+    watches = bool(jax.tree.leaves(jax.eval_shape(watch, loop.state)))
+    judge = _compiled(stop) if stop and watches else None
     settings = Settings(rule.step, program, judge, steps, log_every, checkpoints, mark)
     # Reports are closed also where the fit raises.
     with ExitStack() as stack:
