@@ -49,3 +49,84 @@ def test_adapted(make, key):
 def test_what_cannot_be_adapted():
     with pytest.raises(TypeError, match="adapt needs .*sample and log_prob"):
         vj.families.adapt(jnp.zeros(3))
+
+
+# --- a q of several leaves: the error names the leaf, whose own distribution is declared
+
+
+class Guarded:
+    """m + e, its noise behind a comparison whose two cases are the same."""
+
+    def __init__(self, m):
+        self.m = m
+
+    def sample_and_log_prob(self, *, seed, sample_shape=()):
+        z = jax.random.normal(seed, sample_shape) + self.m
+        z = jnp.where(z > self.m, z, z)
+        return z, self.log_prob(z)
+
+    def log_prob(self, z):
+        return norm.logpdf(z, self.m, 1.0)
+
+
+ESTIMATORS = {
+    "reparam": vj.gradients.reparam(vj.bounds.elbo),
+    "dreg": vj.gradients.dreg(vj.bounds.elbo),
+    "split": vj.gradients.split(model=vj.bounds.elbo, q=vj.bounds.iwae),
+    "auto": vj.gradients.auto(vj.bounds.iwae),
+    "score": vj.gradients.score(vj.bounds.iwae),
+}
+
+
+def normal(m=0.0):
+    return vj.families.mean_field().dist({"loc": jnp.asarray(m), "log_scale": jnp.zeros(())})
+
+
+def declared(m):
+    return vj.families.adapt(Guarded(m), reparameterized=True, fixed_support=True)
+
+
+def containers(make):
+    return {
+        "dict": (lambda m: {"x": normal(), "y": make(m)}, "y"),
+        "tuple": (lambda m: (normal(), make(m)), "1"),
+        "callable": (lambda m: {"x": normal(), "y": lambda earlier: make(m)}, "y"),
+        "nested": (lambda m: {"x": normal(), "a": {"y": make(m)}}, r"a\.y"),
+    }
+
+
+def log_joint(z):
+    return sum(norm.logpdf(leaf) for leaf in jax.tree.leaves(z))
+
+
+def gradient(objective, q):
+    def value(m):
+        return objective(jax.random.key(0), log_joint, q(m), num_samples=4).value
+
+    return jax.grad(value)(jnp.array(0.3))
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_a_leaf_is_declared_by_itself(name):
+    q, same = containers(declared)["dict"][0], containers(normal)["dict"][0]
+    found = jax.jit(lambda: [gradient(ESTIMATORS[name], build) for build in (q, same)])()
+    np.testing.assert_allclose(*found, rtol=1e-5)
+
+
+@pytest.mark.parametrize("container", containers(Guarded))
+def test_the_error_names_the_leaf_to_be_declared(container):
+    (q, leaf), (cured, _) = containers(Guarded)[container], containers(declared)[container]
+    for name, words in {
+        "reparam": f"leaf '{leaf}' depends .* of the distribution of this leaf: families.adapt",
+        "score": f"here, in leaf '{leaf}', .*families.adapt.*of the distribution of this leaf",
+    }.items():
+        with pytest.raises(ValueError, match=words):
+            jax.eval_shape(lambda name=name: gradient(ESTIMATORS[name], q))
+        jax.eval_shape(lambda name=name: gradient(ESTIMATORS[name], cured))
+
+
+def test_containers_and_functions_are_not_adapted():
+    with pytest.raises(TypeError, match="got a dict: adapt each distribution in it"):
+        vj.families.adapt({"y": normal()}, reparameterized=True)
+    with pytest.raises(TypeError, match="got a function: adapt what it returns"):
+        vj.families.adapt(lambda earlier: normal(), reparameterized=True)

@@ -172,9 +172,10 @@ def support_moves(estimator: str, moving: jaxprs.Moving) -> ValueError:
         score takes the mean of q's score for zero, which it is only while q's support is fixed; here
         high is a parameter. Fix it.
     """
+    where = f", in leaf '{moving.leaf}'," if moving.leaf else ""
     return ValueError(
         f"{estimator} takes the mean of q's score for zero, which it is only while q's support is "
-        f"fixed; here {moving.why}. {moving.cure}"
+        f"fixed; here{where} {moving.why}. {moving.cure}"
     )
 
 

@@ -1,11 +1,12 @@
 """The two methods that vijax asks of q, for distributions of TFP and NumPyro."""
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxtyping import Array
 
+from vijax.calls import described
 from vijax.types import Distribution, PyTree, Sampled, offers
 
 
@@ -59,7 +60,7 @@ def adapt(
         A Distribution of the same draws, batch shape and densities.
 
     Raises:
-        TypeError: where a method is missing.
+        TypeError: where a method is missing; of a dict or tuple, adapt each distribution.
 
     Example:
         >>> q = adapt(distrax.Normal(jnp.zeros(3), 1.0), fixed_support=True)
@@ -71,5 +72,16 @@ def adapt(
     """
     fits = offers(distribution, Distribution) or offers(distribution, Sampled)
     if isinstance(distribution, type) or not fits:
-        raise TypeError(f"adapt needs an object with sample and log_prob, got {distribution!r}.")
+        raise TypeError(
+            f"adapt needs an object with sample and log_prob, got {described(distribution)}"
+            f"{_cure(distribution)}."
+        )
     return _Adapted(distribution, reparameterized=reparameterized, fixed_support=fixed_support)
+
+
+def _cure(given: object) -> str:
+    if isinstance(given, (Mapping, tuple, list)):
+        return ": adapt each distribution in it by itself, {'y': families.adapt(q['y'], ...), ...}"
+    if inspect.isroutine(given):
+        return ": adapt what it returns, lambda earlier: families.adapt(f(earlier), ...)"
+    return ""

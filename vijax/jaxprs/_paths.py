@@ -190,8 +190,8 @@ def _atoms(value: Flow) -> str | None:
     if value.opaque:
         return (
             f"comes through {min(value.opaque)}, which cannot be analysed: declare "
-            "q.fixed_support = True if no value that it takes, and no end of its support, depends "
-            "on q's parameters"
+            "q.fixed_support = True, of the distribution of this leaf, if no value that it takes, "
+            "and no end of its support, depends on q's parameters"
         )
     return (
         "is discrete, or certain, and takes values that move with q's parameters, a derivative "
@@ -209,8 +209,8 @@ def _broken(
     if value.opaque:
         return (
             f"comes through {min(value.opaque)}, which cannot be analysed: declare "
-            "q.reparameterized = True if draws are differentiable in its parameters, False "
-            "otherwise"
+            "q.reparameterized = True, of the distribution of this leaf, if draws are "
+            "differentiable in its parameters, False otherwise"
         )
     # What parameters reach through a jump has not all of its derivative.
     how = flow.broken_by("parameter")
@@ -219,8 +219,8 @@ def _broken(
     if how is not None:
         return (
             f"depends on a parameter through '{how}', whose derivative is zero or missing (if the "
-            "draw, and log q at the draw, are continuous there, declare it: "
-            "families.adapt(q, reparameterized=True))"
+            "draw, and log q at the draw, are continuous there, declare it of the distribution of "
+            "this leaf: families.adapt(q, reparameterized=True))"
         )
     # Last, what noise reaches through jumps alone is discrete.
     how = value.broken_by("noise")

@@ -19,8 +19,8 @@ from vijax.jaxprs._samplers import NOT_ONTO, between, held
 from vijax.types import Distribution, Joint, PyTree
 
 DECLARE = (
-    "declare q.fixed_support = True, or families.adapt(q, fixed_support=True), if its support does "
-    "not depend on its parameters"
+    "declare q.fixed_support = True, or families.adapt(q, fixed_support=True), of the distribution "
+    "of this leaf, if its support does not depend on its parameters"
 )
 
 # The cures: by the path where there is one, and else by another q.
@@ -29,10 +29,21 @@ _NO_PATH = "Use another q, whose draws carry all of its derivative, or declare w
 
 
 class Moving(NamedTuple):
-    """Why the mean of q's score may not be zero, a clause, and what to do about it, a sentence."""
+    """Why the mean of q's score may not be zero.
+
+    Fields:
+        why: a clause.
+        cure: what to do about it, a sentence.
+        leaf: which leaf it is of, where that is known, or "".
+    """
 
     why: str
     cure: str = _USE_A_PATH
+    leaf: str = ""
+
+    def inside(self, name: Hashable) -> "Moving":
+        """Return this of a leaf of the Joint around it."""
+        return self._replace(leaf=str(name) if self.leaf in ("", "z") else f"{name}.{self.leaf}")
 
 
 def moving_support(q: object, key: Key[Array, ""], leaves: Mapping[str, Path]) -> Moving | None:
@@ -159,7 +170,7 @@ def joint_moves(
 
         moving = _part_moves(part, key, (*inputs, earlier), [*given, *more], leaves[name])
         if moving is not None:
-            return moving
+            return moving.inside(name)
     return None
 
 
@@ -194,7 +205,7 @@ def _part_moves(
     # 3. Discrete values that move; a q without any continuous leaf that parameters reach is done.
     for leaf, path in leaves.items():
         if path.atoms is not None:
-            return Moving(f"leaf '{leaf}' {path.atoms}", LOOK_UP)
+            return Moving(f"it {path.atoms}", LOOK_UP, leaf)
     if not any(path.parametric for path in leaves.values()):
         return None
     if not closed.out_avals and not hasattr(q, "sample_and_log_prob"):
