@@ -130,3 +130,53 @@ def test_containers_and_functions_are_not_adapted():
         vj.families.adapt({"y": normal()}, reparameterized=True)
     with pytest.raises(TypeError, match="got a function: adapt what it returns"):
         vj.families.adapt(lambda earlier: normal(), reparameterized=True)
+
+
+# --- what was declared before, by a library, q or an adaptor, holds in an adaptor of it
+
+
+def truncated(m):
+    from numpyro import distributions
+
+    return distributions.TruncatedNormal(m, 1.0, low=-1.0, high=2.0)
+
+
+def test_an_adapted_q_is_adapted_again():
+    adapt = vj.families.adapt
+    q = adapt(adapt(Guarded(0.3), fixed_support=True), reparameterized=True)
+    assert (q.fixed_support, q.reparameterized) == (True, True)
+    assert adapt(q, fixed_support=False).fixed_support is False
+    own = Guarded(0.3)
+    own.independent_members = own.reparameterized = True
+    assert adapt(own, fixed_support=True).reparameterized
+    assert adapt(own, fixed_support=True).independent_members
+
+
+def test_the_ends_that_its_library_declares_stay():
+    """Of a truncated normal, whose gradient is found by quadrature."""
+    z = jnp.linspace(-1.0, 2.0, 1001)
+
+    def elbo(m):
+        log_q = truncated(m).log_prob(z)
+        return jax.scipy.integrate.trapezoid(jnp.exp(log_q) * (norm.logpdf(z) - log_q), z)
+
+    def estimate(m):
+        q = vj.families.adapt(vj.families.adapt(truncated(m)), reparameterized=True)
+        return ESTIMATORS["dreg"](jax.random.key(0), norm.logpdf, q, num_samples=20_000).value
+
+    exact, found = jax.jit(lambda m: (jax.grad(elbo)(m), jax.grad(estimate)(m)))(0.7)
+    np.testing.assert_allclose(found, exact, atol=0.004)  # 5 standard errors
+    assert abs(exact) > 0.3
+
+
+def test_all_that_is_to_be_declared_is_named_at_once():
+    def gradient_of(name, make):
+        return jax.eval_shape(lambda: gradient(ESTIMATORS[name], make))
+
+    both = "declare it of .*reparameterized=True.*Besides, .*fixed_support=True"
+    with pytest.raises(ValueError, match=both):
+        gradient_of("dreg", Guarded)
+    with pytest.raises(ValueError, match="reparameterized=True") as error:
+        gradient_of("reparam", Guarded)
+    assert "fixed" not in str(error.value)
+    gradient_of("dreg", declared)

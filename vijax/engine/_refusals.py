@@ -155,12 +155,15 @@ def two_bounds_and_weights(estimator: str) -> ValueError:
     )
 
 
-def no_path(estimator: str, leaf: str, path: jaxprs.Path) -> ValueError:
-    """Draws that miss part of the derivative of q."""
+def no_path(
+    estimator: str, leaf: str, path: jaxprs.Path, moving: jaxprs.Moving | None = None
+) -> ValueError:
+    """Draws that miss part of the derivative of q, whose support may move besides."""
     cure = f"; {CURE}" if path.atoms is None else f", and {path.atoms}. {jaxprs.LOOK_UP[:-1]}"
     return ValueError(
         f"{estimator} needs draws that carry the derivative of q, and leaf '{leaf}' "
         f"{path.broken}{cure}."
+        f"{'' if moving is None else f' Besides, {support_moves(estimator, moving)}'}"
     )
 
 

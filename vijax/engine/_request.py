@@ -263,7 +263,7 @@ def require(request: Request, needs: Needs) -> None:
             cure=lambda: "Use draws.iid" if by_member else _without_coupling(request),
         )
     if needs.path:
-        _refuse_without_path(request)
+        _refuse_without_path(request, needs)
     if needs.fixed_support:
         _refuse_moving_support(request)
 
@@ -282,11 +282,14 @@ def _refuse_dependent(
         raise refusals.not_independent(estimator, bound, draw)
 
 
-def _refuse_without_path(request: Request) -> None:
+def _refuse_without_path(request: Request, needs: Needs) -> None:
     """Refuse a q whose draws do not carry the whole derivative of its parameters, naming the leaf."""
     for leaf, path in request.paths.items():
         if path.broken is not None:
-            raise refusals.no_path(request.estimator, leaf, path)
+            # All that is to be declared is named at once.
+            both = needs.fixed_support and path.parametric
+            moving = jaxprs.moving_support(request.q, request.key, request.paths) if both else None
+            raise refusals.no_path(request.estimator, leaf, path, moving)
 
 
 def _refuse_moving_support(request: Request) -> None:

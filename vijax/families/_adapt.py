@@ -16,9 +16,12 @@ class _Adapted:
     def __init__(
         self, distribution: PyTree, *, reparameterized: bool | None, fixed_support: bool | None
     ):
-        self.adapted = distribution
-        self.reparameterized = reparameterized
-        self.fixed_support = fixed_support
+        # What was declared before, by an adaptor or by q itself, holds until something else is said.
+        adapted = isinstance(distribution, _Adapted)
+        self.adapted = distribution.adapted if adapted else distribution
+        self.reparameterized = _or_before(distribution, reparameterized=reparameterized)
+        self.fixed_support = _or_before(distribution, fixed_support=fixed_support)
+        self.independent_members = getattr(distribution, "independent_members", None)
 
     def sample_and_log_prob(
         self, *, seed: Array, sample_shape: Sequence[int] = ()
@@ -49,12 +52,13 @@ def adapt(
         distribution: with `log_prob(z)` and either `sample(sample_shape, seed)`,
             `sample(key, sample_shape)` or `sample_and_log_prob`.
         reparameterized: True if its draws carry the whole derivative of its parameters, False if
-            not; None lets the jaxpr decide. True is for what the jaxpr cannot show: draws that are
-            continuous in the parameters in spite of a comparison (a spline, a guarded sigmoid). A
-            wrong True is a biased gradient.
+            not; None keeps what was declared before, or lets the jaxpr decide. True is for what
+            the jaxpr cannot show: draws that are continuous in the parameters in spite of a
+            comparison, as of a spline. A wrong True is a biased gradient.
         fixed_support: True if no end of its support, and no value of a discrete one, depends on its
-            parameters, so that its score has mean zero; False if one does; None lets the library's
-            own declaration, or the jaxpr, decide. A wrong True is a biased gradient.
+            parameters, so that its score has mean zero; False if one does; None keeps what was
+            declared before, or lets the library's own declaration, or the jaxpr, decide. A wrong
+            True is a biased gradient.
 
     Returns:
         A Distribution of the same draws, batch shape and densities.
@@ -77,6 +81,11 @@ def adapt(
             f"{_cure(distribution)}."
         )
     return _Adapted(distribution, reparameterized=reparameterized, fixed_support=fixed_support)
+
+
+def _or_before(distribution: PyTree, **declaration: bool | None) -> bool | None:
+    ((name, declared),) = declaration.items()
+    return getattr(distribution, name, None) if declared is None else declared
 
 
 def _cure(given: object) -> str:

@@ -48,7 +48,8 @@ class _NotDeclared(Exception):
 
 
 def _image(q: Any) -> Any:
-    q = getattr(q, "adapted", q)  # by families.adapt
+    while hasattr(q, "adapted"):  # by families.adapt, or as strata
+        q = q.adapted
     # By the library of its class; a user's subclass of NumPyro's counts where it states a support.
     of = {
         "distrax": _distrax,
