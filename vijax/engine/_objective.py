@@ -15,6 +15,7 @@ from vijax.calls import usage
 from vijax.engine import _refusals as refusals
 from vijax.engine._bound import require_smooth
 from vijax.engine._chunks import Rows, chunked
+from vijax.engine._density import density_given
 from vijax.engine._evaluate import Plan
 from vijax.engine._one_pass import Sample, Weigh, one_pass
 from vijax.engine._request import Needs, Request, admit, require
@@ -152,13 +153,14 @@ def make_objective(
         num_samples: int,
         chunk_size: int | None = None,
     ) -> Estimate:
-        request = admit(
-            name, bound, for_path, draw, needs, key, log_joint, q, num_samples, chunk_size
-        )
-        # `auto` chooses by q; what it chose has needs of its own.
-        chosen = estimator if isinstance(estimator, Estimator) else estimator(request)
-        require(request, chosen.needs)
-        result = estimate(request, chosen.strategy(request))
+        with density_given(name, q, key):
+            request = admit(
+                name, bound, for_path, draw, needs, key, log_joint, q, num_samples, chunk_size
+            )
+            # `auto` chooses by q; what it chose has needs of its own.
+            chosen = estimator if isinstance(estimator, Estimator) else estimator(request)
+            require(request, chosen.needs)
+            result = estimate(request, chosen.strategy(request))
         if chosen.own_derivative:
             return result
         # Inside another log_joint whose value passes through what is not linear, only the value may stand.

@@ -167,6 +167,16 @@ def no_path(
     )
 
 
+def no_density(estimator: str, of: str, said: str, *, drawn: bool) -> ValueError:
+    """A q whose library cannot give log q at given values, for want of an inverse."""
+    or_else = ", or use gradients.reparam, which takes log q where it draws" if drawn else ""
+    return ValueError(
+        f"{estimator} evaluates log q at given values, and log_prob of {of} is not implemented"
+        f"{f' ({said})' if said else ''}: give its bijector an inverse, as in "
+        f"distrax.Lambda(forward, inverse){or_else}."
+    )
+
+
 def support_moves(estimator: str, moving: jaxprs.Moving) -> ValueError:
     """A q whose support moves with its parameters: its score does not have mean zero.
 
