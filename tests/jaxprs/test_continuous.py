@@ -1,5 +1,7 @@
 """Functions by cases that meet keep their derivative inside a sampler; those that jump lose it."""
 
+from functools import partial
+
 import distrax
 import jax
 import jax.numpy as jnp
@@ -18,6 +20,10 @@ MEET = {
     "hard_tanh": jax.nn.hard_tanh,
     "sparse_plus": jax.nn.sparse_plus,
     "own": jax.jit(lambda x: jnp.where((x > 1) | (x < -1), jnp.abs(x) - 0.5, 0.5 * x**2)),
+    "outside of jit": lambda x: jnp.where(x > 0, x, 0.1 * x),
+    "guarded": lambda x: jnp.where(x > 0, x, jnp.expm1(jnp.where(x > 0, 0.0, x))),
+    "by size": lambda x: jnp.where(jnp.abs(x) < 1, 0.5 * x**2, jnp.abs(x) - 0.5),
+    "guarded quotient": lambda x: jnp.where(x == 0, 1.0, jnp.sin(x) / jnp.where(x == 0, 1.0, x)),
 }
 JUMP = {
     "step": jax.jit(lambda x: jnp.where(x > 0, x, 0.1)),
@@ -26,6 +32,11 @@ JUMP = {
     "where it is not seen": jax.jit(lambda x: jnp.where(x * x > 1, x, -x)),
     "stopped": jax.jit(lambda x: jnp.where(x > 0, jax.lax.stop_gradient(x), x)),
     "rounded": jax.jit(lambda x: jnp.where(x > 0, jnp.round(x), x)),
+    "step outside of jit": lambda x: jnp.where(x > 0, x, x - 1e-3),
+    "faint step": lambda x: jnp.where(x > 3, 0.0, 1e-7 * jnp.exp(-x)),
+    "turned around": lambda x: jnp.where(x > 0, x, x[::-1]),
+    "a pole": lambda x: jnp.where((1 / x > 0) | (x > 5), x + 1, x),
+    "rounding": lambda x: jnp.where(x.astype(jnp.float8_e4m3fn).astype(jnp.float32) > 0, x, 0.0),
     "neighbors": jax.jit(lambda x: jnp.where(x > 0, x, 0.0) - jnp.where(x[::-1] > 0, 1.0, 0.0)),
 }
 
@@ -88,7 +99,7 @@ def test_a_draw_that_is_bent_has_a_density_that_jumps():
         reparam(elbo)(jax.random.key(0), lambda z: -(z**2) / 2, Bent(jnp.array(0.3)), num_samples=2)
 
 
-@pytest.mark.parametrize("name", ["leaky_relu", "own"])
+@pytest.mark.parametrize("name", ["leaky_relu", "by size"])
 def test_the_gradient_is_that_of_quadrature(name):
     nodes, weights = np.polynomial.hermite_e.hermegauss(200)
     act = MEET[name]
@@ -102,3 +113,128 @@ def test_the_gradient_is_that_of_quadrature(name):
     for leaf, right in jax.grad(exact)(PARAMS).items():
         np.testing.assert_allclose(found[leaf], right, atol=0.06, err_msg=leaf)
         assert np.abs(right).max() > 0.2  # ten times as far off without the derivative
+
+
+# --- cases of several numbers: they must meet whatever the others are
+
+MEET_ALWAYS = {
+    "a slope": lambda x, w: jnp.where(x > 0, x, w * x),
+    "both slopes": lambda x, w: jnp.where(x > 0, jnp.exp(w) * x, jnp.tanh(w) * x),
+    "the threshold": lambda x, w: jnp.where(x > w, x - w, 0.1 * (x - w)),
+    "of a shifted number": lambda x, w: jnp.where(2 * x - w < 0, 0.0, (2 * x - w) ** 2),
+    "a width made before": lambda x, w: (lambda d: jnp.where(x > 0, 1 + d + x, w + x))(w - 1),
+    "each its own": lambda x, w: jnp.where(x > 0, x[None], w * jnp.ones((2, 1)) * x)[0],
+}
+far = jax.jit(lambda x, w: x + jnp.maximum(w - 100, 0.0))
+JUMP_SOMEWHERE = {
+    "a level": lambda x, w: jnp.where(x > 0, x, x + 0.1 * (w - 0.7)),
+    "the threshold": lambda x, w: jnp.where(x > w, x, 0.1 * x),
+    "a level far off": lambda x, w: jnp.where(x > 0, jnp.maximum(w - 100 + x, 0.0), 0.0),
+    "far off, in a call": lambda x, w: jnp.where(x > 0, far(x, w), x),
+    "two thresholds": lambda x, w: jnp.where((x > 0) & (w > 0), x * w + 1e-3, 0.0),
+    "across": lambda x, w: jnp.where(x[:, None] > 0, w * x[None], 0.1 * w * x[None])[0],
+}
+
+
+def given(act, w):
+    return {
+        "x": distrax.Independent(distrax.Normal(jnp.array([0.3, -0.2]), jnp.ones(2)), 1),
+        "y": lambda z: distrax.Independent(distrax.Normal(act(z["x"], w), 0.5), 1),
+    }
+
+
+def slope_in(w, act, num_samples, estimator=reparam):
+    def value(w):
+        key, q = jax.random.key(0), given(act, w)
+        return estimator(elbo)(key, log_joint, q, num_samples=num_samples).value
+
+    return jax.grad(value)(w)
+
+
+W = jnp.array(0.7)
+
+
+@pytest.mark.parametrize("name", MEET_ALWAYS)
+def test_cases_of_several_numbers_pass(name):
+    jax.eval_shape(partial(slope_in, W, MEET_ALWAYS[name], 2))
+
+
+@pytest.mark.parametrize("name", JUMP_SOMEWHERE)
+def test_cases_that_meet_for_some_numbers_are_refused(name):
+    with pytest.raises(ValueError, match="leaf 'y' depends on a parameter through"):
+        jax.eval_shape(partial(slope_in, W, JUMP_SOMEWHERE[name], 2))
+
+
+def exact_slope_in(w, act):
+    """E[-|f(x, w)|²/2] by quadrature over both elements of x; the rest does not depend on w."""
+    nodes, weights = np.polynomial.hermite_e.hermegauss(48)
+    x = jnp.asarray(np.stack(np.meshgrid(nodes, nodes), -1).reshape(-1, 2)) + jnp.array([0.3, -0.2])
+    weight = jnp.asarray(np.outer(weights, weights).reshape(-1) / weights.sum() ** 2)
+
+    def value(w):
+        f = jax.vmap(lambda x: act(x, w))(x)
+        return -0.5 * jnp.sum(weight[:, None] * f**2)
+
+    return jax.grad(value)(w)
+
+
+def test_the_gradient_of_cases_of_several_numbers():
+    def act(x, w):
+        names = ("a slope", "both slopes", "a width made before")
+        return jnp.concatenate([MEET_ALWAYS[name](x, w) for name in names])
+
+    found, exact = jax.jit(lambda: (slope_in(W, act, 100_000), exact_slope_in(W, act)))()
+    np.testing.assert_allclose(found, exact, atol=0.13)  # five standard errors of .026
+    assert abs(exact) > 6
+
+
+# --- matrices: what only serves to solve a system is not what carries the derivative
+
+A = jnp.array([[2.0, 0.3], [0.1, 1.5]])
+MATRICES = {
+    "solve": lambda x, w: jnp.linalg.solve(A * w + 0.1 * jnp.outer(x, x), x),
+    "inv": lambda x, w: jnp.linalg.inv(A + w * jnp.outer(x, x)) @ x,
+    "pos": lambda x, w: jax.scipy.linalg.solve(A @ A.T * w + jnp.outer(x, x), x, assume_a="pos"),
+    "expm": lambda x, w: jax.scipy.linalg.expm(0.3 * A * w) @ x,
+}
+
+
+def own_solve(x, w, *, matvec=lambda w, v: w * v, solve=lambda w, v: v / w):
+    fixed = jax.lax.stop_gradient(w)
+    return jax.lax.custom_linear_solve(
+        lambda v: matvec(w, v), x, lambda _, v: solve(fixed, v), symmetric=True
+    )
+
+
+@jax.jit
+def expm(x):
+    return jnp.floor(x)
+
+
+LOST = {
+    "an equation that jumps": partial(own_solve, matvec=lambda w, v: jnp.round(w) * v),
+    "an equation without w": lambda x, w: own_solve(jnp.ones(2), w, matvec=lambda w, v: v),
+    "an expm of one's own": lambda x, w: expm(w * x),
+}
+
+
+@pytest.mark.parametrize("name", MATRICES)
+@pytest.mark.parametrize("estimator", [reparam, dreg])
+def test_functions_of_matrices_pass(name, estimator):
+    jax.eval_shape(lambda: slope_in(W, MATRICES[name], 2, estimator))
+    jax.eval_shape(lambda: slope_in(W, own_solve, 2, estimator))
+
+
+@pytest.mark.parametrize("name", LOST)
+def test_what_a_solver_alone_reads_is_refused(name):
+    with pytest.raises(ValueError, match="leaf 'y' depends on a parameter through"):
+        jax.eval_shape(lambda: slope_in(W, LOST[name], 2))
+
+
+def test_the_gradient_of_functions_of_matrices():
+    def act(x, w):
+        return jnp.concatenate([MATRICES[name](x, w) for name in ("solve", "inv", "pos")])
+
+    found, exact = jax.jit(lambda: (slope_in(W, act, 20_000), exact_slope_in(W, act)))()
+    np.testing.assert_allclose(found, exact, atol=0.04)  # five standard errors of .008
+    assert abs(exact) > 1

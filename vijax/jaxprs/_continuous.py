@@ -1,155 +1,235 @@
-"""Whether a function of one number, defined by cases, is continuous where the cases meet.
+"""Whether what is chosen among cases by a comparison is continuous where the cases meet.
 
-`jax.nn.leaky_relu`, `elu` and `selu` choose between two expressions by a comparison of their
-argument with a constant. Where both agree at that constant, the derivative of the chosen case is
-that of the whole, as it is of `relu`.
+`jnp.where(x > 0, x, 0.1 * x)` chooses between two expressions by a comparison of a number with a
+threshold. Where both agree at the threshold, whatever the other numbers in them are, the derivative
+of the chosen case is that of the whole, as it is of `relu`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
 from jax.extend import core
 
-from vijax.jaxprs._equations import CALLS, Atom, inner_jaxpr, opened, shape_of
+from vijax.jaxprs._equations import CALLS, Atom
+from vijax.jaxprs._scalars import ANALYTIC, COMPARISONS, INVERTIBLE, Run, Unknown, Value
 
-# Limits from both sides may differ by this, absolutely and relatively: the rounding of float32.
-_TOLERANCE = 1e-6
-_COMPARISONS: dict[str, Callable[..., Any]] = {
-    "gt": np.greater,
-    "ge": np.greater_equal,
-    "lt": np.less,
-    "le": np.less_equal,
-}
-_ARITHMETIC: dict[str, Callable[..., Any]] = {
-    "add": np.add,
-    "add_any": np.add,
-    "sub": np.subtract,
-    "mul": np.multiply,
-    "div": np.divide,
-    "neg": np.negative,
-    "abs": np.abs,
-    "max": np.maximum,
-    "min": np.minimum,
-    "exp": np.exp,
-    "exp2": np.exp2,
-    "expm1": np.expm1,
-    "log": np.log,
-    "log1p": np.log1p,
-    "tanh": np.tanh,
-    "sqrt": np.sqrt,
-    "square": np.square,
-    "logistic": lambda x: 1 / (1 + np.exp(-x)),
-    "and": np.logical_and,
-    "or": np.logical_or,
-    "not": np.logical_not,
-    # JAX's cases start with that of a predicate which is false.
-    "select_n": lambda which, *cases: cases[int(which)],
-}
+# Cases agree where they differ by the rounding of float32; of small values, and of slopes, by what
+# stable implementations give up of the relative error, e⁻⁹ in value and 2e⁻⁹ in slope.
+_ROUNDING = 1e-6
+_RELATIVE = 5e-4
+# Of numbers that are 0 but for the rounding of double precision.
+_ZERO = 1e-12
+# Numbers that stand for whatever else is in the cases: of either sign, then positive.
+_PROBES = 6
+# How other numbers may be tied to each other.
+_TIES = frozenset(ANALYTIC) | {"convert_element_type", "broadcast_in_dim"}
+# Longer programs are no choice between formulas.
+_LONGEST = 100
 
 
-class _Value(NamedTuple):
-    """A number on the way through a jaxpr.
+class Meeting(NamedTuple):
+    """Cases that meet.
 
     Fields:
-        number: in double precision.
-        varies: whether it depends on the argument.
-        same: whether it is the argument.
+        inputs: the variables that the choice is a function of.
+        smooth: whether their slopes meet too.
     """
 
-    number: Any
-    varies: bool = False
-    same: bool = False
+    inputs: list[core.Var]
+    smooth: bool
 
 
-class _Unknown(Exception):
-    """A step that the evaluation has no rule for."""
+@lru_cache(maxsize=64)  # two questions ask one after the other
+def meeting(jaxpr: core.Jaxpr, choice: core.JaxprEqn) -> Meeting | None:
+    """Return what an equation that chooses among cases is a function of, where the cases meet.
 
+    Args:
+        jaxpr: that the equation is part of.
+        choice: the equation.
 
-def continuous_call(eqn: core.JaxprEqn) -> bool:
-    """Whether a call is an elementwise function of one real operand that no comparison makes jump.
+    Returns:
+        None where the cases do not meet, or cannot be evaluated, and of any other equation.
 
     Example:
-        >>> call = lambda f: jax.make_jaxpr(jax.jit(f))(0.0).eqns[0]
-        >>> continuous_call(call(lambda x: jnp.where(x > 0, x, 0.1 * x)))
-        True
-        >>> continuous_call(call(lambda x: jnp.where(x > 0, x, 1.0)))
+        >>> def ask(f):
+        ...     jaxpr = jax.make_jaxpr(f)(0.0, 0.0).jaxpr
+        ...     return meeting(jaxpr, jaxpr.eqns[-1])
+        >>> ask(lambda x, a: jnp.where(x > 0, x, a * x)).smooth
         False
+        >>> ask(lambda x, a: jnp.where(x > 0, x, a)) is None
+        True
     """
-    inner, variables = inner_jaxpr(eqn), [v for v in eqn.invars if not isinstance(v, core.Literal)]
-    if inner is None or len(variables) != 1 or not _is_elementwise(eqn, variables[0]):
-        return False
-
-    def evaluate(x: float) -> tuple[list[Any], set[float]]:
-        ends: set[float] = set()
-        argument = _Value(x, varies=True, same=True)
-        ins = [_of(v) if isinstance(v, core.Literal) else argument for v in eqn.invars]
-        return [out.number for out in _run(inner, ins, ends)], ends
-
-    with np.errstate(all="ignore"):
-        try:
-            _, ends = evaluate(0.0)
-            # Where the cases meet, and the numbers next to it on both sides.
-            near = [[np.nextafter(c, side) for side in (-np.inf, c, np.inf)] for c in ends]
-            values = np.asarray([[evaluate(x)[0] for x in around] for around in near], float)
-        except _Unknown:
-            return False
-    # Without a comparison there is nothing to settle, and the body is followed as it is.
-    return bool(ends) and np.allclose(values, values[:, 1:2], rtol=_TOLERANCE, atol=_TOLERANCE)
+    if not _chooses(choice):
+        return None
+    # Equations up to the choice, and which of them makes each variable.
+    at = next(i for i, eqn in enumerate(jaxpr.eqns) if eqn is choice)
+    before = jaxpr.eqns[: at + 1]
+    made = {out: eqn for eqn in before for out in eqn.outvars}
+    for x in _compared(choice, made):
+        for inputs, eqns in _programs(x, choice, before, made):
+            others = [v for v in inputs if v is not x]
+            if len(eqns) > _LONGEST or not all(map(_is_real, inputs)):
+                continue
+            smooth = _meet(eqns, x, others, choice.outvars[0])
+            if smooth is not None:
+                return Meeting(inputs, smooth)
+    return None
 
 
-def _is_elementwise(eqn: core.JaxprEqn, x: Atom) -> bool:
-    return getattr(getattr(x.aval, "dtype", None), "kind", "") == "f" and all(
-        shape_of(out) == shape_of(x) for out in eqn.outvars
+def _is_real(variable: Atom) -> bool:
+    return getattr(getattr(variable.aval, "dtype", None), "kind", "") == "f"
+
+
+def _is_predicate(variable: Atom) -> bool:
+    kind = getattr(getattr(variable.aval, "dtype", None), "kind", "")
+    return isinstance(variable, core.Var) and kind in ("b", "i")
+
+
+def _chooses(eqn: core.JaxprEqn) -> bool:
+    """Whether an equation makes one real result by a predicate: `jnp.where` is a call."""
+    name = eqn.primitive.name
+    one = len(eqn.outvars) == 1 and _is_real(eqn.outvars[0])
+    return one and (name == "select_n" or name in CALLS) and any(_predicates(eqn))
+
+
+def _predicates(eqn: core.JaxprEqn) -> Iterator[Any]:
+    return (v for v in eqn.invars if _is_predicate(v))
+
+
+def _compared(choice: core.JaxprEqn, made: Mapping[Any, core.JaxprEqn]) -> list[core.Var]:
+    """Return the variables whose comparison may decide, from the last one to what it is made of."""
+    # 1. From predicates to comparisons, through and, or, not.
+    pending, found = list(_predicates(choice)), []
+    while pending:
+        eqn = made.get(pending.pop())
+        if eqn is None:
+            continue
+        if eqn.primitive.name in COMPARISONS:
+            found += [v for v in eqn.invars if isinstance(v, core.Var) and _is_real(v)]
+        else:
+            pending += _predicates(eqn)
+    # 2. From what is compared to what it is an invertible function of, as |x| of x.
+    places: list[core.Var] = []
+    while found and len(places) < 5:
+        x = found.pop(0)
+        if x not in places:
+            places.append(x)
+            eqn = made.get(x)
+            if eqn is not None and eqn.primitive.name in INVERTIBLE:
+                found += [v for v in eqn.invars if isinstance(v, core.Var) and _is_real(v)]
+    return places
+
+
+def _programs(
+    x: core.Var,
+    choice: core.JaxprEqn,
+    before: Sequence[core.JaxprEqn],
+    made: Mapping[Any, core.JaxprEqn],
+) -> Iterator[tuple[list[core.Var], list[core.JaxprEqn]]]:
+    """Yield (inputs, equations) from x and other numbers to a choice: as few, then more of them."""
+    # 1. What depends on x. All else that is read is as good as an input.
+    reached: set[Any] = {x}
+    for eqn in before:
+        if any(v in reached for v in _variables(eqn)):
+            reached.update(eqn.outvars)
+    inside = {id(eqn) for eqn in before if any(out in reached - {x} for out in eqn.outvars)}
+    inputs, eqns = _needed(choice, before, inside)
+    yield inputs, eqns
+    # 2. Besides, how other inputs are made by arithmetic, which ties them to each other.
+    pending, more = [v for v in inputs if v is not x], set(inside)
+    while pending:
+        eqn_of = made.get(pending.pop())
+        if eqn_of is not None and id(eqn_of) not in more and eqn_of.primitive.name in _TIES:
+            more.add(id(eqn_of))
+            pending += _variables(eqn_of)
+    if more != inside:
+        yield _needed(choice, before, more)
+
+
+def _needed(
+    choice: core.JaxprEqn, before: Sequence[core.JaxprEqn], inside: Container[int]
+) -> tuple[list[core.Var], list[core.JaxprEqn]]:
+    """Return the inputs and the equations that a choice needs, of those inside."""
+    needed: dict[Any, None] = dict.fromkeys(choice.outvars)
+    kept = []
+    for eqn in reversed(before):
+        if id(eqn) in inside and any(out in needed for out in eqn.outvars):
+            needed.update(dict.fromkeys(_variables(eqn)))
+            kept.append(eqn)
+    made = {out for eqn in kept for out in eqn.outvars}
+    return [v for v in needed if v not in made], kept[::-1]
+
+
+def _variables(eqn: core.JaxprEqn) -> list[core.Var]:
+    return [v for v in eqn.invars if isinstance(v, core.Var)]
+
+
+def _meet(
+    eqns: Sequence[core.JaxprEqn], x: core.Var, others: Sequence[core.Var], result: Any
+) -> bool | None:
+    """Return whether the slopes of all cases meet, or None where their values do not."""
+    smooth, proved = True, 0
+    random = np.random.default_rng(0)
+    for probe in range(_PROBES if others else 1):
+        numbers = random.normal(size=len(others))
+        given = {
+            v: Value(abs(n) if probe % 2 else n, other=True)
+            for v, n in zip(others, numbers, strict=True)
+        }
+
+        def evaluate(at: float, given: Mapping[Any, Value] = given) -> tuple[float, Run]:
+            run = Run()
+            argument = Value(np.float64(at), varies=True, back=lambda y: [y])
+            known = run.steps(eqns, {**given, x: argument})
+            return float(known[result].number), run
+
+        # Outside of the domain of a logarithm, say, a probe says nothing.
+        told = False
+        with np.errstate(all="ignore"):
+            try:
+                for c in sorted(evaluate(0.5)[1].places):
+                    values, room = _values(evaluate, c)
+                    if np.all(np.isnan(values)):
+                        continue
+                    if not np.all(np.isfinite(values)) or np.ptp(values) > room:
+                        return None
+                    told = True
+                    smooth = smooth and _slopes_meet(evaluate, c, values)
+            except (Unknown, ArithmeticError, ValueError, TypeError):
+                return None
+        proved += told
+    # A comparison whose place is not known, or that no probe reached, proves nothing.
+    return smooth if proved >= (_PROBES // 2 if others else 1) else None
+
+
+def _values(evaluate: Any, c: float) -> tuple[tuple[float, ...], float]:
+    """Return the values below, at and above a threshold, and by how much they may differ."""
+    value, there = evaluate(c)
+    scale = abs(c) or 1.0
+    # As near as the comparison tells both sides apart, for rounding may have moved the place.
+    for away in (0.0, 1e-15, 1e-13, 1e-11, 1e-9):
+        left, right = (
+            np.nextafter(c, side * np.inf) if not away else c + side * away * scale
+            for side in (-1, 1)
+        )
+        (below, one), (above, other) = evaluate(left), evaluate(right)
+        if not (one.outcomes == there.outcomes == other.outcomes):
+            values = (below, value, above)
+            largest = max(map(abs, values))
+            least = _RELATIVE * largest + _ZERO + 10 * away * scale
+            return values, min(_ROUNDING * max(1.0, largest), least)
+    raise Unknown
+
+
+def _slopes_meet(evaluate: Any, c: float, values: tuple[float, ...]) -> bool:
+    """Whether the slopes on both sides of a threshold agree, each by three points."""
+    h = 1e-4 * (abs(c) or 1.0)
+    below, above = (
+        side
+        * (-3 * start + 4 * evaluate(c + side * h)[0] - evaluate(c + 2 * side * h)[0])
+        / (2 * h)
+        for side, start in ((-1, values[0]), (1, values[2]))
     )
-
-
-def _of(literal: core.Literal) -> _Value:
-    if np.ndim(literal.val):
-        raise _Unknown
-    return _Value(literal.val)
-
-
-def _run(
-    jaxpr: core.Jaxpr | core.ClosedJaxpr, ins: Sequence[_Value], ends: set[float]
-) -> list[_Value]:
-    """Return the outputs of a jaxpr, and put what its argument is compared with into `ends`."""
-    body = opened(jaxpr)
-    if body.constvars or len(body.invars) != len(ins):
-        raise _Unknown
-    known = dict(zip(body.invars, ins, strict=True))
-
-    def read(atom: Atom) -> _Value:
-        return _of(atom) if isinstance(atom, core.Literal) else known[atom]
-
-    for eqn in body.eqns:
-        outs = _step(eqn, [read(v) for v in eqn.invars], ends)
-        known.update(zip(eqn.outvars, outs, strict=True))
-    return [read(v) for v in body.outvars]
-
-
-def _step(eqn: core.JaxprEqn, ins: list[_Value], ends: set[float]) -> list[_Value]:
-    name, varying = eqn.primitive.name, any(v.varies for v in ins)
-    inner = inner_jaxpr(eqn)
-    if name in CALLS and inner is not None:
-        return _run(inner, ins, ends)
-    if name == "convert_element_type" and np.dtype(eqn.params["new_dtype"]).kind == "f":
-        return ins
-    if name == "broadcast_in_dim":
-        # A number for all elements. The argument's own axes would no longer be elementwise.
-        if len(ins) > 1 or (varying and shape_of(eqn.invars[0]) != shape_of(eqn.outvars[0])):
-            raise _Unknown
-        return ins
-    numbers = [v.number for v in ins]
-    if name == "integer_pow":
-        return [_Value(np.float64(numbers[0]) ** eqn.params["y"], varying)]
-    if name in _COMPARISONS:
-        if varying:
-            # The argument itself beside a constant: a known place, and only one.
-            if not ins[0].same and not ins[1].same or (ins[0].varies and ins[1].varies):
-                raise _Unknown
-            ends.add(float(numbers[1] if ins[0].same else numbers[0]))
-        return [_Value(_COMPARISONS[name](*numbers), varying)]
-    if name not in _ARITHMETIC:
-        raise _Unknown
-    return [_Value(_ARITHMETIC[name](*numbers), varying)]
+    return bool(abs(above - below) <= _RELATIVE * max(abs(below), abs(above)) + _ZERO)

@@ -1,14 +1,24 @@
 """Which sources reach an output with their derivative, and which through a jump that loses it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 
-from vijax.jaxprs._continuous import continuous_call
-from vijax.jaxprs._equations import DECLARED, LAID_OUT, Atom, inner_jaxpr, opened, shape_of, varies
+from vijax.jaxprs._continuous import meeting
+from vijax.jaxprs._equations import (
+    DECLARED,
+    LAID_OUT,
+    Atom,
+    function_name,
+    inner_jaxpr,
+    opened,
+    shape_of,
+    varies,
+)
 from vijax.jaxprs._flow import (
     NOTHING,
     Flow,
@@ -206,23 +216,46 @@ def _less(flow: Flow, value: Flow) -> Flow:
 
 
 def _function(eqn: core.JaxprEqn) -> Rule[Flow] | None:
-    return _of_cases if continuous_call(eqn) else None
+    return _smooth if function_name(eqn) in _KNOWN else None
 
 
-def _of_cases(eqn: core.JaxprEqn, ins: list[Flow]) -> list[Flow]:
+def _choice(
+    jaxpr: core.Jaxpr, eqn: core.JaxprEqn, known: Mapping[Any, Flow], outs: list[Flow]
+) -> list[Flow]:
     """Let cases that meet through, as in `leaky_relu`, where they bend no noise of q's own.
 
     The derivative of the chosen case is that of the whole. But a draw that is bent has a density
     that jumps where its slope does.
     """
-    flow = anew(merge(ins), id(eqn))
-    bent = "noise" in flow.sources()
-    return [merge([flow, broken(flow, "select_n")]) if bent else flow] * len(eqn.outvars)
+    # Noise may choose, as it does in a folded normal, where no parameter does.
+    if not any(source != "noise" for out in outs for source, _ in out.broken):
+        return outs
+    cases = meeting(jaxpr, eqn)
+    if cases is None:
+        return outs
+    flow = anew(merge([known[v] for v in cases.inputs]), id(eqn))
+    bent = "noise" in flow.sources() and not cases.smooth
+    return [merge([flow, broken(flow, "select_n")]) if bent else flow]
 
 
+def _solved(eqn: core.JaxprEqn, ins: list[Flow]) -> list[Flow]:
+    """Follow the equations that are solved: their factors, with pivots, only serve to solve them."""
+    lengths, matvec = eqn.params["const_lengths"], eqn.params["jaxprs"].matvec
+    right = ins[sum(lengths) :]
+    unknowns = [NOTHING] * len(right)
+    left = interpret(matvec, [*ins[: lengths.matvec], *unknowns], _DERIVATIVES)
+    flow, whole = merge([*left, *right]), merge(ins)
+    # What the solver alone reads has no derivative.
+    lost = {(s, eqn.primitive.name) for s in whole.sources() - flow.sources()}
+    flow = flow._replace(broken=flow.broken | lost, opaque=whole.opaque)
+    return _smooth(eqn, [flow])
+
+
+# Functions of JAX that are smooth to rounding, though they choose how many terms they need.
+_KNOWN = {("expm", "jax")}
 # Common to both questions; they differ in what was declared and in what was stopped.
 _RULES = {
-    "custom_linear_solve": _smooth,
+    "custom_linear_solve": _solved,
     **dict.fromkeys(_JUMPS.split(), _jump),
     **dict.fromkeys((*_INDICES, *_SCATTERS.split()), _indexed),
     **dict.fromkeys("broadcast_in_dim reshape squeeze".split(), moved),
@@ -250,6 +283,7 @@ _DERIVATIVES: Question[Flow] = Question(
     called=_called,
     between_turns=never_cancels,
     functions=_function,
+    beside=_choice,
 )
 # Of the values themselves: bodies are followed, and what is stopped keeps its value.
 _VALUES: Question[Flow] = Question(
@@ -262,4 +296,5 @@ _VALUES: Question[Flow] = Question(
     constant=_constant,
     into_unknown=True,
     functions=_function,
+    beside=_choice,
 )

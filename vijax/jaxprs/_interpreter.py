@@ -71,6 +71,8 @@ class Question(Generic[V]):
         between_turns: how values change that a turn of a scan or while loop hands to the next, and,
             without `loops`, that a scan slices or collects.
         functions: the rule of a call whose function is known by name, or None to follow its body.
+        beside: (jaxpr, equation, what is known of its variables, results) -> of the results, seen
+            beside the equations before.
         sources: where those calls are what is followed, whatever their operands are, what their
             results may be; a mutable reference may hold one.
     """
@@ -87,6 +89,7 @@ class Question(Generic[V]):
     loops: Loops[V] | None = None
     between_turns: Callable[[V], V] | None = None
     functions: Callable[[core.JaxprEqn], Rule[V] | None] | None = None
+    beside: Callable[[core.Jaxpr, core.JaxprEqn, Mapping[Any, V], list[V]], list[V]] | None = None
     sources: Sequence[V] = ()
 
 
@@ -123,12 +126,15 @@ class _Walk(Generic[V]):
 
     def jaxpr(self, jaxpr: core.Jaxpr, consts: Sequence[V], inputs: Sequence[V]) -> list[V]:
         """Return what is known of the outputs of an open jaxpr."""
-        constant, literal = self.question.constant, core.Literal
+        constant, beside, literal = self.question.constant, self.question.beside, core.Literal
         known: dict[Any, V] = dict(zip(jaxpr.constvars, consts, strict=True))
         known.update(zip(jaxpr.invars, inputs, strict=True))
         for eqn in jaxpr.eqns:
             ins = [constant(v.val) if isinstance(v, literal) else known[v] for v in eqn.invars]
-            known.update(zip(eqn.outvars, self.equation(eqn, ins), strict=True))
+            outs = self.equation(eqn, ins)
+            if beside is not None:
+                outs = beside(jaxpr, eqn, known, outs)
+            known.update(zip(eqn.outvars, outs, strict=True))
         return [constant(v.val) if isinstance(v, literal) else known[v] for v in jaxpr.outvars]
 
     def equation(self, eqn: core.JaxprEqn, ins: list[V]) -> list[V]:
