@@ -97,7 +97,9 @@ BROKEN = {
     "a late bridge": lambda x: jnp.where(x < -5, jnp.exp(x), jax.nn.sigmoid(x)),
     "bent": lambda x: jnp.where(x < 0, 0.1 * x, x),
     "slightly bent": lambda x: jnp.where(x < 0, 0.99 * x, x),
-    "a bend and a bridge": lambda x: jnp.where(x < -9, jnp.exp(x), jax.nn.leaky_relu(x)),
+    "a bend elsewhere": lambda x: jnp.where(x < -9, 0.01 * x, jax.nn.leaky_relu(x)),
+    "a largest value": lambda x: jnp.where(x < -1, x, jnp.maximum(x, -1 + 2 * x)),
+    "an absolute value": lambda x: jnp.where(x < -1, -4.0 - x, jnp.abs(x) - 4.0),
 }
 
 

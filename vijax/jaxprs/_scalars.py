@@ -135,6 +135,12 @@ class Run:
             # JAX's cases start with that of a predicate which is false.
             return [_of(name, ins, numbers[1 + int(numbers[0])])]
         if name in _KINKED and not any(v.other for v in ins):
+            varying = [v for v in ins if v.varies]
+            beside = next((v.number for v in ins if not v.varies), 0.0)
+            if len(varying) > 1:
+                raise Unknown
+            for one in varying:
+                self._decide(one, beside, outcome=bool(one.number > beside))
             return [_of(name, ins, _KINKED[name](*numbers))]
         function = ANALYTIC.get(name) or _LOGIC.get(name)
         if function is None:
@@ -149,12 +155,18 @@ class Run:
             return Value(outcome)
         # A number whose place is known beside one that the argument does not reach.
         one, two = ins if ins[0].varies else ins[::-1]
-        if one.back is None or two.varies:
+        if two.varies:
             raise Unknown
-        places = map(float, one.back(two.number))
+        self._decide(one, two.number, outcome=outcome)
+        return Value(outcome, varies=True)
+
+    def _decide(self, one: Value, number: Any, *, outcome: bool) -> None:
+        """Note where a value of the argument passes a number, where a case or a slope may change."""
+        if one.back is None:
+            raise Unknown
+        places = map(float, one.back(number))
         self.places.update(place for place in places if math.isfinite(place))
         self.outcomes.append(outcome)
-        return Value(outcome, varies=True)
 
 
 def _read(atom: Atom, known: Mapping[Any, Value]) -> Value:
