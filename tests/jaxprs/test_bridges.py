@@ -54,7 +54,6 @@ STABLE = {
     "TFP NormalCDF": of_tfp(tfb.NormalCDF()),
     "NumPyro sigmoid": of_numpyro(nd.transforms.SigmoidTransform()),
     "NumPyro softplus": of_numpyro(nd.transforms.SoftplusTransform()),
-    "NumPyro TruncatedNormal(high=1)": lambda m: adapt(nd.TruncatedNormal(m, 1.0, high=1.0)),
 }
 
 
