@@ -14,8 +14,6 @@ log_joint(z, b), from which the same follows less quickly, and with fewer digits
 Reference: Gelman, Carlin, Stern, Dunson, Vehtari, Rubin, Bayesian data analysis, 3rd edition, 2013, chapters 2, 3, 14.
 """
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike
@@ -24,6 +22,7 @@ from vijax.gaussians import Gaussian, dense
 from vijax.gaussians.affine import LOG_2PI
 from vijax.targets._conjugate import Conjugate, independent
 from vijax.targets._exponential import Beta, Dirichlet, Gamma, NormalGamma, NormalInverseGamma
+from vijax.targets._regression import floating, regression
 from vijax.targets._rising import log_coupling, log_rising, log_rising_excess, scaled_log1p
 
 __all__ = [
@@ -140,7 +139,7 @@ def normal_gamma(
 
     x is [n, *batch], the other arguments [*batch]; draws {"mean", "precision"}, each [*batch].
     """
-    x = _floating(jnp.asarray(x))
+    x = floating(jnp.asarray(x))
     if x.ndim == 0:
         raise ValueError("x must have a leading axis of data, [n, *batch], got shape ().")
     n = x.shape[0]
@@ -166,8 +165,8 @@ def linear_regression(
     noise is [*batch], loc and scale numbers or [*batch, d]; draws [*batch, d]. Where noise differs from row to row,
     divide y and the design by it and give noise = 1. `jax.vmap` gives each member of a batch a design of its own.
     """
-    noise = _floating(jnp.asarray(noise))
-    given = _regression(design, y, 1 / jnp.square(noise), loc, scale)
+    noise = floating(jnp.asarray(noise))
+    given = regression(design, y, 1 / jnp.square(noise), loc, scale)
     n = jnp.shape(design)[0]
     log_marginal = given.shrunk - 0.5 * given.squares - n * (jnp.log(noise) + 0.5 * LOG_2PI)
     return Conjugate(Gaussian(given.mean, given.cholesky, dense), log_marginal)
@@ -183,7 +182,7 @@ def linear_regression_unknown_noise(
 
     a and b are [*batch], loc and scale numbers or [*batch, d]; draws {"weights" [*batch, d], "variance" [*batch]}.
     """
-    given = _regression(
+    given = regression(
         design, y, jnp.ones(jnp.broadcast_shapes(jnp.shape(a), jnp.shape(b))), loc, scale
     )
     n = jnp.shape(design)[0]
@@ -198,65 +197,8 @@ def _student(a: Array, b: Array, half: Array, n: int) -> Array:
     return rising - 0.5 * n * (jnp.log(b + half) + LOG_2PI)
 
 
-def _floating(x: Array) -> Array:
-    return x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(jnp.result_type(float))
-
-
 def _together(*arrays: ArrayLike) -> list[Array]:
     """Broadcast arrays, numbers among them, to one shape and one floating dtype."""
     dtype = jnp.result_type(*arrays)
     shape = jnp.broadcast_shapes(*(jnp.shape(a) for a in arrays))
-    return [_floating(jnp.broadcast_to(jnp.asarray(a, dtype), shape)) for a in arrays]
-
-
-class _Posterior(NamedTuple):
-    # Of the weights, [*batch, d], and the factor of their precision, [*batch, d, d]
-    mean: Array
-    cholesky: Array
-    # Of the residuals and of what the weights moved, in units of the noise, [*batch]
-    squares: Array
-    # ½ log |prior precision| - ½ log |precision|, [*batch]
-    shrunk: Array
-
-
-def _regression(
-    design: ArrayLike, y: ArrayLike, over: ArrayLike, loc: ArrayLike, scale: ArrayLike
-) -> _Posterior:
-    """Return the weights' mean and precision, what is left of y and the prior, and ½ log |prior| / |precision|."""
-    design, y, over, loc, scale = (_floating(jnp.asarray(x)) for x in (design, y, over, loc, scale))
-    if design.ndim != 2 or y.ndim == 0 or y.shape[-1] != design.shape[0]:
-        raise ValueError(
-            f"design must be [n, d] and y [*batch, n], got {design.shape} and {y.shape}; jax.vmap "
-            "maps over designs."
-        )
-    d = design.shape[1]
-    if any(x.ndim and x.shape[-1] != d for x in (loc, scale)):
-        raise ValueError(
-            f"loc and scale must be numbers or [*batch, d] with d = {d}, got {loc.shape}, "
-            f"{scale.shape}."
-        )
-    batch = jnp.broadcast_shapes(y.shape[:-1], over.shape, loc.shape[:-1], scale.shape[:-1])
-    y = jnp.broadcast_to(y, (*batch, y.shape[-1]))
-    loc, prior = (
-        jnp.broadcast_to(loc, (*batch, d)),
-        jnp.broadcast_to(1 / jnp.square(scale), (*batch, d)),
-    )
-    over = jnp.broadcast_to(over, batch)[..., None]
-    # Xᵀ X is of the data alone: one for all draws.
-    gram = jnp.matmul(design.T, design, precision="highest")
-    # Λ = Xᵀ X / noise² + diag(1/scale²), [*batch, d, d]
-    one, many = (*(1,) * len(batch), d, d), (*batch, d, d)
-    precision = over[..., None] * gram.reshape(one) + prior[..., None] * jnp.eye(
-        d, dtype=gram.dtype
-    ).reshape(one)
-    cholesky = jnp.linalg.cholesky(jnp.broadcast_to(precision, many))
-    # Λ mean = loc/scale² + Xᵀ y / noise²
-    moment = prior * loc + over * jnp.einsum("nd,...n->...d", design, y, precision="highest")
-    mean = dense.solve(cholesky, moment)
-    # As a sum of squares, where yᵀy less that of the mean would cancel.
-    left = y - jnp.einsum("nd,...d->...n", design, mean, precision="highest")
-    squares = over[..., 0] * jnp.sum(jnp.square(left), -1) + jnp.sum(
-        prior * jnp.square(mean - loc), -1
-    )
-    shrunk = 0.5 * jnp.sum(jnp.log(prior), -1) - dense.half_log_det(cholesky)
-    return _Posterior(mean, cholesky, squares, shrunk)
+    return [floating(jnp.broadcast_to(jnp.asarray(a, dtype), shape)) for a in arrays]
