@@ -22,7 +22,7 @@ PACKAGE = ROOT / "vijax"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 # Who may import whom; a room may always import its own files.
-GROUND = {"types", "numerics", "trees", "calls", "checks", "resampling"}
+GROUND = {"types", "numerics", "trees", "calls", "raised", "checks", "resampling"}
 LOOK = GROUND | {"gaussians", "jaxprs"}
 MAY_IMPORT = {
     # The ground.
@@ -31,11 +31,12 @@ MAY_IMPORT = {
     "trees": {"types"},
     "resampling": set(),
     "calls": {"types"},
-    "checks": {"types", "calls", "trees"},
+    "raised": {"types", "trees"},
+    "checks": {"types", "calls", "trees", "raised"},
     "gaussians": {"types", "trees"},
     "jaxprs": {"types", "trees", "checks"},
     # What every objective does, and the kinds of function.
-    "engine": {"types", "numerics", "trees", "calls", "checks", "jaxprs"},
+    "engine": {"types", "numerics", "trees", "calls", "raised", "checks", "jaxprs"},
     "draws": GROUND | {"jaxprs", "engine"},
     "gradients": GROUND | {"jaxprs", "engine", "draws"},
     # They rest on the ground and jaxprs, and never import each other.

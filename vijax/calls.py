@@ -19,14 +19,20 @@ def is_known(*values: object) -> bool:
     return not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(values))
 
 
-def usage(name: str, example: str) -> Callable[[F], F]:
-    """Return a decorator that answers a call which lacks an argument, or has one too many, by an example."""
+def usage(name: str, example: str = "") -> Callable[[F], F]:
+    """Return a decorator that answers a call which lacks an argument, or has one too many, by an example.
+
+    Args:
+        name: of the function, with its room.
+        example: a call that fits; made of the arguments without defaults where there is none.
+    """
     return functools.partial(_answered, name, example)
 
 
 def _answered(name: str, example: str, function: F, admit: Callable[..., None] | None = None) -> F:
     """Return the function, its calls compared with its signature, and first shown to `admit`."""
     expected = inspect.signature(function)
+    example = example or f"{name}({_needed(expected)})"
 
     @functools.wraps(function)
     def called(*args: Any, **given: Any) -> Any:
@@ -60,6 +66,16 @@ def bound(function: F) -> F:
     return _answered(name, example, function, admit)
 
 
+def _needed(expected: inspect.Signature) -> str:
+    """Return the arguments without defaults, as a call has them."""
+    needed = [
+        f"{part.name}=..." if part.kind is part.KEYWORD_ONLY else part.name
+        for part in expected.parameters.values()
+        if part.default is part.empty
+    ]
+    return ", ".join(needed)
+
+
 def function(value: object, name: str) -> None:
     """Refuse what is no function; a target that is one of its own, or came in the place of q."""
     if callable(value) and not isinstance(value, types.Distribution):
@@ -75,11 +91,15 @@ def function(value: object, name: str) -> None:
     raise TypeError(f"{name} must be a function, got {described(value)}{cure}.")
 
 
-def latents(like: object) -> None:
-    """Refuse a distribution or a family in the place of latents: of its arrays a q would be made."""
-    if isinstance(like, (types.Distribution, types.Family)):
+def latents(like: object, name: str = "like") -> None:
+    """Refuse what is no pytree of latents: a distribution or a family, of whose arrays a q would be made, or text."""
+    odd: list[object] = [like] if isinstance(like, (types.Distribution, types.Family)) else []
+    odd += [
+        leaf for leaf in jax.tree.leaves(like) if isinstance(leaf, str) or inspect.isroutine(leaf)
+    ]
+    if odd:
         raise TypeError(
-            f"like must be a pytree of latents, such as one draw of z, got {described(like)}: a "
+            f"{name} must be a pytree of latents, such as one draw of z, got {described(odd[0])}: a "
             "dict of arrays in the shapes of z, zeros where nothing is known."
         )
 

@@ -1,7 +1,7 @@
 """Checks at trace time, each with a message that names the argument, what was found, and the cure."""
 
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any, NoReturn, SupportsIndex, TypeVar, cast
@@ -13,6 +13,7 @@ from jaxtyping import Array
 
 from vijax import calls, types
 from vijax.calls import described, is_known
+from vijax.raised import evaluated
 from vijax.trees import named_leaves as named_leaves
 from vijax.trees import named_scalars as named_scalars
 from vijax.types import PyTree
@@ -194,12 +195,7 @@ def target(
 
     def guarded(*z: Any, **given: Any) -> Any:
         with beyond_mean():
-            try:
-                return log_joint(*z, **given)
-            except (KeyError, AttributeError) as error:
-                # A leaf that q lacks has a message of its own.
-                said = missing_leaf(error, z[0] if z else None)
-                raise said or error from error
+            return evaluated(what, log_joint, *z, **given)
 
     return types.derive(log_joint, guarded)  # type: ignore[return-value]
 
@@ -257,22 +253,6 @@ def log_densities(
     raise ValueError(
         f"{of_p} has shape {p} for one draw, where {of_q} has {q}; they must be equal ([*batch]). "
         f"The draw: {leaves}. Cure: {cure}"
-    )
-
-
-def missing_leaf(error: KeyError | AttributeError, z: PyTree) -> ValueError | None:
-    """Return what to say of a log_joint that asks q for a leaf that it has not; None of other errors."""
-    asked = error.name if isinstance(error, AttributeError) else error.args[0]
-    # The error is about the draw itself, and not about a dict or object inside the model.
-    of_draw = isinstance(error, KeyError) and isinstance(z, Mapping) and asked not in z
-    if isinstance(error, AttributeError):
-        of_draw = isinstance(z, tuple) and error.obj is z
-    if not of_draw:
-        return None
-    names = [name for name, _ in named_leaves(z)]
-    return ValueError(
-        f"log_joint(z) raised {error!r}, where q offers the leaves {names}: give q the leaf that "
-        "is missing, or bind it, functools.partial."
     )
 
 

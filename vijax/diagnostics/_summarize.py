@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from vijax import raised
 from vijax.calls import described, function, is_known, usage
 from vijax.checks import named_scalars
 from vijax.diagnostics._chains import rhat_among
@@ -75,7 +76,7 @@ def _constrained(constrain: Callable[[PyTree], PyTree], z: PyTree) -> PyTree:
     function(constrain, "constrain")
 
     def one(z: PyTree) -> PyTree:
-        made = constrain(z)
+        made = raised.evaluated("constrain", constrain, z)
         leaves = jax.tree.leaves(made)
         odd = [
             leaf

@@ -9,17 +9,10 @@ import jax.numpy as jnp
 from jax.extend import core
 from jaxtyping import Array, Key
 
-from vijax import checks, jaxprs
+from vijax import checks, jaxprs, raised
 from vijax.engine import _refusals as refusals
 from vijax.engine._members import Members
 from vijax.types import Distribution, Draw, LogJoint, Properties, PyTree, properties
-
-# What JAX raises where Python asks a tracer for its number.
-_READS_NUMBERS = (
-    jax.errors.ConcretizationTypeError,
-    jax.errors.TracerArrayConversionError,
-    jax.errors.TracerIntegerConversionError,
-)
 
 
 class Traced(NamedTuple):
@@ -133,11 +126,7 @@ def evaluate(
         given = {} if key is None else {"key": key}
         if known.holds_log_q:
             given["log_q"] = log_q
-        try:
-            made = log_joint(z, **given)
-        except (KeyError, AttributeError) as error:
-            said = checks.missing_leaf(error, z)
-            raise said or error from error
+        made = raised.evaluated("log_joint", log_joint, z, **given)
         # log p is [*batch], a dict of factors of that shape, or a pair with the auxiliary output.
         log_p, aux = _apart(made, known)
         if isinstance(log_p, dict):
@@ -179,7 +168,7 @@ def _trace(one: Callable[..., PyTree], *draw: PyTree) -> Traced:
     # Outside of jit a log_joint may read numbers in Python: then nothing is known of it.
     try:
         closed, _ = jaxprs.trace(one, *draw)
-    except _READS_NUMBERS:
+    except raised.READS_NUMBERS:
         return Traced(None)
     except Exception as error:
         if type(error).__name__ == "TraceContextError":  # Flax's

@@ -3,13 +3,15 @@
 import jax
 from jaxtyping import Array, Key
 
-from vijax import checks, draws
+from vijax import calls, checks, draws
 from vijax.bounds import elbo
+from vijax.calls import usage
 from vijax.gradients import reparam
 from vijax.solvers._maximize import Maximum, climb
 from vijax.types import Draw, Family, LogJoint, PyTree
 
 
+@usage("solvers.dadvi")
 def dadvi(
     key: Key[Array, ""],
     log_joint: LogJoint,
@@ -61,7 +63,9 @@ def dadvi(
         objective: faster, more accurate, and even more black box, 2024, arXiv:2304.05527.
     """
     target = checks.target(log_joint, "solvers.dadvi", keyed=True, has_aux=True)
+    checks.key(key)
     checks.family(family, "family")
+    calls.latents(like)
     objective = reparam(elbo, draw=draw)
     # A key of the start's own, which no draw uses
     start = family.init(jax.random.fold_in(key, num_samples), like)

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Key
 
-from vijax import checks, draws
+from vijax import calls, checks, draws
+from vijax.calls import usage
 from vijax.types import Distribution, Draw, Family, LogJoint, PyTree
 
 Solve = Callable[[Callable[[Array], Array], Array], Array]
@@ -35,6 +36,7 @@ class Response(NamedTuple):
     error: PyTree
 
 
+@usage("solvers.dense")
 def dense(product: Callable[[Array], Array], b: Float[Array, " n"]) -> Float[Array, " n"]:
     """Solve A x = b by a Cholesky factor of all of A; nan where A is not positive definite.
 
@@ -63,6 +65,7 @@ def dense(product: Callable[[Array], Array], b: Float[Array, " n"]) -> Float[Arr
     return jax.scipy.linalg.cho_solve((jnp.linalg.cholesky(0.5 * (a + a.T)), True), b)
 
 
+@usage("solvers.linear_response")
 def linear_response(
     key: Key[Array, ""],
     log_joint: LogJoint,
@@ -105,7 +108,9 @@ def linear_response(
         arXiv:1709.02536; Giordano, Ingram, Broderick, 2024, arXiv:2304.05527.
     """
     log_joint = checks.target(log_joint, "solvers.linear_response", keyed=True, has_aux=True)
+    checks.key(key)
     checks.family(family, "family")
+    calls.function(of, "of")
     flat, unravel = ravel_pytree(params)
 
     def fixed_draws(vector: Array) -> tuple[Array, Array]:

@@ -1,6 +1,8 @@
 """Climb a smooth deterministic function to what its floats can resolve."""
 
 from collections.abc import Callable
+from functools import partial
+from numbers import Real
 from typing import Any, NamedTuple
 
 import jax
@@ -8,7 +10,8 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int
 
-from vijax import checks, jaxprs
+from vijax import calls, checks, jaxprs, raised
+from vijax.calls import usage
 from vijax.gaussians import newton
 from vijax.solvers._line_search import Point, point_at, search_line, steepest
 from vijax.trees import strong_dtypes, where
@@ -49,6 +52,7 @@ class _Climb(NamedTuple):
     stalled: Array
 
 
+@usage("solvers.maximize")
 def maximize(
     function: Callable[[PyTree], Float[Array, ""]],
     start: PyTree,
@@ -94,7 +98,8 @@ def maximize(
         Challis, Barber, Gaussian Kullback-Leibler approximate inference, 2013 (the concave case).
     """
     checks.target(function, "solvers.maximize", what="function")
-    return climb(function, start, steps=steps, slope=slope, owner=function)
+    of = partial(raised.evaluated, "function", function)
+    return climb(of, start, steps=steps, slope=slope, owner=function)
 
 
 def climb(
@@ -106,6 +111,12 @@ def climb(
     owner: Callable[..., Any],
 ) -> Maximum:
     """Climb as `maximize` does, by a program that is kept for as long as its owner lives."""
+    checks.static_count(steps, "steps", least=0)
+    # Written so that a nan is refused as well.
+    if slope is not None and not (isinstance(slope, Real) and slope >= 0):
+        raise ValueError(
+            f"slope must be a number of at least 0, or None for the default, got {slope!r}."
+        )
     start = _checked_start(function, start)
     dtype = jax.tree.leaves(start)[0].dtype
 
@@ -178,6 +189,7 @@ def _twice(density: Callable[[Array], Array], x: Array) -> bool:
 
 def _checked_start(function: Callable[[PyTree], Array], start: PyTree) -> PyTree:
     """Refuse a start that is not made of floats of one dtype, or a function that is no scalar."""
+    calls.latents(start, "start")
     start = strong_dtypes(start)  # a weak one would be another program
     dtypes = [leaf.dtype for leaf in jax.tree.leaves(start)]
     actual = jax.tree.map(jnp.result_type, start)

@@ -8,6 +8,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Key
 
 from vijax import checks
+from vijax.calls import usage
 from vijax.diagnostics import khat, psis, resolution
 from vijax.gaussians import AffineGaussian
 from vijax.numerics import log_mean_exp
@@ -45,6 +46,7 @@ class Paths(NamedTuple):
     agree: Bool[Array, " paths"]
 
 
+@usage("solvers.multi_pathfinder")
 def multi_pathfinder(
     key: Key[Array, ""],
     log_joint: LogJoint,
@@ -179,6 +181,7 @@ def _distances(q: AffineGaussian) -> Array:
     return jnp.max(jnp.abs(means[:, None] - means[None]) / sds, -1, initial=0.0)
 
 
+@usage("solvers.scatter")
 def scatter(key: Key[Array, ""], like: PyTree, *, paths: int, spread: float = 2.0) -> PyTree:
     """Starts for several paths: uniform around one, in every unconstrained coordinate.
 

@@ -9,6 +9,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int, Key
 
 from vijax import calls, checks, engine
+from vijax.calls import usage
 from vijax.gaussians import AffineGaussian
 from vijax.solvers._path import Problem, climb_to_mode
 from vijax.types import Draws, LogJoint, PyTree
@@ -33,6 +34,7 @@ class Path(NamedTuple):
     steps: Int[Array, ""]
 
 
+@usage("solvers.pathfinder")
 def pathfinder(
     key: Key[Array, ""],
     log_joint: LogJoint,

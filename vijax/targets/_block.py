@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from vijax import calls
 from vijax.gaussians import Gaussian, Precision, dense
 from vijax.gaussians.affine import LOG_2PI
 from vijax.gaussians.conditional import ravel_after
@@ -109,6 +110,7 @@ def _batch(log_p: PyTree, like: PyTree) -> tuple[int, ...]:
 
 def require_floats(like: PyTree) -> None:
     """Refuse a b that is no pytree of floats of full precision."""
+    calls.latents(like)
     leaves = jax.tree.leaves(like)
     if not leaves or not all(
         jnp.issubdtype(jnp.result_type(leaf), jnp.floating) for leaf in leaves

@@ -7,7 +7,8 @@ from typing import Any
 import jax
 from jaxtyping import Array, Key
 
-from vijax import checks
+from vijax import calls, checks, raised
+from vijax.calls import usage
 from vijax.targets._center import center
 from vijax.targets._conjugate import Conjugate
 from vijax.types import Distribution, LogJoint, PyTree, lift
@@ -18,6 +19,7 @@ _OF_Z = ("log_joint(z)", "conditional(z).log_marginal")
 _INDEPENDENT = "targets.conjugate.independent(conditional, {})"
 
 
+@usage("targets.collapse")
 def collapse(
     log_joint: Callable[..., Array],
     conditional: Callable[[PyTree], Any],
@@ -63,9 +65,13 @@ def collapse(
     log_joint = checks.target(log_joint, "targets.collapse", cure=checks.CONDITIONAL)
     if key is not None:
         checks.key(key)
+    if not callable(conditional):
+        raise TypeError(
+            f"conditional must be a function of z, got {calls.described(conditional)}: write lambda z: before it."
+        )
 
     def collapsed(z: PyTree) -> Array:
-        p = lift(conditional(z))
+        p = lift(raised.evaluated("conditional", conditional, z))
         # A log_joint of z alone is what the model holds beside the conjugate part.
         if most == 1:
             return _marginal(log_joint, p, z)
@@ -79,6 +85,7 @@ def collapse(
     return collapsed
 
 
+@usage("targets.collapse_error")
 def collapse_error(
     key: Key[Array, ""],
     log_joint: Callable[[PyTree, PyTree], Array],
@@ -116,7 +123,7 @@ def collapse_error(
     """
     log_joint = checks.target(log_joint, "targets.collapse_error", cure=checks.CONDITIONAL)
     checks.key(key)
-    p = lift(conditional(z))
+    p = lift(raised.evaluated("conditional", conditional, z))
     drawn, central = (_identity(log_joint, p, z, center(p, one)) for one in (key, None))
     return drawn - central
 

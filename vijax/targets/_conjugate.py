@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from vijax import checks
+from vijax.calls import usage
 from vijax.types import PyTree
 
 
@@ -50,6 +51,7 @@ class Conjugate:
         return self.posterior.center()
 
 
+@usage("conjugate.independent")
 def independent(conditional: Conjugate, axes: int = 1) -> Conjugate:
     """Make the last batch axes of a conjugate one latent, with log-densities summed over them.
 

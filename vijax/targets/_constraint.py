@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike
 
+from vijax.calls import usage
+
 
 class Logged(NamedTuple):
     """A constrained value beside its distances from its bounds, as logarithms: what `with_log` makes of a latent.
@@ -37,6 +39,7 @@ class Constraint(NamedTuple):
     from_logs: Callable[..., Array] | None = None
 
 
+@usage("constraints.with_log")
 def with_log(constraint: Constraint) -> Constraint:
     """Return a constraint that gives log z beside z, for densities infinite at an end.
 

@@ -11,6 +11,7 @@ from jax.extend import core
 from jaxtyping import Array, ArrayLike
 
 from vijax import checks, jaxprs
+from vijax.calls import usage
 from vijax.numerics import log_mean_exp, log_normalized
 from vijax.types import LogJoint, PyTree, properties
 
@@ -86,6 +87,7 @@ class Sites:
         return jnp.sum(log_prob, range(samples + self._batch, log_prob.ndim))
 
 
+@usage("targets.enumerate")
 def enumerate(  # the name that the field gives it; one writes targets.enumerate
     log_joint: Callable[[PyTree, PyTree], Any],
     states: PyTree,

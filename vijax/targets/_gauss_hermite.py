@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from vijax import checks, jaxprs
+from vijax.calls import usage
 from vijax.targets._hermite import hermite
 from vijax.targets._split import WHY
 from vijax.types import Affine, LogJoint, PyTree, derive, offers, properties
@@ -18,6 +19,7 @@ EXPECTED = WHY.format("expected likelihood")
 SITE = "give it the terms of all the data, or scale those of a minibatch by N/B inside"
 
 
+@usage("targets.gauss_hermite")
 def gauss_hermite(
     log_site: Callable[[Array], Array],
     predictor: Callable[[PyTree], Array],
@@ -74,6 +76,7 @@ def gauss_hermite(
     return derive(target, target, only_mean=EXPECTED)
 
 
+@usage("targets.gauss_hermite_error")
 def gauss_hermite_error(
     log_site: Callable[[Array], Array],
     predictor: Callable[[PyTree], Array],

@@ -2,9 +2,12 @@
 
 from typing import Any
 
+from vijax import calls
+from vijax.calls import usage
 from vijax.types import LogJoint, PyTree, derive
 
 
+@usage("targets.independent_members")
 def independent_members(log_joint: LogJoint) -> LogJoint:
     """Declare that log p of each member of the batch reads the latents of that member alone.
 
@@ -29,6 +32,7 @@ def independent_members(log_joint: LogJoint) -> LogJoint:
 
     Reference: Ioffe, Szegedy, Batch normalization, 2015, arXiv:1502.03167, which couples members.
     """
+    calls.function(log_joint, "log_joint")
 
     def declared(z: PyTree, **given: Any) -> Any:
         return log_joint(z, **given)

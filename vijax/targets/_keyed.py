@@ -6,13 +6,15 @@ from typing import Any
 import jax
 from jaxtyping import Array
 
-from vijax import checks, jaxprs
+from vijax import calls, checks, jaxprs
+from vijax.calls import usage
 from vijax.types import LogJoint, PyTree, derive
 
 # Why only the mean is right, for the errors of what needs log p itself
 WHY = "an unbiased estimate of log p(x, z) has an exponential whose mean is larger than p(x, z)"
 
 
+@usage("targets.keyed")
 def keyed(function: Callable[[Any, PyTree], Any], *, has_aux: bool = False) -> LogJoint:
     """Make a target of f(key, z) whose noise belongs to the model, anew for each draw.
 
@@ -48,6 +50,7 @@ def keyed(function: Callable[[Any, PyTree], Any], *, has_aux: bool = False) -> L
         use; Andrieu, Roberts, The pseudo-marginal approach for efficient Monte Carlo computations,
         2009, for E exp f = p.
     """
+    calls.function(function, "function")
 
     def log_joint(
         *z: PyTree, key: Array | None = None
@@ -57,6 +60,7 @@ def keyed(function: Callable[[Any, PyTree], Any], *, has_aux: bool = False) -> L
     return derive(function, log_joint, keyed=True, has_aux=has_aux)
 
 
+@usage("targets.unbiased")
 def unbiased(function: Callable[[Any, PyTree], Any], *, has_aux: bool = False) -> LogJoint:
     """Make a target of f(key, z), an unbiased estimate of log p, anew for each draw.
 
@@ -92,6 +96,7 @@ def unbiased(function: Callable[[Any, PyTree], Any], *, has_aux: bool = False) -
         arXiv:1206.7051; Kingma, Salimans, Poole, Ho, Variational diffusion models, 2021,
         arXiv:2107.00630.
     """
+    calls.function(function, "function")
 
     def log_joint(*z: PyTree, key: Array | None = None) -> PyTree:
         checks.mean_alone(WHY)

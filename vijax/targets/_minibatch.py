@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from vijax import checks, jaxprs
+from vijax.calls import usage
 from vijax.targets._gauss_hermite import EXPECTED
 from vijax.types import LogJoint, PyTree, derive, properties
 
@@ -29,6 +30,7 @@ NO_NOISE = (
 )
 
 
+@usage("targets.minibatch")
 def minibatch(
     log_prior: Callable[[PyTree], Array],
     log_likelihood: Callable[[PyTree], Array],

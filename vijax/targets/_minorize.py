@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from vijax import checks
+from vijax.calls import usage
 from vijax.gaussians import Gaussian, Precision, dense
 from vijax.targets._block import require_floats, summed
 from vijax.targets._minorizer import Minorizer
@@ -30,6 +31,7 @@ class Minorized(NamedTuple):
     local: Callable[[PyTree], PyTree]
 
 
+@usage("targets.minorize")
 def minorize(
     minorizer: Minorizer,
     predictor: Callable[[PyTree, PyTree], PyTree],

@@ -7,11 +7,13 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from vijax import checks, jaxprs
+from vijax.calls import usage
 from vijax.gaussians import Gaussian, Precision, dense
 from vijax.targets._block import Block, climbed, holds, precisely, require_floats
 from vijax.types import LogJoint, PyTree
 
 
+@usage("targets.collapse_gaussian")
 def collapse_gaussian(
     log_joint: Callable[[PyTree, PyTree], Array], like: PyTree, *, precision: Precision = dense
 ) -> tuple[LogJoint, Callable[[PyTree], Gaussian]]:
@@ -73,6 +75,7 @@ def collapse_gaussian(
     return lambda z: result(z)[0], lambda z: result(z)[1]
 
 
+@usage("targets.laplace")
 def laplace(
     log_joint: Callable[[PyTree, PyTree], Array],
     like: PyTree,
@@ -115,6 +118,7 @@ def laplace(
         models, 2009.
     """
     log_joint = checks.target(log_joint, "targets.laplace", cure=checks.CONDITIONAL)
+    checks.static_count(steps, "steps", least=0)
     require_floats(like)
 
     @precisely

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array
 
 from vijax import checks
+from vijax.calls import usage
 from vijax.gaussians import Gaussian, dense
 from vijax.numerics import log_mean_exp, normalized_weights
 from vijax.targets._block import Block, climbed, holds, precisely, require_floats
@@ -22,6 +23,7 @@ _MOST = 10_000
 _REACH, _RINGS, _POINTS = 8.0, 8, 49
 
 
+@usage("targets.quadrature")
 def quadrature(
     log_joint: Callable[[PyTree, PyTree], Array],
     like: PyTree,
@@ -63,7 +65,7 @@ def quadrature(
     Reference: Liu, Pierce, A note on Gauss-Hermite quadrature, 1994; Pinheiro, Bates,
         Approximations to the log-likelihood function in the nonlinear mixed-effects model, 1995.
     """
-    log_joint = _checked(log_joint, like, nodes, "targets.quadrature")
+    log_joint = _checked(log_joint, like, nodes, steps, "targets.quadrature")
 
     @precisely
     def result(z: PyTree) -> tuple[Array, Gaussian]:
@@ -77,6 +79,7 @@ def quadrature(
     return lambda z: result(z)[0], lambda z: result(z)[1]
 
 
+@usage("targets.quadrature_error")
 def quadrature_error(
     log_joint: Callable[[PyTree, PyTree], Array],
     like: PyTree,
@@ -113,7 +116,7 @@ def quadrature_error(
 
     Reference: Davis, Rabinowitz, Methods of numerical integration, 1984, section 4.9.
     """
-    log_joint = _checked(log_joint, like, nodes, "targets.quadrature_error")
+    log_joint = _checked(log_joint, like, nodes, steps, "targets.quadrature_error")
     hermite(2 * nodes + 1)
 
     @precisely
@@ -128,12 +131,14 @@ def quadrature_error(
 
 
 def _checked(
-    log_joint: Callable[..., Array], like: PyTree, nodes: int, who: str
+    log_joint: Callable[..., Array], like: PyTree, nodes: int, steps: int, who: str
 ) -> Callable[..., Array]:
+    log_joint = checks.target(log_joint, who, cure=checks.CONDITIONAL)
     checks.static_count(nodes, "nodes")
+    checks.static_count(steps, "steps", least=0)
     require_floats(like)
     hermite(nodes)
-    return checks.target(log_joint, who, cure=checks.CONDITIONAL)
+    return log_joint
 
 
 def _grid(

@@ -8,6 +8,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array
 
 from vijax import checks
+from vijax.calls import usage
 from vijax.gaussians.affine import AffineGaussian, DiagonalRoot
 from vijax.types import (
     Distribution,
@@ -81,6 +82,7 @@ def _is_diagonal(p: PyTree) -> bool:
     )
 
 
+@usage("targets.split")
 def split(
     log_likelihood: Callable[[PyTree], Array],
     prior: PyTree,
@@ -135,6 +137,7 @@ def split(
     return _with(log_likelihood, exact, posterior, ("log_likelihood(z)", "KL"))
 
 
+@usage("targets.exact_entropy")
 def exact_entropy(log_joint: Callable[[PyTree], Array], q: PyTree) -> LogJoint:
     """Leave the log joint to draws, and take the entropy of q exactly.
 

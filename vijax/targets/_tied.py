@@ -7,11 +7,13 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from vijax import checks
+from vijax.calls import usage
 from vijax.types import LogJoint, PyTree, lift
 
 CURE = "give it the terms of one datum, not scaled, and sum the bounds of a minibatch outside"
 
 
+@usage("targets.tied")
 def tied(
     log_prior: Callable[[PyTree], Array],
     log_likelihood: Callable[[PyTree], Array],

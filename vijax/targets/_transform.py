@@ -5,9 +5,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
 from vijax import checks
+from vijax.calls import is_known, usage
 from vijax.targets.constraints import Constraint, Logged, real
 from vijax.types import LogJoint, PyTree, derive, properties
 
@@ -27,6 +29,7 @@ class Transformed(NamedTuple):
     unconstrain: Callable[[PyTree], PyTree]
 
 
+@usage("targets.transform")
 def transform(log_joint: LogJoint, constraints: PyTree) -> Transformed:
     """Change variables to unconstrained space where latents are positive, bounded, ordered, ...
 
@@ -87,6 +90,11 @@ def transform(log_joint: LogJoint, constraints: PyTree) -> Transformed:
     def unconstrain(z: PyTree) -> PyTree:
         def visit(constraint: Constraint, leaf: PyTree, _: str) -> tuple[PyTree, PyTree]:
             y = constraint.inverse(leaf)
+            if is_known(y) and np.isnan(y).any():
+                raise ValueError(
+                    f"a start must lie inside of its constraint, and {np.asarray(leaf)!s:.60} does not, for its free "
+                    "value is nan: give it one inside."
+                )
             # Later constraints read the leaf as forward makes it, with its logarithms if it has them.
             again = constraint.forward(y)[0]
             return y, again if isinstance(again, Logged) else leaf

@@ -16,8 +16,10 @@ Reference: Gelman, Carlin, Stern, Dunson, Vehtari, Rubin, Bayesian data analysis
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, ArrayLike
 
+from vijax.calls import described, is_known, usage
 from vijax.gaussians import Gaussian, dense
 from vijax.gaussians.affine import LOG_2PI
 from vijax.targets._conjugate import Conjugate, independent
@@ -38,6 +40,7 @@ __all__ = [
 ]
 
 
+@usage("conjugate.beta_bernoulli")
 def beta_bernoulli(
     a: ArrayLike, b: ArrayLike, *, successes: ArrayLike, failures: ArrayLike
 ) -> Conjugate:
@@ -53,12 +56,13 @@ def beta_bernoulli(
         >>> round(float(coin.log_marginal), 3)  # log B(3, 2) = log 1/12
         -2.485
     """
-    a, b, s, f = _together(a, b, successes, failures)
+    a, b, s, f = _together(a=a, b=b, successes=successes, failures=failures)
     # All successes first, then all failures: each is less likely the more the others weigh.
     log_marginal = -log_coupling(a, b, s) - log_coupling(b, a + s, f)
     return Conjugate(Beta(a + s, b + f), log_marginal)
 
 
+@usage("conjugate.gamma_poisson")
 def gamma_poisson(
     a: ArrayLike, b: ArrayLike, *, total: ArrayLike, exposure: ArrayLike
 ) -> Conjugate:
@@ -75,12 +79,13 @@ def gamma_poisson(
         >>> float(gamma_poisson(1.0, 1.0, total=5, exposure=2).center())  # (1 + 5) / (1 + 2)
         2.0
     """
-    a, b, n, t = _together(a, b, total, exposure)
+    a, b, n, t = _together(a=a, b=b, total=total, exposure=exposure)
     # log Γ(a + n) - log Γ(a) + a log b - (a + n) log (b + t)
     log_marginal = log_rising(a, n) - a * jnp.log1p(t / b) - n * jnp.log(b + t)
     return Conjugate(Gamma(a + n, b + t), log_marginal)
 
 
+@usage("conjugate.gamma_poisson_by_mean")
 def gamma_poisson_by_mean(
     mean: ArrayLike, shape: ArrayLike, *, total: ArrayLike, exposure: ArrayLike
 ) -> Conjugate:
@@ -95,12 +100,13 @@ def gamma_poisson_by_mean(
         >>> round(float(given.log_marginal), 3)  # a Poisson's of rate 2: 3 log 2 - 2
         0.079
     """
-    mean, shape, n, t = _together(mean, shape, total, exposure)
+    mean, shape, n, t = _together(mean=mean, shape=shape, total=total, exposure=exposure)
     log_marginal = log_rising_excess(shape, n) - scaled_log1p(shape, t * mean)
     log_marginal = log_marginal + n * (jnp.log(mean) - jnp.log1p(t * mean / shape))
     return Conjugate(Gamma(shape + n, shape / mean + t), log_marginal)
 
 
+@usage("conjugate.dirichlet_multinomial")
 def dirichlet_multinomial(concentration: ArrayLike, *, counts: ArrayLike) -> Conjugate:
     """Return p(probabilities | x, z) = Dirichlet(concentration + counts): categories in any order.
 
@@ -114,13 +120,13 @@ def dirichlet_multinomial(concentration: ArrayLike, *, counts: ArrayLike) -> Con
         >>> given.center().tolist()  # (1 + 2, 1 + 0) / 4
         [0.75, 0.25]
     """
-    shape = jnp.shape(counts)
-    if shape != jnp.shape(concentration) or not shape:
+    shape = np.shape(counts)
+    if shape != np.shape(concentration) or not shape:
         raise ValueError(
             f"counts and concentration must be [*batch, s], got {shape} and "
-            f"{jnp.shape(concentration)}."
+            f"{np.shape(concentration)}."
         )
-    c, n = _together(concentration, counts)
+    c, n = _together(concentration=concentration, counts=counts)
     # One category after the other: against the posterior of those before and the prior of those behind.
     edge = [(0, 0)] * (c.ndim - 1)
     before = jnp.pad(jnp.cumsum((c + n)[..., :-1], -1), [*edge, (1, 0)])
@@ -129,6 +135,7 @@ def dirichlet_multinomial(concentration: ArrayLike, *, counts: ArrayLike) -> Con
     return Conjugate(Dirichlet(c + n), log_marginal)
 
 
+@usage("conjugate.normal_gamma")
 def normal_gamma(
     loc: ArrayLike, strength: ArrayLike, a: ArrayLike, b: ArrayLike, *, x: ArrayLike
 ) -> Conjugate:
@@ -146,7 +153,9 @@ def normal_gamma(
     # Sums of squares about the average, and of the average about loc: neither cancels.
     average = jnp.sum(x, 0) / max(n, 1)
     within = jnp.sum(jnp.square(x - average[None]), 0)
-    loc, strength, a, b, average, within = _together(loc, strength, a, b, average, within)
+    loc, strength, a, b, average, within = _together(
+        loc=loc, strength=strength, a=a, b=b, x=average, within=within
+    )
     between = n * strength / (strength + n) * jnp.square(average - loc)
     half = 0.5 * (within + between)
     mean = (strength * loc + n * average) / (strength + n)
@@ -155,6 +164,7 @@ def normal_gamma(
     return Conjugate(posterior, log_marginal)
 
 
+@usage("conjugate.linear_regression")
 def linear_regression(
     design: ArrayLike, y: ArrayLike, *, noise: ArrayLike, loc: ArrayLike, scale: ArrayLike
 ) -> Conjugate:
@@ -165,13 +175,14 @@ def linear_regression(
     noise is [*batch], loc and scale numbers or [*batch, d]; draws [*batch, d]. Where noise differs from row to row,
     divide y and the design by it and give noise = 1. `jax.vmap` gives each member of a batch a design of its own.
     """
-    noise = floating(jnp.asarray(noise))
+    (noise,), (scale,) = _together(noise=noise), _together(scale=scale)
     given = regression(design, y, 1 / jnp.square(noise), loc, scale)
     n = jnp.shape(design)[0]
     log_marginal = given.shrunk - 0.5 * given.squares - n * (jnp.log(noise) + 0.5 * LOG_2PI)
     return Conjugate(Gaussian(given.mean, given.cholesky, dense), log_marginal)
 
 
+@usage("conjugate.linear_regression_unknown_noise")
 def linear_regression_unknown_noise(
     design: ArrayLike, y: ArrayLike, *, a: ArrayLike, b: ArrayLike, loc: ArrayLike, scale: ArrayLike
 ) -> Conjugate:
@@ -182,11 +193,12 @@ def linear_regression_unknown_noise(
 
     a and b are [*batch], loc and scale numbers or [*batch, d]; draws {"weights" [*batch, d], "variance" [*batch]}.
     """
+    (scale,) = _together(scale=scale)
     given = regression(
         design, y, jnp.ones(jnp.broadcast_shapes(jnp.shape(a), jnp.shape(b))), loc, scale
     )
     n = jnp.shape(design)[0]
-    a, b, half = _together(a, b, 0.5 * given.squares)
+    a, b, half = _together(a=a, b=b, half=0.5 * given.squares)
     posterior = NormalInverseGamma(given.mean, given.cholesky, a + 0.5 * n, b + half)
     return Conjugate(posterior, _student(a, b, half, n) + given.shrunk)
 
@@ -197,8 +209,39 @@ def _student(a: Array, b: Array, half: Array, n: int) -> Array:
     return rising - 0.5 * n * (jnp.log(b + half) + LOG_2PI)
 
 
-def _together(*arrays: ArrayLike) -> list[Array]:
-    """Broadcast arrays, numbers among them, to one shape and one floating dtype."""
+# Arguments by name: those above 0, and those that are sums of counts or of times.
+_ABOVE_ZERO = frozenset("a b mean shape concentration strength noise scale".split())
+_SUMS = frozenset("successes failures total exposure counts".split())
+
+
+def _together(**named: ArrayLike) -> list[Array]:
+    """Broadcast arrays, numbers among them, to one shape and one floating dtype; refuse what cannot be right."""
+    arrays = [_numbers(name, value) for name, value in named.items()]
+    shapes = {name: jnp.shape(a) for name, a in zip(named, arrays, strict=True) if jnp.ndim(a)}
+    # As NumPy would, but for axes that it adds in front: [3, 1] with [2] is an outer product.
+    try:
+        shape = jnp.broadcast_shapes(*shapes.values())
+    except ValueError:
+        shape = None
+    if shape is None or len({len(of) for of in shapes.values()}) > 1:
+        raise ValueError(
+            f"arguments must be numbers or arrays of one shape [*batch], got {shapes}; x[None] gives an axis in front."
+        )
     dtype = jnp.result_type(*arrays)
-    shape = jnp.broadcast_shapes(*(jnp.shape(a) for a in arrays))
     return [floating(jnp.broadcast_to(jnp.asarray(a, dtype), shape)) for a in arrays]
+
+
+def _numbers(name: str, value: ArrayLike) -> ArrayLike:
+    """Return a value, of a list an array; refuse what holds no numbers, and those out of range that are known."""
+    value = np.asarray(value, float) if isinstance(value, (list, tuple)) else value
+    if not isinstance(value, (int, float, jax.Array, np.ndarray, np.generic)):
+        raise TypeError(f"{name} must be numbers, got {described(value)}.")
+    if not is_known(value):
+        return value
+    known = np.asarray(value)
+    # Written so that a nan is refused as well.
+    if name in _ABOVE_ZERO and not np.all(known > 0):
+        raise ValueError(f"{name} must be above 0, got {known!s:.60}.")
+    if name in _SUMS and not np.all(known >= 0):
+        raise ValueError(f"{name} must be at least 0, got {known!s:.60}.")
+    return value

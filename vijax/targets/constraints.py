@@ -25,7 +25,7 @@ import numpy as np
 from jax.nn import log_sigmoid, sigmoid
 from jaxtyping import Array, ArrayLike
 
-from vijax.calls import is_known
+from vijax.calls import is_known, usage
 from vijax.targets._constraint import Constraint, Logged, with_log
 from vijax.targets._range import (
     bound_like,
@@ -115,6 +115,7 @@ softplus = Constraint(
 """z > 0 by z = log(1 + eʸ), log J = log σ(y): q is Gaussian in z itself where z is large."""
 
 
+@usage("constraints.interval")
 def interval(low: ArrayLike | None = None, high: ArrayLike | None = None) -> Constraint:
     """Return the constraint low < z < high, either of them None for no bound on that side.
 
@@ -196,6 +197,7 @@ def interval(low: ArrayLike | None = None, high: ArrayLike | None = None) -> Con
     return Constraint(*maps, logs, from_logs)
 
 
+@usage("constraints.affine")
 def affine(loc: ArrayLike, scale: ArrayLike) -> Constraint:
     """Return no constraint but other units: z in standard deviations `scale` from `loc`.
 
