@@ -115,3 +115,25 @@ def test_draws_in_half_precision_are_counted(dtype):
     np.testing.assert_allclose(said.mean[0], jnp.mean(Z[0]), atol=0.01)
     off = summarize(half._replace(log_p=(LOG_Q[0] + 2 * Z[0]).astype(dtype)))
     assert off.verdict == 2
+
+
+def test_a_summary_passes_through_jit_and_vmap_and_is_printed_of_one():
+    """Its names ended both, in JAX's words; many are printed by what takes a batch."""
+    many = Draws({"a": Z[:2]}, LOG_Q[:2], LOG_Q[:2])
+    alone, several = jax.jit(summarize)(ONE), jax.vmap(summarize)(many)
+    assert alone.names == ("a",)
+    assert str(jax.tree.map(lambda leaf: leaf[0], several)) == str(alone) == str(summarize(ONE))
+    batch = jax.tree.map(jnp.transpose, many)
+    for wrong in (several, jax.vmap(summarize_members)(jax.tree.map(lambda x: x[None], batch))):
+        with pytest.raises(TypeError, match="summarize_members"):
+            str(wrong)
+    assert "2 posteriors" in str(summarize_members(batch))
+
+
+def test_one_latent_is_not_told_that_it_is_no_latent_alone():
+    """A tail that a parabola through the weights misses: the joint k-hat, here 1.2, is that of the weights."""
+    log_w = 1.2 * jax.random.exponential(jax.random.key(1), (K,))
+    for z, words in (({"a": Z[0]}, "weights themselves"), ({"a": Z[0], "b": Z[0]}, "latent alone")):
+        said = summarize(Draws(z, log_w, jnp.zeros_like(log_w)))
+        assert said.khat > 0.7 > 0.5 > said.marginal_khat[0]
+        assert words in str(said)

@@ -35,7 +35,8 @@ def marginal_khat(
 
     Returns:
         A pytree like one draw, [*batch, *event]; near 0 or below where the marginal is right. Under `mean_field` all
-        correlated latents are flagged; a joint fault without marginal ones is for `khat` to find. For Gaussian
+        correlated latents are flagged; a joint fault without marginal ones, and a far tail that a parabola misses, are
+        for `khat` to find: of a single latent believe that one. For Gaussian
         marginals and log-normal weights around them it is exact, 1 - sd_q² / sd_p²: .5 is a spread of .7 of the right
         one, .7 of .55. No monotone map of a latent changes it, and one of ten values or fewer has no tail, -inf. Fewer
         than 25 draws, or none that is possible, give +inf, a +inf weight and floats that do not resolve the spread

@@ -52,6 +52,11 @@ class Members(NamedTuple):
     num_samples: int
 
     def __str__(self) -> str:
+        if np.ndim(self.counts) > 1:
+            raise TypeError(
+                f"members are printed of one batch, and these are of {np.shape(self.counts)[:-1]} of them: give "
+                "summarize_members draws [k, *batch] of all, without jax.vmap."
+            )
         levels, khats = np.asarray(self.verdict), np.asarray(self.khat)
         share = 100 / max(levels.size, 1)
         lines = [f"{levels.size} posteriors, {self.num_samples} draws of each"]

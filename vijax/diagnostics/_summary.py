@@ -1,8 +1,9 @@
 """The table printed after a fit, and the verdict on it in a sentence."""
 
 from html import escape
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
@@ -27,7 +28,8 @@ class Summary(NamedTuple):
         corrected_mean, corrected_sd: of the posterior, by Pareto-smoothed weights (`psis`), [d].
         error: Monte Carlo standard error of corrected_mean, [d].
         marginal_khat: of each latent, [d].
-        rhat: of each latent over the restarts compared, [d]; nan where fewer than two are, None of a single run.
+        rhat: of each latent's draws over the restarts compared, [d], in units of q's sd (that of `fitting.Restarts` is
+            of parameters, in units of how far iterates stray); nan where fewer than two are, None of a single run.
         elbo, log_evidence: `Measured`, in nats; an error of +inf says that there is none.
         ess: effective sample size, in draws; nan where it cannot be told.
         khat: of the joint log-weights.
@@ -85,11 +87,28 @@ class Summary(NamedTuple):
         return f"<table><thead>{top}</thead><tbody>{body}</tbody></table><p>{notes}</p>"
 
 
+# What it is called and how many draws it is of are no numbers of it: jit and vmap leave them as they are.
+def _flatten(s: Summary) -> tuple[tuple[object, ...], tuple[tuple[str, ...], int]]:
+    return s[1:-2] + s[-1:], (s.names, s.num_samples)
+
+
+def _unflatten(static: tuple[tuple[str, ...], int], numbers: tuple[Any, ...]) -> Summary:
+    return Summary(*(static[0], *numbers[:-1], static[1], numbers[-1]))
+
+
+jax.tree_util.register_pytree_node(Summary, _flatten, _unflatten)
+
+
 def _cells(s: Summary) -> tuple[list[str], list[list[str]]]:
     """Return the names of the columns, and the rows: a latent's name, and its numbers as strings."""
     if not is_known(s):
         raise TypeError(
             "a summary is printed where its numbers are known, and this one is traced: print it outside of jit."
+        )
+    if np.ndim(s.khat):
+        raise TypeError(
+            f"a summary is printed of one posterior, and this is of {np.shape(s.khat)}, as jax.vmap makes it: print "
+            "jax.tree.map(lambda a: a[0], summary), or summarize_members(draws) of all."
         )
     head = ["mean", "sd", "corrected mean", "sd", "error", "k-hat"]
     columns = [s.mean, s.sd, s.corrected_mean, s.corrected_sd, s.error, s.marginal_khat]
@@ -155,12 +174,14 @@ def _judgement(s: Summary) -> str:
     if s.ess == 0:
         return f"{NEITHER}log_joint is -inf at every draw."
     worst = _worst(s.marginal_khat)
-    # The latent of the largest marginal k-hat, named where it is above .5.
-    where = (
-        f"that of {s.names[worst]} first"
-        if s.marginal_khat[worst] > 0.5
-        else "though of no latent alone"
-    )
+    # The latent of the largest marginal k-hat, named where it is above .5. That of one latent is no other number than
+    # the joint one, but of a smooth curve through its weights.
+    if s.marginal_khat[worst] > 0.5:
+        where = f"that of {s.names[worst]} first"
+    elif len(s.names) == 1:
+        where = "that of the weights themselves, whose far tail the latent's own does not show"
+    else:
+        where = "though of no latent alone"
     return (
         f"{NEITHER}k-hat is too large, {where}. Try a richer family, another parameterization, or "
         "a fit that has converged."

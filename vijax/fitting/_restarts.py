@@ -51,6 +51,8 @@ class Restarts(NamedTuple):
         distance: the largest difference of any parameter from the best's, in units.
         rhat: the largest over parameters, 1 where they agree, of those whose bound is not worse by far
             (10 nats and 4 standard errors, as in `diagnostics.summarize`); nan where one stands alone.
+            It compares averages in units of how far iterates stray, which may be a small part of q's
+            sd: whether the posteriors agree is for the rhat of `diagnostics.summarize`, of draws.
         died: the step at which each stopped being finite, -1 where it never did.
     """
 
