@@ -83,10 +83,10 @@ CALLS = {
     ),
     "weigh without num_samples": (lambda: vj.draws.weigh(KEY, target, Q), "Call it as draws.weigh"),
     "a function for the prior": (
-        lambda: T.split(target, lambda z: -z, Q),
+        lambda: T.exact_kl(target, lambda z: -z, Q),
         r"prior must offer.*a log-density goes into log_joint, prior.log_prob",
     ),
-    "a family for the prior": (lambda: T.split(target, FAMILY, Q), "prior must.*got Family"),
+    "a family for the prior": (lambda: T.exact_kl(target, FAMILY, Q), "prior must.*got Family"),
     "a step for a rule": (
         lambda: vj.fitting.fit(KEY, RULE.step, PARAMS, steps=10),
         "takes the rule itself.*got a function, step",

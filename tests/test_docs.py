@@ -114,7 +114,13 @@ def test_what_a_fit_is_said_to_say_it_says():
 
 def test_the_index_of_refusals_has_every_general_refusal():
     """Those that any estimator may make; a target's or a family's own name their cure alone."""
-    files = ["checks.py", "calls.py", "engine/_refusals.py", "engine/_member_refusals.py"]
+    files = [
+        "checks.py",
+        "calls.py",
+        "raised.py",
+        "engine/_refusals.py",
+        "engine/_member_refusals.py",
+    ]
     for node in nodes(PACKAGE / file for file in files):
         if isinstance(node, ast.Call) and getattr(node.func, "id", "") in ERRORS:
             message = text(node.args[0])

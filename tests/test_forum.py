@@ -94,7 +94,7 @@ def test_abilities_integrated_out():
     exact = jax.nn.logsumexp(terms, 0) + math.log(grid[1] - grid[0])
     left = _after.item_response().question.log_joint(z) - _forum.item_prior(z)
     np.testing.assert_allclose(left, jnp.sum(exact), atol=2e-3)
-    one_node, _ = vj.targets.laplace(
+    one_node, _ = vj.targets.collapse_laplace(
         _forum.item_answers, jnp.zeros(50), precision=vj.gaussians.diagonal
     )
     assert abs(jnp.sum(one_node(z)) - jnp.sum(exact)) > 0.02

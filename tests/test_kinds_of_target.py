@@ -142,7 +142,7 @@ ROWS = {
     "targets.collapse": Row(lambda t: T.collapse(t, conditional)(PAIR), EXACT),
     "targets.collapse_error": Row(lambda t: T.collapse_error(KEY, t, conditional, PAIR), EXACT),
     "targets.collapse_gaussian": Row(lambda t: T.collapse_gaussian(t, PAIR)[0](PAIR), EXACT),
-    "targets.laplace": Row(lambda t: T.laplace(t, PAIR, steps=2)[0](PAIR), EXACT),
+    "targets.collapse_laplace": Row(lambda t: T.collapse_laplace(t, PAIR, steps=2)[0](PAIR), EXACT),
     "targets.quadrature": Row(lambda t: T.quadrature(t, PAIR, nodes=2)[0](PAIR), EXACT),
     "targets.quadrature_error": Row(lambda t: T.quadrature_error(t, PAIR, nodes=2)(PAIR), EXACT),
     "targets.enumerate": Row(lambda t: T.enumerate(t, 2).log_joint(PAIR), EXACT),
@@ -152,7 +152,7 @@ ROWS = {
     "targets.gauss_hermite": Row(lambda t: T.gauss_hermite(t, TOTAL, Q)(PAIR), EXACT),
     "targets.gauss_hermite_error": Row(lambda t: T.gauss_hermite_error(t, TOTAL, Q), EXACT),
     "targets.transform": Row(lambda t: under_elbo(T.transform(t, None).log_joint), ALL_BUT_Q),
-    "targets.split": Row(lambda t: under_elbo(T.split(t, Q, Q)), ALL_BUT_Q),
+    "targets.exact_kl": Row(lambda t: under_elbo(T.exact_kl(t, Q, Q)), ALL_BUT_Q),
     "targets.exact_entropy": Row(lambda t: under_elbo(T.exact_entropy(t, Q)), ALL_BUT_Q),
     "targets.minibatch": Row(
         lambda t: under_elbo(T.minibatch(t, terms, num_data=3)), EXACT | {"unbiased, key fixed"}

@@ -172,7 +172,7 @@ def target(
     if known.holds_log_q and not holds_log_q:
         raise ValueError(
             f"{who} needs the log joint itself, and this {what} holds terms of q in closed form: "
-            "use the plain one, and apply targets.split or targets.exact_entropy last."
+            "use the plain one, and apply targets.exact_kl or targets.exact_entropy last."
         )
     if known.only_mean and not only_mean:
         raise ValueError(

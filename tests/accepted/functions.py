@@ -17,7 +17,7 @@ ADDRESSES = {
     "enumerate": "vijax.targets",
     "gauss_hermite": "vijax.targets",
     "minorize": "vijax.targets",
-    "targets.laplace": "vijax.targets",
+    "targets.collapse_laplace": "vijax.targets",
     "transform": "vijax.targets",
     "families.laplace": "vijax.families",
     "weigh": "vijax.draws",
@@ -152,7 +152,9 @@ OF_Z_AND_B = {  # target of (z, b) -> target of z
     "targets.collapse_gaussian": lambda target: public("collapse_gaussian")(target, jnp.zeros(2))[
         0
     ],
-    "targets.laplace": lambda target: public("targets.laplace")(target, jnp.zeros(2), steps=2)[0],
+    "targets.collapse_laplace": lambda target: public("targets.collapse_laplace")(
+        target, jnp.zeros(2), steps=2
+    )[0],
     "targets.enumerate": lambda target: public("enumerate")(target, 2).log_joint,
     "targets.minorize": minorized,
 }

@@ -148,7 +148,7 @@ def keyed_with_aux(kind, theta, q):
 
 
 def split(kind, theta, q):
-    return vj.targets.split(plain(kind, theta, q), kind.prior(theta), q)
+    return vj.targets.exact_kl(plain(kind, theta, q), kind.prior(theta), q)
 
 
 def exact_entropy(kind, theta, q):

@@ -35,7 +35,9 @@ def keyed_of_two():
 
 
 ESTIMATES = {
-    "targets.laplace(minibatch)": lambda: vj.targets.laplace(minibatch_of_two(), ZERO)[0](ZERO),
+    "targets.collapse_laplace(minibatch)": lambda: vj.targets.collapse_laplace(
+        minibatch_of_two(), ZERO
+    )[0](ZERO),
     "targets.collapse_gaussian(minibatch)": lambda: vj.targets.collapse_gaussian(
         minibatch_of_two(), ZERO
     )[0](ZERO),
@@ -56,7 +58,9 @@ ESTIMATES = {
         ZERO
     ),
     "targets.enumerate(keyed)": lambda: vj.targets.enumerate(keyed_of_two(), 2).log_joint(ZERO),
-    "targets.laplace(keyed)": lambda: vj.targets.laplace(keyed_of_two(), ZERO)[0](ZERO),
+    "targets.collapse_laplace(keyed)": lambda: vj.targets.collapse_laplace(keyed_of_two(), ZERO)[0](
+        ZERO
+    ),
     "families.laplace(keyed)": lambda: vj.families.laplace(keyed_of_two()).init(KEY, ZERO),
 }
 

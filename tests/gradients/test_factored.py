@@ -11,7 +11,7 @@ from jax.scipy.stats import norm
 import vijax as vj
 from tests import enumeration as enum
 from tests.bare import Coin
-from tests.targets.test_split import Flip, Known, Normal
+from tests.targets.test_exact_kl import Flip, Known, Normal
 from vijax.gradients import _factored
 
 elbo = vj.bounds.elbo
@@ -215,7 +215,7 @@ def test_chunks_batches_and_aux(key):
 
 
 def test_with_terms_in_closed_form(x64):
-    """targets.split of a dict of likelihoods: exact in mean, no draw of log q left in any signal."""
+    """targets.exact_kl of a dict of likelihoods: exact in mean, no draw of log q left in any signal."""
     params = {"q": {"a": 0.4, "b": -0.3}, "theta": {"u": 0.7, "p": -0.5}}
     params = jax.tree.map(jnp.float64, params)
     build = lambda q: {"a": Flip(q["a"]), "b": Flip(q["b"])}
@@ -229,7 +229,7 @@ def test_with_terms_in_closed_form(x64):
 
     def make(theta):
         def run(key, _, q, *, num_samples):
-            log_joint = vj.targets.split(partial(terms, theta), prior(theta), q)
+            log_joint = vj.targets.exact_kl(partial(terms, theta), prior(theta), q)
             return vj.gradients.factored(elbo)(key, log_joint, q, num_samples=num_samples)
 
         return run

@@ -116,7 +116,7 @@ def _collapsed(gain, x):
 
 def _laplace(gain, x):
     log_joint = lambda z, b: -0.5 * (z**2 + (b - z) ** 2) + x * b - gain * jnp.exp(b)
-    return vj.targets.laplace(log_joint, jnp.zeros(x.shape))[0](jnp.zeros(x.shape))
+    return vj.targets.collapse_laplace(log_joint, jnp.zeros(x.shape))[0](jnp.zeros(x.shape))
 
 
 def _flow(gain, x):

@@ -153,7 +153,7 @@ CASES = {
     "leave_one_out": (with_impossible(N.leave_one_out_log_mean_exp), LOG_W),
     "transform": (transformed, FREE),
     "collapse_gaussian": (lambda z: T.collapse_gaussian(regression, 0.0)[0](z), PAIR),
-    "laplace": (lambda z: T.laplace(counts, 0.0)[0](z), PAIR),
+    "laplace": (lambda z: T.collapse_laplace(counts, 0.0)[0](z), PAIR),
     "enumerate": (T.enumerate(two_components, 2, plate=(3,)).log_joint, LIKE),
     "gauss_hermite": (expected, {"loc": LIKE, "log_scale": np.array([-0.3, 0.1])}),
     "minorize, logistic": (minorized(M.jaakkola_jordan, lambda b: SIGN * X * b), PAIR),

@@ -220,7 +220,7 @@ def test_analytic_kl_4(row, d1, d2, s1, s2):
             "2": plate(distrax.Normal(jnp.zeros(d2), 1.0)),
         }
         scaled = lambda q, p: (s1 * s2 if q.dtype == jnp.int32 else s1) * q.kl_divergence(p)
-        target = vj.targets.split(lambda z: jnp.float32(0), prior, q, kl=scaled)
+        target = vj.targets.exact_kl(lambda z: jnp.float32(0), prior, q, kl=scaled)
         return -G.auto(elbo)(jax.random.key(0), target, q, num_samples=2).value
 
     (ev, eg), (v, g) = jax.value_and_grad(exact)(raw), jax.value_and_grad(loss)(raw)

@@ -9,7 +9,7 @@ from jax.scipy.stats import t as student
 import vijax as vj
 from tests.marks import some
 
-gauss_hermite, split = vj.targets.gauss_hermite, vj.targets.split
+gauss_hermite, exact_kl = vj.targets.gauss_hermite, vj.targets.exact_kl
 error = vj.targets.gauss_hermite_error
 elbo = vj.bounds.elbo
 
@@ -72,7 +72,7 @@ def test_the_elbo_in_closed_form(name, x64):
 
     def bound(params, key, make=vj.gradients.reparam, nodes=32):
         q = family.dist(params)
-        target = split(gauss_hermite(poisson, predictor, q, nodes=nodes), prior, q)
+        target = exact_kl(gauss_hermite(poisson, predictor, q, nodes=nodes), prior, q)
         return make(elbo)(key, target, q, num_samples=2).value
 
     both = [
@@ -142,7 +142,7 @@ def test_concave_in_mean_and_cholesky_where_the_sites_are(log_site, concave, x64
 def test_it_goes_with_linear_bounds_alone(key):
     family = FAMILIES["mean_field"]
     q = family.dist(start(family, np.float32))
-    target = split(gauss_hermite(poisson, predictor, q), q, q)
+    target = exact_kl(gauss_hermite(poisson, predictor, q), q, q)
     for alone in (target, gauss_hermite(poisson, predictor, q)):
         with pytest.raises(ValueError, match="must be linear in log_w"):
             vj.gradients.reparam(vj.bounds.iwae)(key, alone, q, num_samples=2)

@@ -84,7 +84,7 @@ def test_local_bounds(x64):
     """Both variances in one program; 20 steps do not arrive where the prior says little."""
     like, v = jnp.zeros(3), jnp.array(list(VALUES))
     made = {
-        "laplace": targets.laplace(log_joint, like)[0],
+        "laplace": targets.collapse_laplace(log_joint, like)[0],
         "jaakkola_jordan": targets.minorize(
             minorizers.jaakkola_jordan, predictor, log_prior, like, steps=500
         ).collapsed,
@@ -122,7 +122,7 @@ def test_gaussian_q(name, x64):
             sites = targets.gauss_hermite(jax.nn.log_sigmoid, lambda w: predictor(v, w), q)
             key = jax.random.key(0)
             return vj.gradients.reparam(vj.bounds.elbo)(
-                key, targets.split(sites, prior, q), q, num_samples=1
+                key, targets.exact_kl(sites, prior, q), q, num_samples=1
             ).value
 
         return maximize(bound, family.init(jax.random.key(0), like), slope=1e-9)

@@ -1,4 +1,4 @@
-"""targets.collapse_gaussian and laplace: closed-form evidences, the exact conditional, every structure, and what is refused."""
+"""targets.collapse_gaussian and collapse_laplace: closed-form evidences, the exact conditional, every structure, and what is refused."""
 
 from contextlib import nullcontext
 
@@ -347,7 +347,7 @@ def test_what_is_not_quadratic_is_refused(log_joint, how):
     collapsed, conditional = vj.targets.collapse_gaussian(log_joint, jnp.zeros(4))
     for function in (collapsed, conditional):
         with pytest.raises(
-            ValueError, match=rf"not quadratic in b: '({how})' keeps b .* targets.laplace"
+            ValueError, match=rf"not quadratic in b: '({how})' keeps b .* targets.collapse_laplace"
         ):
             jax.eval_shape(lambda f=function: jax.tree.leaves(f(jnp.float32(0.3)))[0])
 
@@ -396,14 +396,14 @@ def test_other_refusals():
         vj.targets.collapse_gaussian(part, jnp.zeros(3))
 
 
-# --- laplace
+# --- collapse_laplace
 
 
 def test_laplace_is_exact_where_the_other_is():
     z = of(Z, np.float32)
     both = [
         make(regression, of(LIKE, np.float32))[0]
-        for make in (vj.targets.laplace, vj.targets.collapse_gaussian)
+        for make in (vj.targets.collapse_laplace, vj.targets.collapse_gaussian)
     ]
     found = [jax.jit(jax.value_and_grad(f))(z) for f in both]
     np.testing.assert_allclose(found[0][0], found[1][0], rtol=1e-5)
@@ -414,7 +414,7 @@ def test_laplace_is_exact_where_the_other_is():
 
 def test_laplace_of_a_gamma_is_stirlings(x64):
     """∫ e^{(a+1) b - e^b} db = Γ(a + 1) ≈ √(2π) (a+1)^(a+½) e^-(a+1): a closed form, with its derivative in a."""
-    collapsed, conditional = vj.targets.laplace(
+    collapsed, conditional = vj.targets.collapse_laplace(
         lambda a, b: (a + 1) * b - jnp.exp(b), jnp.zeros(())
     )
     stirling = lambda a: 0.5 * jnp.log(2 * jnp.pi) + (a + 0.5) * jnp.log(a + 1) - (a + 1)
@@ -427,7 +427,7 @@ def test_laplace_of_a_gamma_is_stirlings(x64):
 
 
 def test_laplace_says_so_where_there_is_no_maximum():
-    collapsed, _ = vj.targets.laplace(lambda z, b: z * b, jnp.zeros(()))
+    collapsed, _ = vj.targets.collapse_laplace(lambda z, b: z * b, jnp.zeros(()))
     assert jnp.isnan(collapsed(jnp.float32(1.0)))
 
 
@@ -442,7 +442,9 @@ def test_a_minibatch_of_two_arguments_is_refused():
 
 def test_second_derivatives_of_laplace(x64):
     """Against central differences of its gradient, which move the mode."""
-    target, _ = vj.targets.laplace(lambda z, b: (jnp.exp(z) + 1) * b - jnp.exp(b), jnp.zeros(()))
+    target, _ = vj.targets.collapse_laplace(
+        lambda z, b: (jnp.exp(z) + 1) * b - jnp.exp(b), jnp.zeros(())
+    )
     slope = jax.jit(jax.grad(target))
     second = jax.jit(jax.hessian(target))(0.3)
     np.testing.assert_allclose(second, (slope(0.3 + 1e-5) - slope(0.3 - 1e-5)) / 2e-5, rtol=1e-6)

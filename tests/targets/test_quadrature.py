@@ -46,7 +46,7 @@ def test_a_thousand_groups_of_binary_answers(x64):
     value, found = total(quadrature(log_joint, like)[0])(z)
     np.testing.assert_allclose(value, expected, atol=1e-6)
     np.testing.assert_allclose(found, slope, rtol=1e-6)
-    value, found = total(vj.targets.laplace(log_joint, like)[0])(z)
+    value, found = total(vj.targets.collapse_laplace(log_joint, like)[0])(z)
     assert abs(value - expected) > 10
     assert abs(found[2] - slope[2]) > 10
 
@@ -67,7 +67,7 @@ def test_the_error_says_how_far_off_it_is(x64):
     exact = by_brute_force(log_joint, z, 100)
     assert jnp.abs(jax.jit(quadrature_error(log_joint, like))(z)).max() < 1e-9
     one = jax.jit(quadrature(log_joint, like, nodes=1, steps=20)[0])(z)
-    laplace = jax.jit(vj.targets.laplace(log_joint, like)[0])(z)
+    laplace = jax.jit(vj.targets.collapse_laplace(log_joint, like)[0])(z)
     np.testing.assert_allclose(one, laplace, atol=1e-7)
     said = jax.jit(quadrature_error(log_joint, like, nodes=1))(z)
     assert jnp.sum(exact - one) > 1
@@ -177,7 +177,7 @@ def test_refusals():
 def test_laplace_of_many_groups_in_double_precision(x64):
     """Every group stands on its mode: none is nan because its curvature was compared beside it."""
     log_joint, z, like = binary(np.float64)
-    assert np.all(np.isfinite(jax.jit(vj.targets.laplace(log_joint, like)[0])(z)))
+    assert np.all(np.isfinite(jax.jit(vj.targets.collapse_laplace(log_joint, like)[0])(z)))
 
 
 def two(weight, m1, s1, m2, s2):

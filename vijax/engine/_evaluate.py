@@ -97,7 +97,7 @@ def evaluate(
     Args:
         log_joint: the target, see `types.LogJoint`.
         z: draws, a pytree with leading axis k.
-        log_q: [k, *batch], read for its shape; and handed to targets that add it (`targets.split`),
+        log_q: [k, *batch], read for its shape; and handed to targets that add it (`targets.exact_kl`),
             so that the same number is taken away again, with the same derivative.
         keys: [k], for targets made by `targets.keyed`.
         known: the target's properties, where the caller has them.

@@ -10,8 +10,8 @@ from jaxtyping import Array, Float
 
 from vijax import checks, jaxprs
 from vijax.calls import usage
+from vijax.targets._exact_kl import WHY
 from vijax.targets._hermite import hermite
-from vijax.targets._split import WHY
 from vijax.types import Affine, LogJoint, PyTree, derive, offers, properties
 
 # Why only its mean is right, and what is to be done about a likelihood of a minibatch
@@ -31,7 +31,7 @@ def gauss_hermite(
 
         E_q[Σₙ log f(xₙ)] ≈ Σₙ Σᵢ wᵢ log f(mₙ + sₙ eᵢ),     xₙ ~ N(mₙ, sₙ²) under q
 
-    For generalized linear models and Gaussian processes at their data. As the likelihood of `split`
+    For generalized linear models and Gaussian processes at their data. As the likelihood of `exact_kl`
     it gives an ELBO without noise, for `solvers.maximize`.
 
     Args:
@@ -48,7 +48,7 @@ def gauss_hermite(
             see `gauss_hermite_error` for yours.
 
     Returns:
-        A target z -> () that does not depend on z, for `split` and bounds linear in log_w.
+        A target z -> () that does not depend on z, for `exact_kl` and bounds linear in log_w.
 
     Raises:
         TypeError: for a q that is no Gaussian family, or nodes that are no whole number.

@@ -24,7 +24,7 @@ TWICE = (
 
 NO_NOISE = (
     "{0} is itself a targets.gauss_hermite, whose terms are summed already. Scale them inside, "
-    "and leave minibatch out: targets.split(targets.gauss_hermite(lambda x: N / B * log_site(x), "
+    "and leave minibatch out: targets.exact_kl(targets.gauss_hermite(lambda x: N / B * log_site(x), "
     "predictor, q), prior, q), with the predictor and the data of the batch; likewise for a "
     "sparse Gaussian process."
 )

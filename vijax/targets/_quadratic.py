@@ -75,8 +75,8 @@ def collapse_gaussian(
     return lambda z: result(z)[0], lambda z: result(z)[1]
 
 
-@usage("targets.laplace")
-def laplace(
+@usage("targets.collapse_laplace")
+def collapse_laplace(
     log_joint: Callable[[PyTree, PyTree], Array],
     like: PyTree,
     *,
@@ -109,7 +109,7 @@ def laplace(
             minibatch's.
 
     Example:
-        >>> target, _ = laplace(lambda z, b: z * b - jnp.exp(b), jnp.array(2.0))
+        >>> target, _ = collapse_laplace(lambda z, b: z * b - jnp.exp(b), jnp.array(2.0))
         >>> round(float(jax.jit(target)(11.0)), 3)  # log Γ(11) is 15.104
         15.097
 
@@ -117,7 +117,7 @@ def laplace(
         densities, 1986; Rue, Martino, Chopin, Approximate Bayesian inference for latent Gaussian
         models, 2009.
     """
-    log_joint = checks.target(log_joint, "targets.laplace", cure=checks.CONDITIONAL)
+    log_joint = checks.target(log_joint, "targets.collapse_laplace", cure=checks.CONDITIONAL)
     checks.static_count(steps, "steps", least=0)
     require_floats(like)
 
@@ -160,5 +160,5 @@ def _quadratic(f: Block, v: Array) -> None:
         "or rewrite it so (a Student-t is a Gaussian with a Gamma scale in z; for logistic and "
         "other terms with quadratic bounds see targets.minorize); what is integrated already, "
         "take together with b in one `like`; for a library's check of arguments, switch it off "
-        "(validate_args=False). targets.laplace integrates approximately."
+        "(validate_args=False). targets.collapse_laplace integrates approximately."
     )

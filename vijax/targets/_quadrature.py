@@ -35,7 +35,7 @@ def quadrature(
 
         log p(x, z) = log Σᵢ wᵢ exp(log p(x, z, bᵢ) + ½ |eᵢ|²) - ½ log |Λ|,     bᵢ = b* + L⁻ᵀ eᵢ
 
-    For random effects of one or two numbers a group: off by 1e-8 where `laplace` is by 0.1 nats.
+    For random effects of one or two numbers a group: off by 1e-8 where `collapse_laplace` is by 0.1 nats.
 
     Args:
         log_joint: (z, b) -> log p(x, z, b), [*batch] in nats, smooth in b: a term for each group,
@@ -165,7 +165,7 @@ def _sums(f: Block, at: Array, root: Array, nodes: int) -> tuple[Array, Gaussian
         raise ValueError(
             f"b has {f.size} numbers in each member of the batch {f.batch}, and {nodes} nodes for "
             f"each make {nodes**f.size}, more than {_MOST}: give `like` the groups' axes first, "
-            "and log_joint a term for each group; take fewer nodes, or targets.laplace."
+            "and log_joint a term for each group; take fewer nodes, or targets.collapse_laplace."
         )
     e, log_weights = (jnp.asarray(part, at.dtype) for part in _nodes(nodes, f.size))
     log_p = _densities(f, at, root, e)

@@ -79,7 +79,7 @@ class Entropy(Protocol):
 
 @runtime_checkable
 class Divergence(Protocol):
-    """q with a closed-form divergence from some distributions: what `targets.split` asks for."""
+    """q with a closed-form divergence from some distributions: what `targets.exact_kl` asks for."""
 
     def kl_divergence(self, other: Distribution) -> Float[Array, "*batch"]:
         """Return KL(q ‖ other) in nats; NotImplementedError where none is known."""

@@ -82,8 +82,8 @@ def _is_diagonal(p: PyTree) -> bool:
     )
 
 
-@usage("targets.split")
-def split(
+@usage("targets.exact_kl")
+def exact_kl(
     log_likelihood: Callable[[PyTree], Array],
     prior: PyTree,
     q: PyTree,
@@ -120,7 +120,7 @@ def split(
 
     Example:
         >>> q, prior = distrax.Normal(1.0, 1.0), distrax.Normal(0.0, 1.0)
-        >>> target = split(lambda z: jnp.zeros(()), prior, q)
+        >>> target = exact_kl(lambda z: jnp.zeros(()), prior, q)
         >>> objective = vj.gradients.reparam(vj.bounds.elbo)
         >>> round(float(objective(jax.random.key(0), target, q, num_samples=2).value), 3)  # -KL
         -0.5
@@ -143,7 +143,7 @@ def exact_entropy(log_joint: Callable[[PyTree], Array], q: PyTree) -> LogJoint:
 
         L = E_q[log p(x, z)] + H[q],     log wₖ = log p(x, zₖ) + H[q]
 
-    For a prior that `split` knows no divergence from, and q far from the posterior; near it
+    For a prior that `exact_kl` knows no divergence from, and q far from the posterior; near it
     `dreg(elbo)` of the plain log joint is better.
 
     Args:
@@ -180,7 +180,7 @@ def _with(
     drawn: LogJoint, exact: Callable[[PyTree], Array], q: Distribution, names: tuple[str, str]
 ) -> LogJoint:
     """Return drawn(z) + exact(z) + log q(z), of which the objective takes log q away again."""
-    who = "targets.split" if names[1] == "KL" else "targets.exact_entropy"
+    who = "targets.exact_kl" if names[1] == "KL" else "targets.exact_entropy"
     drawn = checks.target(
         drawn, who, keyed=True, only_mean=True, has_aux=True, what=names[0].partition("(")[0]
     )

@@ -1,4 +1,4 @@
-"""targets.split and exact_entropy: three forms of one ELBO, equal in mean, with gradients that are exact under every estimator."""
+"""targets.exact_kl and exact_entropy: three forms of one ELBO, equal in mean, with gradients that are exact under every estimator."""
 
 from functools import partial
 
@@ -14,7 +14,7 @@ from tests import enumeration as enum
 from tests.bare import Gauss
 from tests.marks import some
 
-split, exact_entropy, elbo = vj.targets.split, vj.targets.exact_entropy, vj.bounds.elbo
+exact_kl, exact_entropy, elbo = vj.targets.exact_kl, vj.targets.exact_entropy, vj.bounds.elbo
 reparam = vj.gradients.reparam(elbo)
 
 
@@ -124,7 +124,7 @@ def check(case, name, target):
 def test_every_estimator_is_unbiased_for_it(pair, x64):
     case, name = pair
     with jax.numpy_rank_promotion("allow"):
-        check(case, name, split)
+        check(case, name, exact_kl)
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,7 @@ def test_a_wrong_divergence_is_seen(x64):
         lambda q, p: jax.lax.stop_gradient(normal_kl(q, p)),
     ):
         with pytest.raises(AssertionError), jax.numpy_rank_promotion("allow"):
-            check(line, "reparam", partial(split, kl=wrong))
+            check(line, "reparam", partial(exact_kl, kl=wrong))
 
 
 # --- the three forms: one mean, and variances in the order of the literature
@@ -157,7 +157,11 @@ X, WEAK = 1.5, 6.0
 def forms(q, noise):
     prior, likelihood = Known(0.0, 0.0), lambda z: norm.logpdf(X, z, noise)
     whole = lambda z: likelihood(z) + norm.logpdf(z)
-    return {"drawn": whole, "entropy": exact_entropy(whole, q), "KL": split(likelihood, prior, q)}
+    return {
+        "drawn": whole,
+        "entropy": exact_entropy(whole, q),
+        "KL": exact_kl(likelihood, prior, q),
+    }
 
 
 @partial(jax.jit, static_argnums=(3, 4))
@@ -231,27 +235,27 @@ def test_chunks_keys_and_factors(key):
     """Chunks equal the whole; noise in the likelihood and a dict of factors pass through."""
     q, prior = Known(jnp.array([0.3]), jnp.array([-0.5])), Known(jnp.zeros(1), jnp.zeros(1))
     plain = lambda z: norm.logpdf(1.2, z, 0.8)
-    expected = reparam(key, split(plain, prior, q), q, num_samples=6).value
+    expected = reparam(key, exact_kl(plain, prior, q), q, num_samples=6).value
     keyed = vj.targets.keyed(lambda key, z: plain(z))
     for likelihood in (plain, lambda z: {"x": 0.5 * plain(z), "y": 0.5 * plain(z)}):
         for chunk in (None, 2):
             for objective in (reparam, vj.gradients.dreg(elbo)):
                 found = objective(
-                    key, split(likelihood, prior, q), q, num_samples=6, chunk_size=chunk
+                    key, exact_kl(likelihood, prior, q), q, num_samples=6, chunk_size=chunk
                 ).value
                 np.testing.assert_allclose(found, expected, rtol=2e-6)
-    noisy = reparam(key, split(keyed, prior, q), q, num_samples=6)
+    noisy = reparam(key, exact_kl(keyed, prior, q), q, num_samples=6)
     np.testing.assert_allclose(
-        noisy.draws.log_w, vj.draws.weigh(key, split(keyed, prior, q), q, num_samples=6).log_w
+        noisy.draws.log_w, vj.draws.weigh(key, exact_kl(keyed, prior, q), q, num_samples=6).log_w
     )
-    aux = split(vj.targets.keyed(lambda key, z: (plain(z), z), has_aux=True), prior, q)
+    aux = exact_kl(vj.targets.keyed(lambda key, z: (plain(z), z), has_aux=True), prior, q)
     found = reparam(key, aux, q, num_samples=6).draws
     np.testing.assert_allclose(found.aux, found.z)
     np.testing.assert_allclose(
         found.log_w, jax.vmap(lambda z: plain(z) - normal_kl(q, prior))(found.z), rtol=1e-5
     )
     np.testing.assert_allclose(
-        split(plain, prior, q)(q.loc), plain(q.loc) - normal_kl(q, prior) + q.log_prob(q.loc)
+        exact_kl(plain, prior, q)(q.loc), plain(q.loc) - normal_kl(q, prior) + q.log_prob(q.loc)
     )
 
 
@@ -274,7 +278,7 @@ def member(name, seed):
 
 def test_a_family_in_split(key):
     q, p = member("full_rank", 1), member("mean_field", 2)
-    found = reparam(key, split(lambda z: z["b"], p, q), q, num_samples=3).draws
+    found = reparam(key, exact_kl(lambda z: z["b"], p, q), q, num_samples=3).draws
     np.testing.assert_allclose(found.log_w, found.z["b"] - q.kl_divergence(p), rtol=1e-4, atol=1e-4)
 
 
@@ -287,7 +291,7 @@ def test_pairs_of_distrax(key):
     }
     p = {"a": distrax.Normal(jnp.zeros(2), 1.0), "b": distrax.Bernoulli(logits=jnp.zeros(2))}
     likelihood = lambda z: norm.logpdf(1.2, z["a"] + z["b"], 0.8)
-    found = vj.gradients.auto(elbo)(key, split(likelihood, p, q), q, num_samples=5).draws
+    found = vj.gradients.auto(elbo)(key, exact_kl(likelihood, p, q), q, num_samples=5).draws
     kl = q["a"].kl_divergence(p["a"]) + q["b"].kl_divergence(p["b"])
     np.testing.assert_allclose(
         found.log_w, jax.vmap(likelihood)(found.z) - kl, rtol=1e-4, atol=1e-5
@@ -295,7 +299,7 @@ def test_pairs_of_distrax(key):
     mixture = distrax.MixtureSameFamily(
         distrax.Categorical(jnp.zeros(2)), distrax.Normal(jnp.zeros(2), 1.0)
     )
-    target = split(lambda z: norm.logpdf(z), distrax.Normal(0.0, 1.0), mixture)
+    target = exact_kl(lambda z: norm.logpdf(z), distrax.Normal(0.0, 1.0), mixture)
     with pytest.raises(
         TypeError,
         match="MixtureSameFamily has no closed-form kl_divergence from Normal: leave it to",
@@ -336,24 +340,24 @@ def test_it_would_exceed_the_evidence(key):
 @pytest.mark.usefixtures("unchecked")
 def test_refusals(key):
     q, prior, likelihood = Known(0.0, 0.0), Known(0.0, 0.0), lambda z: norm.logpdf(X, z, 1.0)
-    target = split(likelihood, prior, q)
+    target = exact_kl(likelihood, prior, q)
     for objective in (vj.gradients.wake(elbo), vj.gradients.fixed(elbo)):
         with pytest.raises(ValueError, match="holds terms of q in closed form"):
             objective(key, target, q, num_samples=2)
     with pytest.raises(TypeError, match="Gauss has no closed-form kl_divergence from Known"):
-        reparam(key, split(likelihood, prior, Gauss(0.0, 0.0)), q, num_samples=2)
+        reparam(key, exact_kl(likelihood, prior, Gauss(0.0, 0.0)), q, num_samples=2)
     with pytest.raises(TypeError, match="Gauss has no closed-form entropy"):
         reparam(key, exact_entropy(likelihood, Gauss(0.0, 0.0)), q, num_samples=2)
     with pytest.raises(TypeError, match="distributions"):
-        split(likelihood, prior, 3.0)
+        exact_kl(likelihood, prior, 3.0)
     with pytest.raises(ValueError, match="the same leaves"):
-        reparam(key, split(lambda z: z["a"], {"b": prior}, {"a": q}), {"a": q}, num_samples=2)
+        reparam(key, exact_kl(lambda z: z["a"], {"b": prior}, {"a": q}), {"a": q}, num_samples=2)
     wide = {"a": q, "b": Known(jnp.zeros(3), jnp.zeros(3))}
     with pytest.raises(ValueError, match="share one batch shape"):
-        reparam(key, split(lambda z: z["a"], wide, wide), wide, num_samples=2)
+        reparam(key, exact_kl(lambda z: z["a"], wide, wide), wide, num_samples=2)
     long = Known(jnp.zeros(3), jnp.zeros(3))
     with pytest.raises(ValueError, match="the KL of q"):
-        split(lambda z: jnp.sum(z), long, long)(jnp.zeros(3), log_q=jnp.zeros(()))
+        exact_kl(lambda z: jnp.sum(z), long, long)(jnp.zeros(3), log_q=jnp.zeros(()))
     other = vj.families.mean_field().dist(vj.families.mean_field().init(None, jnp.zeros(4)))
     with pytest.raises(ValueError, match="must be alike"):
         member("mean_field", 1).kl_divergence(other)
@@ -368,7 +372,7 @@ def test_local_expectations_stay_exact(key):
     def drawn(logit, key):
         q = distrax.Bernoulli(logits=logit)
         objective = vj.gradients.local_expectation(elbo)
-        return objective(key, split(likelihood, prior, q), q, num_samples=2).value
+        return objective(key, exact_kl(likelihood, prior, q), q, num_samples=2).value
 
     def exact(logit):
         p = jax.nn.sigmoid(logit)
