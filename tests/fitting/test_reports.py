@@ -30,7 +30,7 @@ def step(key, state):
     return state + 1, Step(log_w.mean(), Draws(None, log_w, jnp.zeros(4)))
 
 
-RULE = Rule(lambda params: params, step, lambda state: ())
+RULE = Rule(lambda params: params, step, lambda state: jnp.zeros(()))  # which never moves
 
 
 def told(key, steps, **options):
@@ -91,7 +91,7 @@ def test_the_bar_shows_bound_sample_size_and_khat(key, monkeypatch):
     monkeypatch.setattr("sys.stderr", screen)
     fit(key, RULE, jnp.int32(0), steps=600, log_every=200, reports=[bar(every=0.0)])
     shown = screen.getvalue().split("\r")[-1]
-    assert "512/600" in shown  # nothing is watched, and the bound does not rise
+    assert "512/600" in shown  # what is watched does not move, and the bound does not rise
     for word in ("step/s", "bound ", "ess ", "khat ", "drift "):
         assert word in shown
 
