@@ -1,7 +1,7 @@
 #!/bin/sh
 # Make the virtual environment: find a Python, create the folder, install the hash-checked lock, then vijax itself.
 #
-#     sh scripts/bootstrap.sh                               .venv, with the first Python that will do
+#     sh scripts/bootstrap.sh                               .venv, with a Python of the newest JAX where there is one
 #     PYTHON=3.13 VENV=.venv-3.13 sh scripts/bootstrap.sh   a chosen Python (a version, a name or a path), beside it
 #     sh scripts/bootstrap.sh docs                          the extra `docs` as well, which the lock leaves out
 #     sh scripts/bootstrap.sh --which                       only print which Python it would take
@@ -37,8 +37,9 @@ have_uv() { uv --version >/dev/null 2>&1; }
 find_python() {
     pyenv=${PYENV_ROOT:-${HOME:-/nowhere}/.pyenv}/versions
     case ${PYTHON:-} in
-    "") # pyenv keeps what its shims hide
-        set -- python3 python3.13 python3.12 python3.11 python3.14 python "$pyenv"/3.1[1-4].*/bin/python
+    "") # Python 3.12 and later run the newest JAX; pyenv keeps what its shims hide
+        set -- python3.13 "$pyenv"/3.13.*/bin/python python3.12 "$pyenv"/3.12.*/bin/python
+        set -- "$@" python3 python3.14 python3.11 python "$pyenv"/3.1[14].*/bin/python
         range=">=3.$oldest,<3.$((newest + 1))"
         ;;
     [0-9].[0-9]*)
