@@ -16,7 +16,7 @@ export VENV NPROC
 
 help: ## list the commands
 	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  make \1	\2/p' Makefile | expand -t 18
-	@echo "Another Python, beside the first: make test PYTHON=3.13 VENV=.venv-3.13"
+	@echo "Another Python, beside the first: make test PYTHON=3.11 VENV=.venv-3.11"
 
 venv: ## make the virtual environment, and no more
 	@sh scripts/bootstrap.sh
