@@ -64,6 +64,7 @@ def own_bound(log_w, *, weights=None):
     )
 
 
+@vj.types.with_closed_forms(smooth=True)  # as functools.partial would have it
 def sumo(log_w):
     """Return SUMO at a level that all but the last draw reach, or the only one."""
     k = log_w.shape[0]
@@ -72,7 +73,9 @@ def sumo(log_w):
     )
 
 
-@vj.types.with_closed_forms(leave_one_out=vj.types.closed_forms(vj.bounds.mlmc_iwae).leave_one_out)
+@vj.types.with_closed_forms(
+    smooth=True, leave_one_out=vj.types.closed_forms(vj.bounds.mlmc_iwae).leave_one_out
+)
 def mlmc_iwae(log_w):
     """Return MLMC at the last level, which uses every draw."""
     m = max(log_w.shape[0].bit_length(), 1)
