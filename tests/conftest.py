@@ -30,23 +30,6 @@ def pytest_addoption(parser):
     parser.addoption(
         "--seed", type=int, default=0, help="offset of every key in the tests (default 0)"
     )
-    parser.addoption(
-        "--first-cases", action="store_true", help="of a parametrized test run the first case alone"
-    )
-
-
-def pytest_collection_modifyitems(config, items):
-    if not config.getoption("--first-cases"):
-        return
-    slow, seen, kept, left = config.getoption("-m") == "not slow", set(), [], []
-    for item in items:
-        test = item.path, getattr(item, "cls", None), getattr(item, "originalname", item.name)
-        # A slow case is not run, and is no test's first.
-        is_kept = test not in seen and not (slow and item.get_closest_marker("slow"))
-        (kept if is_kept else left).append(item)
-        seen |= {test} if is_kept else set()
-    items[:] = kept
-    config.hook.pytest_deselected(items=left)
 
 
 @pytest.fixture
