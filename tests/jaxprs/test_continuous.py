@@ -37,6 +37,15 @@ JUMP = {
     "turned around": lambda x: jnp.where(x > 0, x, x[::-1]),
     "a pole": lambda x: jnp.where((1 / x > 0) | (x > 5), x + 1, x),
     "rounding": lambda x: jnp.where(x.astype(jnp.float8_e4m3fn).astype(jnp.float32) > 0, x, 0.0),
+    "a threshold that few numbers reach": lambda x: jnp.where(
+        jnp.abs(x) > PARAMS["w"] - 3, jax.nn.leaky_relu(x), 0.0
+    ),
+    "a value far from 0": lambda x: 1e3 * (jnp.where(x > 0, 1000 + 9e-4, 1000.0) - 1000),
+    "a step at large numbers": lambda x: jnp.where(x > 0, x + 1 + jnp.exp(20 * x**0 - 20), x + 1),
+    "too sharp": lambda x: jnp.where(x > 0, x / (x + 1e-12), 0.0),
+    "logarithm of a complex number": lambda x: jnp.log(jax.lax.complex(0 * x - 1, x)).imag,
+    "root of a complex number": lambda x: jnp.sqrt(jax.lax.complex(0 * x - 1, x)).imag,
+    "second key of a sort": lambda x: jax.lax.sort((x, x[::-1] * 2), num_keys=2)[1],
     "neighbors": jax.jit(lambda x: jnp.where(x > 0, x, 0.0) - jnp.where(x[::-1] > 0, 1.0, 0.0)),
 }
 

@@ -183,8 +183,8 @@ def _judgement(s: Summary) -> str:
     else:
         where = "though of no latent alone"
     return (
-        f"{NEITHER}k-hat is too large, {where}. Try a richer family, another parameterization, or "
-        "a fit that has converged."
+        f"{NEITHER}k-hat is too large, {where}. Integrate out what can be, try another "
+        "parameterization, then another family; and a fit that has converged."
     )
 
 

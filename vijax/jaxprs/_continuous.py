@@ -15,14 +15,17 @@ from jax.extend import core
 from vijax.jaxprs._equations import CALLS, Atom
 from vijax.jaxprs._scalars import ANALYTIC, COMPARISONS, INVERTIBLE, Run, Unknown, Value
 
-# Cases agree where they differ by the rounding of float32; of small values, and of slopes, by what
-# stable implementations give up of the relative error, e⁻⁹ in value and 2e⁻⁹ in slope.
+# Cases agree where they differ by the rounding of float32, in units of how far the values reach; of
+# small values, and of slopes, by what stable implementations give up of the relative error, e⁻⁹ in
+# value and 2e⁻⁹ in slope.
 _ROUNDING = 1e-6
 _RELATIVE = 5e-4
-# Of numbers that are 0 but for the rounding of double precision.
+# Rounding of double precision.
 _ZERO = 1e-12
-# Numbers that stand for whatever else is in the cases: of either sign, then positive.
-_PROBES = 6
+# Share of the values' reach that a millionth of the argument may make: more is a jump in all but name.
+_STEEP = 0.05
+# Sizes of the numbers that stand for whatever else is in the cases: of either sign, then positive.
+_PROBES = (1.0, 1.0, 1.0, 1.0, 10.0, 10.0, 30.0, 30.0)
 # How other numbers may be tied to each other.
 _TIES = frozenset(ANALYTIC) | {"convert_element_type", "broadcast_in_dim"}
 # Longer programs are no choice between formulas.
@@ -170,10 +173,11 @@ def _meet(
     eqns: Sequence[core.JaxprEqn], x: core.Var, others: Sequence[core.Var], result: Any
 ) -> bool | None:
     """Return whether the slopes of all cases meet, or None where their values do not."""
-    smooth, proved = True, 0
+    smooth, probes = True, _PROBES if others else _PROBES[:1]
+    proved: list[int] = []  # of each comparison, by how many probes
     random = np.random.default_rng(0)
-    for probe in range(_PROBES if others else 1):
-        numbers = random.normal(size=len(others))
+    for probe, size in enumerate(probes):
+        numbers = size * random.normal(size=len(others))
         given = {
             v: Value(abs(n) if probe % 2 else n, other=True)
             for v, n in zip(others, numbers, strict=True)
@@ -185,29 +189,33 @@ def _meet(
             known = run.steps(eqns, {**given, x: argument})
             return float(known[result].number), run
 
-        # Outside of the domain of a logarithm, say, a probe says nothing.
-        told = False
         with np.errstate(all="ignore"):
             try:
-                for c in sorted(evaluate(0.5)[1].places):
+                comparisons = evaluate(0.5)[1].places
+                told = [False] * len(comparisons)
+                for i, c in ((i, c) for i, places in enumerate(comparisons) for c in places):
                     values, room = _values(evaluate, c)
+                    # Outside of the domain of a logarithm, say, a probe says nothing.
                     if np.all(np.isnan(values)):
                         continue
                     if not np.all(np.isfinite(values)) or np.ptp(values) > room:
                         return None
-                    told = True
+                    told[i] = True
                     smooth = smooth and _slopes_meet(evaluate, c, values)
             except (Unknown, ArithmeticError, ValueError, TypeError):
                 return None
-        proved += told
-    # A comparison whose place is not known, or that no probe reached, proves nothing.
-    return smooth if proved >= (_PROBES // 2 if others else 1) else None
+        proved = [a + b for a, b in zip(proved or [0] * len(told), told, strict=True)]
+    # A comparison whose place is not known, or that few probes reached, proves nothing, and the
+    # others nothing for it.
+    return smooth if proved and 2 * min(proved) >= len(probes) else None
 
 
 def _values(evaluate: Any, c: float) -> tuple[tuple[float, ...], float]:
     """Return the values below, at and above a threshold, and by how much they may differ."""
     value, there = evaluate(c)
     scale = abs(c) or 1.0
+    if scale > 1e9:  # a unit of the argument is near the rounding there
+        return (np.nan,), 0.0
     # As near as the comparison tells both sides apart, for rounding may have moved the place.
     for away in (0.0, 1e-15, 1e-13, 1e-11, 1e-9):
         left, right = (
@@ -217,9 +225,16 @@ def _values(evaluate: Any, c: float) -> tuple[tuple[float, ...], float]:
         (below, one), (above, other) = evaluate(left), evaluate(right)
         if not (one.outcomes == there.outcomes == other.outcomes):
             values = (below, value, above)
-            largest = max(map(abs, values))
-            least = _RELATIVE * largest + _ZERO + 10 * away * scale
-            return values, min(_ROUNDING * max(1.0, largest), least)
+            # How far the values reach within a unit of the argument, whatever number is added to
+            # both; a threshold far from 0 is one of a number in another unit.
+            unit = min(scale, 1.0)
+            around = [evaluate(c + side * unit)[0] for side in (-1, 1)]
+            reach = float(np.ptp([*values, *(v for v in around if np.isfinite(v))]))
+            rounding = _ZERO * (1 + max(map(abs, values))) + 10 * away * scale
+            room = min(_ROUNDING * max(1.0, reach), _RELATIVE * reach) + rounding
+            near = [evaluate(c + side * 1e-6 * unit)[0] for side in (-1, 1)]
+            steep = max(abs(near[0] - below), abs(near[1] - above)) > _STEEP * reach + rounding
+            return values, -1.0 if steep else room
     raise Unknown
 
 

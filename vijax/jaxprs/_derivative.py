@@ -12,9 +12,10 @@ from vijax.jaxprs._continuous import meeting
 from vijax.jaxprs._equations import (
     DECLARED,
     LAID_OUT,
-    Atom,
     function_name,
     inner_jaxpr,
+    is_complex,
+    is_inexact,
     opened,
     shape_of,
     varies,
@@ -92,12 +93,6 @@ def _opaque(name: str, flows: Sequence[Flow]) -> Flow:
     return merge(flows)._replace(opaque=frozenset({name}))
 
 
-def _inexact(variable: Atom) -> bool:
-    dtype = getattr(variable.aval, "dtype", np.dtype(bool))
-    kind = getattr(dtype, "kind", "")  # that of most, told at once; bfloat16 has "V", and keys none
-    return kind == "f" or (kind not in "biu" and bool(jnp.issubdtype(dtype, jnp.inexact)))
-
-
 def _called(eqn: core.JaxprEqn, ins: list[Flow], outs: list[Flow]) -> list[Flow]:
     """Tell apart what was stopped within two calls of one function."""
     # A function traced once has the same equations at each call, so the call's id joins theirs.
@@ -120,10 +115,10 @@ def _called(eqn: core.JaxprEqn, ins: list[Flow], outs: list[Flow]) -> list[Flow]
 def _default(eqn: core.JaxprEqn, ins: list[Flow]) -> list[Flow]:
     # A primitive without a rule is smooth; stopped parts of its operands do not cancel in it.
     flow = anew(merge(ins), id(eqn))
-    if all(_inexact(v) for v in eqn.outvars) or not any(_inexact(v) for v in eqn.invars):
+    if all(is_inexact(v) for v in eqn.outvars) or not any(is_inexact(v) for v in eqn.invars):
         return [flow] * len(eqn.outvars)
     # Whole numbers made of real ones: indices of top_k, pivots, bits.
-    return [flow if _inexact(v) else broken(flow, eqn.primitive.name) for v in eqn.outvars]
+    return [flow if is_inexact(v) else broken(flow, eqn.primitive.name) for v in eqn.outvars]
 
 
 def _smooth(eqn: core.JaxprEqn, ins: list[Flow]) -> list[Flow]:
@@ -136,8 +131,7 @@ def _jump(eqn: core.JaxprEqn, ins: list[Flow]) -> list[Flow]:
 
 def _stop(eqn: core.JaxprEqn, ins: list[Flow]) -> list[Flow]:
     # The stopped part is named by its equation, so that only the same value cancels with it.
-    flow = stopped(ins[0], id(eqn))
-    shape = shape_of(eqn.outvars[0])
+    flow, shape = stopped(ins[0], id(eqn)), shape_of(eqn.outvars[0])
     return [flow._replace(shifts=frozenset(placed(s, shape) for s in flow.shifts))]
 
 
@@ -147,23 +141,30 @@ def _same(eqn: core.JaxprEqn, ins: list[Flow]) -> list[Flow]:
 
 def _select(eqn: core.JaxprEqn, ins: list[Flow]) -> list[Flow]:
     # As in `_choose`: the first operand chooses among the others.
-    flow = merge([broken(ins[0], "select_n"), *ins[1:]])
-    return [alike(flow, ins[1:], id(eqn))]
+    return [alike(merge([broken(ins[0], "select_n"), *ins[1:]]), ins[1:], id(eqn))]
 
 
 def _sort(eqn: core.JaxprEqn, ins: list[Flow]) -> list[Flow]:
-    """Let what is sorted through, which stays continuous; what is carried along jumps."""
-    count = eqn.params["num_keys"]
-    keys = anew(merge(ins[:count]), id(eqn))
+    """Let the first key through, which stays continuous; later keys and what is carried along jump."""
+    keys = anew(merge(ins[: eqn.params["num_keys"]]), id(eqn))
     jumps = broken(keys, "sort")
-    return [merge([flow, keys if i < count else jumps]) for i, flow in enumerate(ins)]
+    # Complex numbers are sorted by their real parts, and the imaginary ones are carried along.
+    first = 0 if is_complex(eqn.invars[0]) else 1
+    return [merge([flow, keys if i < first else jumps]) for i, flow in enumerate(ins)]
+
+
+def _cut(eqn: core.JaxprEqn, ins: list[Flow]) -> list[Flow]:
+    """Break functions that jump where a complex argument crosses their cut."""
+    rule = exponential if eqn.primitive.name == "log" else _default
+    return (_jump if is_complex(eqn.invars[0]) else rule)(eqn, ins)
 
 
 def _convert(eqn: core.JaxprEqn, ins: list[Flow]) -> list[Flow]:
     target, flow = eqn.params["new_dtype"], ins[0]
-    whole = not jnp.issubdtype(target, jnp.inexact)
-    if whole or np.dtype(target).itemsize < 2:  # float8 and less: quantized
-        return [broken(flow, "cast") if _inexact(eqn.invars[0]) else flow]
+    if (
+        not jnp.issubdtype(target, jnp.inexact) or np.dtype(target).itemsize < 2
+    ):  # float8 and less: quantized
+        return [broken(flow, "cast") if is_inexact(eqn.invars[0]) else flow]
     return [flow]
 
 
@@ -176,8 +177,7 @@ def _reduce_precision(eqn: core.JaxprEqn, ins: list[Flow]) -> list[Flow]:
 def _indexed(eqn: core.JaxprEqn, ins: list[Flow]) -> list[Flow]:
     """Break the operands that only say where to read or write."""
     # Indices are all operands from `start` on; of a scatter, the second: (operand, where, updates).
-    name = eqn.primitive.name
-    start = _INDICES.get(name, 1)
+    name, start = eqn.primitive.name, _INDICES.get(eqn.primitive.name, 1)
     where = ins[start:] if name in _INDICES else ins[1:2]
     rest = ins[:start] if name in _INDICES else [ins[0], *ins[2:]]
     return [anew(merge([*rest, broken(merge(where), name)]), id(eqn))] * len(eqn.outvars)
@@ -189,6 +189,7 @@ _INDICES = {"gather": 1, "dynamic_slice": 1, "dynamic_update_slice": 2}
 _INDICES |= {"select_and_scatter_add": 1, "select_and_gather_add": 1}
 _SCATTERS = "scatter scatter-add scatter-sub scatter-mul scatter-min scatter-max"
 # Their derivatives are zero or undefined: what passes through them arrives without its derivative.
+_CUT = "log log1p sqrt rsqrt cbrt pow asin acos atan asinh acosh atanh"
 _JUMPS = (
     "eq ne lt le gt ge eq_to le_to lt_to argmax argmin floor ceil round sign is_finite rem atan2 "
     "reduce_and reduce_or"
@@ -200,7 +201,7 @@ def _declared(eqn: core.JaxprEqn, ins: list[Flow]) -> list[Flow]:
     # As declared, results are smooth in all operands. A straight-through estimator declares a
     # derivative for what is piecewise constant, and there the value decides.
     flow, inner = anew(merge(ins), id(eqn)), inner_jaxpr(eqn)
-    body = None if inner is None else opened(inner)
+    body = inner and opened(inner)
     if body is None or not flow.smooth or len(body.invars) != len(ins) or body.constvars:
         return [flow] * len(eqn.outvars)
     values = interpret(core.ClosedJaxpr(body, ()), ins, _VALUES, ())
@@ -242,13 +243,11 @@ def _solved(eqn: core.JaxprEqn, ins: list[Flow]) -> list[Flow]:
     """Follow the equations that are solved: their factors, with pivots, only serve to solve them."""
     lengths, matvec = eqn.params["const_lengths"], eqn.params["jaxprs"].matvec
     right = ins[sum(lengths) :]
-    unknowns = [NOTHING] * len(right)
-    left = interpret(matvec, [*ins[: lengths.matvec], *unknowns], _DERIVATIVES)
+    left = interpret(matvec, [*ins[: lengths.matvec], *[NOTHING] * len(right)], _DERIVATIVES)
     flow, whole = merge([*left, *right]), merge(ins)
     # What the solver alone reads has no derivative.
     lost = {(s, eqn.primitive.name) for s in whole.sources() - flow.sources()}
-    flow = flow._replace(broken=flow.broken | lost, opaque=whole.opaque)
-    return _smooth(eqn, [flow])
+    return _smooth(eqn, [flow._replace(broken=flow.broken | lost, opaque=whole.opaque)])
 
 
 # Functions of JAX that are smooth to rounding, though they choose how many terms they need.
@@ -262,7 +261,8 @@ _RULES = {
     **dict.fromkeys(LAID_OUT, _same),
     **dict.fromkeys(("add", "sub", "add_any"), added),
     **dict.fromkeys(("mul", "div"), multiplied),
-    **dict.fromkeys(("exp", "log"), exponential),
+    "exp": exponential,
+    **dict.fromkeys(_CUT.split(), _cut),
     "max": maximum,
     **dict.fromkeys(("reduce_sum", "abs"), totaled),
     "select_n": _select,

@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jax.extend import core
 
 from vijax.types import PyTree
@@ -187,3 +189,15 @@ def is_reference(variable: Atom) -> bool:
 def touches_reference(eqn: core.JaxprEqn) -> bool:
     """Whether an equation makes, reads or writes a mutable reference. All that do have effects."""
     return bool(eqn.effects) and any(map(is_reference, (*eqn.invars, *eqn.outvars)))
+
+
+def is_inexact(variable: Atom) -> bool:
+    """Return whether a variable holds real or complex numbers, of any precision."""
+    dtype = getattr(variable.aval, "dtype", np.dtype(bool))
+    kind = getattr(dtype, "kind", "")  # that of most, told at once; bfloat16 has "V", and keys none
+    return kind == "f" or (kind not in "biu" and bool(jnp.issubdtype(dtype, jnp.inexact)))
+
+
+def is_complex(variable: Atom) -> bool:
+    """Return whether a variable holds complex numbers."""
+    return getattr(getattr(variable.aval, "dtype", None), "kind", "") == "c"

@@ -91,11 +91,12 @@ class Run:
         >>> run.jaxpr(closed, [Value(3.0, varies=True, back=lambda y: [y])])[0].number
         3.0
         >>> run.places, run.outcomes
-        ({1.0}, [True])
+        ([[1.0]], [True])
     """
 
     def __init__(self) -> None:
-        self.places: set[float] = set()
+        # Of each comparison in turn.
+        self.places: list[list[float]] = []
         self.outcomes: list[bool] = []
 
     def jaxpr(self, jaxpr: core.Jaxpr | core.ClosedJaxpr, ins: Sequence[Value]) -> list[Value]:
@@ -165,7 +166,7 @@ class Run:
         if one.back is None:
             raise Unknown
         places = map(float, one.back(number))
-        self.places.update(place for place in places if math.isfinite(place))
+        self.places.append([place for place in places if math.isfinite(place)])
         self.outcomes.append(outcome)
 
 
