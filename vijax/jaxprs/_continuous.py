@@ -1,7 +1,7 @@
 """Whether what is chosen among cases by a comparison is continuous where the cases meet.
 
 `jnp.where(x > 0, x, 0.1 * x)` chooses between two expressions by a comparison of a number with a
-threshold. Where both agree at the threshold, whatever the other numbers in them are, the derivative
+threshold. Where both agree at the threshold, at random values of the other numbers in them, the derivative
 of the chosen case is that of the whole, as it is of `relu`.
 """
 
