@@ -126,11 +126,17 @@ def test_the_gradient_is_that_of_quadrature(name):
 
 # --- cases of several numbers: they must meet whatever the others are
 
+
+def soft(x, s):
+    return jnp.where(x > s, x - s, jnp.where(x < -s, x + s, 0.0))
+
+
 MEET_ALWAYS = {
     "a slope": lambda x, w: jnp.where(x > 0, x, w * x),
     "both slopes": lambda x, w: jnp.where(x > 0, jnp.exp(w) * x, jnp.tanh(w) * x),
     "the threshold": lambda x, w: jnp.where(x > w, x - w, 0.1 * (x - w)),
     "of a shifted number": lambda x, w: jnp.where(2 * x - w < 0, 0.0, (2 * x - w) ** 2),
+    "a soft threshold": lambda x, w: soft(x, jax.nn.softplus(w)),
     "a width made before": lambda x, w: (lambda d: jnp.where(x > 0, 1 + d + x, w + x))(w - 1),
     "each its own": lambda x, w: jnp.where(x > 0, x[None], w * jnp.ones((2, 1)) * x)[0],
 }
@@ -139,7 +145,9 @@ JUMP_SOMEWHERE = {
     "a level": lambda x, w: jnp.where(x > 0, x, x + 0.1 * (w - 0.7)),
     "the threshold": lambda x, w: jnp.where(x > w, x, 0.1 * x),
     "a level far off": lambda x, w: jnp.where(x > 0, jnp.maximum(w - 100 + x, 0.0), 0.0),
+    "only for large w": lambda x, w: jnp.where(x > 0, x + 1 + jnp.exp(w - 90), x + 1),
     "far off, in a call": lambda x, w: jnp.where(x > 0, far(x, w), x),
+    "a soft threshold of either sign": soft,
     "two thresholds": lambda x, w: jnp.where((x > 0) & (w > 0), x * w + 1e-3, 0.0),
     "across": lambda x, w: jnp.where(x[:, None] > 0, w * x[None], 0.1 * w * x[None])[0],
 }
@@ -205,6 +213,12 @@ MATRICES = {
     "inv": lambda x, w: jnp.linalg.inv(A + w * jnp.outer(x, x)) @ x,
     "pos": lambda x, w: jax.scipy.linalg.solve(A @ A.T * w + jnp.outer(x, x), x, assume_a="pos"),
     "expm": lambda x, w: jax.scipy.linalg.expm(0.3 * A * w) @ x,
+    "eigenvalues": lambda x, w: jnp.linalg.eigvalsh(A @ A.T * w + jnp.outer(x, x)),
+    "singular values": lambda x, w: jnp.linalg.svd(A * w + jnp.outer(x, x))[1],
+    "det": lambda x, w: jnp.linalg.det(A + w * jnp.outer(x, x)) * x,
+    "det of 4": lambda x, w: jnp.linalg.det(jnp.kron(A + w * jnp.outer(x, x), A)) * x,
+    "slogdet": lambda x, w: jnp.linalg.slogdet(A + w * jnp.outer(x, x))[1] * x,
+    "factors of parameters alone": lambda x, w: jnp.linalg.qr(A * w)[0] @ x,
 }
 
 
@@ -220,7 +234,23 @@ def expm(x):
     return jnp.floor(x)
 
 
+def own(f):
+    """f with a declared derivative of 1."""
+    g = jax.custom_jvp(lambda x: f(x))
+    g.defjvp(lambda primals, tangents: (g(*primals), *tangents))
+    return lambda x, w: g(w * x)
+
+
+M = lambda x, w: A * w + jnp.outer(x, x)
 LOST = {
+    "Q": lambda x, w: jnp.linalg.qr(M(x, w))[0] @ jnp.ones(2),
+    "R": lambda x, w: jnp.linalg.qr(M(x, w), mode="r") @ jnp.ones(2),
+    "eigenvectors": lambda x, w: jnp.linalg.eigh(M(x, w) + M(x, w).T)[1][0],
+    "singular vectors": lambda x, w: jnp.linalg.svd(M(x, w))[2][0],
+    "lu": lambda x, w: jax.scipy.linalg.lu_factor(M(x, w))[0] @ jnp.ones(2),
+    "sign of a determinant": lambda x, w: jnp.linalg.slogdet(jnp.kron(M(x, w), A))[0] * x,
+    "a declared derivative of what jumps in part": own(lambda x: x + jnp.floor(x)),
+    "a declared derivative of cases": own(lambda x: jnp.where(x > 0, x + 1, x)),
     "an equation that jumps": partial(own_solve, matvec=lambda w, v: jnp.round(w) * v),
     "an equation without w": lambda x, w: own_solve(jnp.ones(2), w, matvec=lambda w, v: v),
     "an expm of one's own": lambda x, w: expm(w * x),

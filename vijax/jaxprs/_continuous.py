@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jax.extend import core
 
-from vijax.jaxprs._equations import CALLS, Atom
-from vijax.jaxprs._scalars import ANALYTIC, COMPARISONS, INVERTIBLE, Run, Unknown, Value
+from vijax.jaxprs._equations import CALLS, Atom, function_name
+from vijax.jaxprs._scalars import COMPARISONS, INVERTIBLE, Run, Unknown, Value
 
 # Cases agree where they differ by the rounding of float32, in units of how far the values reach; of
 # small values, and of slopes, by what stable implementations give up of the relative error, e⁻⁹ in
@@ -26,8 +26,11 @@ _ZERO = 1e-12
 _STEEP = 0.05
 # Sizes of the numbers that stand for whatever else is in the cases: of either sign, then positive.
 _PROBES = (1.0, 1.0, 1.0, 1.0, 10.0, 10.0, 30.0, 30.0)
-# How other numbers may be tied to each other.
-_TIES = frozenset(ANALYTIC) | {"convert_element_type", "broadcast_in_dim"}
+# How other numbers may be tied to each other: so that none of the probes' numbers makes them vanish,
+# as it would exp(w - 90).
+_TIES = frozenset("add add_any sub mul neg convert_element_type broadcast_in_dim".split())
+# What makes numbers that are never negative.
+_POSITIVE = frozenset(("abs", "exp", "logistic", "sqrt", "square", "softplus"))
 # Longer programs are no choice between formulas.
 _LONGEST = 100
 
@@ -75,10 +78,19 @@ def meeting(jaxpr: core.Jaxpr, choice: core.JaxprEqn) -> Meeting | None:
             others = [v for v in inputs if v is not x]
             if len(eqns) > _LONGEST or not all(map(_is_real, inputs)):
                 continue
-            smooth = _meet(eqns, x, others, choice.outvars[0])
+            positive = [_is_positive(made.get(v)) for v in others]
+            smooth = _meet(eqns, x, others, positive, choice.outvars[0])
             if smooth is not None:
                 return Meeting(inputs, smooth)
     return None
+
+
+def _is_positive(eqn: core.JaxprEqn | None) -> bool:
+    """Whether an equation makes numbers that are never negative."""
+    if eqn is None:
+        return False
+    name, package = function_name(eqn)
+    return eqn.primitive.name in _POSITIVE or (package == "jax" and name in _POSITIVE)
 
 
 def _is_real(variable: Atom) -> bool:
@@ -170,7 +182,11 @@ def _variables(eqn: core.JaxprEqn) -> list[core.Var]:
 
 
 def _meet(
-    eqns: Sequence[core.JaxprEqn], x: core.Var, others: Sequence[core.Var], result: Any
+    eqns: Sequence[core.JaxprEqn],
+    x: core.Var,
+    others: Sequence[core.Var],
+    positive: Sequence[bool],
+    result: Any,
 ) -> bool | None:
     """Return whether the slopes of all cases meet, or None where their values do not."""
     smooth, probes = True, _PROBES if others else _PROBES[:1]
@@ -179,8 +195,8 @@ def _meet(
     for probe, size in enumerate(probes):
         numbers = size * random.normal(size=len(others))
         given = {
-            v: Value(abs(n) if probe % 2 else n, other=True)
-            for v, n in zip(others, numbers, strict=True)
+            v: Value(abs(n) if probe % 2 or always else n, other=True)
+            for v, n, always in zip(others, numbers, positive, strict=True)
         }
 
         def evaluate(at: float, given: Mapping[Any, Value] = given) -> tuple[float, Run]:

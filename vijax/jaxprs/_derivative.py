@@ -5,19 +5,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.extend import core
 
 from vijax.jaxprs._continuous import meeting
 from vijax.jaxprs._equations import (
     DECLARED,
-    LAID_OUT,
     function_name,
     inner_jaxpr,
     is_complex,
-    is_inexact,
     opened,
-    shape_of,
     varies,
 )
 from vijax.jaxprs._flow import (
@@ -28,11 +24,9 @@ from vijax.jaxprs._flow import (
     broken,
     merge,
     never_cancels,
-    placed,
-    stopped,
 )
 from vijax.jaxprs._interpreter import Question, Rule, interpret
-from vijax.jaxprs._shift_rules import added, exponential, maximum, moved, multiplied, totaled
+from vijax.jaxprs._jump_rules import RULES, default, same, smooth, stop
 
 
 def flows(
@@ -109,115 +103,41 @@ def _called(eqn: core.JaxprEqn, ins: list[Flow], outs: list[Flow]) -> list[Flow]
     return [inside(flow) for flow in outs]
 
 
-# --- the rules
-
-
-def _default(eqn: core.JaxprEqn, ins: list[Flow]) -> list[Flow]:
-    # A primitive without a rule is smooth; stopped parts of its operands do not cancel in it.
-    flow = anew(merge(ins), id(eqn))
-    if all(is_inexact(v) for v in eqn.outvars) or not any(is_inexact(v) for v in eqn.invars):
-        return [flow] * len(eqn.outvars)
-    # Whole numbers made of real ones: indices of top_k, pivots, bits.
-    return [flow if is_inexact(v) else broken(flow, eqn.primitive.name) for v in eqn.outvars]
-
-
-def _smooth(eqn: core.JaxprEqn, ins: list[Flow]) -> list[Flow]:
-    return [anew(merge(ins), id(eqn))] * len(eqn.outvars)
-
-
-def _jump(eqn: core.JaxprEqn, ins: list[Flow]) -> list[Flow]:
-    return [broken(merge(ins), eqn.primitive.name)] * len(eqn.outvars)
-
-
-def _stop(eqn: core.JaxprEqn, ins: list[Flow]) -> list[Flow]:
-    # The stopped part is named by its equation, so that only the same value cancels with it.
-    flow, shape = stopped(ins[0], id(eqn)), shape_of(eqn.outvars[0])
-    return [flow._replace(shifts=frozenset(placed(s, shape) for s in flow.shifts))]
-
-
-def _same(eqn: core.JaxprEqn, ins: list[Flow]) -> list[Flow]:
-    return [ins[0]]
-
-
-def _select(eqn: core.JaxprEqn, ins: list[Flow]) -> list[Flow]:
-    # As in `_choose`: the first operand chooses among the others.
-    return [alike(merge([broken(ins[0], "select_n"), *ins[1:]]), ins[1:], id(eqn))]
-
-
-def _sort(eqn: core.JaxprEqn, ins: list[Flow]) -> list[Flow]:
-    """Let the first key through, which stays continuous; later keys and what is carried along jump."""
-    keys = anew(merge(ins[: eqn.params["num_keys"]]), id(eqn))
-    jumps = broken(keys, "sort")
-    # Complex numbers are sorted by their real parts, and the imaginary ones are carried along.
-    first = 0 if is_complex(eqn.invars[0]) else 1
-    return [merge([flow, keys if i < first else jumps]) for i, flow in enumerate(ins)]
-
-
-def _cut(eqn: core.JaxprEqn, ins: list[Flow]) -> list[Flow]:
-    """Break functions that jump where a complex argument crosses their cut."""
-    rule = exponential if eqn.primitive.name == "log" else _default
-    return (_jump if is_complex(eqn.invars[0]) else rule)(eqn, ins)
-
-
-def _convert(eqn: core.JaxprEqn, ins: list[Flow]) -> list[Flow]:
-    target, flow = eqn.params["new_dtype"], ins[0]
-    if (
-        not jnp.issubdtype(target, jnp.inexact) or np.dtype(target).itemsize < 2
-    ):  # float8 and less: quantized
-        return [broken(flow, "cast") if is_inexact(eqn.invars[0]) else flow]
-    return [flow]
-
-
-def _reduce_precision(eqn: core.JaxprEqn, ins: list[Flow]) -> list[Flow]:
-    """Let mixed precision through: bfloat16 has 7 bits of mantissa, float16 5 of exponent."""
-    coarse = eqn.params["mantissa_bits"] < 7 or eqn.params["exponent_bits"] < 5
-    return [broken(ins[0], "reduce_precision") if coarse else ins[0]]
-
-
-def _indexed(eqn: core.JaxprEqn, ins: list[Flow]) -> list[Flow]:
-    """Break the operands that only say where to read or write."""
-    # Indices are all operands from `start` on; of a scatter, the second: (operand, where, updates).
-    name, start = eqn.primitive.name, _INDICES.get(eqn.primitive.name, 1)
-    where = ins[start:] if name in _INDICES else ins[1:2]
-    rest = ins[:start] if name in _INDICES else [ins[0], *ins[2:]]
-    return [anew(merge([*rest, broken(merge(where), name)]), id(eqn))] * len(eqn.outvars)
-
-
-# Operands from here on only say where to read or write; of a scatter it is the second alone.
-_INDICES = {"gather": 1, "dynamic_slice": 1, "dynamic_update_slice": 2}
-# Derivatives of a pool: its operand says where.
-_INDICES |= {"select_and_scatter_add": 1, "select_and_gather_add": 1}
-_SCATTERS = "scatter scatter-add scatter-sub scatter-mul scatter-min scatter-max"
-# Their derivatives are zero or undefined: what passes through them arrives without its derivative.
-_CUT = "log log1p sqrt rsqrt cbrt pow asin acos atan asinh acosh atanh"
-_JUMPS = (
-    "eq ne lt le gt ge eq_to le_to lt_to argmax argmin floor ceil round sign is_finite rem atan2 "
-    "reduce_and reduce_or"
-)
+# --- the rules of functions and choices
 
 
 def _declared(eqn: core.JaxprEqn, ins: list[Flow]) -> list[Flow]:
-    """Take a declared derivative for the value's where the value is not made of jumps alone."""
+    """Take a declared derivative for the value's where the value does not jump."""
     # As declared, results are smooth in all operands. A straight-through estimator declares a
     # derivative for what is piecewise constant, and there the value decides.
+    rule = _function(eqn)
+    if rule is not None:
+        return rule(eqn, ins)
     flow, inner = anew(merge(ins), id(eqn)), inner_jaxpr(eqn)
     body = inner and opened(inner)
     if body is None or not flow.smooth or len(body.invars) != len(ins) or body.constvars:
         return [flow] * len(eqn.outvars)
     values = interpret(core.ClosedJaxpr(body, ()), ins, _VALUES, ())
     fits = len(values) == len(eqn.outvars)
-    return [_less(flow, value) for value in values] if fits else [flow] * len(eqn.outvars)
+    partly = not function_name(eqn)[1]  # libraries compute smooth values by cases
+    return [_less(flow, v, partly=partly) for v in values] if fits else [flow] * len(eqn.outvars)
 
 
-def _less(flow: Flow, value: Flow) -> Flow:
-    # Sources that reach the value by jumps alone.
-    jumps = {(s, how) for s, how in value.broken if s in flow.smooth - value.smooth}
+def _less(flow: Flow, value: Flow, *, partly: bool) -> Flow:
+    # Sources that reach the value by jumps alone; or partly, as x does x + floor(x).
+    smooth = flow.smooth if partly else flow.smooth - value.smooth
+    jumps = {(s, how) for s, how in value.broken if s in smooth}
     lost = {s for s, _ in jumps}
     return flow._replace(smooth=flow.smooth - lost, broken=flow.broken | jumps) if lost else flow
 
 
 def _function(eqn: core.JaxprEqn) -> Rule[Flow] | None:
-    return _smooth if function_name(eqn) in _KNOWN else None
+    return _KNOWN.get(function_name(eqn))
+
+
+def _sign_and_log(eqn: core.JaxprEqn, ins: list[Flow]) -> list[Flow]:
+    sign, log = smooth(eqn, ins)
+    return [sign if is_complex(eqn.outvars[0]) else broken(sign, eqn.primitive.name), log]
 
 
 def _choice(
@@ -247,35 +167,25 @@ def _solved(eqn: core.JaxprEqn, ins: list[Flow]) -> list[Flow]:
     flow, whole = merge([*left, *right]), merge(ins)
     # What the solver alone reads has no derivative.
     lost = {(s, eqn.primitive.name) for s in whole.sources() - flow.sources()}
-    return _smooth(eqn, [flow._replace(broken=flow.broken | lost, opaque=whole.opaque)])
+    return smooth(eqn, [flow._replace(broken=flow.broken | lost, opaque=whole.opaque)])
 
 
-# Functions of JAX that are smooth to rounding, though they choose how many terms they need.
-_KNOWN = {("expm", "jax")}
-# Common to both questions; they differ in what was declared and in what was stopped.
-_RULES = {
-    "custom_linear_solve": _solved,
-    **dict.fromkeys(_JUMPS.split(), _jump),
-    **dict.fromkeys((*_INDICES, *_SCATTERS.split()), _indexed),
-    **dict.fromkeys("broadcast_in_dim reshape squeeze".split(), moved),
-    **dict.fromkeys(LAID_OUT, _same),
-    **dict.fromkeys(("add", "sub", "add_any"), added),
-    **dict.fromkeys(("mul", "div"), multiplied),
-    "exp": exponential,
-    **dict.fromkeys(_CUT.split(), _cut),
-    "max": maximum,
-    **dict.fromkeys(("reduce_sum", "abs"), totaled),
-    "select_n": _select,
-    "sort": _sort,
-    "convert_element_type": _convert,
-    "reduce_precision": _reduce_precision,
+# Functions of JAX that choose how many terms, or which pivots, they need: but for rounding their
+# values do not show it.
+_KNOWN: dict[tuple[str, str], Rule[Flow]] = {
+    ("expm", "jax"): smooth,
+    ("_det", "jax"): smooth,
+    ("_slogdet_lu", "jax"): _sign_and_log,
+    ("_slogdet_qr", "jax"): _sign_and_log,
 }
+# They differ in what was declared and in what was stopped.
+_COMMON = {**RULES, "custom_linear_solve": _solved}
 _DERIVATIVES: Question[Flow] = Question(
     nothing=NOTHING,
     join=lambda flows, _: merge(flows),
     # As their authors declared, or implicit, so that bodies are not followed.
-    rules={**_RULES, **dict.fromkeys(DECLARED, _declared), "stop_gradient": _stop},
-    default=_default,
+    rules={**_COMMON, **dict.fromkeys(DECLARED, _declared), "stop_gradient": stop},
+    default=default,
     choose=_choose,
     opaque=_opaque,
     constant=_constant,
@@ -289,8 +199,8 @@ _DERIVATIVES: Question[Flow] = Question(
 _VALUES: Question[Flow] = Question(
     nothing=NOTHING,
     join=lambda flows, _: merge(flows),
-    rules={**_RULES, "stop_gradient": _same},
-    default=_default,
+    rules={**_COMMON, "stop_gradient": same},
+    default=default,
     choose=_choose,
     opaque=_opaque,
     constant=_constant,

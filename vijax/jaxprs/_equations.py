@@ -27,6 +27,8 @@ OPAQUE = PURE_HOST | {"io_callback", A_REFERENCE}
 LAID_OUT = frozenset(
     "copy copy_p layout_constraint mesh_cast pcast pvary reshard sharding_constraint".split()
 )
+# Whose declared derivatives are those of their values, though these are computed by cases.
+_LIBRARIES = ("tensorflow_probability", "numpyro", "distrax", "flax", "optax")
 # Where an equation keeps an inner jaxpr.
 INNER = ("jaxpr", "call_jaxpr", "fun_jaxpr")
 
@@ -112,7 +114,8 @@ def inner_jaxpr(eqn: core.JaxprEqn) -> core.Jaxpr | core.ClosedJaxpr | None:
 def function_name(eqn: core.JaxprEqn) -> tuple[str, str]:
     """Return the name of the function that an equation calls, and the package of the file it is in.
 
-    Only JAX and vijax themselves are told apart from others, whose package is "".
+    Only JAX, vijax itself and libraries that are known are told apart from others, whose package
+    is "".
     """
     inner = inner_jaxpr(eqn)
     if inner is None:
@@ -122,8 +125,10 @@ def function_name(eqn: core.JaxprEqn) -> tuple[str, str]:
     name, _, place = str(getattr(info, "func_src_info", "")).partition(" at ")
     folders = place.replace("\\", "/")
     ours = "/vijax/jaxprs/" in folders or "/vijax/numerics.py" in folders
-    package = "jax" if "/jax/_src/" in folders else "vijax" if ours else ""
-    return name, package
+    if "/jax/_src/" in folders:
+        return name, "jax"
+    library = next((n for n in _LIBRARIES if f"/{n}/" in folders), "")
+    return name, "vijax" if ours else library
 
 
 def varies(value: object) -> bool:
