@@ -26,11 +26,13 @@ def usage(name: str, example: str = "") -> Callable[[F], F]:
         name: of the function, with its room.
         example: a call that fits; made of the arguments without defaults where there is none.
     """
-    return functools.partial(_answered, name, example)
+    return lambda function: answered(function, name, example)
 
 
-def _answered(name: str, example: str, function: F, admit: Callable[..., None] | None = None) -> F:
-    """Return the function, its calls compared with its signature, and first shown to `admit`."""
+def answered(
+    function: F, name: str, example: str = "", admit: Callable[..., None] | None = None
+) -> F:
+    """Return the function as `usage` decorates it, its calls first shown to `admit`."""
     expected = inspect.signature(function)
     example = example or f"{name}({_needed(expected)})"
 
@@ -63,7 +65,7 @@ def bound(function: F) -> F:
             log_weights(args[0], name, cure)
             shares(given.get("weights"), args[0])
 
-    return _answered(name, example, function, admit)
+    return answered(function, name, example, admit)
 
 
 def _needed(expected: inspect.Signature) -> str:

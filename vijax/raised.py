@@ -26,6 +26,10 @@ READS_NUMBERS = (
 )
 
 
+# What is answered in words: a leaf that q lacks, and calls and operations that do not fit.
+ANSWERED = (KeyError, AttributeError, TypeError)
+
+
 def evaluated(name: str, function: Callable[..., Any], *z: Any, **given: Any) -> Any:
     """Return function(*z, **given); of what a user may have meant otherwise, say how it is written.
 
@@ -36,15 +40,24 @@ def evaluated(name: str, function: Callable[..., Any], *z: Any, **given: Any) ->
     """
     try:
         return function(*z, **given)
-    except (KeyError, AttributeError) as error:
-        # A leaf that q lacks has a message of its own.
-        said: Exception | None = _missing_leaf(name, error, z[0] if z else None)
-        raise said or error from error
-    except TypeError as error:
-        said = _in_words(name, error, z)
+    except ANSWERED as error:
+        said = in_words(name, error, *z)
         if said is None:
             raise
         raise said from error
+
+
+def in_words(name: str, error: Exception, *z: Any) -> Exception | None:
+    """Return an error that says how a function is to be written, or None.
+
+    Args:
+        name: of the function as an argument.
+        error: that it raised, one of `ANSWERED`.
+        z: what it was called with.
+    """
+    if isinstance(error, (KeyError, AttributeError)):
+        return _missing_leaf(name, error, z[0] if z else None)
+    return _of_call(name, error, z) if isinstance(error, TypeError) else None
 
 
 def _missing_leaf(name: str, error: KeyError | AttributeError, z: PyTree) -> ValueError | None:
@@ -63,7 +76,7 @@ def _missing_leaf(name: str, error: KeyError | AttributeError, z: PyTree) -> Val
     )
 
 
-def _in_words(name: str, error: TypeError, z: tuple[PyTree, ...]) -> TypeError | None:
+def _of_call(name: str, error: TypeError, z: tuple[PyTree, ...]) -> TypeError | None:
     if isinstance(error, ReadsNumbersError):
         return None
     if isinstance(error, READS_NUMBERS):

@@ -1,7 +1,5 @@
 """What an objective answers where q's library has no density at given values."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import jax
@@ -11,26 +9,13 @@ from vijax.engine import _refusals as refusals
 from vijax.types import Distribution, Joint, PyTree, lift
 
 
-@contextmanager
-def density_given(estimator: str, q: Distribution | PyTree, key: Key[Array, ""]) -> Iterator[None]:
-    """Refuse, in vijax's words, a q whose log_prob is not implemented; any other error passes.
-
-    Example:
-        >>> q = distrax.Normal(0.0, 1.0)
-        >>> with density_given("dreg", q, jax.random.key(0)):
-        ...     print(q.log_prob(0.0))
-        -0.9189385
-    """
-    try:
-        yield
-    except NotImplementedError as error:
-        # Not before there is such an error: asking costs a trace.
-        missing = _unimplemented(lift(q), key)
-        if missing is None:
-            raise
-        raise refusals.no_density(
-            estimator, missing.of, missing.said, drawn=missing.drawn
-        ) from error
+def no_density(estimator: str, q: Distribution | PyTree, key: Key[Array, ""]) -> Exception | None:
+    """Return what to say of a q whose log_prob is not implemented; None of any other error."""
+    # Not before there is such an error: asking costs a trace.
+    missing = _unimplemented(lift(q), key)
+    if missing is None:
+        return None
+    return refusals.no_density(estimator, missing.of, missing.said, drawn=missing.drawn)
 
 
 class Unimplemented(NamedTuple):

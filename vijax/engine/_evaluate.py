@@ -126,7 +126,13 @@ def evaluate(
         given = {} if key is None else {"key": key}
         if known.holds_log_q:
             given["log_q"] = log_q
-        made = raised.evaluated("log_joint", log_joint, z, **given)
+        try:
+            made = log_joint(z, **given)
+        except raised.ANSWERED as error:
+            said = raised.in_words("log_joint", error, z)
+            if said is None:
+                raise
+            raise said from error
         # log p is [*batch], a dict of factors of that shape, or a pair with the auxiliary output.
         log_p, aux = _apart(made, known)
         if isinstance(log_p, dict):

@@ -11,11 +11,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Key
 
 from vijax import checks, jaxprs, numerics
-from vijax.calls import usage
+from vijax.calls import answered, usage
 from vijax.engine import _refusals as refusals
 from vijax.engine._bound import require_smooth
 from vijax.engine._chunks import Rows, chunked
-from vijax.engine._density import density_given
+from vijax.engine._density import no_density
 from vijax.engine._evaluate import Plan
 from vijax.engine._one_pass import Sample, Weigh, one_pass
 from vijax.engine._request import Needs, Request, admit, require
@@ -144,7 +144,6 @@ def make_objective(
 
     made = f"gradients.{name}({checks.describe(bound)})"
 
-    @usage(made, f"{made}(key, log_joint, q, num_samples=16)")
     def objective(
         key: Key[Array, ""],
         log_joint: LogJoint,
@@ -153,7 +152,7 @@ def make_objective(
         num_samples: int,
         chunk_size: int | None = None,
     ) -> Estimate:
-        with density_given(name, q, key):
+        try:
             request = admit(
                 name, bound, for_path, draw, needs, key, log_joint, q, num_samples, chunk_size
             )
@@ -161,6 +160,11 @@ def make_objective(
             chosen = estimator if isinstance(estimator, Estimator) else estimator(request)
             require(request, chosen.needs)
             result = estimate(request, chosen.strategy(request))
+        except NotImplementedError as error:
+            said = no_density(name, q, key)
+            if said is None:
+                raise
+            raise said from error
         if chosen.own_derivative:
             return result
         # Inside another log_joint whose value passes through what is not linear, only the value may stand.
@@ -170,7 +174,7 @@ def make_objective(
             return result._replace(value=checks.value_alone(result.value, refusal))
         return once_differentiable(result, name)
 
-    return objective
+    return answered(objective, made, f"{made}(key, log_joint, q, num_samples=16)")
 
 
 def taking(name: str, arguments: str = "bounds.elbo") -> Callable[[F], F]:
