@@ -45,6 +45,21 @@ def test_a_mean_field_of_correlated_gaussians(correlation, key):
     np.testing.assert_allclose(shifted, found, atol=5e-3)
 
 
+def test_a_heavy_tailed_q_is_not_told_off(key):
+    """Student's t of two degrees for a normal p: weights are bounded. The control is a latent of half the spread."""
+    t = jax.scipy.stats.t.logpdf
+    z = jax.random.t(key, 2.0, (4000, 3))
+    log_w = jnp.sum(normal(z) - t(z, 2.0), 1)
+    joint, found = look(z, log_w)
+    assert joint < 0.5
+    assert found.max() < 0.5  # +inf where logarithms count however small the weight
+    narrow = jax.random.normal(jax.random.fold_in(key, 1), (4000, 1))
+    log_w = log_w + normal(narrow[:, 0], 0.0, 2.0) - normal(narrow[:, 0])
+    _, found = look(jnp.concatenate([narrow, z], 1), log_w)
+    assert found[0] > 0.7
+    assert found[1:].max() < 0.7
+
+
 @pytest.mark.slow
 def test_few_values_have_no_tail(key):
     """Coins, and categories of which one counts ten times another: weights bounded by what was seen many times."""

@@ -12,6 +12,7 @@ from vijax.diagnostics._weights import Tail, fit_tail, unresolved
 from vijax.types import PyTree
 
 FEW = 10  # values: a polynomial through so few says nothing of what lies beyond them
+_FAR = 5  # times the spread above the median, below which log-weights are cut
 SMALL = 225  # draws, of whose tail a k-hat above .7 may be chance
 
 
@@ -109,6 +110,10 @@ def _log_ratio(x: Array, log_w: Array) -> tuple[Array, Array]:
     top = jnp.max(log_w)
     # In units of the largest, since only differences count.
     relative = jnp.where(possible, log_w, 0.0) - jnp.where(jnp.isfinite(top), top, 0.0)
+    # Weights far below the others are as good as 0, however far that is; a q of heavy tails has them, and squares of
+    # their logarithms would be all that a regression sees.
+    middle, high = jnp.nanquantile(jnp.where(possible, relative, jnp.nan), jnp.array([0.5, 0.9]))
+    relative = jnp.maximum(relative, middle - _FAR * (high - middle))
     basis, fit = _quadratic_fit(normal_scores(x, x.size), possible)
     # Weights that are log-normal given x have log E[w | x] = E[l | x] + Var[l | x] / 2, l = log w; half the variance
     # is taken as E[max(l - E[l | x], 0)² | x], since noise below the mean makes no heavy tail.
