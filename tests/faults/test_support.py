@@ -182,3 +182,42 @@ def test_a_fixed_support_is_accepted(q, name):
 
     message = refusal(lambda: jax.eval_shape(jax.grad(value), jnp.float64(0.3)))
     assert message is None or "support" not in message, message
+
+
+# --- a density on an arc that moves, behind functions that jump and have slopes between
+
+TURN = 2 * jnp.pi
+WRAPS = {
+    "remainder": lambda t: t % 1,
+    "arctan2": lambda t: jnp.arctan2(jnp.sin(TURN * t), jnp.cos(TURN * t)) / TURN,
+    "angle": lambda t: jnp.angle(jnp.exp(1j * TURN * t)) / TURN,
+    "logarithm": lambda t: jnp.log(jnp.exp(1j * TURN * t)).imag / TURN,
+}
+
+
+class Arc:
+    """Uniform on [m, m + 1/2) modulo 1."""
+
+    batch_shape = event_shape = ()
+
+    def __init__(self, m, wrap):
+        self.m, self.wrap = m, wrap
+
+    def sample_and_log_prob(self, *, seed, sample_shape=()):
+        z = self.wrap(0.5 * jax.random.uniform(seed, sample_shape) + self.m)
+        return z, self.log_prob(z)
+
+    def log_prob(self, z):
+        return jnp.where((z - self.m) % 1 < 0.5, jnp.log(2.0), -jnp.inf)
+
+
+@pytest.mark.parametrize("name", WRAPS)
+@pytest.mark.parametrize("estimator", [G.score, G.vimco, G.auto])
+def test_an_arc_that_moves_is_refused(estimator, name, key):
+    def value(m):
+        target, q = lambda z: jnp.cos(TURN * z), Arc(m, WRAPS[name])
+        return estimator(vj.bounds.iwae)(key, target, q, num_samples=4).value
+
+    # The score is 0 everywhere; the gradient at m = .2 is -1.24.
+    with pytest.raises(ValueError, match="fixed_support"):
+        jax.eval_shape(jax.grad(value), jnp.array(0.2))

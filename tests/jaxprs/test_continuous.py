@@ -148,6 +148,17 @@ JUMP_SOMEWHERE = {
     "only for large w": lambda x, w: jnp.where(x > 0, x + 1 + jnp.exp(w - 90), x + 1),
     "far off, in a call": lambda x, w: jnp.where(x > 0, far(x, w), x),
     "a soft threshold of either sign": soft,
+    "in small units": lambda x, w: jnp.where(1e-6 * x > 0, (1e-6 * x) / 1e-6 + w, x),
+    "on a steep slope": lambda x, w: jnp.log(
+        jnp.where(x > 0, jnp.exp(99 * x) + 3 * w, jnp.exp(99 * x))
+    ),
+    "near a number that is written": lambda x, w: jnp.where(
+        x > w, x + 3 * jax.nn.sigmoid((x - 2000) / 5), x
+    ),
+    "at a small threshold": lambda x, w: jnp.where(
+        x > jnp.exp(w), x, x + jnp.exp(-(x**2) / (2 * 0.015**2))
+    ),
+    "where another draw passes 0": lambda x, w: jnp.where(x * x[::-1] > 0, w * x, 0.1 * x),
     "two thresholds": lambda x, w: jnp.where((x > 0) & (w > 0), x * w + 1e-3, 0.0),
     "across": lambda x, w: jnp.where(x[:, None] > 0, w * x[None], 0.1 * w * x[None])[0],
 }
@@ -241,6 +252,11 @@ def own(f):
     return lambda x, w: g(w * x)
 
 
+@jax.custom_gradient
+def hard(x):
+    return jnp.where(x > 0.5, x, 0.0), lambda g: g
+
+
 M = lambda x, w: A * w + jnp.outer(x, x)
 LOST = {
     "Q": lambda x, w: jnp.linalg.qr(M(x, w))[0] @ jnp.ones(2),
@@ -250,6 +266,10 @@ LOST = {
     "lu": lambda x, w: jax.scipy.linalg.lu_factor(M(x, w))[0] @ jnp.ones(2),
     "sign of a determinant": lambda x, w: jnp.linalg.slogdet(jnp.kron(M(x, w), A))[0] * x,
     "a declared derivative of what jumps in part": own(lambda x: x + jnp.floor(x)),
+    "a gradient of one's own": lambda x, w: hard(w * x),
+    "remainder": lambda x, w: (w * x) % 1,
+    "nextafter": lambda x, w: jnp.nextafter(w * x, 9.0),
+    "mantissa": lambda x, w: jnp.frexp(w * x)[0],
     "a declared derivative of cases": own(lambda x: jnp.where(x > 0, x + 1, x)),
     "an equation that jumps": partial(own_solve, matvec=lambda w, v: jnp.round(w) * v),
     "an equation without w": lambda x, w: own_solve(jnp.ones(2), w, matvec=lambda w, v: v),

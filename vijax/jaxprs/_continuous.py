@@ -5,27 +5,16 @@ threshold. Where both agree at the threshold, at random values of the other numb
 of the chosen case is that of the whole, as it is of `relu`.
 """
 
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-import numpy as np
 from jax.extend import core
 
 from vijax.jaxprs._equations import CALLS, Atom, function_name
-from vijax.jaxprs._scalars import COMPARISONS, INVERTIBLE, Run, Unknown, Value
+from vijax.jaxprs._scalars import COMPARISONS, INVERTIBLE
+from vijax.jaxprs._thresholds import APART, BENT, SMOOTH, UNKNOWN, meet
 
-# Cases agree where they differ by the rounding of float32, in units of how far the values reach; of
-# small values, and of slopes, by what stable implementations give up of the relative error, e⁻⁹ in
-# value and 2e⁻⁹ in slope.
-_ROUNDING = 1e-6
-_RELATIVE = 5e-4
-# Rounding of double precision.
-_ZERO = 1e-12
-# Share of the values' reach that a millionth of the argument may make: more is a jump in all but name.
-_STEEP = 0.05
-# Sizes of the numbers that stand for whatever else is in the cases: of either sign, then positive.
-_PROBES = (1.0, 1.0, 1.0, 1.0, 10.0, 10.0, 30.0, 30.0)
 # How other numbers may be tied to each other: so that none of the probes' numbers makes them vanish,
 # as it would exp(w - 90).
 _TIES = frozenset("add add_any sub mul neg convert_element_type broadcast_in_dim".split())
@@ -33,6 +22,8 @@ _TIES = frozenset("add add_any sub mul neg convert_element_type broadcast_in_dim
 _POSITIVE = frozenset(("abs", "exp", "logistic", "sqrt", "square", "softplus"))
 # Longer programs are no choice between formulas.
 _LONGEST = 100
+# So many operations are followed from what is compared to what it is made of.
+_DEEPEST = 5
 
 
 class Meeting(NamedTuple):
@@ -47,13 +38,18 @@ class Meeting(NamedTuple):
     smooth: bool
 
 
-@lru_cache(maxsize=64)  # two questions ask one after the other
-def meeting(jaxpr: core.Jaxpr, choice: core.JaxprEqn) -> Meeting | None:
+def meeting(
+    jaxpr: core.Jaxpr,
+    choice: core.JaxprEqn,
+    random: Callable[[core.Var], bool] = lambda _: True,
+) -> Meeting | None:
     """Return what an equation that chooses among cases is a function of, where the cases meet.
 
     Args:
         jaxpr: that the equation is part of.
         choice: the equation.
+        random: whether a variable differs from draw to draw: the cases must meet wherever such a
+            one passes a threshold, whatever what it is compared by is made of.
 
     Returns:
         None where the cases do not meet, or cannot be evaluated, and of any other equation.
@@ -61,7 +57,7 @@ def meeting(jaxpr: core.Jaxpr, choice: core.JaxprEqn) -> Meeting | None:
     Example:
         >>> def ask(f):
         ...     jaxpr = jax.make_jaxpr(f)(0.0, 0.0).jaxpr
-        ...     return meeting(jaxpr, jaxpr.eqns[-1])
+        ...     return meeting(jaxpr, jaxpr.eqns[-1], lambda v: v is jaxpr.invars[0])
         >>> ask(lambda x, a: jnp.where(x > 0, x, a * x)).smooth
         False
         >>> ask(lambda x, a: jnp.where(x > 0, x, a)) is None
@@ -69,20 +65,80 @@ def meeting(jaxpr: core.Jaxpr, choice: core.JaxprEqn) -> Meeting | None:
     """
     if not _chooses(choice):
         return None
-    # Equations up to the choice, and which of them makes each variable.
+    _, made = _before(jaxpr, choice)
+    compared = _compared(choice, made)
+    drawn = [x for x in compared if random(x)]
+    said = [_said(jaxpr, choice, x, made, random, _DEEPEST) for x in drawn or compared]
+    if drawn:
+        return _together(said)
+    return next((m for m in said if isinstance(m, Meeting)), None)
+
+
+def _together(said: Sequence[Meeting | str]) -> Meeting | None:
+    """Return the first meeting of several where all are."""
+    met = [m for m in said if isinstance(m, Meeting)]
+    if not met or len(met) < len(said):
+        return None
+    return met[0]._replace(smooth=all(m.smooth for m in met))
+
+
+def _said(
+    jaxpr: core.Jaxpr,
+    choice: core.JaxprEqn,
+    x: core.Var,
+    made: Mapping[Any, core.JaxprEqn],
+    random: Callable[[core.Var], bool],
+    depth: int,
+) -> Meeting | str:
+    """Return whether cases meet where x passes a threshold, and what x is made of does."""
+    own, inside = _judged(jaxpr, choice, x), _made_of(x, made, random)
+    if isinstance(own, Meeting):
+        # In units of the draws themselves: a factor of 1e-6 may hide a jump.
+        for _ in range(depth):
+            if any(_judged(jaxpr, choice, v, unit=True) == APART for v in inside):
+                return APART
+            inside = [v for x in inside for v in _made_of(x, made, random)]
+        return own
+    said = [_said(jaxpr, choice, v, made, random, depth - 1) for v in inside if depth]
+    return APART if APART in said else _together(said) or own
+
+
+def _made_of(
+    x: core.Var, made: Mapping[Any, core.JaxprEqn], random: Callable[[core.Var], bool]
+) -> list[core.Var]:
+    """Return the random numbers that x is an invertible function of, each for given others."""
+    eqn = made.get(x)
+    if eqn is None or eqn.primitive.name not in INVERTIBLE:
+        return []
+    return [v for v in _operands(eqn) if random(v)]
+
+
+@lru_cache(maxsize=64)  # two questions ask one after the other
+def _judged(
+    jaxpr: core.Jaxpr, choice: core.JaxprEqn, x: core.Var, *, unit: bool = False
+) -> Meeting | str:
+    """Return whether cases meet where x passes a threshold, for other numbers of all sizes, or of 1."""
+    before, made = _before(jaxpr, choice)
+    found = UNKNOWN
+    for inputs, eqns in _programs(x, choice, before, made):
+        others = [v for v in inputs if v is not x]
+        if len(eqns) > _LONGEST or not all(map(_is_real, inputs)):
+            continue
+        positive = [_is_positive(made.get(v)) for v in others]
+        said = meet(eqns, x, others, positive, choice.outvars[0], unit=unit)
+        if said in (SMOOTH, BENT):
+            return Meeting(inputs, said == SMOOTH)
+        found = APART if APART in (said, found) else UNKNOWN
+    return found
+
+
+def _before(
+    jaxpr: core.Jaxpr, choice: core.JaxprEqn
+) -> tuple[Sequence[core.JaxprEqn], Mapping[Any, core.JaxprEqn]]:
+    """Return the equations up to the choice, and which of them makes each variable."""
     at = next(i for i, eqn in enumerate(jaxpr.eqns) if eqn is choice)
     before = jaxpr.eqns[: at + 1]
-    made = {out: eqn for eqn in before for out in eqn.outvars}
-    for x in _compared(choice, made):
-        for inputs, eqns in _programs(x, choice, before, made):
-            others = [v for v in inputs if v is not x]
-            if len(eqns) > _LONGEST or not all(map(_is_real, inputs)):
-                continue
-            positive = [_is_positive(made.get(v)) for v in others]
-            smooth = _meet(eqns, x, others, positive, choice.outvars[0])
-            if smooth is not None:
-                return Meeting(inputs, smooth)
-    return None
+    return before, {out: eqn for eqn in before for out in eqn.outvars}
 
 
 def _is_positive(eqn: core.JaxprEqn | None) -> bool:
@@ -114,27 +170,21 @@ def _predicates(eqn: core.JaxprEqn) -> Iterator[Any]:
 
 
 def _compared(choice: core.JaxprEqn, made: Mapping[Any, core.JaxprEqn]) -> list[core.Var]:
-    """Return the variables whose comparison may decide, from the last one to what it is made of."""
-    # 1. From predicates to comparisons, through and, or, not.
+    """Return the variables whose comparisons decide, through and, or, not."""
     pending, found = list(_predicates(choice)), []
     while pending:
         eqn = made.get(pending.pop())
         if eqn is None:
             continue
         if eqn.primitive.name in COMPARISONS:
-            found += [v for v in eqn.invars if isinstance(v, core.Var) and _is_real(v)]
+            found += [v for v in _operands(eqn) if v not in found]
         else:
             pending += _predicates(eqn)
-    # 2. From what is compared to what it is an invertible function of, as |x| of x.
-    places: list[core.Var] = []
-    while found and len(places) < 5:
-        x = found.pop(0)
-        if x not in places:
-            places.append(x)
-            eqn = made.get(x)
-            if eqn is not None and eqn.primitive.name in INVERTIBLE:
-                found += [v for v in eqn.invars if isinstance(v, core.Var) and _is_real(v)]
-    return places
+    return found
+
+
+def _operands(eqn: core.JaxprEqn) -> list[core.Var]:
+    return [v for v in _variables(eqn) if _is_real(v)]
 
 
 def _programs(
@@ -179,88 +229,3 @@ def _needed(
 
 def _variables(eqn: core.JaxprEqn) -> list[core.Var]:
     return [v for v in eqn.invars if isinstance(v, core.Var)]
-
-
-def _meet(
-    eqns: Sequence[core.JaxprEqn],
-    x: core.Var,
-    others: Sequence[core.Var],
-    positive: Sequence[bool],
-    result: Any,
-) -> bool | None:
-    """Return whether the slopes of all cases meet, or None where their values do not."""
-    smooth, probes = True, _PROBES if others else _PROBES[:1]
-    proved: list[int] = []  # of each comparison, by how many probes
-    random = np.random.default_rng(0)
-    for probe, size in enumerate(probes):
-        numbers = size * random.normal(size=len(others))
-        given = {
-            v: Value(abs(n) if probe % 2 or always else n, other=True)
-            for v, n, always in zip(others, numbers, positive, strict=True)
-        }
-
-        def evaluate(at: float, given: Mapping[Any, Value] = given) -> tuple[float, Run]:
-            run = Run()
-            argument = Value(np.float64(at), varies=True, back=lambda y: [y])
-            known = run.steps(eqns, {**given, x: argument})
-            return float(known[result].number), run
-
-        with np.errstate(all="ignore"):
-            try:
-                comparisons = evaluate(0.5)[1].places
-                told = [False] * len(comparisons)
-                for i, c in ((i, c) for i, places in enumerate(comparisons) for c in places):
-                    values, room = _values(evaluate, c)
-                    # Outside of the domain of a logarithm, say, a probe says nothing.
-                    if np.all(np.isnan(values)):
-                        continue
-                    if not np.all(np.isfinite(values)) or np.ptp(values) > room:
-                        return None
-                    told[i] = True
-                    smooth = smooth and _slopes_meet(evaluate, c, values)
-            except (Unknown, ArithmeticError, ValueError, TypeError):
-                return None
-        proved = [a + b for a, b in zip(proved or [0] * len(told), told, strict=True)]
-    # A comparison whose place is not known, or that few probes reached, proves nothing, and the
-    # others nothing for it.
-    return smooth if proved and 2 * min(proved) >= len(probes) else None
-
-
-def _values(evaluate: Any, c: float) -> tuple[tuple[float, ...], float]:
-    """Return the values below, at and above a threshold, and by how much they may differ."""
-    value, there = evaluate(c)
-    scale = abs(c) or 1.0
-    if scale > 1e9:  # a unit of the argument is near the rounding there
-        return (np.nan,), 0.0
-    # As near as the comparison tells both sides apart, for rounding may have moved the place.
-    for away in (0.0, 1e-15, 1e-13, 1e-11, 1e-9):
-        left, right = (
-            np.nextafter(c, side * np.inf) if not away else c + side * away * scale
-            for side in (-1, 1)
-        )
-        (below, one), (above, other) = evaluate(left), evaluate(right)
-        if not (one.outcomes == there.outcomes == other.outcomes):
-            values = (below, value, above)
-            # How far the values reach within a unit of the argument, whatever number is added to
-            # both; a threshold far from 0 is one of a number in another unit.
-            unit = min(scale, 1.0)
-            around = [evaluate(c + side * unit)[0] for side in (-1, 1)]
-            reach = float(np.ptp([*values, *(v for v in around if np.isfinite(v))]))
-            rounding = _ZERO * (1 + max(map(abs, values))) + 10 * away * scale
-            room = min(_ROUNDING * max(1.0, reach), _RELATIVE * reach) + rounding
-            near = [evaluate(c + side * 1e-6 * unit)[0] for side in (-1, 1)]
-            steep = max(abs(near[0] - below), abs(near[1] - above)) > _STEEP * reach + rounding
-            return values, -1.0 if steep else room
-    raise Unknown
-
-
-def _slopes_meet(evaluate: Any, c: float, values: tuple[float, ...]) -> bool:
-    """Whether the slopes on both sides of a threshold agree, each by three points."""
-    h = 1e-4 * (abs(c) or 1.0)
-    below, above = (
-        side
-        * (-3 * start + 4 * evaluate(c + side * h)[0] - evaluate(c + 2 * side * h)[0])
-        / (2 * h)
-        for side, start in ((-1, values[0]), (1, values[2]))
-    )
-    return bool(abs(above - below) <= _RELATIVE * max(abs(below), abs(above)) + _ZERO)

@@ -151,7 +151,7 @@ def _choice(
     # Noise may choose, as it does in a folded normal, where no parameter does.
     if not any(source != "noise" for out in outs for source, _ in out.broken):
         return outs
-    cases = meeting(jaxpr, eqn)
+    cases = meeting(jaxpr, eqn, lambda v: bool(known[v].sources() - {"parameter"}))
     if cases is None:
         return outs
     flow = anew(merge([known[v] for v in cases.inputs]), id(eqn))

@@ -27,6 +27,18 @@ def _jump(eqn: core.JaxprEqn, ins: list[Flow]) -> list[Flow]:
     return [broken(merge(ins), eqn.primitive.name)] * len(eqn.outvars)
 
 
+def _torn(eqn: core.JaxprEqn, ins: list[Flow]) -> list[Flow]:
+    """Of what jumps here and there, and has a slope between: draws of it have a density."""
+    flow = anew(merge(ins), id(eqn))
+    return [merge([flow, broken(flow, eqn.primitive.name)])] * len(eqn.outvars)
+
+
+def _high_level(eqn: core.JaxprEqn, ins: list[Flow]) -> list[Flow]:
+    """JAX's newer primitives, told by their class: what frexp splits off jumps."""
+    name = type(eqn.params.get("_prim")).__name__
+    return (_torn if name == "Frexp" else default)(eqn, ins)
+
+
 def stop(eqn: core.JaxprEqn, ins: list[Flow]) -> list[Flow]:
     # The stopped part is named by its equation, so that only the same value cancels with it.
     flow, shape = stopped(ins[0], id(eqn)), shape_of(eqn.outvars[0])
@@ -54,7 +66,7 @@ def _sort(eqn: core.JaxprEqn, ins: list[Flow]) -> list[Flow]:
 def _cut(eqn: core.JaxprEqn, ins: list[Flow]) -> list[Flow]:
     """Break functions that jump where a complex argument crosses their cut."""
     rule = exponential if eqn.primitive.name == "log" else default
-    return (_jump if is_complex(eqn.invars[0]) else rule)(eqn, ins)
+    return (_torn if is_complex(eqn.invars[0]) else rule)(eqn, ins)
 
 
 def _factors(eqn: core.JaxprEqn, ins: list[Flow]) -> list[Flow]:
@@ -62,12 +74,13 @@ def _factors(eqn: core.JaxprEqn, ins: list[Flow]) -> list[Flow]:
 
     Where parameters alone make the matrix, no draw crosses the jump.
     """
-    flow = anew(merge(ins), id(eqn))
-    if flow.sources() <= {"parameter"}:
-        return default(eqn, ins)
-    jumps = broken(flow, eqn.primitive.name)
-    ordered = _ORDERED.get(eqn.primitive.name)
-    return [flow if i == ordered else jumps for i in range(len(eqn.outvars))]
+    continuous, torn = default(eqn, ins), _torn(eqn, ins)
+    if merge(ins).sources() <= {"parameter"}:
+        return continuous
+    at = _ORDERED.get(eqn.primitive.name)
+    if at is not None:
+        torn[at] = continuous[at]
+    return torn
 
 
 def _convert(eqn: core.JaxprEqn, ins: list[Flow]) -> list[Flow]:
@@ -105,13 +118,15 @@ _SCATTERS = "scatter scatter-add scatter-sub scatter-mul scatter-min scatter-max
 # Their derivatives are zero or undefined: what passes through them arrives without its derivative.
 _CUT = "log log1p sqrt rsqrt cbrt pow asin acos atan asinh acosh atanh"
 _JUMPS = (
-    "eq ne lt le gt ge eq_to le_to lt_to argmax argmin floor ceil round sign is_finite rem atan2 "
+    "eq ne lt le gt ge eq_to le_to lt_to argmax argmin floor ceil round sign is_finite "
     "reduce_and reduce_or"
 )
 
 
 RULES: dict[str, Rule[Flow]] = {
     **dict.fromkeys(_JUMPS.split(), _jump),
+    "call_hi_primitive": _high_level,
+    **dict.fromkeys(("rem", "atan2", "nextafter"), _torn),
     **dict.fromkeys((*_INDICES, *_SCATTERS.split()), _indexed),
     **dict.fromkeys("broadcast_in_dim reshape squeeze".split(), moved),
     **dict.fromkeys(LAID_OUT, same),

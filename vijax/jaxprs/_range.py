@@ -72,6 +72,7 @@ def constant(value: Any) -> Range:
     """Return the range of a constant."""
     dtype = jnp.result_type(value)
     number = jnp.issubdtype(dtype, jnp.number) or jnp.issubdtype(dtype, jnp.bool_)
+    number = number and not jnp.issubdtype(dtype, jnp.complexfloating)
     if isinstance(value, jax.core.Tracer) or not np.size(value) or not number:
         # A float of unknown value counts as other than 0; a mask or a count may be 0.
         return GIVEN._replace(loops=ALWAYS, nonzero=not is_whole(dtype))

@@ -10,7 +10,7 @@ from jax.extend import core
 
 from vijax.jaxprs import _noise as places
 from vijax.jaxprs._constants import made_constant
-from vijax.jaxprs._equations import LAID_OUT, shape_of
+from vijax.jaxprs._equations import LAID_OUT, is_complex, shape_of
 from vijax.jaxprs._interpreter import Question, Rule, interpret
 from vijax.jaxprs._keys import ANY
 from vijax.jaxprs._noise import ALWAYS, Noise, own_draws
@@ -165,6 +165,8 @@ def _told(rule: Rule[Range]) -> Rule[Range]:
             ins = [spread(x, v, eqn) for x, v in zip(ins, eqn.invars, strict=True)]
         # A key, or its words, that anything else is done to is followed by what is made of it.
         changed = eqn.primitive.name not in _MOVES and any(v.key is not None for v in ins)
+        # Complex numbers have no ends.
+        changed = changed or any(map(is_complex, (*eqn.invars, *eqn.outvars)))
         loops, result = same_turns(ins), each(default)(eqn, ins) if changed else rule(eqn, ins)
         # What tells numbers apart holds of the results of few operations.
         if eqn.primitive.name not in _NUMBERS:
