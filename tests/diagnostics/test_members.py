@@ -36,8 +36,8 @@ def test_each_member_as_it_is_alone(draws):
 def test_what_it_prints(draws):
     text = str(summarize_members(draws))
     assert text.startswith("6 posteriors, 1000 draws of each")
-    assert "3 (50%): q may be believed" in text
-    assert "1 (17%): cannot tell" in text
+    assert "3 (50%): verdict 0, q may be believed" in text
+    assert "1 (17%): verdict 3, cannot tell" in text
     assert "worst: [4] 3 (k-hat inf), [3] 2" in text
 
 

@@ -83,7 +83,7 @@ def test_a_right_fit(key):
     np.testing.assert_allclose([*s.elbo, *s.log_evidence], [2.0, 0.0, 2.0, 0.0], atol=1e-4)
     np.testing.assert_allclose(s.ess, 2000, rtol=1e-5)
     np.testing.assert_allclose(s.rhat[0], rhat(draws.z["a"]), rtol=1e-6)
-    assert "q may be believed" in str(s)
+    assert "Verdict 0: q may be believed" in str(s)
 
 
 @pytest.mark.slow
@@ -136,10 +136,13 @@ def test_corrections_are_smoothed(key):
 def test_a_wrong_fit_is_named(key):
     s = summarize(fit(key, 1, (1.0, 3.0)))
     assert s.verdict == 2
-    assert "believe neither q nor its correction: k-hat is too large, that of b[1] first" in str(s)
+    assert (
+        "Verdict 2: believe neither q nor its correction: k-hat is too large, that of b[1] first"
+        in str(s)
+    )
     middling = summarize(fit(key, 1, (1.0, 1.4)))
     assert middling.verdict == 1
-    assert "believe the corrected moments" in str(middling)
+    assert "Verdict 1: believe the corrected moments" in str(middling)
 
 
 def test_restarts_that_disagree_are_named(key):
@@ -163,7 +166,7 @@ def test_print(key, capsys):
     assert lines[30].startswith("<wide>[29]")
     assert lines[31] == "... and 10 more; the fields of this summary hold all 40."
     assert "nats" in text
-    assert lines[-1].startswith("Verdict: ")
+    assert lines[-1].startswith(f"Verdict {s.verdict}: ")
     assert html.count("<tr>") == 31
     assert "&lt;wide&gt;[0]" in html
     assert "<wide>" not in html
@@ -183,7 +186,7 @@ def test_print_what_is_not_finite(key):
 def test_too_few_draws_have_no_verdict(key):
     """It is not k-hat that is too large, and no richer family that would help."""
     few = jax.tree.map(lambda a: a[0, :20], fit(key, 1))
-    assert "Verdict: cannot tell. 20 draws are too few" in str(summarize(few))
+    assert "Verdict 3: cannot tell. 20 draws are too few" in str(summarize(few))
 
 
 def test_refusals():

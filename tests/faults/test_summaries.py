@@ -100,7 +100,7 @@ def test_restarts_with_a_forbidden_draw_are_compared():
 def test_ten_draws_cannot_tell():
     few = summarize_members(Draws({"a": Z[:, :10].T}, LOG_Q[:, :10].T, LOG_Q[:, :10].T))
     np.testing.assert_array_equal(few.verdict, [3] * 4)
-    assert "4 (100%): cannot tell (fewer than 25 draws" in str(few)
+    assert "4 (100%): verdict 3, cannot tell (fewer than 25 draws" in str(few)
     assert summarize(jax.tree.map(lambda a: a[:10], ONE)).verdict == 3
     assert summarize(jax.tree.map(lambda a: a[:30], ONE)).verdict == 0
 

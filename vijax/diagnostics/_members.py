@@ -20,10 +20,11 @@ from vijax.types import Draws, Estimate, PyTree
 WORST = 5  # members that are printed one by one
 # What each verdict is called, 0 to 3.
 LEVELS = (
-    "q may be believed",
-    "believe the corrected moments",
-    "believe neither",
-    "cannot tell (fewer than 25 draws, draws that are not finite or have no mean, or floats that do not resolve them)",
+    "verdict 0, q may be believed",
+    "verdict 1, believe the corrected moments",
+    "verdict 2, believe neither",
+    "verdict 3, cannot tell (fewer than 25 draws, draws that are not finite or have no mean, "
+    "or floats that do not resolve them)",
 )
 
 
@@ -100,7 +101,7 @@ def summarize_members(draws: Draws | Estimate) -> Members:
         >>> draws = vj.types.Draws(jnp.zeros((100, 3)), jnp.zeros((100, 3)), jnp.zeros((100, 3)))
         >>> print(summarize_members(draws))
         3 posteriors, 100 draws of each
-          3 (100%): q may be believed
+          3 (100%): verdict 0, q may be believed
         worst: [0] 0 (k-hat -inf), [1] 0 (k-hat -inf), [2] 0 (k-hat -inf)
 
     Reference: Yao, Vehtari, Simpson, Gelman, Yes, but did it work? Evaluating variational inference, 2018,

@@ -16,7 +16,7 @@ from vijax.diagnostics._weights import LEAST, RESOLVED
 
 ROWS = 30  # latents that are printed; the fields hold all
 SAME = 1.0  # nats: restarts this close in ELBO may be the same fit with its labels switched
-NEITHER = "Verdict: believe neither q nor its correction: "
+NEITHER = "Verdict 2: believe neither q nor its correction: "
 
 
 class Summary(NamedTuple):
@@ -159,11 +159,11 @@ def _judgement(s: Summary) -> str:
     """Return the verdict and the first reason that holds for it, the most telling first."""
     level = int(s.verdict)
     if level == 0:
-        return "Verdict: q may be believed: its means are within a fifth of a standard deviation."
+        return "Verdict 0: q may be believed: its means are within a fifth of a standard deviation."
     if level == 1:
-        return "Verdict: believe the corrected moments, not q's own."
+        return "Verdict 1: believe the corrected moments, not q's own."
     if level == 3:
-        return f"Verdict: cannot tell. {_unknown(s)}"
+        return f"Verdict 3: cannot tell. {_unknown(s)}"
     # Verdict 2 has several reasons: restarts that disagree, nan, no possible draw, a heavy tail.
     if s.rhat is not None and int(np.sum(s.compared)) > 1:
         rhat = np.asarray(s.rhat)
@@ -251,7 +251,7 @@ def _restarts(s: Summary) -> list[str]:
     """Return what is to be known of the restarts: that there were none, or were left out."""
     runs, compared = len(s.compared), int(np.sum(s.compared))
     if runs == 1 and s.verdict < 2:
-        return ["One run: no restart was seen, which alone could show another mode."]
+        return ["These draws are of one q: only restarts could show a mode that it lacks."]
     if compared == runs:
         return []
     rest = "R-hat compares the others." if compared > 1 else "No restart confirms the best."
