@@ -155,7 +155,7 @@ def test_a_range_that_stays_is_proved(name):
 
 @pytest.mark.parametrize("name", list(MOVING))
 def test_a_range_that_moves_or_is_not_known_is_told(name):
-    assert "fixed_support = True" in moving(MOVING[name]).why
+    assert "fixed_support = True" in moving(MOVING[name]).cure
     assert moving(MOVING[name], fixed_support=True) is None
 
 

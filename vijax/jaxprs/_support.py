@@ -18,14 +18,14 @@ from vijax.jaxprs._range_rules import ranges
 from vijax.jaxprs._samplers import NOT_ONTO, between, held
 from vijax.types import Distribution, Joint, PyTree
 
-DECLARE = (
-    "declare q.fixed_support = True, or families.adapt(q, fixed_support=True), of the distribution "
-    "of this leaf, if its support does not depend on its parameters"
-)
-
-# The cures: by the path where there is one, and else by another q.
+# The cures: by the path where there is one, and else by another q; a declaration where no proof was found.
 _USE_A_PATH = "Use gradients.reparam, where draws carry q's derivative, or a q of fixed support."
 _NO_PATH = "Use another q, whose draws carry all of its derivative, or declare what holds here."
+_DECLARE = (
+    "If the support of this leaf does not depend on its parameters, declare q.fixed_support = True, or "
+    "families.adapt(q, fixed_support=True), of its distribution."
+)
+_UNPROVED = f"{_USE_A_PATH} {_DECLARE}"
 
 
 class Moving(NamedTuple):
@@ -65,8 +65,8 @@ def moving_support(q: object, key: Key[Array, ""], leaves: Mapping[str, Path]) -
         True
     """
     moving = _part_moves(lambda: q, key, (), (), leaves)
-    if moving and moving.cure == _USE_A_PATH and any(path.broken for path in leaves.values()):
-        return moving._replace(cure=_NO_PATH)
+    if moving and any(path.broken for path in leaves.values()):
+        return moving._replace(cure=moving.cure.replace(_USE_A_PATH, _NO_PATH))
     return moving
 
 
@@ -209,7 +209,7 @@ def _part_moves(
     if not any(path.parametric for path in leaves.values()):
         return None
     if not closed.out_avals and not hasattr(q, "sample_and_log_prob"):
-        return Moving(f"it has no sampler that would show where its draws lie ({DECLARE})")
+        return Moving("it has no sampler that would show where its draws lie", _UNPROVED)
 
     def sample(key: Key[Array, ""], *inputs: PyTree) -> PyTree:
         return part(*inputs).sample_and_log_prob(seed=key, sample_shape=())[0]
@@ -265,9 +265,9 @@ def _why(outputs: Sequence[Range], shapes: Sequence[Any]) -> Moving | None:
     for output, of in zip(outputs, shapes, strict=True):
         why = moves(output)
         if why is not None:
-            return Moving(f"{why} ({DECLARE})")
+            return Moving(why, _UNPROVED)
         if repeat_all(output.noise) and math.prod(of.shape) > 1:
-            return Moving(f"its elements repeat one draw ({DECLARE})")
+            return Moving("its elements repeat one draw", _UNPROVED)
     if not own_draws(outputs):
-        return Moving(f"several leaves are functions of the same draw ({DECLARE})")
+        return Moving("several leaves are functions of the same draw", _UNPROVED)
     return None
