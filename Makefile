@@ -39,9 +39,8 @@ notebooks: venv ## run every notebook, small
 		VIJAX_SMALL=1 MPLBACKEND=Agg "$(PY)" -u "$$notebook" || { echo "$$notebook failed" >&2; exit 1; }; \
 	done
 
-docs: ## build the documentation into out/docs, with the figures of the notebooks, which are run where there are none
+docs: ## build the documentation into out/docs
 	@sh scripts/bootstrap.sh docs
-	@[ -f out/bounds_modes.png ] || $(MAKE) notebooks
 	"$(PY)" -m sphinx -W -b html docs out/docs
 
 grid: venv ## print docs/grid.md anew, from its tests: more than half an hour

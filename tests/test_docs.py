@@ -55,8 +55,7 @@ def test_every_page_with_blocks_runs():
 def test_links_between_pages_lead_somewhere():
     for page in [*DOCS.glob("*.md"), DOCS.parent / "README.md", DOCS.parent / "CONTRIBUTING.md"]:
         for target in re.findall(r"\](?:\(|: )([^)#: ]+\.(?:md|png))", page.read_text()):
-            if not target.startswith("../out/"):  # figures that the notebooks leave
-                assert (page.parent / target).exists(), f"{page.name}: {target}"
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 
 @pytest.mark.parametrize(
