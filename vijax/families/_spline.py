@@ -90,8 +90,8 @@ def spline_coupling(
     Returns:
         Family: `init(key, like)` starts as base does, params {"base": ..., "layers": [networks]};
         `dist(params)` has batch shape () and draws that carry the whole derivative. Fit it by
-        `reparam(elbo)`: the slope of log q(z) jumps at every knot, which `dreg(elbo)`, unbiased all
-        the same, follows (1 nat and more below log Z after 1,000 steps of Adam on a banana, where
+        `reparam(elbo)`. `dreg` is unbiased too, but noisy: the slope of log q(z) jumps at every
+        knot (1 nat and more below log Z after 1,000 steps of Adam on a banana, where
         `reparam(elbo)` was .1). Needs distrax.
 
     Raises:
