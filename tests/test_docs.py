@@ -18,7 +18,8 @@ ELSEWHERE = ["after_a_two.md", "digits.md", "extend.md", "refusals.md"]  # in te
 LINK = r"\](?:\(|: )(api/\w+\.md)#vijax\.([\w.]+)"  # to a name, in place or at the end of a page
 CLAIMS = {  # numbers that a page states
     "recipes.md": "abs(jax.nn.softmax(results.bound[one_of_each])[0] - 0.7) < 0.01",
-    "migration.md": "abs(value + 49.95) < 0.02 and abs(apart['w']) < 0.02",
+    "migration.md": "abs(value + 49.95) < 0.02 and apart['w'] < 0.02 and apart_tfp < 0.02"
+    " and abs(posterior['w'][1] - theirs['loc']['w']).max() < 0.05",
 }
 
 
