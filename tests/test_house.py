@@ -277,6 +277,11 @@ def test_the_guide_to_extending_runs(loose_ranks):
     noisy = vj.targets.keyed(lambda key, z: -0.5 * z**2)
     target = names["tempered_target"](noisy, 0.5)
     assert vj.types.properties(target).keyed
+    with pytest.raises(ValueError, match="half of the sites, so its bound must be linear"):
+        vj.gradients.dreg(vj.bounds.iwae)(jax.random.key(0), names["half"], q, num_samples=4)
+    summed = names["random_half"](jnp.sum, jnp.sum)
+    with pytest.raises(ValueError, match=r"a term for each site, \[N\], got shape \(\)"):
+        vj.gradients.reparam(vj.bounds.elbo)(jax.random.key(0), summed, q, num_samples=4)
     value = vj.gradients.dreg(bound)(jax.random.key(0), target, q, num_samples=4).value
     whole = vj.draws.weigh(jax.random.key(0), target, q, num_samples=4)
     np.testing.assert_allclose(value, 0.5 * jnp.mean(whole.log_w), rtol=1e-6)

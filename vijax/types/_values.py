@@ -147,7 +147,13 @@ class Objective(Protocol):
 
 
 class Family(NamedTuple):
-    """A variational family: `init(key, like) -> params` and `dist(params) -> Distribution`."""
+    """A variational family: `init(key, like) -> params` and `dist(params) -> Distribution`.
+
+    Fields:
+        init: (key, like) -> params, a pytree of floats, of a q about like, which is one draw of z;
+            a family that draws nothing there takes None for a key.
+        dist: params -> q of batch shape (), an array, or a dict or tuple of arrays, as like is.
+    """
 
     init: Callable[..., PyTree]
     dist: Callable[[PyTree], Any]
