@@ -143,6 +143,9 @@ def test_a_wrong_fit_is_named(key):
     middling = summarize(fit(key, 1, (1.0, 1.4)))
     assert middling.verdict == 1
     assert "Verdict 1: believe the corrected moments" in str(middling)
+    assert str(middling).endswith(
+        "draws are of one q: only restarts could show a mode that it lacks."
+    )
 
 
 def test_restarts_that_disagree_are_named(key):
