@@ -1,6 +1,7 @@
 """What jaxprs are made of: how to get one, its kinds of equations, what it keeps out of sight."""
 
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -29,6 +30,8 @@ LAID_OUT = frozenset(
 )
 # Whose declared derivatives are those of their values, though these are computed by cases.
 _LIBRARIES = ("tensorflow_probability", "numpyro", "distrax", "flax", "optax")
+# And all of vijax's own functions, such as the splines of its flows.
+_VIJAX = f"{Path(__file__).parents[1].as_posix()}/"
 # Where an equation keeps an inner jaxpr.
 INNER = ("jaxpr", "call_jaxpr", "fun_jaxpr")
 
@@ -124,7 +127,7 @@ def function_name(eqn: core.JaxprEqn) -> tuple[str, str]:
     info = getattr(opened(inner), "debug_info", None)
     name, _, place = str(getattr(info, "func_src_info", "")).partition(" at ")
     folders = place.replace("\\", "/")
-    ours = "/vijax/jaxprs/" in folders or "/vijax/numerics.py" in folders
+    ours = folders.startswith(_VIJAX)
     # There custom_gradient wraps what a user gave it.
     if "/jax/_src/" in folders and "/custom_derivatives.py" not in folders:
         return name, "jax"
