@@ -134,6 +134,17 @@ def curved(z):
 CASES = [(name, d) for name in FLOWS for d in (1, 2)]
 
 
+@flows
+@pytest.mark.parametrize("estimator", [vj.gradients.reparam, vj.gradients.dreg])
+def test_paths_are_taken(estimator, name, key):
+    def value(params):
+        q = FLOWS[name].dist(params)
+        target = lambda z: -0.5 * (z["a"] ** 2 + jnp.sum(z["b"][0] ** 2))
+        return estimator(vj.bounds.iwae)(key, target, q, num_samples=2).value
+
+    jax.eval_shape(jax.grad(value), FLOWS[name].init(key, LIKE))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case[0]} {case[1]}")
 def test_gradients_are_unbiased(case, key):
