@@ -1,4 +1,7 @@
-"""Runs one benchmark: `python -m benchmarks NAME [--quick] [--json PATH] [--data DIR]`."""
+"""Runs one benchmark: `python -m benchmarks NAME [--quick] [--json PATH] [--data DIR]`.
+
+`python -m benchmarks paper --table prior` is the benchmark that makes one table of a paper, by the table's name.
+"""
 
 import argparse
 import importlib
@@ -15,6 +18,8 @@ import jax
 import benchmarks
 from benchmarks._report import Options, Table, follow, read
 
+TABLES = {"prior": "priors", "gaps": "gaps", "iwae": "iwae"}
+
 
 def main() -> None:
     names = [
@@ -23,7 +28,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         "python -m benchmarks", description="Benchmarks of vijax beside its peers."
     )
-    parser.add_argument("name", choices=names)
+    tables = {table: name for table, name in TABLES.items() if name in names}
+    parser.add_argument("name", choices=[*names, "paper"])
+    parser.add_argument("--table", choices=tables, help="of `paper`: which benchmark to run")
     parser.add_argument(
         "--quick", action="store_true", help="few rounds and settings: to see that it runs"
     )
@@ -32,6 +39,9 @@ def main() -> None:
         "--data", type=Path, metavar="DIR", help="folder with binarized_mnist/ or posteriordb/"
     )
     args = parser.parse_args()
+    if (args.name == "paper") != (args.table is not None):
+        parser.error("paper needs --table, and nothing else takes it.")
+    args.name = tables.get(args.table, args.name)
 
     start, table = time.time(), Table()
     device = (

@@ -20,9 +20,9 @@ from vijax import (
 )
 from vijax.types import Draws, Estimate, Family, Joint
 
-# Imported by __getattr__ below, so that `import vijax` does not need Optax.
+# Imported by __getattr__ below, so that `import vijax` needs neither Optax nor Flax.
 if TYPE_CHECKING:
-    from vijax import fitting, solvers
+    from vijax import fitting, models, solvers
 
 __all__ = [
     "Draws",
@@ -36,6 +36,7 @@ __all__ = [
     "fitting",
     "gaussians",
     "gradients",
+    "models",
     "numerics",
     "sequences",
     "solvers",
@@ -49,7 +50,7 @@ __version__ = "0.1.0"
 
 def __getattr__(name: str) -> ModuleType:
     """Import the rooms that stand outside when they are first asked for."""
-    if name in ("fitting", "solvers"):
+    if name in ("fitting", "models", "solvers"):
         return import_module(f"vijax.{name}")
     raise AttributeError(f"module 'vijax' has no attribute {name!r}")
 
