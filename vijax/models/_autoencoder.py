@@ -114,8 +114,8 @@ class VAE(nnx.Module):
         return target(self.decoder, log_p)
 
     def distribution(self) -> Any:
-        """Return p(z), of batch shape (); an encoder within it runs by its running averages."""
-        return constant(self.prior)()()
+        """Return p(z), of batch shape (); an encoder within it runs by running averages, without masks."""
+        return evaluated(self.prior)()
 
     def generate(self, key: Array, num_samples: int) -> PyTree:
         """Draw data from the model, [num_samples, ...]."""
@@ -129,6 +129,7 @@ class VAE(nnx.Module):
 
 
 def evaluated(module: nnx.Module) -> Any:
+    """Return a copy of a module for reports: running averages, and no dropout."""
     copy = constant(module)()
     copy.set_attributes(deterministic=True, raise_if_not_found=False)
     return copy

@@ -9,7 +9,6 @@ from flax import nnx
 from jaxtyping import Array
 
 from vijax.models._autoencoder import (
-    constant,
     evaluated,
     for_each,
     refuse_others,
@@ -70,16 +69,15 @@ class Ladder(nnx.Module):
         self.drawn, self.generated = tuple(encoder), tuple(decoder)
 
     def q(self, x: PyTree, *, rngs: nnx.Rngs | None = None) -> Joint:
-        """Return q(z | x), a Joint of conditionals of batch shape [*batch]."""
+        """Return q(z | x), a Joint of conditionals of batch shape [*batch]; `rngs` for layers given x alone."""
         given = {} if rngs is None else {"rngs": rngs}
-        # Conditionals on draws run within the objective's map over draws: by running averages, from copies.
-        copies = {name: constant(self.encoder[name]) for name in self.drawn}
 
         def of(name: str) -> Any:
             module = self.encoder[name]
             if module.given == ("x",):
                 return module(x, **given)
-            return lambda earlier: copies[name]()(_inputs(module, {**earlier, "x": x}), **given)
+            # Layers given draws run within the objective's map over draws: by running averages, without masks.
+            return lambda earlier: evaluated(module)(_inputs(module, {**earlier, "x": x}))
 
         return Joint({name: of(name) for name in self.drawn})
 
@@ -95,12 +93,12 @@ class Ladder(nnx.Module):
 
     def prior(self) -> "LadderPrior":
         """Return p(z), with the `push` and `pull` that `gradients.gdreg` asks for."""
-        decoder = constant(self.decoder)()
+        decoder = evaluated(self.decoder)
         return LadderPrior(decoder, self.generated[:-1], self.distribution(), self._ndim())
 
     def distribution(self) -> Any:
         """Return p of the top latents, of batch shape ()."""
-        return constant(self.decoder)()[self.generated[0]]()
+        return evaluated(self.decoder)[self.generated[0]]()
 
     def generate(self, key: Array, num_samples: int) -> PyTree:
         """Draw data from the model, [num_samples, ...]."""
