@@ -39,6 +39,11 @@ def test_what_it_prints(draws):
     assert "3 (50%): verdict 0, q may be believed" in text
     assert "1 (17%): verdict 3, cannot tell" in text
     assert "worst: [4] 3 (k-hat inf), [3] 2" in text
+    # Quantiles that are members' own, the unresolved one among them: the worst k-hat, and no draw that counts.
+    found = summarize_members(draws)
+    ess = sorted(np.nan_to_num(found.ess))
+    assert f"largest inf;  ESS: median {ess[3]:.0f}, 90% from 0, least 0" in text
+    assert f"k-hat: median {sorted(found.khat)[2]:.2f}, 90% up to inf" in text
 
 
 def test_axes_of_a_batch_and_draws_without_z(draws):

@@ -66,6 +66,7 @@ class Members(NamedTuple):
             for count, level in zip(np.asarray(self.counts), LEVELS, strict=True)
             if count
         ]
+        lines += _quantiles(khats, np.asarray(self.ess))
         # From the largest level down, and the largest k-hat within; a nan is the worst there is.
         order = np.lexsort((-np.nan_to_num(khats.ravel(), nan=np.inf), -levels.ravel()))
         places = [np.unravel_index(i, levels.shape) for i in order[:WORST]]
@@ -76,6 +77,21 @@ class Members(NamedTuple):
 
     def _repr_html_(self) -> str:
         return f"<pre>{escape(str(self))}</pre>"
+
+
+def _quantiles(khats: np.ndarray, ess: np.ndarray) -> list[str]:
+    """Return a line on k-hat and effective sample size over members: the middle, the worst tenth, the worst."""
+    if khats.size == 0:
+        return []
+    # A nan is the worst there is: the largest k-hat, and no draw that counts.
+    k = np.sort(np.where(np.isnan(khats), np.inf, khats), axis=None)
+    n = np.sort(np.where(np.isnan(ess), 0.0, ess), axis=None)[::-1]
+    # Members' own numbers, of which at least the named share is as good.
+    middle, tenth = math.ceil(0.5 * k.size) - 1, math.ceil(0.9 * k.size) - 1
+    return [
+        f"k-hat: median {k[middle]:.2f}, 90% up to {k[tenth]:.2f}, largest {k[-1]:.2f};  "
+        f"ESS: median {n[middle]:.0f}, 90% from {n[tenth]:.0f}, least {n[-1]:.0f}"
+    ]
 
 
 @usage("diagnostics.summarize_members", "diagnostics.summarize_members(draws)")
@@ -102,6 +118,7 @@ def summarize_members(draws: Draws | Estimate) -> Members:
         >>> print(summarize_members(draws))
         3 posteriors, 100 draws of each
           3 (100%): verdict 0, q may be believed
+        k-hat: median -inf, 90% up to -inf, largest -inf;  ESS: median 100, 90% from 100, least 100
         worst: [0] 0 (k-hat -inf), [1] 0 (k-hat -inf), [2] 0 (k-hat -inf)
 
     Reference: Yao, Vehtari, Simpson, Gelman, Yes, but did it work? Evaluating variational inference, 2018,
