@@ -5,6 +5,7 @@ from vijax.diagnostics._calibration import Calibration, vsbc
 from vijax.diagnostics._chains import rhat
 from vijax.diagnostics._collapse import Collapse, activity, collapse, latent_kl
 from vijax.diagnostics._evidence import Measured, Sandwich, evidence, sandwich
+from vijax.diagnostics._gaps import Gaps, gaps
 from vijax.diagnostics._latents import marginal_khat
 from vijax.diagnostics._members import Members, summarize_members
 from vijax.diagnostics._moments import Corrected, moments
@@ -19,6 +20,7 @@ __all__ = [
     "Calibration",
     "Collapse",
     "Corrected",
+    "Gaps",
     "Measured",
     "Members",
     "Sandwich",
@@ -28,6 +30,7 @@ __all__ = [
     "collapse",
     "ess",
     "evidence",
+    "gaps",
     "khat",
     "latent_kl",
     "marginal_khat",

@@ -4,7 +4,7 @@ Private to vijax: gradient estimators, updates and solvers are built on it.
 """
 
 from vijax.engine._bound import is_mean
-from vijax.engine._chunks import chunked
+from vijax.engine._chunks import chunked, split_rows
 from vijax.engine._evaluate import Plan, evaluate, iid, plan, split
 from vijax.engine._members import Members
 from vijax.engine._objective import (
@@ -54,6 +54,7 @@ __all__ = [
     "plan",
     "require",
     "split",
+    "split_rows",
     "support_moves",
     "taking",
 ]
