@@ -200,3 +200,48 @@ def chain_log_q(q, z):
     log_q = norm.logpdf(a, q["loc"], jnp.exp(q["log_scale"]))
     log_q += bernoulli.logpmf(b, jax.nn.sigmoid(q["logit"] + q["slope"] * a))
     return log_q + norm.logpdf(c, q["keep"] * a + q["jump"] * b, jnp.exp(q["log_noise"]))
+
+
+# --- a linear autoencoder's optimum: probabilistic PCA
+
+
+@exact
+def ppca(x, latents, noise=None, beta=1.0):
+    """Return the mean log-likelihood of data x [n, d], the noise's variance, and the squared singular values of the loading.
+
+    Of the maximum over loadings, and over the noise where it is None; those of the optimum under β at a given noise,
+    max(λ - β σ², 0), where the likelihood is that of the loading.
+    """
+    off = x - jnp.mean(x, 0)
+    eigenvalues = jnp.linalg.eigvalsh(off.T @ off / len(x))[::-1]
+    kept, left = eigenvalues[:latents], eigenvalues[latents:]
+    noise = jnp.mean(left) if noise is None else noise
+    squares = jnp.maximum(kept - beta * noise, 0.0)
+    model = jnp.concatenate([squares + noise, jnp.full(left.shape, noise)])
+    log_p = -0.5 * jnp.sum(jnp.log(2 * jnp.pi * model) + eigenvalues / model)
+    return log_p, noise, squares
+
+
+# --- one Gaussian for two humps, ½ N(-a, 1) + ½ N(a, 1)
+
+
+def two_humps(z, a):
+    return np.logaddexp(-0.5 * (z - a) ** 2, -0.5 * (z + a) ** 2) - np.log(2 * np.sqrt(2 * np.pi))
+
+
+def least_divergence_from_two_humps(a):
+    """Return the least KL(N(m, s²) ‖ humps) over m and s, by a trapezoid and a simplex from both kinds of optimum."""
+    from scipy.optimize import minimize
+
+    e = np.linspace(-12, 12, 24_001)
+    mass = np.exp(-0.5 * e**2) / np.sqrt(2 * np.pi)
+
+    def divergence(at):
+        z = at[0] + np.exp(at[1]) * e
+        log_q = -0.5 * e**2 - at[1] - 0.5 * np.log(2 * np.pi)
+        return np.trapezoid(mass * (log_q - two_humps(z, a)), e)
+
+    starts = ((0.0, 0.5 * np.log(1 + a**2)), (a, 0.0))
+    how = {"xatol": 1e-9, "fatol": 1e-12, "maxiter": 4000}
+    found = (minimize(divergence, x, method="Nelder-Mead", options=how) for x in starts)
+    return min(float(result.fun) for result in found)
