@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Key
 
 from vijax import checks
 from vijax.bounds import elbo
-from vijax.calls import usage
+from vijax.calls import described, function, usage
 from vijax.diagnostics import Measured
 from vijax.gradients import dreg
 from vijax.trees import strong_dtypes, where
@@ -27,9 +27,9 @@ class Refined(NamedTuple):
     Fields:
         params: of the family, leaves [n, ...].
         rise: ELBO of these params less that of the start, `Measured` in nats.
-        last: what the second half of the steps brought, `Measured` in nats: what as many steps again may bring.
-        settled: whether that is known to be within the tolerance. A datum that is not has not arrived, or its q is
-            too noisy to tell.
+        last: what doubling the steps brought, `Measured` in nats.
+        settled: whether that is known to be within the tolerance. A datum of which it is not has not arrived, or its
+            steps are too noisy: more `num_samples` or `steps`.
     """
 
     params: PyTree
@@ -47,7 +47,7 @@ def refine(
     *,
     steps: int,
     num_samples: int = 8,
-    optimizer: Any = None,
+    optimizer: Callable[[int], Any] | None = None,
     objective: Objective = _dreg_elbo,
     tolerance: float = 0.1,
 ) -> Refined:
@@ -64,21 +64,21 @@ def refine(
         family: `families.members(family)` of any family, or one of your own with batch shape [n].
         params: where to start, leaves [n, ...]: the encoder's locations and scales, and zeros for a
             triangle.
-        steps: in all, even. They are two climbs: the optimizer, and with it its schedule, begins
-            anew after half of them.
+        steps: even. A climb of half as many comes first, from whose end the one of `steps` begins:
+            its slower schedule shows noise that a second climb of the same length would repeat.
         num_samples: draws for each datum and step.
-        optimizer: of Optax, for steps / 2 steps, one that treats numbers apart as Adam does; by
-            default Adam at a rate of .03 that falls to 0 as a cosine.
+        optimizer: steps -> an optimizer of Optax for a climb of that length, one that treats numbers
+            apart as Adam does; by default Adam at a rate of .03 that falls to 0 as a cosine.
         objective: of `bounds.elbo`; `reparam(elbo)` for a `spline_coupling`, an estimator by strata
             or scores for a mixture.
         tolerance: in nats, for `settled`.
 
     Returns:
-        Refined. Of each datum the better of start, middle and end is kept, judged by the same 256
-        draws, so that no bound falls by more than their noise.
+        Refined. Of each datum the end of the longer climb is kept, or of the shorter, or the start,
+        where the later is worse by the same 256 draws; so no bound falls by more than their noise.
 
     Raises:
-        TypeError: for what is no family, or an optimizer that is none.
+        TypeError: for what is no family, or an optimizer that is no function of the steps.
         ValueError: for steps that are not even and above 0; for leaves of params without one axis of
             data; where log_joint's shape is not [n].
 
@@ -87,7 +87,7 @@ def refine(
         >>> log_joint = lambda z: -0.5 * z**2 - 0.5 * (x - z) ** 2
         >>> family = vj.families.members(vj.families.mean_field())
         >>> start = {"loc": jnp.zeros(3), "log_scale": jnp.zeros(3)}
-        >>> refined = refine(jax.random.key(0), log_joint, family, start, steps=600)
+        >>> refined = refine(jax.random.key(0), log_joint, family, start, steps=400)
         >>> bool(jnp.allclose(refined.params["loc"], x / 2, atol=1e-2)), refined.settled.tolist()
         (True, [True, True, True])
 
@@ -95,22 +95,27 @@ def refine(
         arXiv:1801.03558; Kim, Wiseman, Miller, Sontag, Rush, Semi-amortized variational
         autoencoders, 2018, arXiv:1802.02550.
     """
-    import optax
-
     checks.key(key)
     checks.num_samples(num_samples)
     checks.family(family, "family")
     checks.static_count(steps, "steps", least=2)
     if steps % 2:
-        raise ValueError(f"steps must be even, for they are two climbs, got {steps}.")
+        raise ValueError(
+            f"steps must be even, for a climb of half as many comes first, got {steps}."
+        )
+    if optimizer is not None:
+        function(optimizer, "optimizer")
     if not tolerance > 0:
         raise ValueError(f"tolerance must be above 0 nats, got {tolerance!r}.")
-    if optimizer is None:
-        optimizer = optax.adam(optax.cosine_decay_schedule(0.03, steps // 2))
-    if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
-        raise TypeError(
-            f"optimizer must be one of Optax, such as optax.adam(1e-2), got {optimizer!r}."
-        )
+    # The second climb is twice as long: what it brings is what doubling the steps brings.
+    lengths = steps // 2, steps
+    optimizers = [(_adam if optimizer is None else optimizer)(length) for length in lengths]
+    for made in optimizers:
+        if not (hasattr(made, "init") and hasattr(made, "update")):
+            raise TypeError(
+                "optimizer must be a function steps -> an optimizer of Optax, such as lambda steps: "
+                f"optax.adam(optax.cosine_decay_schedule(1e-2, steps)), it returned {described(made)}."
+            )
     params = strong_dtypes(params)
     n = _number_of_data(params)
     of_first, of_second, of_judge = jax.random.split(key, 3)
@@ -124,8 +129,6 @@ def refine(
             )
         return jnp.sum(made.value)
 
-    climb = jax.jit(_climb(bound, optimizer, steps // 2))
-
     @jax.jit
     def judged(params: PyTree) -> Array:
         """Return log-weights of the draws that judge, [256, n]: the same noise for every params."""
@@ -133,8 +136,12 @@ def refine(
         made = objective(of_judge, log_joint, q, num_samples=JUDGES, chunk_size=num_samples)
         return made.draws.log_w
 
-    middle = climb(of_first, params)
-    end = climb(of_second, middle)
+    climbs = [
+        jax.jit(_climb(bound, made, length))
+        for made, length in zip(optimizers, lengths, strict=True)
+    ]
+    middle = climbs[0](of_first, params)
+    end = climbs[1](of_second, middle)
     start_w, middle_w, end_w = map(judged, (params, middle, end))
     last = _paired(end_w, middle_w)
     # The later params, but for data that are worse there by more than noise, or nan.
@@ -142,6 +149,13 @@ def refine(
     best, best_w = _better(end, end_w, best, best_w)
     settled = jnp.abs(last.value) + SURE * last.error <= tolerance
     return Refined(best, _paired(best_w, start_w), last, settled)
+
+
+def _adam(steps: int) -> Any:
+    """Return Adam whose rate falls from .03 to 0 in so many steps."""
+    import optax
+
+    return optax.adam(optax.cosine_decay_schedule(0.03, steps))
 
 
 def _climb(
