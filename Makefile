@@ -34,7 +34,7 @@ bench: venv ## run the benchmark BENCH=step; ARGS=--quick for a short one
 	"$(PY)" -m benchmarks $(BENCH) $(ARGS)
 
 notebooks: venv ## run every notebook, small
-	@for notebook in notebooks/[!_]*.py; do \
+	@for notebook in notebooks/[!_]*.py notebooks/*/[!_]*.py; do \
 		echo "$$notebook"; \
 		VIJAX_SMALL=1 MPLBACKEND=Agg "$(PY)" -u "$$notebook" || { echo "$$notebook failed" >&2; exit 1; }; \
 	done
