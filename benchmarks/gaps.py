@@ -2,7 +2,8 @@
 
 One autoencoder on binarized MNIST, 784-300-300-40, is trained under the ELBO; then every one of 100 test images gets a
 q of its own by `solvers.refine`: independent latents, a full covariance, a flow, each begun where the one before ended.
-`diagnostics.gaps` reads the parts off their log-weights. Needs the folder `binarized_mnist` in --data.
+`diagnostics.gaps` reads the parts off their log-weights. Before that the ELBO in its three forms: drawn whole,
+with the KL in closed form, with the entropy in closed form. Needs the folder `binarized_mnist` in --data.
 """
 
 import time
@@ -11,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import distrax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -128,7 +130,44 @@ def run(options: Options) -> Iterator[Row]:
     jax.block_until_ready(params)
     setting = f"{number} binarized MNIST test images, a VAE of {epochs} epochs"
     yield row("training", setting, time.perf_counter() - started, "s")
-    yield from parts(params, images(options.data, "test", number), setting, draws, evidence, share)
+    held_out = images(options.data, "test", number)
+    yield from forms(params, jnp.asarray(held_out), setting, draws)
+    yield from parts(params, held_out, setting, draws, evidence, share)
+
+
+def forms(params: Params, x: Array, setting: str, draws: int) -> Iterator[Row]:
+    """The ELBO in three forms, of the same draws: one mean, and the variance of a draw of each."""
+    answer = encode(params, x)
+    q = distrax.Independent(distrax.Normal(answer["loc"], jnp.exp(answer["log_scale"])), 1)
+    prior = distrax.Independent(distrax.Normal(jnp.zeros(LATENTS), jnp.ones(LATENTS)), 1)
+    joint = partial(log_joint, params, x)
+
+    def log_likelihood(z: Array) -> Array:
+        return _model.bernoulli(_model.network(params["decoder"], z), x)
+
+    targets = {
+        "joint": joint,
+        "closed-form KL": vj.targets.exact_kl(log_likelihood, prior, q),
+        "closed-form entropy": vj.targets.exact_entropy(joint, q),
+    }
+    objective = vj.gradients.reparam(vj.bounds.elbo)
+    key = jax.random.key(5)
+    log_w = {
+        name: objective(key, target, q, num_samples=draws, chunk_size=CHUNK).draws.log_w
+        for name, target in targets.items()
+    }
+    first = log_w["joint"].mean(1)
+    for name, each in log_w.items():
+        variance = float(each.var(0, ddof=1).mean())
+        metric = f"{setting}: the three forms, {draws} draws of each"
+        yield row(f"ELBO, {name}", metric, float(each.mean()), "nats", variance=variance)
+        yield row(f"variance of a draw, {name}", metric, variance, "nats²")
+        # Draws are independent of each other, so that means over images are.
+        off, error = _mean(each.mean(1) - first)
+        if name != "joint":
+            what = f"{name} less joint, in standard errors"
+            note = f"{off:.4f} ± {error:.4f} nats"
+            yield row(what, metric, abs(off) / error, "se", bar=4.0, note=note)
 
 
 def parts(
@@ -206,7 +245,7 @@ def parts(
 
 
 def _mean(values: Array) -> tuple[float, float]:
-    """Return the mean over images, and its standard error."""
+    """Return the mean, over images or draws, and its standard error."""
     return float(values.mean()), float(values.std(ddof=1) / len(values) ** 0.5)
 
 
