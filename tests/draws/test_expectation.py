@@ -28,7 +28,7 @@ def values(z):
 def test_it_is_what_the_draws_give_all_at_once(key):
     draws = vj.draws.weigh(key, log_joint, Q, num_samples=1000)
     whole = vj.diagnostics.moments(jax.vmap(values)(draws.z), draws.log_w)
-    for chunk_size in (None, 1, 64, 999, 5000):
+    for chunk_size in (None, 64, 999):
         run = jax.jit(
             lambda key, c=chunk_size: expectation(
                 key, log_joint, Q, values, num_samples=1000, chunk_size=c

@@ -28,14 +28,15 @@ def start(family):
 def test_every_datum_arrives(key):
     """A full covariance at the posterior, a mean-field one at its known optimum: s² = 1 / diag of the precision."""
     full = vj.families.members(vj.families.full_rank())
-    found = refine(key, log_joint, full, start(vj.families.full_rank()), steps=1000)
+    run = lambda key, params: refine(key, log_joint, full, params, steps=1000)
+    found = jax.jit(run)(key, start(vj.families.full_rank()))
     assert isinstance(found, Refined)
     np.testing.assert_allclose(found.params["loc"], MEAN, atol=2e-3)
     assert np.all(found.settled)
     assert np.all(found.rise.value > 1)
     # At the posterior all log-weights are alike.
     q = full.dist(found.params)
-    log_w = vj.draws.weigh(key, log_joint, q, num_samples=100).log_w
+    log_w = jax.jit(lambda key: vj.draws.weigh(key, log_joint, q, num_samples=100).log_w)(key)
     assert np.all(np.std(log_w, 0) < 0.02)
 
 
@@ -70,10 +71,13 @@ def test_what_has_not_settled_is_said(key):
     """Too few steps for some data, which begin far off; and the middle, which is better, is kept where steps are too long."""
     family, params = vj.families.members(vj.families.mean_field()), start(vj.families.mean_field())
     near = {"loc": jnp.asarray(MEAN).at[0].add(8.0), "log_scale": params["log_scale"] + 1.5}
-    found = refine(key, log_joint, family, near, steps=200)
+    run = lambda steps, **how: jax.jit(
+        lambda near: refine(key, log_joint, family, near, steps=steps, **how)
+    )
+    found = run(200)(near)
     assert not bool(found.settled[0])
     assert float(found.last.value[0]) > 1
-    wild = refine(key, log_joint, family, near, steps=20, optimizer=lambda steps: optax.sgd(3.0))
+    wild = run(20, optimizer=lambda steps: optax.sgd(3.0))(near)
     # Steps that diverge leave every datum where it was, and none is called settled.
     np.testing.assert_array_equal(wild.params["loc"], near["loc"])
     np.testing.assert_array_equal(wild.rise.value, 0.0)

@@ -129,26 +129,27 @@ def refine(
             )
         return jnp.sum(made.value)
 
-    @jax.jit
-    def judged(params: PyTree) -> Array:
-        """Return log-weights of the draws that judge, [256, n]: the same noise for every params."""
+    def log_weights(params: PyTree) -> Array:
+        """Return those of the draws that judge, [256, n]: the same noise for every params."""
         q = family.dist(params)
         made = objective(of_judge, log_joint, q, num_samples=JUDGES, chunk_size=num_samples)
         return made.draws.log_w
 
-    climbs = [
-        jax.jit(_climb(bound, made, length))
-        for made, length in zip(optimizers, lengths, strict=True)
-    ]
-    middle = climbs[0](of_first, params)
-    end = climbs[1](of_second, middle)
-    start_w, middle_w, end_w = map(judged, (params, middle, end))
-    last = _paired(end_w, middle_w)
-    # The later params, but for data that are worse there by more than noise, or nan.
-    best, best_w = _better(middle, middle_w, params, start_w)
-    best, best_w = _better(end, end_w, best, best_w)
-    settled = jnp.abs(last.value) + SURE * last.error <= tolerance
-    return Refined(best, _paired(best_w, start_w), last, settled)
+    @jax.jit
+    def kept(start: PyTree, middle: PyTree, end: PyTree) -> Refined:
+        """Return of every datum the later params, but for those that are worse by more than noise, or nan."""
+        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), start, middle, end)
+        start_w, middle_w, end_w = jax.lax.map(log_weights, stacked)
+        last = _paired(end_w, middle_w)
+        best, best_w = _better(middle, middle_w, start, start_w)
+        best, best_w = _better(end, end_w, best, best_w)
+        settled = jnp.abs(last.value) + SURE * last.error <= tolerance
+        return Refined(best, _paired(best_w, start_w), last, settled)
+
+    climbs = [_climb(bound, made, length) for made, length in zip(optimizers, lengths, strict=True)]
+    middle = jax.jit(climbs[0])(of_first, params)
+    end = jax.jit(climbs[1])(of_second, middle)
+    return kept(params, middle, end)
 
 
 def _adam(steps: int) -> Any:
