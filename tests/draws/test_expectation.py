@@ -72,9 +72,9 @@ def test_memory_does_not_grow_with_the_draws(key):
 
 
 def test_extremes(key):
-    run = lambda log_joint, f=lambda z: z, k=100: expectation(
-        key, log_joint, Q, f, num_samples=k, chunk_size=7
-    )
+    run = lambda log_joint, f=lambda z: z, k=100: jax.jit(
+        lambda key: expectation(key, log_joint, Q, f, num_samples=k, chunk_size=7)
+    )(key)
     impossible = run(lambda z: jnp.full(3, -jnp.inf))
     assert np.all(np.isnan(impossible.value))
     assert np.all(np.isposinf(impossible.error))
@@ -97,7 +97,8 @@ def test_extremes(key):
 
 def test_noise_of_the_model_and_no_derivative(key):
     noisy = vj.targets.keyed(lambda key, z: log_joint(z) + 0.1 * jax.random.normal(key))
-    found = expectation(key, noisy, Q, lambda z: z, num_samples=50, chunk_size=20)
+    run = lambda key: expectation(key, noisy, Q, lambda z: z, num_samples=50, chunk_size=20)
+    found = jax.jit(run)(key)
     draws = vj.draws.weigh(key, noisy, Q, num_samples=50)
     np.testing.assert_allclose(found.log_w, draws.log_w, rtol=1e-6)
     value = lambda m: expectation(
