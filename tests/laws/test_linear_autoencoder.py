@@ -67,7 +67,7 @@ def bound(params, x, beta=1.0, noise=None):
 
 
 def climbed(x, latents, **how):
-    return vj.solvers.maximize(lambda p: bound(p, x, **how), start(x, latents), steps=3000)
+    return vj.solvers.maximize(lambda p: bound(p, x, **how), start(x, latents), steps=20_000)
 
 
 def cases():
