@@ -52,13 +52,13 @@ def test_the_least_divergence_of_one_gaussian(x64, loose_ranks):
         assert (wide <= narrow + 1e-9) == (a <= 2)
 
 
-def fitted(key, family, objective, *, steps, rate):
+def fitted(key, family, objective, *, steps, rate, num_samples):
     """Return (a, start) -> params of q after some steps of ascent, as one program."""
 
     @jax.jit
     def run(a, params):
         def estimate(key, params):
-            return objective(key, log_joint(a), family.dist(params), num_samples=64)
+            return objective(key, log_joint(a), family.dist(params), num_samples=num_samples)
 
         rule = vj.fitting.ascent(estimate, optax.adam(optax.cosine_decay_schedule(rate, steps)))
         step = lambda state, key: (rule.step(key, state)[0], None)
@@ -72,7 +72,7 @@ def test_a_mixture_closes_it(key):
     """Below .01 nats, of two components that begin off the humps; without strata their weights would have no path."""
     family = vj.families.mixture(vj.families.mean_field(scale=1.0), components=2)
     objective = vj.gradients.reparam(vj.bounds.elbo, draw=vj.draws.stratified)
-    run = fitted(key, family, objective, steps=300, rate=0.05)
+    run = fitted(key, family, objective, steps=300, rate=0.05, num_samples=64)
     for a in (2.0, 4.0):
         params = family.init(key, jnp.zeros(()))
         params["components"]["loc"] = jnp.array([-0.5, 0.7]) * a
@@ -81,11 +81,12 @@ def test_a_mixture_closes_it(key):
 
 @pytest.mark.slow
 def test_a_flow_closes_it(key):
-    """Below .01 nats, of splines of one latent on a base that covers both humps; Sobol' draws are the quieter."""
+    """Below .01 nats, of splines of one latent, which end where the base's tails meet those of the humps."""
     family = vj.families.spline_coupling(layers=2, bins=8, hidden=())
     objective = vj.gradients.reparam(vj.bounds.elbo, draw=vj.draws.sobol)
-    run = fitted(key, family, objective, steps=6000, rate=0.01)
+    run = fitted(key, family, objective, steps=4000, rate=0.01, num_samples=512)
     for a in (2.0, 4.0):
         params = family.init(key, jnp.zeros(()))
-        params["base"]["log_scale"] = jnp.asarray(0.5 * np.log(1 + a**2), jnp.float32)
+        # Four standard deviations out, where the splines end, each hump is four of its own from its middle.
+        params["base"]["log_scale"] = jnp.asarray(np.log(1 + a / 4), jnp.float32)
         assert divergence(family.dist(run(a, params)), a) < 0.01
