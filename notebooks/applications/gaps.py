@@ -49,7 +49,7 @@ INK, LOW, HIGH, GREY, PALE = "#1f2933", "#2166ac", "#b2182b", "#8795a1", "#d5dce
 plt.rcParams.update(
     {"axes.spines.top": False, "axes.spines.right": False, "figure.dpi": 110, "font.size": 9}
 )
-closing = []  # (what, ours, exact or published, source)
+closing = []  # (what, ours, exact, source)
 
 # %% [markdown]
 # ## One Gaussian for two humps: the approximation gap, exactly
@@ -461,10 +461,10 @@ Path("out").mkdir(exist_ok=True)
 figure.savefig("out/gaps.png", dpi=160)
 
 # %% [markdown]
-# ## Ours beside the exact or published numbers
+# ## Ours beside the exact numbers
 
 # %%
-print(f"\n{'':52}{'ours':>10}{'exact or published':>20}   source")
+print(f"\n{'':52}{'ours':>10}{'exact':>20}   source")
 for what, ours, theirs, where in closing:
     print(f"{what:52}{ours:10.4f}{theirs:20.4f}   {where}")
 print(f"\nThe figure is out/gaps.png. {time.perf_counter() - started:.0f} s in all.")
