@@ -18,6 +18,7 @@ from jax.scipy.stats import norm
 import vijax as vj
 from tests.bare import Gauss
 from tests.faults.judging import CURE
+from tests.marks import but
 
 pytestmark = pytest.mark.usefixtures("loose_ranks", "unchecked")
 T, KEY, X = vj.targets, jax.random.key(0), jnp.array([0.5, -1.0, 2.0], jnp.float32)
@@ -191,7 +192,17 @@ ROWS = {
 }
 
 
-@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize(
+    "name",
+    but(
+        ROWS,
+        "solvers.multi_pathfinder",
+        "solvers.dadvi",
+        "solvers.linear_response",
+        "updates.square_root_natural_gradient",
+        "gradients.each",
+    ),
+)
 def test_a_kind_of_target_is_taken_or_refused_with_a_cure(name):
     row = ROWS[name]
     for kind, target in KINDS.items():

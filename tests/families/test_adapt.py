@@ -118,7 +118,7 @@ def test_the_error_names_the_leaf_to_be_declared(container):
     (q, leaf), (cured, _) = containers(Guarded)[container], containers(declared)[container]
     for name, words in {
         "reparam": f"leaf '{leaf}' depends .* of the distribution of this leaf: families.adapt",
-        "score": f"here, in leaf '{leaf}', .*families.adapt.*of the distribution of this leaf",
+        "score": f"here, in leaf '{leaf}', .*If the support of this leaf .*families.adapt",
     }.items():
         with pytest.raises(ValueError, match=words):
             jax.eval_shape(lambda name=name: gradient(ESTIMATORS[name], q))

@@ -15,7 +15,9 @@ ELBO = vj.bounds.elbo
 OBJECTIVES = {"arm": vj.gradients.arm(ELBO), "disarm": vj.gradients.disarm(ELBO)}
 
 
-@pytest.mark.parametrize("case", problems.DISCRETE, ids=lambda case: case.name)
+@pytest.mark.parametrize(
+    "case", some(problems.DISCRETE, "hot", "whole", name=lambda case: case.name)
+)
 def test_unbiased(case, key):
     """Against enumeration: value, q's logits, and the model's parameters."""
     found = problems.value_and_grads(key, case, OBJECTIVES, 2, 60_000)

@@ -328,6 +328,8 @@ SLOW = {
     "Gaussian-measure_valued",
     "Gamma-dreg",
     "Bernoulli-local_expectation",
+    "Bernoulli-top_states",
+    "hierarchy, Gaussian-gdreg",
     "Bernoulli-rebar",
     "Bernoulli-relax",
     "hierarchy, mixed-auto",

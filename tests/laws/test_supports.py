@@ -15,6 +15,7 @@ import vijax as vj
 from benchmarks import supports
 from benchmarks._univariate import mapped, moves
 from tests.faults.judging import refusal
+from tests.marks import some
 
 td, tb = tfp.distributions, tfp.bijectors
 adapt, Joint = vj.families.adapt, vj.types.Joint
@@ -73,7 +74,7 @@ ADMITTED = [
 ]
 
 
-@pytest.mark.parametrize("change", ["as it is", "shifted and scaled"])
+@pytest.mark.parametrize("change", some(["as it is", "shifted and scaled"], "shifted and scaled"))
 @pytest.mark.parametrize("name", ADMITTED)
 def test_a_fixed_support_alone_is_taken(name, change):
     case = CASES[name]

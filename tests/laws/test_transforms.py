@@ -23,7 +23,7 @@ def named(case):
     return f"{case[0]}-{case[1]}"
 
 
-SOME = some(OBJECTIVES, "reparam(iwae)", "dreg(own)", "vimco(iwae)", "auto(iwae)")
+SOME = some(OBJECTIVES, "reparam(iwae)", "auto(iwae)")
 
 
 def stack(trees):
@@ -146,7 +146,12 @@ def test_float32_is_float64_rounded(name, key):
     assert_close(single, double, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["reparam(iwae)", "dreg(iwae)", "vimco(iwae)", "auto(iwae)"])
+@pytest.mark.parametrize(
+    "name",
+    some(
+        ["reparam(iwae)", "dreg(iwae)", "vimco(iwae)", "auto(iwae)"], "reparam(iwae)", "dreg(iwae)"
+    ),
+)
 def test_finite_differences(name, key, x64):
     """Reparam's gradient is the slope of its value at a fixed key; the others' are not, and this can tell."""
     params, data = inputs(dtype=np.float64)

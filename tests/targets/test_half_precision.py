@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import vijax as vj
+from tests.marks import but
 
 C = vj.targets.constraints
 VECTOR = np.array([0.5, -3.0, 2.0, -1.25, 0.75, 4.0])
@@ -25,9 +26,15 @@ CONSTRAINTS = {
 }
 
 
-@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16], ids=["float16", "bfloat16"])
-@pytest.mark.parametrize("name", CONSTRAINTS)
-def test_half_precision_is_rounding_alone(name, dtype):
+HALVES = {"float16": jnp.float16, "bfloat16": jnp.bfloat16}
+EACH_HALF = [(name, half) for name in CONSTRAINTS for half in HALVES]
+DEAR = [f"{n}-float16" for n in ("simplex", "ordered", "cholesky_covariance")]
+
+
+@pytest.mark.parametrize("case", but(EACH_HALF, *DEAR, name="{0[0]}-{0[1]}".format))
+def test_half_precision_is_rounding_alone(case):
+    name, half = case
+    dtype = HALVES[half]
     constraint, y = CONSTRAINTS[name]
     y = jnp.asarray(y, dtype)
     eps = float(jnp.finfo(dtype).eps)
