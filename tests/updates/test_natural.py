@@ -378,6 +378,11 @@ def test_what_is_refused(unchecked, key):
         TypeError, match=r"params must be those of families.mean_field .*got \['factor'"
     ):
         update.init(dict(sorted(low.items())))
+    own = {"loc": jnp.zeros(3), "log_scale": jnp.zeros(())}  # an isotropic family of one's own
+    with pytest.raises(ValueError, match=r"a log_scale for each loc.*takes fitting.ascent"):
+        update.init(own)
+    with pytest.raises(ValueError, match=r"one number for each pair, \(3,\); got.*lower \(2,\)"):
+        update.init({"loc": jnp.zeros(3), "log_scale": jnp.zeros(3), "lower": jnp.zeros(2)})
     with pytest.raises(TypeError, match="float32 or float64, got bfloat16"):
         update.init(full.init(key, jnp.zeros(2, jnp.bfloat16)))
     with pytest.raises(TypeError, match=r"the rule's init\(params\) returned, got a dict"):

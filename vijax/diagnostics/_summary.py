@@ -184,7 +184,7 @@ def _judgement(s: Summary) -> str:
         where = "though of no latent alone"
     return (
         f"{NEITHER}k-hat is too large, {where}. Integrate out what can be, try another "
-        "parameterization, then another family; and a fit that has converged."
+        "parameterization, then another family, where the fit had arrived."
     )
 
 

@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int
@@ -41,6 +42,15 @@ def init(params: PyTree, memory: PyTree = None) -> GaussianState:
             "like)."
         )
     loc, _ = ravel_pytree(params["loc"])
+    # A family of one's own may have params of these names and other shapes.
+    of_loc, of_scale = (jax.tree.map(jnp.shape, params[name]) for name in ("loc", "log_scale"))
+    lower = jnp.shape(params["lower"]) if "lower" in params else None
+    triangle = (loc.size * (loc.size - 1) // 2,)
+    if of_loc != of_scale or lower not in (None, triangle):
+        raise ValueError(
+            f"params must have a log_scale for each loc, and of lower one number for each pair, {triangle}; "
+            f"got loc {of_loc}, log_scale {of_scale}, lower {lower}: a family of your own takes fitting.ascent."
+        )
     log_scale = ravel_pytree(params["log_scale"])[0].astype(loc.dtype)
     root = jnp.exp(log_scale)
     # [d] of a mean-field q; [d, d] where params hold a triangle.
