@@ -1,48 +1,19 @@
 """A member of a family for each of a batch: q of many data, each with parameters of its own."""
 
-from collections.abc import Callable, Sequence
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
 from vijax import checks
 from vijax.calls import described
-from vijax.types import Family, PyTree, lift
+from vijax.families.batched import Members
+from vijax.types import Family, PyTree
 
 
-class _Members:
-    """Batch shape [n]; every leaf of the params begins with that axis, as every leaf of a draw does."""
+class _Apart(Members):
+    """Members of params that read no latents, so that none of them reads another's."""
 
     independent_members = True
-
-    def __init__(self, params: PyTree, dist: Callable[[PyTree], Any]):
-        self._params, self._dist = params, dist
-
-    def _one(self, params: PyTree) -> Any:
-        return lift(self._dist(params))
-
-    @property
-    def fixed_support(self) -> bool | None:
-        first = jax.tree.map(lambda leaf: leaf[0], self._params)
-        return getattr(self._one(first), "fixed_support", None)
-
-    def sample_and_log_prob(
-        self, *, seed: Array, sample_shape: Sequence[int] = ()
-    ) -> tuple[PyTree, Array]:
-        def one(key: Array, params: PyTree) -> tuple[PyTree, Array]:
-            z, log_q = self._one(params).sample_and_log_prob(seed=key, sample_shape=())
-            return z, log_q
-
-        each = jax.vmap(one)
-        for _ in sample_shape:
-            each = jax.vmap(each, (0, None))
-        number = len(jax.tree.leaves(self._params)[0])
-        return each(jax.random.split(seed, (*sample_shape, number)), self._params)
-
-    def log_prob(self, z: PyTree, /) -> Array:
-        return jax.vmap(lambda params, z: self._one(params).log_prob(z))(self._params, z)
 
 
 def members(family: Family) -> Family:
@@ -83,9 +54,9 @@ def members(family: Family) -> Family:
             return jax.vmap(lambda like: family.init(None, like))(like)
         return jax.vmap(family.init)(jax.random.split(key, n), like)
 
-    def dist(params: PyTree) -> _Members:
-        _number(params, "params")
-        return _Members(jax.tree.map(jnp.asarray, params), family.dist)
+    def dist(params: PyTree) -> Members:
+        n = _number(params, "params")
+        return _Apart(family.dist, jax.tree.map(jnp.asarray, params), (n,))
 
     return Family(init, dist)
 

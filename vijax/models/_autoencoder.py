@@ -10,8 +10,8 @@ from jaxtyping import Array
 
 from vijax import targets
 from vijax.calls import described
+from vijax.families.batched import Repeated
 from vijax.models._conditional import Conditional
-from vijax.models._members import Repeated
 from vijax.types import LogJoint, PyTree
 
 

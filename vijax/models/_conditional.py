@@ -12,7 +12,7 @@ from jaxtyping import Array
 
 from vijax import checks
 from vijax.calls import described
-from vijax.models._members import Members
+from vijax.families.batched import Members
 from vijax.types import Family, PyTree
 
 

@@ -9,7 +9,7 @@ from jaxtyping import Array
 
 from vijax.gaussians.affine import AffineGaussian
 from vijax.gaussians.whitening import whiten
-from vijax.types import Affine, PyTree, offers
+from vijax.types import Affine, PyTree, lift, offers
 
 Dist = Callable[[PyTree], Any]
 
@@ -43,7 +43,7 @@ class Members:
 
     def _dist(self, params: PyTree) -> Any:
         """Return the member of one datum's params."""
-        return self._given_dist({**params, **self._shared} if self._shared else params)
+        return lift(self._given_dist({**params, **self._shared} if self._shared else params))
 
     def _one(self) -> Any:
         """Return a member of params 0, for what all members offer: their own may belong to a trace that has ended."""
@@ -55,7 +55,7 @@ class Members:
         with jax.ensure_compile_time_eval():
             params = jax.tree.map(lambda p: zeros(p, axes), self._params)
             shared = jax.tree.map(lambda p: zeros(p, 0), self._shared)
-        return self._given_dist({**params, **shared} if shared else params)
+        return lift(self._given_dist({**params, **shared} if shared else params))
 
     def _each(self, function: Callable[..., Any], *args: PyTree) -> Any:
         """Return function(member, its argument) of every member."""
