@@ -26,7 +26,7 @@ from vijax.jaxprs._flow import (
     never_cancels,
 )
 from vijax.jaxprs._interpreter import Question, Rule, interpret
-from vijax.jaxprs._jump_rules import RULES, default, same, smooth, stop
+from vijax.jaxprs._jump_rules import RULES, default, same, smooth, stop, torn
 
 
 def flows(
@@ -175,6 +175,7 @@ def _solved(eqn: core.JaxprEqn, ins: list[Flow]) -> list[Flow]:
 _KNOWN: dict[tuple[str, str], Rule[Flow]] = {
     ("expm", "jax"): smooth,
     ("_det", "jax"): smooth,
+    ("_frexp", "jax"): torn,
     ("_slogdet_lu", "jax"): _sign_and_log,
     ("_slogdet_qr", "jax"): _sign_and_log,
 }

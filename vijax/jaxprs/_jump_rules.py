@@ -27,7 +27,7 @@ def _jump(eqn: core.JaxprEqn, ins: list[Flow]) -> list[Flow]:
     return [broken(merge(ins), eqn.primitive.name)] * len(eqn.outvars)
 
 
-def _torn(eqn: core.JaxprEqn, ins: list[Flow]) -> list[Flow]:
+def torn(eqn: core.JaxprEqn, ins: list[Flow]) -> list[Flow]:
     """Of what jumps here and there, and has a slope between: draws of it have a density."""
     flow = anew(merge(ins), id(eqn))
     return [merge([flow, broken(flow, eqn.primitive.name)])] * len(eqn.outvars)
@@ -36,7 +36,7 @@ def _torn(eqn: core.JaxprEqn, ins: list[Flow]) -> list[Flow]:
 def _high_level(eqn: core.JaxprEqn, ins: list[Flow]) -> list[Flow]:
     """JAX's newer primitives, told by their class: what frexp splits off jumps."""
     name = type(eqn.params.get("_prim")).__name__
-    return (_torn if name == "Frexp" else default)(eqn, ins)
+    return (torn if name == "Frexp" else default)(eqn, ins)
 
 
 def stop(eqn: core.JaxprEqn, ins: list[Flow]) -> list[Flow]:
@@ -66,7 +66,7 @@ def _sort(eqn: core.JaxprEqn, ins: list[Flow]) -> list[Flow]:
 def _cut(eqn: core.JaxprEqn, ins: list[Flow]) -> list[Flow]:
     """Break functions that jump where a complex argument crosses their cut."""
     rule = exponential if eqn.primitive.name == "log" else default
-    return (_torn if is_complex(eqn.invars[0]) else rule)(eqn, ins)
+    return (torn if is_complex(eqn.invars[0]) else rule)(eqn, ins)
 
 
 def _factors(eqn: core.JaxprEqn, ins: list[Flow]) -> list[Flow]:
@@ -74,13 +74,13 @@ def _factors(eqn: core.JaxprEqn, ins: list[Flow]) -> list[Flow]:
 
     Where parameters alone make the matrix, no draw crosses the jump.
     """
-    continuous, torn = default(eqn, ins), _torn(eqn, ins)
+    continuous, jumps = default(eqn, ins), torn(eqn, ins)
     if merge(ins).sources() <= {"parameter"}:
         return continuous
     at = _ORDERED.get(eqn.primitive.name)
     if at is not None:
-        torn[at] = continuous[at]
-    return torn
+        jumps[at] = continuous[at]
+    return jumps
 
 
 def _convert(eqn: core.JaxprEqn, ins: list[Flow]) -> list[Flow]:
@@ -126,7 +126,7 @@ _JUMPS = (
 RULES: dict[str, Rule[Flow]] = {
     **dict.fromkeys(_JUMPS.split(), _jump),
     "call_hi_primitive": _high_level,
-    **dict.fromkeys(("rem", "atan2", "nextafter"), _torn),
+    **dict.fromkeys(("rem", "atan2", "nextafter"), torn),
     **dict.fromkeys((*_INDICES, *_SCATTERS.split()), _indexed),
     **dict.fromkeys("broadcast_in_dim reshape squeeze".split(), moved),
     **dict.fromkeys(LAID_OUT, same),
