@@ -84,8 +84,8 @@ def walk(model, name, chunk_size):
     }
 
 
-@pytest.mark.parametrize("chunk_size", [None, 2, K])
-@pytest.mark.parametrize("name", ["dreg(iwae)", "vimco(iwae)"])
+@pytest.mark.parametrize("chunk_size", some([None, 2, K], "None", "2"))
+@pytest.mark.parametrize("name", some(["dreg(iwae)", "vimco(iwae)"], "dreg(iwae)"))
 def test_a_scan_in_the_model(name, chunk_size, key):
     run, params = walk(scanned, name, chunk_size)
     plain, _ = walk(unrolled, name, None)
