@@ -86,7 +86,7 @@ def unlisted(name: str) -> list[str]:
 
 
 def refusal(message: str) -> str:
-    return SUPPORT if "score" in message and "support" in message else PATH
+    return SUPPORT if "mean of q's score" in message else PATH
 
 
 def admitted(case: Case, estimators: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Verdict]]:
@@ -104,7 +104,7 @@ def admitted(case: Case, estimators: dict[str, Any]) -> tuple[dict[str, Any], di
             functions[name] = seen.setdefault(str(closed), jaxpr_as_fun(closed))
         except (ValueError, TypeError) as error:
             message = str(error)
-            ours = "gradients." in message
+            ours = "gradients." in message or "families.adapt" in message
             refused[name] = Verdict(
                 refusal(message) if ours else "error", note=message.splitlines()[0][:300]
             )

@@ -63,8 +63,10 @@ def test_every_estimator_is_right_or_refuses(name):
 ADMITTED = [
     "distrax Gamma",
     "distrax Bernoulli",
+    "distrax MixtureOfTwo",
     "distrax MixtureOfTwo of a Normal and a Uniform",
     "distrax Transformed Normal by Inverse Sigmoid of Sigmoid",
+    "numpyro MixtureGeneral",
     "numpyro MixtureGeneral of a Normal and a Uniform",
     "numpyro TwoSidedTruncatedDistribution of Cauchy, limits fixed",
     "tfp Mixture of a Normal and a Uniform",
