@@ -186,6 +186,16 @@ def test_refusals(key, unchecked):
         ValueError, match=r"push reaches leaf 'top' through 'floor'.*gradients.dreg"
     ):
         run(push=lambda e: {**z, "top": jnp.floor(prior.push(e)["top"])})
+
+    def turned(e):  # by a sign that a parameter and a draw choose together
+        top = prior.push(e)["top"]
+        matrix = jnp.eye(2) * PARAMS["prior"]["loc"] + jnp.outer(
+            jnp.array([top.ravel()[0], 1.0]), jnp.ones(2)
+        )
+        return {**z, "top": top * jnp.linalg.qr(matrix)[0][0, 0]}
+
+    with pytest.raises(ValueError, match="push reaches leaf 'top' through 'qr'"):
+        run(push=turned)
     box = distrax.Uniform(jnp.float32(-9.0), jnp.float32(9.0))
     with pytest.raises(
         ValueError, match=r"gdreg of this prior.*support is fixed.*moves with q's parameters"

@@ -171,7 +171,7 @@ def _refuse_jumps(
             f"{jax.tree.map(jnp.shape, shape)}."
         )
     # Noise carries no parameter; what push closes over does.
-    given = [jaxprs.Flow()] * len(jax.tree.leaves(noise))
+    given = [jaxprs.DRAWN] * len(jax.tree.leaves(noise))
     flows = jaxprs.flows(closed, given, jaxprs.PARAMETER)
     for (name, _), flow in zip(checks.named_leaves(z), flows, strict=True):
         how = flow.broken_by("parameter")

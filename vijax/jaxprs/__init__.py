@@ -19,7 +19,7 @@ from vijax.jaxprs._mean_alone import (
     mean_slope_alone,
 )
 from vijax.jaxprs._outer import Outer, accidental_outer
-from vijax.jaxprs._paths import LOOK_UP, NOISE, PARAMETER, Path, by_leaf, joint_paths, paths
+from vijax.jaxprs._paths import DRAWN, LOOK_UP, NOISE, PARAMETER, Path, by_leaf, joint_paths, paths
 from vijax.jaxprs._polynomial import not_linear, not_quadratic
 from vijax.jaxprs._programs import once
 from vijax.jaxprs._reads import read_by, reads
@@ -31,6 +31,7 @@ from vijax.jaxprs._support import Moving, carried_away, moving_support
 __all__ = [
     "Axes",
     "Blame",
+    "DRAWN",
     "Flow",
     "LOOK_UP",
     "Moving",

@@ -19,7 +19,7 @@ from vijax.types import Distribution, Draw, Joint, PyTree
 NOISE = Flow(smooth=frozenset({"noise"}))
 PARAMETER = Flow(smooth=frozenset({"parameter"}))
 # Leaves that were drawn before, without and with their derivative.
-_STOPPED = Flow(smooth=frozenset({"drawn"}))
+DRAWN = Flow(smooth=frozenset({"drawn"}))
 _CARRIED = Flow(smooth=frozenset({"drawn", "parameter"}))
 
 # The cure for values of a discrete draw that move.
@@ -128,7 +128,7 @@ def _conditional_paths(
             by_name[name] = _leaf_paths(conditional.part, shape, closed, [NOISE, *input_flows])
         # A leaf with a broken path will be stopped, or scored: it carries nothing on.
         carried = all(path.broken is None for path in by_name[name].values())
-        leaf_flows[name] = [_CARRIED if carried else _STOPPED] * len(jax.tree.leaves(shape))
+        leaf_flows[name] = [_CARRIED if carried else DRAWN] * len(jax.tree.leaves(shape))
         shapes[name] = shape
     return by_name
 
