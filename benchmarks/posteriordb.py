@@ -5,7 +5,7 @@ each of its settings, ten times longer while its ELBO still rises, and its best 
 accuracy is the first at which the root mean square of all errors is at most 5 % above that of the family's best (or
 .01 sd, the noise of a number below .2), and stays there at the next look; the family's best is the end of the highest
 ELBO that any contender reached. Double precision throughout: one of the fourteen needs it. Needs the folder
-`posteriordb` in --data or VIJAX_DATA.
+`posteriordb` in --data or VIJAX_DATA. With --json a run that was cut off goes on at the next posterior.
 """
 
 import time
@@ -37,6 +37,7 @@ FAR = 1e3  # sd
 NOISE = 0.01  # sd: of the draws on both sides
 RISE = 0.05  # nats: an ELBO that rose by more with ten times the steps has not arrived
 MOST, PATIENCE, HASTE = 200_000, 30.0, 0.5  # steps, and seconds of a fit, also of a quick one
+RMS, TIME = "root mean square error", "time to accuracy"
 
 
 class Look(NamedTuple):
@@ -231,22 +232,24 @@ def measure(
     """Yield the rows of one posterior; return its results."""
     y, unravel = ravel_pytree(posterior.start)
     log_density = lambda v: posterior.target.log_joint(unravel(v))  # noqa: E731
-    look, fits = looker(posterior), {}
+    look, fits, tried = looker(posterior), {}, 0
     for name, make in _fits.contenders(log_density, y).items():
         try:
             fit = make()
             fits[name] = follow(fit, look, patience)
         except Missing as why:
             yield missing(name, posterior.name, why)
+            continue
         except Exception as why:
             yield failed(name, posterior.name, why)
+        tried += 1
     found = results(fits)
     for family in dict.fromkeys(result.family for result in found.values()):
         own = {name: result for name, result in found.items() if result.family == family}
         for name, (_, end, setting, _, compiling, unfinished) in own.items():
             note = f"worst {end.worst:.3f}, k-hat {end.khat:.2f}, ELBO {end.elbo:.3f}, log Z {end.log_evidence:.3f}"
             note += f"; {setting[1]} steps, still rising" if unfinished else ""
-            metric = f"{posterior.name}: {family}, root mean square error"
+            metric = f"{posterior.name}: {family}, {RMS}"
             yield row(
                 name,
                 metric,
@@ -255,6 +258,8 @@ def measure(
                 note=note,
                 setting=setting,
                 compile=compiling,
+                rising=unfinished,
+                contenders=tried,
                 **end._asdict(),
             )
         for name, (_, _, _, arrival, compiling, _) in own.items():
@@ -265,7 +270,7 @@ def measure(
                 else ""
             )
             note += f"compile {compiling:.1f} s"
-            metric = f"{posterior.name}: {family}, time to accuracy"
+            metric = f"{posterior.name}: {family}, {TIME}"
             yield row(
                 name,
                 metric,
@@ -275,6 +280,33 @@ def measure(
                 steps=steps,
                 setting=setting,
             )
+    return found
+
+
+def known(r: Row) -> bool:
+    """Whether a row is of one contender on one posterior."""
+    return (RMS in r["metric"] or TIME in r["metric"]) and not r["quick"]
+
+
+def remembered(earlier: tuple[Row, ...], name: str) -> dict[str, Result] | None:
+    """Return the results that an earlier run's rows of a posterior hold, None where any is missing."""
+    ends, arrivals = (
+        {r["name"]: r for r in earlier if r["metric"].startswith(f"{name}: ") and of in r["metric"]}
+        for of in (RMS, TIME)
+    )
+    if not ends or any(
+        len(ends) != r.get("contenders") or n not in arrivals for n, r in ends.items()
+    ):
+        return None
+    found = {}
+    for contender, r in ends.items():
+        family = r["metric"].removeprefix(f"{name}: ").removesuffix(f", {RMS}")
+        end = Look(*(r[field] for field in Look._fields))
+        at = arrivals[contender]
+        arrival = at["value"] and (at["value"] / 1e3, at["steps"], tuple(at["setting"]))
+        found[contender] = Result(
+            family, end, tuple(r["setting"]), arrival, r["compile"], r["rising"]
+        )
     return found
 
 
@@ -334,7 +366,12 @@ def run(options: Options) -> Iterator[Row]:
         seen = {}
         names, patience = (QUICK, HASTE) if options.quick else (_posteriors.MODELS, PATIENCE)
         for name in names:
-            seen[name] = yield from measure(_posteriors.load(root, name), patience)
+            before = remembered(options.earlier, name)
+            if before is None:
+                seen[name] = yield from measure(_posteriors.load(root, name), patience)
+            else:
+                seen[name] = before
+                yield from (r for r in options.earlier if r["metric"].startswith(f"{name}: "))
         yield from verdicts(seen)
 
     yield from _posteriors.over(options, rows)
