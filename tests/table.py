@@ -306,6 +306,7 @@ PUBLIC = {
         "independent_members": "tests/targets/test_independent_members.py",
         "keyed": "tests/laws/test_flax.py",
         "minibatch": "tests/targets/test_minibatch.py",
+        "missing": "tests/targets/test_missing.py",
         "minorize": "tests/targets/test_minorize.py",
         "minorizers": "tests/targets/test_minorizers.py",
         "quadrature": "tests/targets/test_quadrature.py",

@@ -9,6 +9,7 @@ from vijax.targets._independent_members import independent_members
 from vijax.targets._keyed import keyed, unbiased
 from vijax.targets._minibatch import minibatch
 from vijax.targets._minorize import Minorized, minorize
+from vijax.targets._missing import missing
 from vijax.targets._quadratic import collapse_gaussian, collapse_laplace
 from vijax.targets._quadrature import quadrature, quadrature_error
 from vijax.targets._tied import tied
@@ -34,6 +35,7 @@ __all__ = [
     "minibatch",
     "minorize",
     "minorizers",
+    "missing",
     "quadrature",
     "quadrature_error",
     "tied",
