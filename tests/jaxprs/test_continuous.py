@@ -10,6 +10,9 @@ import pytest
 
 from vijax.bounds import elbo
 from vijax.gradients import dreg, reparam
+from vijax.jaxprs import _continuous
+from vijax.jaxprs._continuous import meeting
+from vijax.jaxprs._thresholds import meet
 
 pytestmark = pytest.mark.usefixtures("loose_ranks")
 
@@ -297,3 +300,17 @@ def test_the_gradient_of_functions_of_matrices():
     found, exact = jax.jit(lambda: (slope_in(W, act, 20_000), exact_slope_in(W, act)))()
     np.testing.assert_allclose(found, exact, atol=0.04)  # five standard errors of .008
     assert abs(exact) > 1
+
+
+def test_cases_of_one_jaxpr_are_tried_once(monkeypatch):
+    """Two questions walk a loop's body until nothing changes: what was found is kept."""
+    jaxpr = jax.make_jaxpr(lambda x, a: jnp.where(x > 0, x, a * x))(0.0, 0.0).jaxpr
+    tried = []
+    monkeypatch.setattr(
+        _continuous, "meet", lambda *given, **named: tried.append(1) or meet(*given, **named)
+    )
+    first = meeting(jaxpr, jaxpr.eqns[-1])
+    assert tried
+    del tried[:]
+    assert meeting(jaxpr, jaxpr.eqns[-1]) == first
+    assert not tried

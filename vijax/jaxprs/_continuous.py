@@ -5,9 +5,9 @@ threshold. Where both agree at the threshold, at random values of the other numb
 of the chosen case is that of the whole, as it is of `relu`.
 """
 
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 from jax.extend import core
 
@@ -38,6 +38,30 @@ class Meeting(NamedTuple):
     smooth: bool
 
 
+class _Place(NamedTuple):
+    """What is read off a jaxpr once, however often it is asked about.
+
+    Fields:
+        at: the position of each equation, by its id.
+        made: which equation makes each variable.
+        users: the positions of the equations that read each variable.
+        above: of equations, by position, those that they depend on, and themselves.
+        below: of variables, the equations that depend on them.
+        judged: what was said of cases that were tried.
+    """
+
+    at: dict[int, int]
+    made: dict[Any, core.JaxprEqn]
+    users: dict[Any, list[int]]
+    above: dict[int, set[int]]
+    below: dict[Any, set[int]]
+    judged: dict[Any, "Meeting | str"]
+
+
+# A loop's body is walked until nothing changes, and two questions walk it: each asks of the same cases.
+_PLACES: WeakKeyDictionary[core.Jaxpr, _Place] = WeakKeyDictionary()
+
+
 def meeting(
     jaxpr: core.Jaxpr,
     choice: core.JaxprEqn,
@@ -65,10 +89,9 @@ def meeting(
     """
     if not _chooses(choice):
         return None
-    _, made = _before(jaxpr, choice)
-    compared = _compared(choice, made)
+    compared = _compared(choice, _place(jaxpr).made)
     drawn = [x for x in compared if random(x)]
-    said = [_said(jaxpr, choice, x, made, random, _DEEPEST) for x in drawn or compared]
+    said = [_said(jaxpr, choice, x, random, _DEEPEST) for x in drawn or compared]
     if drawn:
         return _together(said)
     return next((m for m in said if isinstance(m, Meeting)), None)
@@ -86,11 +109,11 @@ def _said(
     jaxpr: core.Jaxpr,
     choice: core.JaxprEqn,
     x: core.Var,
-    made: Mapping[Any, core.JaxprEqn],
     random: Callable[[core.Var], bool],
     depth: int,
 ) -> Meeting | str:
     """Return whether cases meet where x passes a threshold, and what x is made of does."""
+    made = _place(jaxpr).made
     own, inside = _judged(jaxpr, choice, x), _made_of(x, made, random)
     if isinstance(own, Meeting):
         # In units of the draws themselves: a factor of 1e-6 may hide a jump.
@@ -99,7 +122,7 @@ def _said(
                 return APART
             inside = [v for x in inside for v in _made_of(x, made, random)]
         return own
-    said = [_said(jaxpr, choice, v, made, random, depth - 1) for v in inside if depth]
+    said = [_said(jaxpr, choice, v, random, depth - 1) for v in inside if depth]
     return APART if APART in said else _together(said) or own
 
 
@@ -113,17 +136,23 @@ def _made_of(
     return [v for v in _operands(eqn) if random(v)]
 
 
-@lru_cache(maxsize=64)  # two questions ask one after the other
 def _judged(
     jaxpr: core.Jaxpr, choice: core.JaxprEqn, x: core.Var, *, unit: bool = False
 ) -> Meeting | str:
     """Return whether cases meet where x passes a threshold, for other numbers of all sizes, or of 1."""
-    before, made = _before(jaxpr, choice)
-    found = UNKNOWN
-    for inputs, eqns in _programs(x, choice, before, made):
-        others = [v for v in inputs if v is not x]
-        if len(eqns) > _LONGEST or not all(map(_is_real, inputs)):
+    judged, asked = _place(jaxpr).judged, (id(choice), x, unit)
+    if asked not in judged:
+        judged[asked] = _tried(jaxpr, choice, x, unit=unit)
+    return judged[asked]
+
+
+def _tried(jaxpr: core.Jaxpr, choice: core.JaxprEqn, x: core.Var, *, unit: bool) -> Meeting | str:
+    made, found = _place(jaxpr).made, UNKNOWN
+    for eqns in _programs(jaxpr, choice, x):
+        inputs = _inputs(eqns)
+        if not all(map(_is_real, inputs)):
             continue
+        others = [v for v in inputs if v is not x]
         positive = [_is_positive(made.get(v)) for v in others]
         said = meet(eqns, x, others, positive, choice.outvars[0], unit=unit)
         if said in (SMOOTH, BENT):
@@ -132,13 +161,45 @@ def _judged(
     return found
 
 
-def _before(
-    jaxpr: core.Jaxpr, choice: core.JaxprEqn
-) -> tuple[Sequence[core.JaxprEqn], Mapping[Any, core.JaxprEqn]]:
-    """Return the equations up to the choice, and which of them makes each variable."""
-    at = next(i for i, eqn in enumerate(jaxpr.eqns) if eqn is choice)
-    before = jaxpr.eqns[: at + 1]
-    return before, {out: eqn for eqn in before for out in eqn.outvars}
+def _place(jaxpr: core.Jaxpr) -> _Place:
+    if jaxpr not in _PLACES:
+        at = {id(eqn): i for i, eqn in enumerate(jaxpr.eqns)}
+        made = {out: eqn for eqn in jaxpr.eqns for out in eqn.outvars}
+        users: dict[Any, list[int]] = {}
+        for i, eqn in enumerate(jaxpr.eqns):
+            for v in _variables(eqn):
+                users.setdefault(v, []).append(i)
+        _PLACES[jaxpr] = _Place(at, made, users, {}, {}, {})
+    return _PLACES[jaxpr]
+
+
+def _above(jaxpr: core.Jaxpr, choice: core.JaxprEqn) -> set[int]:
+    """Return the positions of the equations that a choice depends on, and its own."""
+    place = _place(jaxpr)
+    last = place.at[id(choice)]
+    if last not in place.above:
+        found, pending = {last}, [last]
+        while pending:
+            makers = (place.made.get(v) for v in _variables(jaxpr.eqns[pending.pop()]))
+            new = {place.at[id(eqn)] for eqn in makers if eqn is not None} - found
+            found |= new
+            pending += new
+        place.above[last] = found
+    return place.above[last]
+
+
+def _below(jaxpr: core.Jaxpr, x: core.Var) -> set[int]:
+    """Return the positions of the equations that depend on x."""
+    place = _place(jaxpr)
+    if x not in place.below:
+        found: set[int] = set()
+        pending = [x]
+        while pending:
+            new = set(place.users.get(pending.pop(), ())) - found
+            found |= new
+            pending += [out for i in new for out in jaxpr.eqns[i].outvars]
+        place.below[x] = found
+    return place.below[x]
 
 
 def _is_positive(eqn: core.JaxprEqn | None) -> bool:
@@ -188,43 +249,33 @@ def _operands(eqn: core.JaxprEqn) -> list[core.Var]:
 
 
 def _programs(
-    x: core.Var,
-    choice: core.JaxprEqn,
-    before: Sequence[core.JaxprEqn],
-    made: Mapping[Any, core.JaxprEqn],
-) -> Iterator[tuple[list[core.Var], list[core.JaxprEqn]]]:
-    """Yield (inputs, equations) from x and other numbers to a choice: as few, then more of them."""
+    jaxpr: core.Jaxpr, choice: core.JaxprEqn, x: core.Var
+) -> Iterator[list[core.JaxprEqn]]:
+    """Yield the equations from x and other numbers to a choice: as few, then more of them."""
     # 1. What depends on x. All else that is read is as good as an input.
-    reached: set[Any] = {x}
-    for eqn in before:
-        if any(v in reached for v in _variables(eqn)):
-            reached.update(eqn.outvars)
-    inside = {id(eqn) for eqn in before if any(out in reached - {x} for out in eqn.outvars)}
-    inputs, eqns = _needed(choice, before, inside)
-    yield inputs, eqns
+    inside = _below(jaxpr, x) & _above(jaxpr, choice)
+    if len(inside) > _LONGEST:
+        return
+    eqns = [jaxpr.eqns[i] for i in sorted(inside)]
+    yield eqns
     # 2. Besides, how other inputs are made by arithmetic, which ties them to each other.
-    pending, more = [v for v in inputs if v is not x], set(inside)
-    while pending:
-        eqn_of = made.get(pending.pop())
-        if eqn_of is not None and id(eqn_of) not in more and eqn_of.primitive.name in _TIES:
-            more.add(id(eqn_of))
+    place, more = _place(jaxpr), set(inside)
+    pending = [v for v in _inputs(eqns) if v is not x]
+    while pending and len(more) <= _LONGEST:
+        eqn_of = place.made.get(pending.pop())
+        if eqn_of is None or eqn_of.primitive.name not in _TIES:
+            continue
+        if place.at[id(eqn_of)] not in more:
+            more.add(place.at[id(eqn_of)])
             pending += _variables(eqn_of)
-    if more != inside:
-        yield _needed(choice, before, more)
+    if inside < more and len(more) <= _LONGEST:
+        yield [jaxpr.eqns[i] for i in sorted(more)]
 
 
-def _needed(
-    choice: core.JaxprEqn, before: Sequence[core.JaxprEqn], inside: Container[int]
-) -> tuple[list[core.Var], list[core.JaxprEqn]]:
-    """Return the inputs and the equations that a choice needs, of those inside."""
-    needed: dict[Any, None] = dict.fromkeys(choice.outvars)
-    kept = []
-    for eqn in reversed(before):
-        if id(eqn) in inside and any(out in needed for out in eqn.outvars):
-            needed.update(dict.fromkeys(_variables(eqn)))
-            kept.append(eqn)
-    made = {out for eqn in kept for out in eqn.outvars}
-    return [v for v in needed if v not in made], kept[::-1]
+def _inputs(eqns: Sequence[core.JaxprEqn]) -> list[core.Var]:
+    """Return the variables that equations read and do not make."""
+    made = {out for eqn in eqns for out in eqn.outvars}
+    return list(dict.fromkeys(v for eqn in eqns for v in _variables(eqn) if v not in made))
 
 
 def _variables(eqn: core.JaxprEqn) -> list[core.Var]:
