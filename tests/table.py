@@ -269,6 +269,7 @@ PUBLIC = {
         "laplace": "tests/families/test_laplace.py",
         "low_rank": "tests/families/test_gaussian.py",
         "mean_field": "tests/families/test_gaussian.py",
+        "markov": "tests/families/test_markov.py",
         "members": "tests/families/test_members.py",
         "mixture": "tests/families/test_mixture.py",
         "spline_coupling": "tests/families/test_flow.py",

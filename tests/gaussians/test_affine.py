@@ -12,6 +12,7 @@ from scipy.stats import multivariate_normal
 import vijax as vj
 from vijax.gaussians import AffineGaussian
 from vijax.gaussians.affine import DiagonalRoot, standard_log_density, standard_quantile
+from vijax.gaussians.chain import ChainRoot
 from vijax.gaussians.roots import LowRankRoot, QuasiNewtonRoot, TriangularRoot
 from vijax.types import Affine, Divergence, Entropy, Transport, offers
 
@@ -27,6 +28,7 @@ ROOTS = {
     "full_rank": TriangularRoot,
     "low_rank": LowRankRoot,
     "quasi_newton": QuasiNewtonRoot,
+    "markov": ChainRoot,
 }
 
 
@@ -38,6 +40,15 @@ def member(name, seed):
         return AffineGaussian(
             loc, QuasiNewtonRoot(*map(jnp.asarray, (0.3 * rng.normal(size=3), left, right)))
         )
+    if name == "markov":  # three numbers as three steps
+        root = ChainRoot(
+            jnp.asarray(0.3 * rng.normal(size=3)),
+            jnp.ones((3, 1, 1)),
+            jnp.asarray(rng.normal(size=(2, 1, 1))),
+            (1,),
+        )
+        loc = {"a": jnp.asarray(rng.normal(size=2)), "b": jnp.asarray(rng.normal())}
+        return AffineGaussian(loc, root)
     params = FAMILIES[name].init(jax.random.key(0), jax.tree.map(jnp.asarray, LIKE))
     return FAMILIES[name].dist(jax.tree.map(lambda p: p + 0.3 * rng.normal(size=p.shape), params))
 

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vijax.sequences import _fold, associative, sequential
+from vijax import folds
+from vijax.sequences import associative, sequential
 
 
 def product(a, b):
@@ -26,7 +27,7 @@ def test_all_partial_products_in_order(length, key):
     backwards = [np.ones((1, 3))]
     for m in matrices[::-1]:
         backwards.append(backwards[-1] @ m)
-    found = _fold.backward(associative, product, first, {"m": jnp.asarray(matrices)})["m"]
+    found = folds.backward(associative, product, first, {"m": jnp.asarray(matrices)})["m"]
     np.testing.assert_allclose(found, np.stack(backwards[::-1]), rtol=1e-4, atol=1e-4)
 
 

@@ -5,6 +5,7 @@ from vijax.families._autoregressive import inverse_autoregressive
 from vijax.families._committed import committed_rate
 from vijax.families._gaussian import full_rank, low_rank, mean_field
 from vijax.families._laplace import laplace, standing
+from vijax.families._markov import markov
 from vijax.families._members import members
 from vijax.families._mixture import mixture, strata
 from vijax.families._observations import bernoulli, beta_binomial, discretized_logistics
@@ -24,6 +25,7 @@ __all__ = [
     "inverse_autoregressive",
     "laplace",
     "low_rank",
+    "markov",
     "mean_field",
     "members",
     "mixture",

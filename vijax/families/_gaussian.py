@@ -15,7 +15,7 @@ from vijax.gaussians.roots import TriangularRoot, low_rank_root
 from vijax.gaussians.triangle import unit_triangle
 from vijax.types import Affine, Family, PyTree, offers
 
-_FIELDS = {"loc", "log_scale", "lower", "factor"}  # of all Gaussian families
+_FIELDS = {"loc", "log_scale", "lower", "factor", "below"}  # of all Gaussian families
 
 # Not distrax's Gaussians: they keep bound methods of an object, and leak tracers under vmap.
 
@@ -48,15 +48,15 @@ def mean_field(*, scale: float = 0.1) -> Family:
     Reference: Kucukelbir, Tran, Ranganath, Gelman, Blei, Automatic differentiation variational
         inference, 2017, arXiv:1603.00788.
     """
-    _admit(scale)
+    admit(scale)
 
     def init(key: Array | None, like: PyTree) -> PyTree:
-        params, _ = _start(like, scale)
+        params, _ = start(like, scale)
         return params
 
     def dist(params: PyTree) -> AffineGaussian:
         fields(params, "mean_field", "loc", "log_scale")
-        loc, log_scale = _scales(params)
+        loc, log_scale = scales(params)
         return AffineGaussian(loc, DiagonalRoot(log_scale))
 
     return Family(init, dist)
@@ -88,17 +88,17 @@ def full_rank(*, scale: float = 0.1) -> Family:
     Reference: Titsias, Lázaro-Gredilla, Doubly stochastic variational Bayes for non-conjugate
         inference, 2014.
     """
-    _admit(scale)
+    admit(scale)
 
     def init(key: Array | None, like: PyTree) -> PyTree:
-        params, vector = _start(like, scale)
+        params, vector = start(like, scale)
         # Below the diagonal, row by row; zero is no correlation.
         entries = vector.size * (vector.size - 1) // 2
         return {**params, "lower": jnp.zeros(entries, vector.dtype)}
 
     def dist(params: PyTree) -> AffineGaussian:
         fields(params, "full_rank", "loc", "log_scale", "lower")
-        loc, log_scale = _scales(params)
+        loc, log_scale = scales(params)
         lower = params["lower"].astype(jnp.result_type(*jax.tree.leaves(loc)))
         # L = diag(s) (I + strictly lower)
         return AffineGaussian(loc, TriangularRoot(log_scale, unit_triangle(lower, log_scale.size)))
@@ -133,17 +133,17 @@ def low_rank(*, rank: int, scale: float = 0.1) -> Family:
         structure, 2018, arXiv:1701.03208.
     """
     checks.static_count(rank, "rank", why="; rank 0 is mean_field")
-    _admit(scale)
+    admit(scale)
 
     def init(key: Array, like: PyTree) -> PyTree:
-        params, vector = _start(like, scale)
+        params, vector = start(like, scale)
         shape = (vector.size, rank)
         # Not zero, where the slope in the factor would vanish.
         return {**params, "factor": 0.1 * scale * jax.random.normal(key, shape, vector.dtype)}
 
     def dist(params: PyTree) -> AffineGaussian:
         fields(params, "low_rank", "loc", "log_scale", "factor")
-        loc, log_scale = _scales(params)
+        loc, log_scale = scales(params)
         return AffineGaussian(loc, low_rank_root(log_scale, params["factor"]))
 
     return Family(init, dist)
@@ -166,7 +166,7 @@ def _strong(tree: PyTree) -> PyTree:
     return jax.tree.map(lambda leaf: strong(leaf, jnp.result_type(leaf)), tree)
 
 
-def _start(like: PyTree, scale: float) -> tuple[PyTree, Array]:
+def start(like: PyTree, scale: float) -> tuple[PyTree, Array]:
     """Return {"loc", "log_scale"} at `like`, and `like` as one vector."""
     latents(like)
     for leaf in jax.tree.leaves(like):
@@ -186,7 +186,7 @@ def _start(like: PyTree, scale: float) -> tuple[PyTree, Array]:
     return {"loc": _strong(like), "log_scale": _strong(log_scale)}, vector
 
 
-def _scales(params: PyTree) -> tuple[PyTree, Array]:
+def scales(params: PyTree) -> tuple[PyTree, Array]:
     """Return the mean, like z, and the log-scales as one vector."""
     loc = _strong(params["loc"])
     vector, _ = ravel_pytree(loc)
@@ -207,7 +207,7 @@ def fields(params: PyTree, family: str, *own: str) -> None:
         )
 
 
-def _admit(scale: float) -> None:
+def admit(scale: float) -> None:
     if not 0 < scale < math.inf:
         raise ValueError(
             f"scale must be positive and finite, the initial standard deviation, got {scale}."

@@ -81,8 +81,8 @@ class Root(Protocol):
         """Return the diagonal of Σ."""
         ...
 
-    def parts(self) -> tuple[Array | None, Array | None]:
-        """Return v [d] and F [d, m] with Σ = diag(v) + F Fᵀ, None for one that is zero."""
+    def expected_square(self, prior: "Root") -> Array:
+        """Return E[rᵀ Σₚ⁻¹ r] for r ~ N(0, Σ), () = tr Σₚ⁻¹ Σ."""
         ...
 
 
@@ -119,9 +119,9 @@ class DiagonalRoot(NamedTuple):
         """Return the diagonal of Σ."""
         return jnp.exp(2 * self.log_scale)
 
-    def parts(self) -> tuple[Array | None, Array | None]:
-        """Return the diagonal alone."""
-        return self.variances(), None
+    def expected_square(self, prior: Root) -> Array:
+        """Return tr Σₚ⁻¹ Σ, from both diagonals."""
+        return jnp.sum(self.variances() * prior.precisions())
 
 
 # --- the distribution
@@ -215,12 +215,7 @@ class AffineGaussian:
         root, prior = self.root, other.root
         difference = ravel_pytree(self.loc)[0] - ravel_pytree(other.loc)[0]
         total = prior.square(difference) - difference.size
-        # tr Σₚ⁻¹ Σ, with Σ = diag(v) + F Fᵀ: v against the diagonal of Σₚ⁻¹, and fᵀ Σₚ⁻¹ f of each column.
-        diagonal, directions = root.parts()
-        if diagonal is not None:
-            total = total + jnp.sum(diagonal * prior.precisions())
-        if directions is not None:
-            total = total + jnp.sum(jax.vmap(prior.square, 1)(directions))
+        total = total + root.expected_square(prior)
         return 0.5 * total + prior.half_log_det() - root.half_log_det()
 
 

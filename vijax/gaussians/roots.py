@@ -7,7 +7,11 @@ import jax.numpy as jnp
 from jax.scipy.linalg import solve_triangular
 from jaxtyping import Array
 
-from vijax.gaussians.affine import LOG_2PI, standard_log_density
+from vijax.gaussians.affine import LOG_2PI, Root, standard_log_density
+
+
+def _sum_of_squares(prior: Root, columns: Array) -> Array:
+    return jnp.sum(jax.vmap(prior.square, 1)(columns))
 
 
 class TriangularRoot(NamedTuple):
@@ -49,9 +53,9 @@ class TriangularRoot(NamedTuple):
         """Return the diagonal of Σ."""
         return jnp.exp(2 * self.log_scale) * jnp.sum(jnp.square(self.unit), 1)
 
-    def parts(self) -> tuple[Array | None, Array | None]:
-        """Return S as the directions."""
-        return None, jnp.exp(self.log_scale)[:, None] * self.unit
+    def expected_square(self, prior: Root) -> Array:
+        """Return tr Σₚ⁻¹ Σ, column by column of S."""
+        return _sum_of_squares(prior, jnp.exp(self.log_scale)[:, None] * self.unit)
 
 
 class LowRankRoot(NamedTuple):
@@ -107,9 +111,10 @@ class LowRankRoot(NamedTuple):
         """Return the diagonal of Σ."""
         return jnp.exp(2 * self.log_scale) + jnp.sum(jnp.square(self.factor), 1)
 
-    def parts(self) -> tuple[Array | None, Array | None]:
-        """Return the diagonal and the directions."""
-        return jnp.exp(2 * self.log_scale), self.factor
+    def expected_square(self, prior: Root) -> Array:
+        """Return tr Σₚ⁻¹ Σ, of the diagonal and of each direction."""
+        diagonal = jnp.sum(jnp.exp(2 * self.log_scale) * prior.precisions())
+        return diagonal + _sum_of_squares(prior, self.factor)
 
 
 def low_rank_root(log_scale: Array, factor: Array) -> LowRankRoot:
@@ -170,10 +175,11 @@ class QuasiNewtonRoot(NamedTuple):
         square = jnp.sum((self.left @ (self.right @ self.right.T)) * self.left, 1)
         return jnp.exp(2 * self.log_scale) * (1 + 2 * cross + square)
 
-    def parts(self) -> tuple[Array | None, Array | None]:
-        """Return S as the directions, [d, d]."""
+    def expected_square(self, prior: Root) -> Array:
+        """Return tr Σₚ⁻¹ Σ, column by column of S [d, d]."""
         unit = jnp.eye(self.noise_size(), dtype=self.left.dtype)
-        return None, jnp.exp(self.log_scale)[:, None] * (unit + self.left @ self.right)
+        columns = jnp.exp(self.log_scale)[:, None] * (unit + self.left @ self.right)
+        return _sum_of_squares(prior, columns)
 
     def _small(self) -> Array:
         # I + B A, [J, J].

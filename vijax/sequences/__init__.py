@@ -1,7 +1,7 @@
 """Chains of latents, integrated exactly: linear-Gaussian state spaces and hidden Markov chains."""
 
 from vijax.sequences._filter import Filtered, kalman_filter, parallel_kalman_filter
-from vijax.sequences._fold import associative, sequential
+from vijax.folds import associative, sequential
 from vijax.sequences._hmm import hmm
 from vijax.sequences._model import LinearGaussian
 from vijax.sequences._smoother import kalman_smoother, parallel_kalman_smoother

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from vijax.numerics import log_mean_exp, log_normalized
-from vijax.sequences._fold import Fold, backward, sequential
+from vijax.folds import Fold, backward, sequential
 
 
 class Path(NamedTuple):

@@ -11,8 +11,10 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from vijax.gaussians.affine import LOG_2PI
+from vijax.gaussians.chain import chain_parameters
 from vijax.sequences._algebra import (
     after,
+    backward,
     before,
     cholesky,
     element,
@@ -56,6 +58,10 @@ class _Paths:
         """Return means [*batch, T, d] and covariances [*batch, T, d, d] of each state given all the data."""
         return self._each(_marginals)
 
+    def parameters(self) -> dict[str, Array]:
+        """Return the params of `families.markov` at which it is this distribution, leaves [*batch, T, ...]."""
+        return self._each(_parameters)
+
     def sample_and_log_prob(
         self, *, seed: Array, sample_shape: Sequence[int] = ()
     ) -> tuple[Array, Array]:
@@ -79,6 +85,22 @@ class _Paths:
 def _marginals(scans: Scans, gain: Array, offset: Array, cov: Array) -> tuple[Array, Array]:
     means = scans.affine(gain, offset[..., None], False)  # noqa: FBT003
     return means[..., 0], scans.spread(gain, cov)
+
+
+@partial(jax.jit, static_argnums=0)
+def _parameters(scans: Scans, gain: Array, offset: Array, cov: Array) -> dict[str, Array]:
+    means, covs = _marginals(scans, gain, offset, cov)
+    solve, transposed = jax.vmap(forward), jax.vmap(backward)
+    unit = jnp.broadcast_to(jnp.eye(means.shape[1], dtype=means.dtype)[None], covs.shape)
+    own, ahead = solve(jax.vmap(cholesky)(covs), unit), jax.vmap(cholesky)(cov[1:])
+    # The precision of zₜ given zₜ₊₁: that of zₜ by itself, and Aᵀ C⁻¹ A of the step ahead. Nothing cancels.
+    white = solve(ahead, gain[1:])
+    precision = transpose(own) @ own
+    precision = precision.at[:-1].add(transpose(white) @ white)
+    lower = jax.vmap(cholesky)(symmetric(precision))
+    # -C⁻¹ A = Lₜ₊₁,ₜ Lₜₜᵀ
+    below = -transpose(solve(lower[:-1], transpose(transposed(ahead, white))))
+    return chain_parameters(means, lower, below)
 
 
 @partial(jax.jit, static_argnums=0)
