@@ -5,7 +5,6 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-from jax.flatten_util import ravel_pytree
 from jaxtyping import Array
 
 from vijax import checks
@@ -57,7 +56,11 @@ def markov(*, scale: float = 0.1, fold: Fold = sequential) -> Family:
         steps, sizes = _layout(params["loc"])
         d = sum(sizes)
         zeros = partial(jnp.zeros, dtype=vector.dtype)
-        return {**params, "lower": zeros((steps, d * (d - 1) // 2)), "below": zeros((steps - 1, d, d))}
+        return {
+            **params,
+            "lower": zeros((steps, d * (d - 1) // 2)),
+            "below": zeros((steps - 1, d, d)),
+        }
 
     def dist(params: PyTree) -> AffineGaussian:
         fields(params, "markov", "loc", "log_scale", "lower", "below")

@@ -21,7 +21,7 @@ class ChainRoot:
     """S = diag(s) U⁻ᵀ, with U unit lower triangular and block bidiagonal: Λ = diag(s)⁻¹ U Uᵀ diag(s)⁻¹.
 
     In units of s a draw is a recursion from the last step back, xₜ = Uₜₜ⁻ᵀ (eₜ - Uₜ₊₁,ₜᵀ xₜ₊₁), and its density a
-    product with Uᵀ. Elements are in the order of z's leaves, each with a leading axis of time; noise is in that of time.
+    product with Uᵀ. Elements are in the order of z's leaves, each with a leading axis of time; noise is step by step.
 
     Fields:
         log_scale: log s, [n] with n = T d.

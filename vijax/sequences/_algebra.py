@@ -72,18 +72,23 @@ def quadratic_form(lower: Array, a: Array) -> Array:
 
 
 def correct(cov: Array, s: Steps) -> tuple[Array, Array, Array]:
-    """Return the gain of a step's observation, the covariance it leaves, and the factor of its own.
+    """Return `corrected` of a step."""
+    return corrected(cov, s.emission, s.emission_cov)
+
+
+def corrected(cov: Array, emission: Array, noise: Array) -> tuple[Array, Array, Array]:
+    """Return the gain of an observation, the covariance it leaves, and the factor of its own.
 
     In Joseph's form, a sum of two squares: from a start that knows little, the short form P - K S Kᵀ loses ten
     times as much in float32, and may turn negative (tests/sequences/test_precision.py). Square roots by QR lose less
     still, but have no derivative where a covariance is singular, as that of a diffuse start or a companion form is.
     """
     # S = H P Hᵀ + R, and K = P Hᵀ S⁻¹
-    lower = cholesky(symmetric(s.emission @ cov @ transpose(s.emission) + s.emission_cov))
-    gain = transpose(backward(lower, forward(lower, s.emission @ cov)))
+    lower = cholesky(symmetric(emission @ cov @ transpose(emission) + noise))
+    gain = transpose(backward(lower, forward(lower, emission @ cov)))
     # P₊ = (I - K H) P (I - K H)ᵀ + K R Kᵀ
-    kept = jnp.eye(cov.shape[-1], dtype=cov.dtype) - gain @ s.emission
-    left = kept @ cov @ transpose(kept) + gain @ s.emission_cov @ transpose(gain)
+    kept = jnp.eye(cov.shape[-1], dtype=cov.dtype) - gain @ emission
+    left = kept @ cov @ transpose(kept) + gain @ noise @ transpose(gain)
     return gain, symmetric(left), lower
 
 

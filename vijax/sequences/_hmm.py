@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from vijax.numerics import log_mean_exp, log_normalized
 from vijax.folds import Fold, backward, sequential
+from vijax.numerics import log_mean_exp, log_normalized
 
 
 class Path(NamedTuple):
@@ -131,15 +131,15 @@ def hmm(
     Reference: Rabiner, A tutorial on hidden Markov models, 1989; Särkkä, García-Fernández, Temporal
         parallelization of inference in hidden Markov models, 2021, arXiv:2102.05743.
     """
-    first, steps = _factors(log_initial, log_transition, log_likelihood, observed)
-    filtered = _filter(fold, first, steps)
+    first, steps = factors(log_initial, log_transition, log_likelihood, observed)
+    filtered = filter_states(fold, first, steps)
     last = filtered[-1]
     # p(cₜ | cₜ₊₁, x) ∝ p(cₜ | x₁..ₜ) p(cₜ₊₁ | cₜ), [T-1, S, S], normalized over cₜ
     back = jax.vmap(log_normalized)(filtered[:-1, :, None] + steps)
     return HMM(_evidence(fold, first, steps), Path(last, back))
 
 
-def _factors(
+def factors(
     log_initial: Array, log_transition: Array, log_likelihood: Array, observed: Array | None
 ) -> tuple[Array, Array]:
     """Return the chain as one row [S] and T-1 matrices [T-1, S, S]."""
@@ -178,11 +178,11 @@ def _factors(
     return initial + likelihood[0], steps + likelihood[1:, None, :]
 
 
-def _log_sum(x: Array) -> Array:
+def log_sum(x: Array) -> Array:
     return log_mean_exp(x) + math.log(x.shape[0])
 
 
-def _scaled(x: Array) -> Array:
+def scaled(x: Array) -> Array:
     """Bring the largest entry to 0, so that a long chain loses no digits to the size of its evidence."""
     top = jax.lax.stop_gradient(jnp.max(x))
     return x - jnp.where(jnp.isfinite(top), top, 0.0)
@@ -192,27 +192,27 @@ def _row(row: Array, matrix: Array) -> Array:
     """Multiply a row, or each row of a matrix, by a matrix, in logs and up to a factor."""
     # log Σₖ exp(aₖᵢ + bₖⱼ), over [k, i, j]
     a = row.T if row.ndim == 2 else row[:, None]
-    product = _log_sum(a[:, :, None] + matrix[:, None, :])
-    return _scaled(product if row.ndim == 2 else product[0])
+    product = log_sum(a[:, :, None] + matrix[:, None, :])
+    return scaled(product if row.ndim == 2 else product[0])
 
 
-def _filter(fold: Fold, first: Array, steps: Array) -> Array:
+def filter_states(fold: Fold, first: Array, steps: Array) -> Array:
     """Return log p(cₜ | x₁...xₜ), [T, S]."""
-    return log_normalized(fold(_row, _scaled(first), steps).T).T
+    return log_normalized(fold(_row, scaled(first), steps).T).T
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _evidence(fold: Fold, first: Array, steps: Array) -> Array:
     """Return log Σ over paths: the sum of log p(xₜ₊₁ | x₁...xₜ), each of the size of one datum's."""
-    predicted = _filter(fold, first, steps)[:-1, :, None] + steps
+    predicted = filter_states(fold, first, steps)[:-1, :, None] + steps
     s = first.shape[0]
     # log p(xₜ₊₁ | x₁..ₜ): the sum over both states, [T-1]
     each = (
-        _log_sum(jnp.moveaxis(predicted.reshape(-1, s * s), 1, 0))
+        log_sum(jnp.moveaxis(predicted.reshape(-1, s * s), 1, 0))
         if len(steps)
         else jnp.zeros(0, first.dtype)
     )
-    return _log_sum(first) + jnp.sum(each)
+    return log_sum(first) + jnp.sum(each)
 
 
 @_evidence.defjvp
@@ -221,7 +221,7 @@ def _evidence_jvp(
 ) -> tuple[Array, Array]:
     first, steps = primals
     value = _evidence(fold, first, steps)
-    filtered = _filter(fold, first, steps)
+    filtered = filter_states(fold, first, steps)
     path = Path(filtered[-1], jax.vmap(log_normalized)(filtered[:-1, :, None] + steps))
     marginals = _marginals(fold, path.log_last, path.log_back)
     # The slope is the posterior's expected number of each start and transition.

@@ -111,7 +111,7 @@ def steps(model: LinearGaussian, x: ArrayLike, mask: ArrayLike | None) -> Steps:
     start = [jnp.asarray(model.initial_mean, dtype)[:, None]]
     start += [] if m == 0 else [jnp.asarray(model.diffuse, dtype)]
     offset = jnp.pad(spread("transition_offset", (d,), t - 1)[..., None], ((0, 0), (0, 0), (0, m)))
-    observed = _observed(mask, t, p)
+    observed = observed_parts(mask, t, p)
     missing = ~observed
     # A missing component reads nothing, and has unit noise of its own.
     emission, emission_cov = spread("emission", (p, d), t), spread("emission_cov", (p, p), t)
@@ -145,7 +145,7 @@ def _columns(diffuse: ArrayLike | None, t: int, p: int, d: int) -> int:
     return int(shape[1])
 
 
-def _observed(mask: ArrayLike | None, t: int, p: int) -> Array:
+def observed_parts(mask: ArrayLike | None, t: int, p: int) -> Array:
     if mask is None:
         return jnp.ones((t, p), bool)
     if jnp.result_type(mask) != jnp.bool_:
