@@ -261,6 +261,18 @@ def relative(q):
     return tri(q) @ tri(q).T
 
 
+def chained(q):
+    """Return the covariance of families.markov: diag(s) (U Uᵀ)⁻¹ diag(s), of two steps."""
+    unit = jnp.eye(2).at[1, 0].set(q["below"][0, 0, 0])
+    scale = jnp.diag(jnp.exp(q["log_scale"]))
+    return scale @ jnp.linalg.inv(unit @ unit.T) @ scale
+
+
+BELOW = {
+    **LOG_SCALE,
+    "lower": np.zeros((2, 0), f32),
+    "below": np.array([[[0.6]]], f32),
+}
 FACTOR = {**LOG_SCALE, "factor": np.array([[0.4], [-0.5]], np.float32)}
 LOWER = {**LOG_SCALE, "lower": np.array([-0.6], np.float32)}
 exp = jnp.exp
@@ -268,6 +280,7 @@ MAKES = [
     plane("bare", LOG_SCALE, lambda q: Gauss(q["loc"], q["log_scale"], event=1), diagonal),
     plane("mean_field", LOG_SCALE, lambda q: vj.families.mean_field().dist(q), diagonal),
     plane("full_rank", LOWER, lambda q: vj.families.full_rank().dist(q), relative),
+    plane("markov", BELOW, lambda q: vj.families.markov().dist(q), chained),
     plane("low_rank", FACTOR, lambda q: vj.families.low_rank(rank=1).dist(q), factored),
     plane(
         "Independent",
