@@ -71,7 +71,9 @@ def test_refusals(unchecked):
     with pytest.raises(ValueError, match="lag must be at least 0"):
         lagged(MODEL, X, lag=-1)
     with pytest.raises(TypeError, match="lag must be a Python int"):
-        vj.sequences.fixed_lag_marginals(jnp.zeros(2), jnp.zeros((2, 2)), jnp.zeros((3, 2)), lag=1.5)
+        vj.sequences.fixed_lag_marginals(
+            jnp.zeros(2), jnp.zeros((2, 2)), jnp.zeros((3, 2)), lag=1.5
+        )
     with pytest.raises(ValueError, match="diffuse start.*use kalman_smoother"):
         lagged(MODEL._replace(diffuse=np.eye(2)), X, lag=1)
     with pytest.raises(TypeError, match="must be a sequences.LinearGaussian"):

@@ -43,9 +43,7 @@ def test_linear_models_are_filtered_exactly(name, dtype):
     with jax.enable_x64(dtype == np.float64):
         model, x = jax.tree.map(lambda a: jnp.asarray(a, dtype), (LINEAR, X))
         exact = S.kalman_filter(model, x, mask=MASK)
-        run = lambda x: S.gaussian_filter(
-            nonlinear(model), x, linearize=LINEARIZE[name], mask=MASK
-        )
+        run = lambda x: S.gaussian_filter(nonlinear(model), x, linearize=LINEARIZE[name], mask=MASK)
         found = jax.jit(run)(x)
         tolerance = 1e-12 if dtype == np.float64 else 2e-5
         for a, b in zip(found, exact, strict=True):
@@ -111,7 +109,12 @@ def test_moments_of_points(x64):
 @pytest.mark.parametrize("name", some(LINEARIZE, "extended"))
 def test_a_proposal_is_the_conditional(name, x64, key):
     """log N(z; m, P) N(x; H z, R) / q(z) is log N(x; H m, ...) at every draw; and q has a derivative."""
-    mean, cov, h, r = RNG.normal(size=3), problem.spd(RNG, 3), RNG.normal(size=(2, 3)), problem.spd(RNG, 2)
+    mean, cov, h, r = (
+        RNG.normal(size=3),
+        problem.spd(RNG, 3),
+        RNG.normal(size=(2, 3)),
+        problem.spd(RNG, 2),
+    )
     x = RNG.normal(size=2)
     propose = lambda mean: S.condition(
         mean, cov, x, emission=lambda z: h @ z, emission_cov=r, linearize=LINEARIZE[name]
@@ -134,9 +137,9 @@ def test_one_step_and_gradients(x64):
     seen = np.arange(5) != 2
     x = np.where(seen[:, None], SEEN, np.nan)
     for linearize in (S.extended, S.unscented):
-        run = lambda x, f=linearize: S.gaussian_filter(
-            PENDULUM, x, linearize=f, mask=seen
-        ).log_evidence
+        run = lambda x, f=linearize: (
+            S.gaussian_filter(PENDULUM, x, linearize=f, mask=seen).log_evidence
+        )
         slope = jax.jit(jax.grad(run))(x)
         assert slope[2, 0] == 0
         assert np.isfinite(slope).all()
@@ -146,7 +149,9 @@ def test_one_step_and_gradients(x64):
 
 
 def test_refusals(unchecked):
-    with pytest.raises(TypeError, match="must be a sequences.NonlinearGaussian, got LinearGaussian"):
+    with pytest.raises(
+        TypeError, match="must be a sequences.NonlinearGaussian, got LinearGaussian"
+    ):
         S.gaussian_filter(LINEAR, X)
     with pytest.raises(ValueError, match=r"x must be one sequence \[time, p\]"):
         S.gaussian_filter(PENDULUM, SEEN[:, 0])

@@ -26,6 +26,7 @@ from vijax.jaxprs._reads import read_by, reads
 from vijax.jaxprs._scored import Scored, scored_leaves
 from vijax.jaxprs._smooth import not_smooth
 from vijax.jaxprs._stand_in import misfit
+from vijax.jaxprs._step import step_moves
 from vijax.jaxprs._support import Moving, carried_away, moving_support
 
 __all__ = [
@@ -68,6 +69,7 @@ __all__ = [
     "reads",
     "scored_leaves",
     "shape_of",
+    "step_moves",
     "stopped",
     "totals",
     "trace",

@@ -71,7 +71,7 @@ def paths(q: Distribution, draw: Draw, key: Key[Array, ""]) -> dict[str, Path]:
         return draw.sample(first, q)[0]
 
     closed, shape = trace(sample, key)
-    return _leaf_paths(q, shape, closed, [NOISE])
+    return leaf_paths(q, shape, closed, [NOISE])
 
 
 def joint_paths(q: Joint, key: Key[Array, ""]) -> dict[Any, dict[str, Path]]:
@@ -86,10 +86,10 @@ def joint_paths(q: Joint, key: Key[Array, ""]) -> dict[Any, dict[str, Path]]:
         >>> {name: leaves["z"].broken for name, leaves in joint_paths(q, jax.random.key(0)).items()}
         {'a': None, 'b': None}
     """
-    return _conditional_paths(lambda: q, q.names(), key, [], [])
+    return conditional_paths(lambda: q, q.names(), key, [], [])
 
 
-def _conditional_paths(
+def conditional_paths(
     joint: Callable[..., Joint],
     names: Sequence[Any],
     key: Key[Array, ""],
@@ -122,10 +122,10 @@ def _conditional_paths(
         if isinstance(conditional.part, Joint):
             within = conditional.part.names()
             by_name[name] = by_leaf(
-                _conditional_paths(conditional.at, within, key, inputs, input_flows)
+                conditional_paths(conditional.at, within, key, inputs, input_flows)
             )
         else:
-            by_name[name] = _leaf_paths(conditional.part, shape, closed, [NOISE, *input_flows])
+            by_name[name] = leaf_paths(conditional.part, shape, closed, [NOISE, *input_flows])
         # A leaf with a broken path will be stopped, or scored: it carries nothing on.
         carried = all(path.broken is None for path in by_name[name].values())
         leaf_flows[name] = [_CARRIED if carried else DRAWN] * len(jax.tree.leaves(shape))
@@ -163,7 +163,7 @@ def by_leaf(conditionals: Mapping[Any, Mapping[str, Path]]) -> dict[str, Path]:
     }
 
 
-def _leaf_paths(
+def leaf_paths(
     q: object, shape: PyTree, closed: core.ClosedJaxpr, inputs: Sequence[Flow]
 ) -> dict[str, Path]:
     """Return the paths of the leaves that a sampler's jaxpr returns."""

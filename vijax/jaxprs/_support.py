@@ -64,7 +64,7 @@ def moving_support(q: object, key: Key[Array, ""], leaves: Mapping[str, Path]) -
         >>> moving_support(q, jax.random.key(0), leaves) is None
         True
     """
-    moving = _part_moves(lambda: q, key, (), (), leaves)
+    moving = part_moves(lambda: q, key, (), (), leaves)
     if moving and any(path.broken for path in leaves.values()):
         return moving._replace(cure=moving.cure.replace(_USE_A_PATH, _NO_PATH))
     return moving
@@ -168,13 +168,13 @@ def joint_moves(
         def part(*inputs: PyTree, name: Hashable = name) -> Any:
             return joint(*inputs[:-1]).conditional(name, inputs[-1])
 
-        moving = _part_moves(part, key, (*inputs, earlier), [*given, *more], leaves[name])
+        moving = part_moves(part, key, (*inputs, earlier), [*given, *more], leaves[name])
         if moving is not None:
             return moving.inside(name)
     return None
 
 
-def _part_moves(
+def part_moves(
     part: Callable[..., Any],
     key: Key[Array, ""],
     inputs: tuple[PyTree, ...],

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from vijax import checks
+from vijax import checks, jaxprs
 from vijax.trees import scan, strong_dtypes
 from vijax.types import Distribution, PyTree, lift
 
@@ -32,12 +32,23 @@ class _Autoregressive:
 
     @property
     def fixed_support(self) -> bool | None:
-        """Return what the steps' distributions declare of their support."""
-        return self._declared("fixed_support")
+        """Return what the steps declare of their support; True where the jaxpr of one shows that it stays."""
+        declared = self._declared("fixed_support")
+        if declared is not None:
+            return declared
+        (carry, inputs), before = self._shapes()
+        moving = jaxprs.step_moves(
+            lambda state, before: _distribution(self.step(state[0], before, state[1])[1]),
+            jax.random.key(0),
+            (carry, inputs),
+            before,
+        )
+        # Of the whole sequence the jaxpr may say why.
+        return True if moving is None else None
 
     @property
     def reparameterized(self) -> bool | None:
-        """Return what the steps' distributions declare of their draws."""
+        """Return what the steps declare of their draws."""
         return self._declared("reparameterized")
 
     def sample_and_log_prob(
@@ -68,18 +79,25 @@ class _Autoregressive:
             function = jax.vmap(function)
         return function(self.carry, self.first, self.inputs, argument)
 
+    def _shapes(self) -> tuple[tuple[PyTree, PyTree], PyTree]:
+        """Return the shapes of what one step of one member takes: (carry, inputs) and the draw before."""
+        batch = self.time.ndim - 1
+
+        def without(leaf: Array, axes: int) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(leaf.shape[axes:], leaf.dtype)
+
+        carry, before = jax.tree.map(partial(without, axes=batch), (self.carry, self.first))
+        return (carry, jax.tree.map(partial(without, axes=batch + 1), self.inputs)), before
+
     def _declared(self, name: str) -> bool | None:
         """Return an attribute of a step's distribution, in a trace that computes nothing."""
         declared: list[bool | None] = []
 
-        def look(carry: PyTree, first: PyTree, inputs: PyTree) -> PyTree:
-            _, q = self.step(carry, first, jax.tree.map(lambda leaf: leaf[0], inputs))
-            declared.append(getattr(lift(q), name, None))
-            return ()
+        def look(carry: PyTree, before: PyTree, inputs: PyTree) -> None:
+            declared.append(getattr(_distribution(self.step(carry, before, inputs)[1]), name, None))
 
-        for _ in self.time.shape[:-1]:
-            look = jax.vmap(look)
-        jax.eval_shape(look, self.carry, self.first, self.inputs)
+        (carry, inputs), before = self._shapes()
+        jax.eval_shape(look, carry, before, inputs)
         return declared[-1]
 
 
@@ -166,13 +184,11 @@ def _checked(step: Cell, carry: PyTree, first: PyTree, row: PyTree) -> PyTree:
 
     after, z, log_q = jax.eval_shape(one, carry, first, row)
     for name, expected, actual in (("first", z, first), ("carry", after, carry)):
-        described = jax.tree.map(jnp.shape, expected), jax.tree.map(jnp.shape, actual)
-        if (
-            jax.tree.structure(expected) != jax.tree.structure(actual)
-            or described[0] != described[1]
-        ):
+        shapes = jax.tree.map(jnp.shape, expected), jax.tree.map(jnp.shape, actual)
+        trees: list[Any] = [jax.tree.structure(expected), jax.tree.structure(actual)]
+        if trees[0] != trees[1] or shapes[0] != shapes[1]:
             what = "zₜ that step draws" if name == "first" else "carry that step returns"
-            raise ValueError(f"{name} must be like the {what}, {described[0]}, got {described[1]}.")
+            raise ValueError(f"{name} must be like the {what}, {shapes[0]}, got {shapes[1]}.")
     if log_q.shape != ():
         raise ValueError(
             f"a step's distribution must have batch shape (), got {log_q.shape}: wrap event dimensions "

@@ -69,7 +69,7 @@ def _fixed_lag(
 
     def turn(carry: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], None]:
         slope, precision = carry
-        gain, _ = jax.vmap(tell)(elements, precision)
+        gain = jax.vmap(tell)(elements, precision)[0]
         back = transpose(gain)
         told = eta + back @ (slope - precision @ offset)
         return (after(told), after(jax.vmap(pull)(elements, gain, precision))), None
