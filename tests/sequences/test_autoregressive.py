@@ -55,6 +55,7 @@ def test_draws_are_those_of_a_loop(key):
     np.testing.assert_allclose(forced, scanned[0][1], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_smoothers_posterior(x64, key):
     """A linear step with the smoother's conditionals: the same density, and log-weights of log p(x)."""
     model, x = problem.random_model(5, T, 2, 2), np.random.default_rng(1).normal(size=(T, 2))
@@ -119,8 +120,9 @@ def test_all_paths_of_a_discrete_one(key):
     assert distance(look(LOGITS + np.array([0.1, 0.0, 0.0], np.float32))[2]) > 8
 
 
+@pytest.mark.slow
 def test_the_score_estimator_is_right_for_a_discrete_one(key):
-    """vimco(elbo) in the logits, by enumeration: fails by chance 1e-6 of the time, detects .03; reparam is refused."""
+    """vimco(elbo) in the logits, by enumeration: fails by chance 1e-6 of the time, detects .03."""
     target = lambda z: jnp.sum(jnp.sin(z * 1.3 + jnp.arange(4.0)))
 
     def elbo(logits):
@@ -135,8 +137,11 @@ def test_the_score_estimator_is_right_for_a_discrete_one(key):
     vj.testing.check_unbiased(key, gradient, truth, detects=0.03)
     with pytest.raises(AssertionError):
         vj.testing.check_unbiased(key, lambda k: 0.9 * gradient(k), truth, detects=0.03)
+
+
+def test_path_estimators_refuse_a_discrete_one(key):
     with pytest.raises(ValueError, match="leaf 'z' is discrete"):
-        vj.gradients.dreg(vj.bounds.elbo)(key, target, walk(LOGITS), num_samples=2)
+        vj.gradients.dreg(vj.bounds.elbo)(key, jnp.sum, walk(LOGITS), num_samples=2)
 
 
 def test_path_estimators_of_a_batch(key):
@@ -211,7 +216,42 @@ def test_what_steps_declare_is_heard():
     )
     assert declared(reparameterized=True).reparameterized is True
     assert declared(fixed_support=False).fixed_support is False
-    assert (recurrent(W).reparameterized, recurrent(W).fixed_support) == (None, None)
+    assert recurrent(W).reparameterized is None
+
+
+class Uniform:
+    def __init__(self, width):
+        self.width = width
+
+    def sample_and_log_prob(self, *, seed, sample_shape=()):
+        z = self.width * jax.random.uniform(seed, tuple(sample_shape))
+        return z, self.log_prob(z)
+
+    def log_prob(self, z):
+        return jnp.where((z >= 0) & (z <= self.width), -jnp.log(self.width), -jnp.inf)
+
+
+def test_a_support_that_moves_is_found_through_the_scan(key):
+    """By one step, whose draw before is given: parameters must not reach its ends, not even where z₀ hides them."""
+    steps = {
+        "weight": lambda w, h, before, x: w,
+        "hidden by the start": lambda w, h, before, x: 1 + w * before,
+        "carried": lambda w, h, before, x: 1 + h**2,
+        "the draw before": lambda w, h, before, x: 1 + before**2,
+    }
+
+    def value(w, width):
+        step = lambda h, before, x: (w * before, Uniform(width(w, h, before, x)))
+        q = autoregressive(step, jnp.zeros(()), jnp.zeros(()), jnp.ones(T))
+        target = lambda z: -jnp.sum(z)
+        return vj.gradients.dreg(vj.bounds.elbo)(key, target, q, num_samples=2).value
+
+    for name in ("weight", "hidden by the start", "carried"):
+        with pytest.raises(ValueError, match="while q's support is fixed"):
+            jax.eval_shape(jax.grad(lambda w, n=name: value(w, steps[n])), 1.0)
+    jax.eval_shape(jax.grad(lambda w: value(w, steps["the draw before"])), 1.0)
+    assert recurrent(W).fixed_support is True
+    assert walk(LOGITS).fixed_support is True
 
 
 def test_refusals(unchecked):
