@@ -75,7 +75,7 @@ def test_edges(x64):
     value, slope = jax.value_and_grad(lambda x: viterbi(initial, stay, x).log_joint)(nothing)
     assert value == -jnp.inf
     assert np.isfinite(slope).all()
-    x = 50 * np.random.default_rng(0).normal(size=(3000, 2))
+    x = jnp.asarray(50 * np.random.default_rng(0).normal(size=(3000, 2)))
     both = [viterbi(*(a.astype(d) for a in (initial, stay, x))).path for d in (np.float32, float)]
     np.testing.assert_array_equal(*both)
 
