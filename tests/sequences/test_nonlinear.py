@@ -93,6 +93,7 @@ def test_moments_of_points(x64):
     """Of z² in one dimension, variance too; of z₁ z₂ the mean: what three points a direction integrate exactly."""
     m, p = 0.7, 0.4
     square = S.unscented(lambda z: z**2, jnp.array([m]), jnp.array([[p]]))
+    assert isinstance(square, S.Linearized)
     np.testing.assert_allclose(square.mean, m**2 + p, rtol=1e-12)
     spread = square.slope @ jnp.array([[p]]) @ square.slope.T + square.cov
     np.testing.assert_allclose(spread, 4 * m**2 * p + 2 * p**2, rtol=1e-12)

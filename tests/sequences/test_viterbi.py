@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.sequences.chains import PATHS, S, T, factors, folds, weights
-from vijax.sequences import hmm, viterbi
+from vijax.sequences import MostLikely, hmm, viterbi
 
 
 @folds
@@ -58,6 +58,7 @@ def test_it_is_not_the_likeliest_state_of_each_step():
     marginals = hmm(*arrays).posterior.log_marginals()
     assert jnp.argmax(marginals, 1).tolist() == [0, 2]
     best = viterbi(*arrays)
+    assert isinstance(best, MostLikely)
     assert best.path.tolist() == [1, 2]
     np.testing.assert_allclose(best.log_joint, np.log(0.3), rtol=1e-6)
 
