@@ -120,7 +120,8 @@ def gaussian_filter(
     Example:
         >>> one = jnp.eye(1)
         >>> model = NonlinearGaussian(jnp.zeros(1), one, jnp.sin, one, lambda z: z, one)
-        >>> result = gaussian_filter(model, jnp.array([[2.0], [1.0]]), linearize=unscented)
+        >>> points = vj.sequences.unscented
+        >>> result = gaussian_filter(model, jnp.array([[2.0], [1.0]]), linearize=points)
         >>> result.mean.shape, round(float(result.mean[0, 0]), 3)  # x₁ / 2
         ((2, 1), 1.0)
 
