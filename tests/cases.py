@@ -270,7 +270,6 @@ def chained(q):
 
 BELOW = {
     **LOG_SCALE,
-    "lower": np.zeros((2, 0), f32),
     "below": np.array([[[0.6]]], f32),
 }
 FACTOR = {**LOG_SCALE, "factor": np.array([[0.4], [-0.5]], np.float32)}
@@ -280,7 +279,12 @@ MAKES = [
     plane("bare", LOG_SCALE, lambda q: Gauss(q["loc"], q["log_scale"], event=1), diagonal),
     plane("mean_field", LOG_SCALE, lambda q: vj.families.mean_field().dist(q), diagonal),
     plane("full_rank", LOWER, lambda q: vj.families.full_rank().dist(q), relative),
-    plane("markov", BELOW, lambda q: vj.families.markov().dist(q), chained),
+    plane(
+        "markov",
+        BELOW,
+        lambda q: vj.families.markov().dist({**q, "lower": jnp.zeros((2, 0))}),
+        chained,
+    ),
     plane("low_rank", FACTOR, lambda q: vj.families.low_rank(rank=1).dist(q), factored),
     plane(
         "Independent",
