@@ -1,5 +1,6 @@
 """State-space model, data -> evidence, weights and paths of simulated particles."""
 
+from vijax.particles._forms import fisher, fivo, scored
 from vijax.particles._model import Proposal, StateSpace
 from vijax.particles._resample import adaptive, always, never
 from vijax.particles._run import Filtered, Population
@@ -13,10 +14,13 @@ __all__ = [
     "StateSpace",
     "adaptive",
     "always",
+    "fisher",
+    "fivo",
     "history",
     "multinomial",
     "never",
     "residual",
+    "scored",
     "smc",
     "stratified",
     "systematic",

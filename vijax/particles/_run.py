@@ -85,6 +85,7 @@ class Inputs(NamedTuple):
     length: Any = None
     record: Callable[[Population], PyTree] | None = None
     given: PyTree = None  # [T, ...], a path that the form may put among the particles
+    baseline: Array | None = None  # [T, *batch], what scores are multiplied with less of
 
 
 class _State(NamedTuple):
@@ -110,9 +111,9 @@ def run(
     models.admit_mask(inputs.mask, steps)
     models.admit_length(inputs.length)
     # Only step t of the data, the mask and the given path is seen at step t.
-    slices = (data, inputs.mask, inputs.given)
+    slices = (data, inputs.mask, inputs.given, inputs.baseline)
 
-    x, observed, given = models.at(slices, 0)
+    x, observed, given, baseline = models.at(slices, 0)
     keys = _keys(jax.random.fold_in(key, 0), num_particles)
 
     def first(key: Array, index: Array) -> tuple[PyTree, Array, Array | None]:
@@ -122,12 +123,14 @@ def run(
     z, log_g, scores = jax.vmap(first)(keys, jnp.arange(num_particles))
     zero = jnp.zeros(log_g.shape[1:], log_g.dtype)
     before = _State(z, jnp.full_like(log_g, -math.log(num_particles)), zero, zero)
-    state, increment = _advance(before, z, before.log_weights + log_g, _sum(scores))
+    state, increment = _advance(
+        before, z, before.log_weights + log_g, _sum(scores), baseline
+    )
     own = jnp.broadcast_to(expand(jnp.arange(num_particles), log_g), log_g.shape)
     recorded = _record(inputs, state, own)
 
     def step(state: _State, slices: PyTree) -> tuple[_State, tuple[Array, PyTree]]:
-        t, (x, observed, given) = slices
+        t, (x, observed, given, baseline) = slices
         key_select, key_move = jax.random.split(jax.random.fold_in(key, t))
         chosen = _select(form, inputs, key_select, state, x)
 
@@ -139,7 +142,7 @@ def run(
             _keys(key_move, num_particles), jnp.arange(num_particles), chosen.z
         )
         score = _add(chosen.score, _sum(scores))
-        new, increment = _advance(state, z, chosen.log_weights + log_g, score)
+        new, increment = _advance(state, z, chosen.log_weights + log_g, score, baseline)
         ancestors = chosen.ancestors
         if inputs.length is not None:
             # Beyond its length a sequence stands still.
@@ -192,19 +195,25 @@ def _select(form: Form, inputs: Inputs, key: Array, state: _State, x: PyTree) ->
 
 
 def _advance(
-    state: _State, z: PyTree, log_weights: Array, score: Array | None
+    state: _State, z: PyTree, log_weights: Array, score: Array | None, baseline: Array | None
 ) -> tuple[_State, Array]:
     """Take the step's evidence out of the weights, and add it up."""
     increment = _log_sum(log_weights)
     scores = state.score
     if score is not None:
-        # exp(s - stop(s)) is 1, and gives whatever depends on the choices their score, to any order.
         scores = scores + score
-        possible = jnp.isfinite(increment)
-        box = jnp.exp(scores - jax.lax.stop_gradient(scores))
-        increment = jnp.where(possible, jnp.where(possible, increment, 0.0) * box, increment)
+        increment = _boxed(increment, scores, 0.0 if baseline is None else baseline)
     new = _State(z, log_normalized(log_weights), state.total + increment, scores)
     return new, increment
+
+
+def _boxed(value: Array, scores: Array, baseline: Array | float) -> Array:
+    """Return a value with the slopes that it owes to choices: (value - baseline) ∇scores, of any order."""
+    possible = jnp.isfinite(value)
+    box = jnp.exp(scores - jax.lax.stop_gradient(scores))  # 1
+    centered = jnp.where(possible, value, 0.0) - jax.lax.stop_gradient(baseline)
+    # The value itself, to the last digit, and the derivatives of the product
+    return jnp.where(possible, value + centered * (box - 1.0), value)
 
 
 def _log_sum(log_weights: Array) -> Array:

@@ -1,0 +1,1 @@
+"""Particles against Kalman, hidden Markov chains and enumeration."""
