@@ -100,9 +100,7 @@ def model(theta, digit=Digit):
 
 def proposal(phi, digit=Digit):
     """Return a proposal that reads x."""
-    return Proposal(
-        lambda x: digit(phi * (x - 0.3)), lambda z, x: digit(phi * (0.5 * z + x - 0.6))
-    )
+    return Proposal(lambda x: digit(phi * (x - 0.3)), lambda z, x: digit(phi * (0.5 * z + x - 0.6)))
 
 
 def exact(theta):

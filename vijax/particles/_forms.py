@@ -11,10 +11,10 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from vijax import checks, engine, jaxprs
 from vijax.calls import usage
 from vijax.particles._model import Moves, Proposal, StateSpace
-from vijax.particles._resample import Resampler, always
+from vijax.particles._resample import SYSTEMATIC, Resampler, always
 from vijax.particles._run import Filtered, Form, Inputs, Moved, Selected, by_member, gather, run
 from vijax.particles._smc import by_index, by_path, kept, ratio, stopped
-from vijax.resampling import multinomial, systematic
+from vijax.resampling import multinomial
 from vijax.types import Draws, Estimate, PyTree
 
 Twist = Callable[[Any, Any], Array]
@@ -28,7 +28,7 @@ def fivo(
     proposal: Proposal | None = None,
     *,
     num_particles: int,
-    resample: Resampler = always(systematic),
+    resample: Resampler = SYSTEMATIC,
     twist: Twist | None = None,
     mask: Bool[Array, "time *batch"] | None = None,
     length: Int[Array, "*batch"] | int | None = None,
@@ -72,9 +72,9 @@ def fivo(
         Auto-encoding sequential Monte Carlo, 2018, arXiv:1705.10306; Naesseth et al., Variational
         sequential Monte Carlo, 2018, arXiv:1705.11140.
     """
-    form = Form(partial(_by_whole_path, "fivo"), by_index(resample, kept))
+    form = Form(partial(by_whole_path, "fivo"), by_index(resample, kept))
     inputs = Inputs(twist, mask, length)
-    return _estimate(run(key, model, data, proposal, num_particles, form, inputs))
+    return as_estimate(run(key, model, data, proposal, num_particles, form, inputs))
 
 
 @usage("particles.scored", "particles.scored(key, model, data, proposal, num_particles=16)")
@@ -135,7 +135,7 @@ def scored(
     """
     form = Form(by_path_or_score, scored_selection(always(multinomial)))
     inputs = Inputs(twist, mask, length, baseline=baseline)
-    result = _estimate(run(key, model, data, proposal, num_particles, form, inputs))
+    result = as_estimate(run(key, model, data, proposal, num_particles, form, inputs))
     through = checks.needs_own_derivative()
     if through is not None:
         refusal = (
@@ -155,7 +155,7 @@ def fisher(
     proposal: Proposal | None = None,
     *,
     num_particles: int,
-    resample: Resampler = always(systematic),
+    resample: Resampler = SYSTEMATIC,
     twist: Twist | None = None,
     mask: Bool[Array, "time *batch"] | None = None,
     length: Int[Array, "*batch"] | int | None = None,
@@ -205,13 +205,13 @@ def fisher(
 
     form = Form(held, by_index(resample, weigh))
     inputs = Inputs(twist, mask, length)
-    return _estimate(run(key, model, data, proposal, num_particles, form, inputs))
+    return as_estimate(run(key, model, data, proposal, num_particles, form, inputs))
 
 
 # --- what becomes of a draw
 
 
-def _by_whole_path(estimator: str, key: Array, moves: Moves, index: Array, given: PyTree) -> Moved:
+def by_whole_path(estimator: str, key: Array, moves: Moves, index: Array, given: PyTree) -> Moved:
     """Draw with the derivative of the path, of which nothing may be missing."""
     for leaf, path in jaxprs.paths(moves.q, engine.iid, key).items():
         if path.broken is not None:
@@ -269,7 +269,7 @@ def scored_selection(resample: Resampler) -> Callable[[Array, PyTree, Array], Se
     return select
 
 
-def _estimate(result: Filtered) -> Estimate:
+def as_estimate(result: Filtered) -> Estimate:
     """Report one filter as one draw, whose weight is Ẑ."""
     value = result.log_evidence
     aux = jax.tree.map(lambda leaf: leaf[None], result)

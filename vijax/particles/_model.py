@@ -1,6 +1,6 @@
 """State-space models as functions of one particle, and the checks of their data."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
 from vijax import checks
-from vijax.calls import described
-from vijax.types import PyTree, lift
+from vijax.calls import described, usage
+from vijax.types import Distribution, PyTree, lift
 
 
 class StateSpace(NamedTuple):
@@ -43,28 +43,113 @@ class Proposal(NamedTuple):
     transition: Callable[[Any, Any], Any]
 
 
+class Carried(NamedTuple):
+    """A state with what is computed of it and of the past.
+
+    Fields:
+        z: what was drawn.
+        carried: what was computed from it, [*batch, ...].
+    """
+
+    z: PyTree
+    carried: PyTree
+
+
+class _Carrying(NamedTuple):
+    """A distribution of `Carried`: only z is drawn."""
+
+    q: Any
+    complete: Callable[[Any], PyTree]
+
+    def sample_and_log_prob(self, *, seed: Array, sample_shape: Sequence[int] = ()) -> Any:
+        def one(key: Array) -> tuple[Carried, Array]:
+            z, log_q = self.q.sample_and_log_prob(seed=key, sample_shape=())
+            return Carried(z, self.complete(z)), log_q
+
+        shape = tuple(sample_shape)
+        for _ in shape:
+            one = jax.vmap(one)
+        return one(jax.random.split(seed, shape) if shape else seed)
+
+    def log_prob(self, z: Carried, /) -> Array:
+        return self.q.log_prob(z.z)
+
+
+@usage("particles.carrying")
+def carrying(q: Distribution | PyTree, complete: Callable[[Any], PyTree]) -> Distribution:
+    """Distribution of a state together with what is computed from it: an RNN's state, moments, counts.
+
+        z ~ q,     carried = complete(z),     log q(z, carried) = log q(z)
+
+    What a transition returns for models that are not Markov in z alone, such as a VRNN. Every
+    gradient treats z as drawn and the rest as computed, whereas a state of your own that mixes the
+    two would be held as a whole where draws are held.
+
+    Args:
+        q: a distribution of z.
+        complete: z -> a pytree of arrays, which may close over the state before and xₜ.
+
+    Returns:
+        A distribution of `Carried(z, carried)`. A proposal of such a model draws z alone.
+
+    Raises:
+        TypeError: for a q that is no distribution.
+
+    Example:
+        >>> total = carrying(distrax.Normal(0.0, 1.0), lambda z: 3.0 + z)
+        >>> state, log_q = total.sample_and_log_prob(seed=jax.random.key(0))
+        >>> round(float(state.carried - state.z), 3)
+        3.0
+
+    Reference: Chung et al., A recurrent latent variable model for sequential data, 2015,
+        arXiv:1506.02216.
+    """
+    return _Carrying(lift(q), complete)
+
+
 class Moves(NamedTuple):
-    """The distributions of one step: what is drawn from, and the model's, None where it is the same."""
+    """The distributions of one step.
+
+    Fields:
+        q: what is drawn from.
+        p: the model's, None where it is the same.
+        complete: what is drawn -> what the state carries beside it; None where that is nothing.
+    """
 
     q: Any
     p: Any
+    complete: Callable[[Any], PyTree] | None
+
+    def state(self, z: PyTree) -> PyTree:
+        """Return the whole state of what was drawn."""
+        return z if self.complete is None else Carried(z, self.complete(z))
+
+    def drawn(self, state: PyTree) -> PyTree:
+        """Return what was drawn of a whole state."""
+        return state if self.complete is None else state.z
+
+
+def as_distribution(q: Any, what: str) -> tuple[Any, Callable[[Any], PyTree] | None]:
+    """Return the distribution of what is drawn, and what completes it to a state."""
+    if isinstance(q, _Carrying):
+        return q.q, q.complete
+    return lift(q, f"the distribution that {what} returns"), None
 
 
 def start(model: StateSpace, proposal: Proposal | None, x: PyTree) -> Moves:
     """Return the distributions of z₁."""
-    p = lift(model.initial(x), "the distribution that model.initial returns")
+    p, complete = as_distribution(model.initial(x), "model.initial")
     if proposal is None:
-        return Moves(p, None)
-    return Moves(lift(proposal.initial(x), "the distribution that proposal.initial returns"), p)
+        return Moves(p, None, complete)
+    return Moves(as_distribution(proposal.initial(x), "proposal.initial")[0], p, complete)
 
 
 def move(model: StateSpace, proposal: Proposal | None, z: PyTree, x: PyTree) -> Moves:
     """Return the distributions of zₜ given zₜ₋₁."""
-    p = lift(model.transition(z, x), "the distribution that model.transition returns")
+    p, complete = as_distribution(model.transition(z, x), "model.transition")
     if proposal is None:
-        return Moves(p, None)
-    q = proposal.transition(z, x)
-    return Moves(lift(q, "the distribution that proposal.transition returns"), p)
+        return Moves(p, None, complete)
+    return Moves(as_distribution(proposal.transition(z, x), "proposal.transition")[0], p, complete)
 
 
 def admit(model: object, data: PyTree, proposal: object) -> int:

@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from vijax.calls import usage
 from vijax.numerics import normalized_weights
+from vijax.resampling import systematic
 
 Scheme = Callable[[Array, Array, int], Array]
 """(key, weights [N], number) -> indices, in proportion to weights: `systematic`, `multinomial`, ..."""
@@ -118,3 +119,7 @@ def adaptive(scheme: Scheme, *, threshold: float = 0.5) -> Resampler:
         return jnp.where(low, moved[0], kept[0]), jnp.where(low, moved[1], kept[1])
 
     return resample_if_low
+
+
+SYSTEMATIC = always(systematic)
+"""What filters do unless told otherwise."""

@@ -49,7 +49,7 @@ class Filtered(NamedTuple):
 
 
 class Moved(NamedTuple):
-    """One particle's move: z, log p(z)/q(z), and the score of the draw where it has one, all [*batch]."""
+    """One particle's draw, log p(z)/q(z), and the score of the draw where it has one, both [*batch]."""
 
     z: PyTree
     log_ratio: Array
@@ -118,14 +118,12 @@ def run(
 
     def first(key: Array, index: Array) -> tuple[PyTree, Array, Array | None]:
         moves = models.start(model, proposal, x)
-        return _weigh(model, form.move(key, moves, index, given), x, observed)
+        return _weigh(model, moves, form.move(key, moves, index, given), x, observed)
 
     z, log_g, scores = jax.vmap(first)(keys, jnp.arange(num_particles))
     zero = jnp.zeros(log_g.shape[1:], log_g.dtype)
     before = _State(z, jnp.full_like(log_g, -math.log(num_particles)), zero, zero)
-    state, increment = _advance(
-        before, z, before.log_weights + log_g, _sum(scores), baseline
-    )
+    state, increment = _advance(before, z, before.log_weights + log_g, _sum(scores), baseline)
     own = jnp.broadcast_to(expand(jnp.arange(num_particles), log_g), log_g.shape)
     recorded = _record(inputs, state, own)
 
@@ -135,8 +133,8 @@ def run(
         chosen = _select(form, inputs, key_select, state, x)
 
         def one(key: Array, index: Array, z: PyTree) -> tuple[PyTree, Array, Array | None]:
-            moved = form.move(key, models.move(model, proposal, z, x), index, given)
-            return _weigh(model, moved, x, observed)
+            moves = models.move(model, proposal, z, x)
+            return _weigh(model, moves, form.move(key, moves, index, given), x, observed)
 
         z, log_g, scores = jax.vmap(one)(
             _keys(key_move, num_particles), jnp.arange(num_particles), chosen.z
@@ -166,14 +164,14 @@ def run(
 
 
 def _weigh(
-    model: StateSpace, moved: Moved, x: PyTree, observed: Array | None
+    model: StateSpace, moves: Moves, moved: Moved, x: PyTree, observed: Array | None
 ) -> tuple[PyTree, Array, Array | None]:
     """Return one particle, its incremental log-weight p(z) p(x|z) / q(z), and its score."""
-    emission = model.emission(moved.z, x)
-    emission = models.one_value(emission, moved.log_ratio, moved.z, "model.emission(z, x)")
+    z = moves.state(moved.z)
+    emission = models.one_value(model.emission(z, x), moved.log_ratio, z, "model.emission(z, x)")
     if observed is not None:
         emission = jnp.where(observed, emission, 0.0)
-    return moved.z, moved.log_ratio + emission, moved.score
+    return z, moved.log_ratio + emission, moved.score
 
 
 def _select(form: Form, inputs: Inputs, key: Array, state: _State, x: PyTree) -> Selected:

@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Int, Key
 from vijax import checks
 from vijax.calls import usage
 from vijax.particles._model import Moves, Proposal, StateSpace
-from vijax.particles._resample import Resampler, always
+from vijax.particles._resample import SYSTEMATIC, Resampler
 from vijax.particles._run import (
     Filtered,
     Form,
@@ -22,7 +22,6 @@ from vijax.particles._run import (
     gather,
     run,
 )
-from vijax.resampling import systematic
 from vijax.types import PyTree
 
 NO_DERIVATIVE = (
@@ -41,7 +40,7 @@ def smc(
     *,
     proposal: Proposal | None = None,
     num_particles: int,
-    resample: Resampler = always(systematic),
+    resample: Resampler = SYSTEMATIC,
     twist: Callable[[Any, Any], Array] | None = None,
     mask: Bool[Array, "time *batch"] | None = None,
     length: Int[Array, "*batch"] | int | None = None,
