@@ -25,6 +25,11 @@ page from its results.
 Printed here are {cells} cells ({counts}), of q: {kinds}. The tests hold nine kinds; `make grid` runs
 and prints them all. Estimators that refuse every bound for a kind of q have no column there. The objectives
 of `fixed`, `wake` and `sleep` are not a bound's, and are held to their own in `tests/gradients/test_wake.py`.
+
+Gradients of particle filters are not a bound's, and have a test of their own: on a two-state chain with two particles and three steps
+all draws and ancestors are enumerated (`tests/particles/test_forms.py`). `particles.scored` is **unbiased** for E log Ẑ, to rounding;
+`particles.fisher` is unbiased for the slope of p(x) where it is weighed by Ẑ, to rounding, and **biased** by 1/N unweighed;
+`particles.fivo` and `particles.transported` are **biased** by design.
 """  # noqa: E501
 
 

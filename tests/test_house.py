@@ -171,6 +171,7 @@ def public():
         "fitting",
         "gradients",
         "models",
+        "particles",
         "sequences",
         "solvers",
         "targets",

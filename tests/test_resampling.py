@@ -1,4 +1,4 @@
-"""Systematic resampling: counts within one of their means, unbiased, and never an index of weight zero."""
+"""Resampling: counts unbiased, close to their means, and never an index of weight zero."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,7 @@ import pytest
 
 from tests.statistics import assert_mean
 from vijax.numerics import normalized_weights
-from vijax.resampling import systematic
+from vijax.resampling import multinomial, residual, stratified, systematic
 
 WEIGHTS = jnp.array([0.0, 0.55, 0.05, 0.0, 0.3, 0.1, 0.0])
 
@@ -54,3 +54,58 @@ def test_no_rounding_returns_an_impossible_index(key):
     assert chosen.max() < 3000
     # Where no index is possible the last one stands for all.
     np.testing.assert_array_equal(systematic(key, jnp.zeros(4), 3), 3)
+
+
+SCHEMES = [systematic, stratified, residual, multinomial]
+
+
+@pytest.mark.parametrize("scheme", SCHEMES[1:], ids=lambda scheme: scheme.__name__)
+def test_every_scheme_is_unbiased(scheme, key):
+    """Counts of each index: by chance 2e-10, detects .1 of 5; the control hands a twentieth of the mass on."""
+    draw = jax.jit(jax.vmap(lambda key, w: counts(scheme(key, w, 5), 7), (0, None)))
+    keys = jax.random.split(key, 20_000)
+    found = draw(keys, WEIGHTS).astype(jnp.float32)
+    assert_mean(found, 5 * WEIGHTS, detects=0.1)
+    wrong = draw(keys, WEIGHTS.at[1].add(-0.05).at[4].add(0.05)).astype(jnp.float32)
+    with pytest.raises(AssertionError, match="is biased"):
+        assert_mean(wrong, 5 * WEIGHTS, detects=0.1)
+    assert found[:, WEIGHTS == 0].max() == 0
+    assert np.all(found.sum(1) == 5)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES[1:3], ids=lambda scheme: scheme.__name__)
+def test_counts_stay_close_to_their_means(scheme, key):
+    draw = jax.jit(jax.vmap(lambda key: counts(scheme(key, WEIGHTS, 40), 7)))
+    off = draw(jax.random.split(key, 500)) - 40 * WEIGHTS[None]
+    if scheme is stratified:
+        assert np.abs(off).max() < 2
+    else:
+        assert off.min() > -1  # whole copies are certain
+
+
+def test_multinomial_indices_are_independent_but_for_their_order(key):
+    """Variances and covariances of counts are the multinomial's, within 5 standard errors of 20,000 draws."""
+    draw = jax.jit(jax.vmap(lambda key: counts(multinomial(key, WEIGHTS, 6), 7)))
+    found = np.asarray(draw(jax.random.split(key, 20_000)), np.float64)
+    w = np.asarray(WEIGHTS, np.float64)
+    np.testing.assert_allclose(np.cov(found.T), 6 * (np.diag(w) - np.outer(w, w)), atol=0.08)
+    sorted_rows = multinomial(key, WEIGHTS, 6)
+    np.testing.assert_array_equal(sorted_rows, np.sort(sorted_rows))
+
+
+@pytest.mark.parametrize("scheme", SCHEMES, ids=lambda scheme: scheme.__name__)
+def test_edges_of_every_scheme(scheme, key):
+    """One index; one weight; equal weights, which residual copies once each; no weight at all."""
+    np.testing.assert_array_equal(scheme(key, jnp.ones(1), 3), 0)
+    np.testing.assert_array_equal(scheme(key, jnp.array([0.0, 2.0, 0.0]), 3), 1)
+    np.testing.assert_array_equal(scheme(key, jnp.zeros(4), 3), 3)
+    if scheme is residual:
+        np.testing.assert_array_equal(scheme(key, jnp.full(1000, 1e-3), 1000), jnp.arange(1000))
+
+
+def test_memory_is_linear_in_the_number_of_indices(key):
+    """Not a table of n · K, as jax.random.categorical has: some numbers for each of 10,000."""
+    for scheme in SCHEMES:
+        program = jax.jit(lambda key, w, scheme=scheme: scheme(key, w, 10_000))
+        memory = program.lower(key, jnp.ones(10_000)).compile().memory_analysis()
+        assert memory.temp_size_in_bytes < 10_000 * 80

@@ -147,8 +147,8 @@ def test_what_is_no_record_is_refused(filtered, key, unchecked):
         trace_back(filtered)
     with pytest.raises(ValueError, match="transported ones have none"):
         trace_back(filtered.recorded._replace(ancestors=None))
+    batch = jax.tree.map(lambda leaf: leaf[..., None], filtered.recorded)
     with pytest.raises(ValueError, match="one sequence"):
-        batch = jax.tree.map(lambda leaf: leaf[..., None], filtered.recorded)
         backward_simulate(key, CHAIN, X, batch, num_paths=2)
     with pytest.raises(ValueError, match="num_particles must be at least 2, got 1, the given path"):
         conditional_smc(key, CHAIN, X, X, num_particles=1)

@@ -176,9 +176,10 @@ def _weigh(
 
 def _select(form: Form, inputs: Inputs, key: Array, state: _State, x: PyTree) -> Selected:
     """Resample by the weights, or by weights times a twist, which is then taken off the weights again."""
-    if inputs.twist is None:
+    twist = inputs.twist
+    if twist is None:
         return form.select(key, state.z, state.log_weights)
-    ahead = jax.vmap(lambda z: inputs.twist(z, x))
+    ahead = jax.vmap(lambda z: twist(z, x))
     log_r = ahead(state.z)
     if log_r.shape != state.log_weights.shape:
         raise ValueError(
