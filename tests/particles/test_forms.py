@@ -8,18 +8,18 @@ import numpy as np
 import pytest
 
 from tests.particles import tossed
+from vijax.numerics import with_score
 from vijax.particles import always
 from vijax.particles._forms import by_path_or_score, held, scored_selection
 from vijax.particles._run import Form, Inputs, run
-from vijax.particles._smc import by_index, by_path, kept
+from vijax.particles._smc import as_kept, by_index, by_path
 
 THETA, PHI = jnp.array([0.4, 0.9, 1.1]), jnp.array(0.8)
 ALWAYS = always(tossed.ancestors)
-HELD = lambda log_weights, log_copies: log_weights - jax.lax.stop_gradient(log_copies)
 FORMS = {
     "scored": Form(by_path_or_score, scored_selection(ALWAYS)),
-    "fisher": Form(held, by_index(ALWAYS, HELD)),
-    "dropped": Form(by_path, by_index(ALWAYS, kept)),
+    "fisher": Form(held, by_index(ALWAYS, with_score)),
+    "dropped": Form(by_path, by_index(ALWAYS, as_kept)),
 }
 
 

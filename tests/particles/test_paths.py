@@ -25,7 +25,7 @@ from vijax.particles import (
 )
 from vijax.particles._paths import _around
 from vijax.particles._run import Form, Inputs, run
-from vijax.particles._smc import by_index, kept
+from vijax.particles._smc import as_kept, by_index
 
 START = jnp.log(jnp.array([0.5, 0.3, 0.2]))
 MOVE = jnp.log(jnp.array([[0.7, 0.2, 0.1], [0.2, 0.6, 0.2], [0.3, 0.1, 0.6]]))
@@ -110,7 +110,7 @@ def test_conditional_smc_leaves_the_posterior_as_it_is(choose, key):
     assert jnp.mean(after != before) > 0.2
     if choose == "trace":
         # The control: all ancestors are drawn, the given path's among them.
-        wrong = turn(form=Form(_around, by_index(always(multinomial), kept)))
+        wrong = turn(form=Form(_around, by_index(always(multinomial), as_kept)))
         assert (np.abs(pairs(wrong) - exact) / error).max() > 2 * Z
 
 

@@ -10,10 +10,11 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from vijax import checks, engine, jaxprs
 from vijax.calls import usage
+from vijax.numerics import with_score
 from vijax.particles._model import Moves, Proposal, StateSpace
 from vijax.particles._resample import SYSTEMATIC, Resampler, always
 from vijax.particles._run import Filtered, Form, Inputs, Moved, Selected, by_member, gather, run
-from vijax.particles._smc import by_index, by_path, kept, ratio, stopped
+from vijax.particles._smc import as_kept, by_index, by_path, ratio, stopped
 from vijax.resampling import multinomial
 from vijax.types import Draws, Estimate, PyTree
 
@@ -72,7 +73,7 @@ def fivo(
         Auto-encoding sequential Monte Carlo, 2018, arXiv:1705.10306; Naesseth et al., Variational
         sequential Monte Carlo, 2018, arXiv:1705.11140.
     """
-    form = Form(partial(by_whole_path, "fivo"), by_index(resample, kept))
+    form = Form(partial(by_whole_path, "fivo"), by_index(resample, as_kept))
     inputs = Inputs(twist, mask, length)
     return as_estimate(run(key, model, data, proposal, num_particles, form, inputs))
 
@@ -199,11 +200,7 @@ def fisher(
         2021, arXiv:2106.10314; Poyiadjis, Doucet, Singh, Particle approximations of the score and
         observed information matrix in state space models, 2011.
     """
-
-    def weigh(log_weights: Array, log_copies: Array) -> Array:
-        return log_weights - jax.lax.stop_gradient(log_copies)
-
-    form = Form(held, by_index(resample, weigh))
+    form = Form(held, by_index(resample, with_score))
     inputs = Inputs(twist, mask, length)
     return as_estimate(run(key, model, data, proposal, num_particles, form, inputs))
 
@@ -261,10 +258,9 @@ def scored_selection(resample: Resampler) -> Callable[[Array, PyTree, Array], Se
     """Return a selection of independent ancestors: their log-probability is the sum of their log-weights."""
 
     def select(key: Array, z: PyTree, log_weights: Array) -> Selected:
-        ancestors, log_copies = by_member(resample, key, log_weights)
-        chosen = gather(log_weights, ancestors)
-        score = jnp.sum(chosen, 0)
-        return Selected(gather(z, ancestors), kept(chosen, log_copies), ancestors, score)
+        ancestors, kept = by_member(resample, key, log_weights)
+        score = jnp.sum(gather(log_weights, ancestors), 0)
+        return Selected(gather(z, ancestors), kept, ancestors, score)
 
     return select
 

@@ -12,7 +12,7 @@ from vijax.calls import described, usage
 from vijax.particles._model import Moves, Proposal, StateSpace, admit, as_distribution, at
 from vijax.particles._resample import always
 from vijax.particles._run import Form, Inputs, Moved, Population, gather, run
-from vijax.particles._smc import NO_DERIVATIVE, by_index, history, kept, ratio
+from vijax.particles._smc import NO_DERIVATIVE, as_kept, by_index, history, ratio
 from vijax.resampling import multinomial
 from vijax.types import PyTree
 
@@ -192,7 +192,7 @@ def conditional_smc(
             f"path must be like z with leading axis T = {steps}, got "
             f"{jax.tree.map(jnp.shape, path)}."
         )
-    form = Form(_around, by_index(always(_beside_one), kept))
+    form = Form(_around, by_index(always(_beside_one), as_kept))
     inputs = Inputs(twist, mask, None, history, path)
     result = run(key, model, data, proposal, num_particles, form, inputs)
     return checks.value_alone(result.recorded, NO_DERIVATIVE.format("conditional_smc"))

@@ -1,4 +1,4 @@
-"""When to resample: schemes become resamplers, which say how often they copy a particle."""
+"""When to resample: schemes become resamplers, which say what weights particles go on with."""
 
 import math
 from collections.abc import Callable
@@ -15,8 +15,8 @@ Scheme = Callable[[Array, Array, int], Array]
 """(key, weights [N], number) -> indices, in proportion to weights: `systematic`, `multinomial`, ..."""
 
 Resampler = Callable[[Array, Array], tuple[Array, Array]]
-"""(key, log_weights [N]) -> (ancestors [N], log_copies [N]): who follows whom, and the log of how many
-copies of each ancestor were to be expected; log_weights sum to 1."""
+"""(key, log_weights [N]) -> (ancestors [N], log_weights [N]): whom each particle follows, and the weight
+that it goes on with, w / E copies; the weights sum to 1, and afterwards do so in expectation."""
 
 
 def never(
@@ -24,7 +24,7 @@ def never(
 ) -> tuple[Int[Array, " n"], Float[Array, " n"]]:
     """Keep every particle with its weight: importance sampling of whole paths.
 
-        aᵢ = i,     E copies = 1
+        aᵢ = i,     w̃ᵢ = wᵢ
 
     The particles stay independent, and `fivo` with it is IWAE over time; their weights degenerate as
     exp(T).
@@ -34,7 +34,7 @@ def never(
         log_weights: [N] in nats.
 
     Returns:
-        (ancestors, log_copies), 0 ... N - 1 and zeros.
+        (ancestors, log_weights), 0 ... N - 1 and what was given.
 
     Example:
         >>> never(jax.random.key(0), jnp.log(jnp.array([0.25, 0.75])))[0].tolist()
@@ -43,14 +43,14 @@ def never(
     Reference: Burda, Grosse, Salakhutdinov, Importance weighted autoencoders, 2016,
         arXiv:1509.00519.
     """
-    return jnp.arange(log_weights.shape[0]), jnp.zeros_like(log_weights)
+    return jnp.arange(log_weights.shape[0]), log_weights
 
 
 @usage("particles.always", "particles.always(particles.systematic)")
 def always(scheme: Scheme) -> Resampler:
     """Resample at every step; afterwards all particles count alike.
 
-        P(aᵢ = j): scheme,     E copies of j = N wⱼ
+        E copies of j = N wⱼ,     w̃ᵢ = 1/N
 
     The usual particle filter. Where weights are often nearly equal `adaptive` loses less.
 
@@ -59,13 +59,13 @@ def always(scheme: Scheme) -> Resampler:
             (key, weights [N], number) -> indices, each index i returned number · wᵢ times on average.
 
     Returns:
-        A resampler (key, log_weights [N]) -> (ancestors [N], log_copies [N]).
+        A resampler (key, log_weights [N]) -> (ancestors [N], log_weights [N]).
 
     Example:
         >>> resample = always(lambda key, weights, n: jnp.full(n, 1))
-        >>> ancestors, log_copies = resample(jax.random.key(0), jnp.log(jnp.array([0.25, 0.75])))
-        >>> ancestors.tolist(), jnp.exp(log_copies).tolist()
-        ([1, 1], [1.5, 1.5])
+        >>> ancestors, log_weights = resample(jax.random.key(0), jnp.log(jnp.array([0.25, 0.75])))
+        >>> ancestors.tolist(), jnp.exp(log_weights).round(3).tolist()
+        ([1, 1], [0.5, 0.5])
 
     Reference: Gordon, Salmond, Smith, Novel approach to nonlinear/non-Gaussian Bayesian state
         estimation, 1993.
@@ -76,7 +76,7 @@ def always(scheme: Scheme) -> Resampler:
         # Which particle is chosen has no derivative in its weight.
         weights = normalized_weights(jax.lax.stop_gradient(log_weights))
         ancestors = scheme(key, weights, n)
-        return ancestors, math.log(n) + log_weights[ancestors]
+        return ancestors, jnp.full_like(log_weights, -math.log(n))
 
     return resample
 
@@ -95,7 +95,7 @@ def adaptive(scheme: Scheme, *, threshold: float = 0.5) -> Resampler:
         threshold: the share of N below which particles are resampled, in [0, 1].
 
     Returns:
-        A resampler (key, log_weights [N]) -> (ancestors [N], log_copies [N]).
+        A resampler (key, log_weights [N]) -> (ancestors [N], log_weights [N]).
 
     Raises:
         ValueError: for a threshold outside of [0, 1].

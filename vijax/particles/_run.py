@@ -236,8 +236,8 @@ def by_member(
         return resample(key, log_weights)
     flat = log_weights.reshape(log_weights.shape[0], -1)
     results = jax.vmap(resample, (0, 1), 1)(jax.random.split(key, flat.shape[1]), flat)
-    ancestors, log_copies = (r.reshape(log_weights.shape) for r in results)
-    return ancestors, log_copies
+    ancestors, kept = (r.reshape(log_weights.shape) for r in results)
+    return ancestors, kept
 
 
 def _keys(key: Array, n: int) -> Array:

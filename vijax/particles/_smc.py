@@ -95,7 +95,7 @@ def smc(
         smoothing inference with twisted objectives, 2022, arXiv:2206.05952.
     """
     inputs = Inputs(twist, mask, length, record)
-    form = Form(by_path, by_index(resample, kept))
+    form = Form(by_path, by_index(resample, as_kept))
     result = run(key, model, data, proposal, num_particles, form, inputs)
     return checks.value_alone(result, NO_DERIVATIVE.format("smc"))
 
@@ -141,20 +141,26 @@ def ratio(moves: Moves, z: PyTree, log_q: Array) -> Array:
     return log_p - log_q
 
 
-def kept(log_weights: Array, log_copies: Array) -> Array:
-    """Return log-weights after resampling, wₐ / E copies, with the derivative of this very number."""
-    return log_weights - log_copies
+def as_kept(kept: Array, chosen: Array) -> Array:
+    """Return the log-weights that particles go on with; the chosen ones' slopes are dropped."""
+    return kept
 
 
 def by_index(
     resample: Resampler, weigh: Callable[[Array, Array], Array]
 ) -> Callable[[Array, PyTree, Array], Selected]:
-    """Return how particles are selected that are copied whole; `weigh` says what their weights become."""
+    """Return how particles are selected that are copied whole.
+
+    Args:
+        resample: of one filter.
+        weigh: (log-weights that particles go on with, their ancestors' log-weights) -> the former, with
+            the derivative of the form.
+    """
 
     def select(key: Array, z: PyTree, log_weights: Array) -> Selected:
-        ancestors, log_copies = by_member(resample, key, log_weights)
-        chosen = gather(log_weights, ancestors)
-        return Selected(gather(z, ancestors), weigh(chosen, log_copies), ancestors)
+        ancestors, kept = by_member(resample, key, log_weights)
+        kept = weigh(kept, gather(log_weights, ancestors))
+        return Selected(gather(z, ancestors), kept, ancestors)
 
     return select
 
