@@ -1,6 +1,7 @@
 """The recursion of every particle filter: resample, move, weigh; one scan whatever the gradient."""
 
 import math
+import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -107,6 +108,7 @@ def run(
     """Run one particle filter; the first step outside of the scan, since it has no particles before it."""
     checks.key(key)
     checks.static_count(num_particles, "num_particles")
+    num_particles = operator.index(num_particles)
     steps = models.admit(model, data, proposal)
     models.admit_mask(inputs.mask, steps)
     models.admit_length(inputs.length)
