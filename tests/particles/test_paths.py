@@ -107,7 +107,7 @@ def test_conditional_smc_leaves_the_posterior_as_it_is(choose, key):
     turn = lambda **how: jax.jit(jax.vmap(partial(kernel, choose=choose, **how)))(keys, before)
     after = turn()
     assert (np.abs(pairs(after) - exact) / error).max() < Z
-    assert jnp.mean(after != before) > 0.2
+    assert jnp.mean(after != before) > 0.1
     if choose == "trace":
         # The control: all ancestors are drawn, the given path's among them.
         wrong = turn(form=Form(_around, by_index(always(multinomial), as_kept)))
