@@ -7,6 +7,7 @@ import pytest
 
 import vijax as vj
 from tests.bare import Coin, Gauss
+from tests.marks import some
 from tests.particles import lines
 from tests.sequences import problem
 from tests.statistics import Z
@@ -65,12 +66,11 @@ def test_a_discrete_chain_is_summed_exactly(key):
     collapsed = conditionally_discrete(
         certain, certain, lambda u, x: start, lambda u, x: move, lambda u, x: x
     )
-    result = smc(key, collapsed, like, num_particles=1)
-    exact = vj.sequences.hmm(start, move, like)
+    result = jax.jit(lambda k: smc(k, collapsed, like, num_particles=1))(key)
+    exact = jax.jit(vj.sequences.hmm)(start, move, like)
+    marginals = jax.jit(lambda path: path.log_marginals())(exact.posterior)
     np.testing.assert_allclose(result.log_evidence, exact.log_evidence, rtol=1e-5)
-    np.testing.assert_allclose(
-        result.z.carried[0][0], exact.posterior.log_marginals()[-1], rtol=1e-4, atol=1e-5
-    )
+    np.testing.assert_allclose(result.z.carried[0][0], marginals[-1], rtol=1e-4, atol=1e-5)
 
 
 # A level that moves in calm or in turmoil, a coin's chain: two regimes.
@@ -132,6 +132,7 @@ def plain(stay=STAY):
 X = lines.X
 
 
+@pytest.mark.slow
 def test_what_is_integrated_adds_no_variance(key):
     """Evidence unbiased (by chance 1e-9, sees 3%), with less than a third of the plain filter's variance."""
     truth = jax.jit(exact)(STAY, X)
@@ -158,7 +159,7 @@ def test_slopes_pass_through_what_is_carried(key):
     assert Z * error < 0.3 * abs(expected)
 
 
-@pytest.mark.parametrize("form", [fisher, scored])
+@pytest.mark.parametrize("form", some([fisher, scored], "fisher", name=lambda f: f.__name__))
 def test_a_parameter_of_the_carried_part_alone_has_its_slope(form, key):
     """With one particle the coin's weights do not matter: the slope is that of Kalman's steps, by differences."""
 
@@ -173,7 +174,7 @@ def test_a_parameter_of_the_carried_part_alone_has_its_slope(form, key):
 
     value = jax.jit(lambda a: form(key, model(a), X, num_particles=1).value)
     expected = (value(0.01) - value(-0.01)) / 0.02
-    np.testing.assert_allclose(jax.grad(value)(0.0), expected, rtol=1e-2)
+    np.testing.assert_allclose(jax.jit(jax.grad(value))(0.0), expected, rtol=1e-2)
 
 
 def test_any_statistics_may_be_carried(key):
@@ -187,5 +188,5 @@ def test_any_statistics_may_be_carried(key):
 
     model = rao_blackwell(certain, certain, begin, update)
     x = jnp.array([1, 1, 0, 1])
-    result = smc(key, model, x, num_particles=3)
+    result = jax.jit(lambda k: smc(k, model, x, num_particles=3))(key)
     np.testing.assert_allclose(result.log_evidence, -jnp.log(20.0), rtol=1e-5)  # B(4, 2)

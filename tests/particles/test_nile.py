@@ -48,6 +48,7 @@ def slopes(key, form, n, r, **how):
     return np.asarray(values, np.float64), np.asarray(slope, np.float64)
 
 
+@pytest.mark.slow
 def test_slopes_weighed_by_the_evidence_are_kalmans(key):
     """|z| < 4.5, by chance 1e-5; the dropped form, weighed likewise, is not."""
     exact = np.asarray(

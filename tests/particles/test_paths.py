@@ -9,6 +9,7 @@ import pytest
 
 import vijax as vj
 from tests.bare import Die
+from tests.marks import some
 from tests.statistics import Z
 from vijax.particles import (
     Carried,
@@ -96,7 +97,7 @@ def kernel(key, path, *, choose, form=None):
     return trace_back(recorded)[jax.random.categorical(two, recorded.log_weights[-1])]
 
 
-@pytest.mark.parametrize("choose", ["backward", "trace"])
+@pytest.mark.parametrize("choose", some(["backward", "trace"], "trace"))
 def test_conditional_smc_leaves_the_posterior_as_it_is(choose, key):
     """From exact paths to exact paths; by chance 1e-9. Pinning the state but not its ancestor is found out."""
     draw, step = jax.random.split(key)
@@ -116,7 +117,7 @@ def test_conditional_smc_leaves_the_posterior_as_it_is(choose, key):
 
 def test_the_given_path_is_the_first_particle(key):
     path = jnp.array([2, 0, 1, 1])
-    recorded = conditional_smc(key, CHAIN, X, path, num_particles=5)
+    recorded = jax.jit(lambda k: conditional_smc(k, CHAIN, X, path, num_particles=5))(key)
     np.testing.assert_array_equal(recorded.z[:, 0], path)
     np.testing.assert_array_equal(recorded.ancestors[:, 0], 0)
     np.testing.assert_array_equal(trace_back(recorded)[0], path)
@@ -129,16 +130,19 @@ def test_a_state_that_carries_its_past(key):
         lambda s, x: carrying(Toss(MOVE[s.z]), lambda z: s.carried + z),
         lambda s, x: EMIT[s.z, x],
     )
-    result = smc(key, counting, X, num_particles=50, record=history)
+    filtered = lambda model: jax.jit(lambda k: smc(k, model, X, num_particles=50, record=history))(
+        key
+    )
+    result = filtered(counting)
     paths = trace_back(result.recorded)
     assert isinstance(paths, Carried)
     np.testing.assert_array_equal(paths.carried, jnp.cumsum(paths.z, 1))
-    plain = smc(key, CHAIN, X, num_particles=50)
-    np.testing.assert_array_equal(result.log_evidence, plain.log_evidence)
+    np.testing.assert_array_equal(result.log_evidence, filtered(CHAIN).log_evidence)
     with pytest.raises(ValueError, match="carry what came before.*trace_back"):
         backward_simulate(key, counting, X, result.recorded, num_paths=2)
     given = jax.tree.map(lambda leaf: leaf[7], paths)
-    kept_path = trace_back(conditional_smc(key, counting, X, given, num_particles=4))
+    around = jax.jit(lambda k: conditional_smc(k, counting, X, given, num_particles=4))
+    kept_path = trace_back(around(key))
     np.testing.assert_array_equal(kept_path.carried[0], given.carried)
 
 

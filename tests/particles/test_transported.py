@@ -50,6 +50,7 @@ def test_the_slope_is_that_of_the_value(key, x64):
         np.testing.assert_allclose(slope[i], difference, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_it_nears_the_evidence_as_epsilon_falls(key):
     """Biased by design: of 60 filters' means (errors .05, the same keys) -.23 nats at ε = .5 and -.13 at .1."""
     exact = lines.kalman(lines.UNITS, lines.X, start=lines.SMALL).log_evidence
@@ -63,6 +64,7 @@ def test_it_nears_the_evidence_as_epsilon_falls(key):
     assert abs(fine) < 0.4
 
 
+@pytest.mark.slow
 def test_batches_and_twists_are_transported(key):
     x = jnp.stack([lines.X, lines.X[::-1]], 1)
     model = StateSpace(
@@ -115,6 +117,7 @@ def test_unrolled_weights_are_those_of_a_filter_that_never_resamples(key):
     np.testing.assert_allclose(drawn.log_w, jax.vmap(weight)(z), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_iwae_over_time_by_any_estimator(key):
     """dreg and fivo with `never` agree in their mean slope; the exact proposal's evidence is at the bound."""
 
@@ -136,6 +139,7 @@ def test_iwae_over_time_by_any_estimator(key):
         assert np.all(np.abs(a.mean(0) - b.mean(0)) < 6 * error)
 
 
+@pytest.mark.slow
 def test_discrete_paths_take_vimco(key):
     class Toss(Die):
         fixed_support = True

@@ -97,7 +97,7 @@ def transported(
     return as_estimate(run(key, model, data, proposal, num_particles, form, inputs))
 
 
-def _move(z: PyTree, log_weights: Array, *, epsilon: float, iterations: int) -> PyTree:
+def _move(z: PyTree, log_weights: Array, *, epsilon: float | Array, iterations: int) -> PyTree:
     """Return N Σⱼ Pᵢⱼ zⱼ of one filter's particles."""
     rows = jax.vmap(lambda z: ravel_pytree(z)[0])(z)
     # In units of their spread, the largest of any coordinate; what is in one place stays there.
@@ -110,7 +110,7 @@ def _move(z: PyTree, log_weights: Array, *, epsilon: float, iterations: int) -> 
     return jax.vmap(back)(moved)
 
 
-def _plan(cost: Array, log_weights: Array, epsilon: float, iterations: int) -> Array:
+def _plan(cost: Array, log_weights: Array, epsilon: float | Array, iterations: int) -> Array:
     """Return log N Pᵢⱼ, rows summing to 1: Sinkhorn in logs, ε falling from 4 by a quarter a turn."""
     n = cost.shape[0]
     log_n = math.log(n)
