@@ -8,7 +8,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from vijax.calls import usage
-from vijax.numerics import normalized_weights
 from vijax.resampling import systematic
 
 Scheme = Callable[[Array, Array, int], Array]
@@ -74,7 +73,7 @@ def always(scheme: Scheme) -> Resampler:
     def resample(key: Array, log_weights: Array) -> tuple[Array, Array]:
         n = log_weights.shape[0]
         # Which particle is chosen has no derivative in its weight.
-        weights = normalized_weights(jax.lax.stop_gradient(log_weights))
+        weights = jnp.exp(jax.lax.stop_gradient(log_weights))
         ancestors = scheme(key, weights, n)
         return ancestors, jnp.full_like(log_weights, -math.log(n))
 
@@ -113,7 +112,7 @@ def adaptive(scheme: Scheme, *, threshold: float = 0.5) -> Resampler:
 
     def resample_if_low(key: Array, log_weights: Array) -> tuple[Array, Array]:
         n = log_weights.shape[0]
-        weights = normalized_weights(jax.lax.stop_gradient(log_weights))
+        weights = jnp.exp(jax.lax.stop_gradient(log_weights))
         low = jnp.sum(jnp.square(weights)) * (threshold * n) > 1
         moved, kept = resample(key, log_weights), never(key, log_weights)
         return jnp.where(low, moved[0], kept[0]), jnp.where(low, moved[1], kept[1])

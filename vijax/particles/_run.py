@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from vijax import checks, trees
-from vijax.numerics import expand, log_mean_exp, log_normalized
+from vijax.numerics import expand
 from vijax.particles import _model as models
 from vijax.particles._model import Moves, Proposal, StateSpace
 from vijax.types import PyTree
@@ -189,8 +189,8 @@ def _select(form: Form, inputs: Inputs, key: Array, state: _State, x: PyTree) ->
             f"{log_r.shape[1:]}."
         )
     twisted = state.log_weights + log_r
-    total = _log_sum(twisted)
-    chosen = form.select(key, state.z, log_normalized(twisted))
+    twisted, total = _normalized(twisted)
+    chosen = form.select(key, state.z, twisted)
     log_r = ahead(chosen.z) if chosen.ancestors is None else gather(log_r, chosen.ancestors)
     return chosen._replace(log_weights=chosen.log_weights - log_r + total[None])
 
@@ -199,12 +199,12 @@ def _advance(
     state: _State, z: PyTree, log_weights: Array, score: Array | None, baseline: Array | None
 ) -> tuple[_State, Array]:
     """Take the step's evidence out of the weights, and add it up."""
-    increment = _log_sum(log_weights)
+    log_weights, increment = _normalized(log_weights)
     scores = state.score
     if score is not None:
         scores = scores + score
         increment = _boxed(increment, scores, 0.0 if baseline is None else baseline)
-    new = _State(z, log_normalized(log_weights), state.total + increment, scores)
+    new = _State(z, log_weights, state.total + increment, scores)
     return new, increment
 
 
@@ -217,8 +217,20 @@ def _boxed(value: Array, scores: Array, baseline: Array | float) -> Array:
     return jnp.where(possible, value + centered * (box - 1.0), value)
 
 
-def _log_sum(log_weights: Array) -> Array:
-    return log_mean_exp(log_weights) + math.log(log_weights.shape[0])
+def _normalized(log_weights: Array) -> tuple[Array, Array]:
+    """Return log-weights that sum to 1, and the log of what they summed to, in one pass; total.
+
+    Where all are impossible: equal weights and -inf, both without slope.
+    """
+    top = jax.lax.stop_gradient(jnp.max(log_weights, 0))
+    none = jnp.isneginf(top)
+    shift = jnp.where(none, 0.0, top)
+    rest = log_weights - shift[None]
+    log_total = jnp.log(jnp.where(none, 1.0, jnp.sum(jnp.exp(rest), 0)))
+    equal = -math.log(log_weights.shape[0])
+    return jnp.where(none[None], equal, rest - log_total[None]), jnp.where(
+        none, -jnp.inf, shift + log_total
+    )
 
 
 def gather(tree: PyTree, ancestors: Int[Array, "n *batch"]) -> PyTree:
