@@ -67,6 +67,7 @@ EXACT = {"plain", "keyed, key fixed"}
 AND_AUX = EXACT | {"aux, key fixed"}
 AND_NOISE = AND_AUX | {"keyed", "aux"}
 ALL_BUT_Q = set(KINDS) - {"holds log_q"}
+WITHOUT_AUX = ALL_BUT_Q - {"aux", "aux, key fixed"}
 
 
 # --- the functions
@@ -129,6 +130,54 @@ def dadvi(target):
     return vj.solvers.dadvi(KEY, target, FAMILY, PAIR, num_samples=4, steps=3).value
 
 
+MOVES = {"transition": vj.particles.langevin(step_size=0.1)}
+PATH = {"partition": vj.particles.linear_partition(2)}
+
+
+def annealed(target):
+    return vj.particles.ais(KEY, target, Q, num_samples=4, **MOVES, **PATH).log_w
+
+
+def annealed_back(target):
+    return vj.particles.reverse_ais(KEY, target, Q, jnp.zeros((4, 2)), **MOVES, **PATH).log_w
+
+
+def pilot(target):
+    move = vj.particles.langevin
+    steps = vj.particles.pilot_step_size(KEY, target, Q, transition=move, num_samples=4, **PATH)
+    return steps(0.5)
+
+
+def tempered(target):
+    how = {"num_particles": 4, **MOVES, **PATH}
+    return vj.particles.tempered_smc(KEY, target, Q, **how).log_evidence
+
+
+def adaptively_tempered(target):
+    how = {"num_particles": 4, "most": 3, **MOVES}
+    return vj.particles.adaptive_tempered_smc(KEY, target, Q, **how).log_evidence
+
+
+def under_elbo_of(make):
+    """Return the ELBO of the pair that is made of a target."""
+
+    def call(target):
+        made = make(target)
+        elbo = vj.gradients.reparam(vj.bounds.elbo)
+        return elbo(KEY, made.log_joint, made.q, num_samples=4).value
+
+    return call
+
+
+def dais(target):
+    return vj.particles.dais(target, Q, step_size=0.1, **PATH)
+
+
+def semi_implicit(make):
+    given = lambda psi: Gauss(psi, jnp.zeros(2), event=1)
+    return lambda target: make(target, given, Q, num_mixing=2)
+
+
 def each(target):
     """Give each of two leaves an estimator; the target reads them as one array."""
     of_leaves = lambda z, **given: target(jnp.stack([z["a"], z["b"]]), **given)
@@ -186,6 +235,18 @@ ROWS = {
     "solvers.maximize": Row(
         lambda t: vj.solvers.maximize(t, PAIR, steps=3).value, EXACT | {"minibatch within"}
     ),
+    "particles.ais": Row(annealed, EXACT),
+    "particles.reverse_ais": Row(annealed_back, EXACT),
+    "particles.pilot_step_size": Row(pilot, EXACT),
+    "particles.tempered_smc": Row(tempered, EXACT),
+    "particles.adaptive_tempered_smc": Row(adaptively_tempered, EXACT),
+    "particles.dais": Row(under_elbo_of(dais), EXACT),
+    "particles.semi_implicit": Row(
+        under_elbo_of(semi_implicit(vj.particles.semi_implicit)), WITHOUT_AUX
+    ),
+    "particles.semi_implicit_upper": Row(
+        under_elbo_of(semi_implicit(vj.particles.semi_implicit_upper)), WITHOUT_AUX
+    ),
     "gradients.reparam, elbo": Row(under_elbo, set(KINDS)),
     "gradients.reparam, iwae": Row(under(vj.bounds.iwae), AND_NOISE),
     "gradients.dreg, iwae": Row(under(vj.bounds.iwae, vj.gradients.dreg), AND_NOISE),
@@ -199,6 +260,10 @@ ROWS = {
     "name",
     but(
         ROWS,
+        "particles.reverse_ais",
+        "particles.pilot_step_size",
+        "particles.tempered_smc",
+        "particles.semi_implicit_upper",
         "solvers.multi_pathfinder",
         "solvers.dadvi",
         "solvers.linear_response",
@@ -288,7 +353,17 @@ def test_no_diagnostic_takes_draws_of_an_estimate(name):
 # --- no public function that takes a target is left out
 
 NAMES = {"log_joint", "log_likelihood", "log_prior", "rest", "log_site", "logdensity_fn"}
-ROOMS = ("bounds", "diagnostics", "draws", "families", "fitting", "sequences", "solvers", "targets")
+ROOMS = (
+    "bounds",
+    "diagnostics",
+    "draws",
+    "families",
+    "fitting",
+    "particles",
+    "sequences",
+    "solvers",
+    "targets",
+)
 
 
 def takers():
