@@ -21,51 +21,61 @@ from tests.particles.annealing import (
 from tests.statistics import assert_mean
 from vijax import particles as P
 
-DATA, STEPS = 100, 400
+DATA = 100
 
 
-@partial(jax.jit, static_argnums=1)
-def both_ways(key, transition, partition):
+def both_ways(key, transition, num_steps, num_data):
     """Return data of the two-level model, and log-weights from q and from the z that they came from."""
-    of_data, of_ais, of_reverse = jax.random.split(key, 3)
-    z, x = simulated(of_data, DATA)
-    log_joint, q = two_levels(x), standard(jax.tree.map(jnp.zeros_like, z))
-    how = {"partition": partition, "transition": transition}
-    made = P.ais(of_ais, log_joint, q, num_samples=50, **how)
-    z = jax.tree.map(lambda a: a[None], z)
-    back = P.reverse_ais(of_reverse, log_joint, q, z, **how)
-    return x, made, back.log_w
+
+    @jax.jit
+    def run(key):
+        of_data, of_ais, of_reverse = jax.random.split(key, 3)
+        z, x = simulated(of_data, num_data)
+        log_joint, q = two_levels(x), standard(jax.tree.map(jnp.zeros_like, z))
+        how = {"partition": P.linear_partition(num_steps), "transition": transition}
+        made = P.ais(of_ais, log_joint, q, num_samples=20, **how)
+        z = jax.tree.map(lambda a: a[None], z)
+        return x, made, P.reverse_ais(of_reverse, log_joint, q, z, **how).log_w
+
+    return run(key)
 
 
-GOOD = P.langevin(step_size=lambda beta: 1.0 - 0.5 * beta)
-WRONG = unadjusted(step_size=lambda beta: 1.0 - 0.5 * beta)
+STEP = lambda beta: 1.0 - 0.5 * beta
+GOOD, WRONG = P.langevin(step_size=STEP), unadjusted(step_size=STEP)
 
 
 def test_two_levels_have_their_evidence_and_a_sandwich(key):
-    """Budget: 400 temperatures of one Langevin move, 50 chains; evidence within .02 nats, the sandwich within .1."""
-    x, made, back = both_ways(key, GOOD, P.linear_partition(STEPS))
+    """Budget: 400 temperatures of one Langevin move, 20 chains; evidence within .02 nats, the sandwich within .1."""
+    x, made, back = both_ways(key, GOOD, 400, DATA)
     truth = two_levels_evidence(x)
     sandwich = vj.diagnostics.sandwich(made.log_w, back)
     low, high = sandwich.iwae.value, sandwich.eubo.value
     assert abs(np.mean(low - truth)) < 0.02
     assert abs(np.mean(high) - np.mean(low)) < 0.1
     # Weights have the mean p(x), and their reciprocals over data drawn with z the mean 1/p(x).
-    assert_mean(jnp.exp(made.log_w - truth[None]), np.ones(DATA), detects=0.6)
-    assert_mean(jnp.exp(truth - back[0]), np.ones(()), detects=0.6)
-    assert made.acceptance.shape == (STEPS, DATA)
+    assert_mean(jnp.exp(made.log_w - truth[None]).mean(0), np.ones(()), detects=0.2)
+    assert_mean(jnp.exp(truth - back[0]), np.ones(()), detects=1.0)
+    assert made.acceptance.shape == (400, DATA)
     assert np.mean(made.acceptance) > 0.5
 
 
 def test_a_transition_without_an_accept_step_is_found(key):
     """The control: its evidence is off by more than what the true one may be."""
-    x, made, _ = both_ways(key, WRONG, P.linear_partition(STEPS))
-    assert abs(np.mean(vj.bounds.iwae(made.log_w) - two_levels_evidence(x))) > 0.04
+    x = jnp.linspace(-2.0, 2.0, 20)
+
+    @jax.jit
+    def run(key):
+        q = standard({"top": jnp.zeros(20), "low": jnp.zeros(20)})
+        how = {"partition": P.linear_partition(100), "transition": WRONG, "num_samples": 50}
+        return vj.bounds.iwae(P.ais(key, two_levels(x), q, **how).log_w)
+
+    assert abs(np.mean(run(key) - two_levels_evidence(x))) > 0.04
 
 
+@pytest.mark.slow
 def test_few_temperatures_are_bounds_on_both_sides(key):
-    """Two temperatures, padded by ones: mean log-weights are loose from below and from above."""
-    partition = jnp.ones(STEPS + 1).at[:2].set(jnp.array([0.0, 0.5]))
-    x, made, back = both_ways(key, GOOD, partition)
+    """Mean log-weights are loose from below and from above."""
+    x, made, back = both_ways(key, GOOD, 2, DATA)
     truth = two_levels_evidence(x)
     for side in (jnp.mean(truth - made.log_w.mean(0)), jnp.mean(back[0] - truth)):
         assert side > 0.2
@@ -77,35 +87,25 @@ def iris(v):
     return partial(log_joint, jnp.float32(v)), VALUES[v]["log Z"]
 
 
-def annealed_irises(key, target, q, partition, num_samples):
-    """Return chains of 3 leapfrog steps at each temperature, whose size a pilot found."""
-
-    @jax.jit
-    def run(key):
-        of_pilot, of_ais = jax.random.split(key)
-        hmc = partial(P.hmc, num_steps=3)
-        pilot = {"partition": P.linear_partition(5), "num_samples": 16, "acceptance": 0.8}
-        steps = P.pilot_step_size(of_pilot, target, q, transition=hmc, **pilot)
-        how = {"partition": partition, "transition": hmc(step_size=steps)}
-        return P.ais(of_ais, target, q, num_samples=num_samples, **how)
-
-    return run(key)
+def annealed_irises(key, target, q, partition, step_size, num_samples):
+    how = {"partition": partition, "transition": P.hmc(step_size=step_size, num_steps=3)}
+    return jax.jit(lambda key: P.ais(key, target, q, num_samples=num_samples, **how))(key)
 
 
-# Close to the means of the posteriors, and a fifth wider
+# Close to the means of the posteriors, and a tenth wider
 FITTED = {
-    1.0: ([2.1, 2.3, 0.1], [0.8, 0.75, 0.45]),
-    25.0: ([4.2, 4.0, 0.4], [1.9, 1.7, 0.7]),
+    1.0: ([2.1, 2.3, 0.1], [0.72, 0.68, 0.4]),
+    25.0: ([4.2, 4.0, 0.4], [1.75, 1.5, 0.62]),
 }
 
 
 @pytest.mark.parametrize("v", [1.0, pytest.param(25.0, marks=pytest.mark.slow)])
 def test_the_evidence_of_two_irises(key, v):
-    """Within .02 nats of quadrature: 60 temperatures from a wider Gaussian, 3 leapfrog steps, 800 chains."""
+    """Within .02 nats of quadrature: 40 temperatures from a wider Gaussian, 3 leapfrog steps, 500 chains."""
     target, truth = iris(v)
     loc, scale = (jnp.asarray(a, jnp.float32) for a in FITTED[v])
     q = Gauss(loc, jnp.log(scale), event=1)
-    made = annealed_irises(key, target, q, P.linear_partition(60), 800)
+    made = annealed_irises(key, target, q, P.linear_partition(40), 0.6 * scale, 500)
     assert abs(float(vj.bounds.iwae(made.log_w)) - truth) < 0.02
     assert float(vj.diagnostics.evidence(made.log_w).error) < 0.01
     assert np.all(made.acceptance > 0.6)
@@ -116,20 +116,21 @@ def test_the_evidence_of_two_irises_from_the_prior(key):
     """Within .02 nats: 500 temperatures, 3 leapfrog steps, 4,000 chains."""
     target, truth = iris(1.0)
     q = Gauss(jnp.zeros(3), jnp.zeros(3), event=1)
-    made = annealed_irises(key, target, q, P.geometric_partition(500), 4000)
+    made = annealed_irises(key, target, q, P.geometric_partition(500), 0.45, 4000)
     assert abs(float(vj.bounds.iwae(made.log_w)) - truth) < 0.02
 
 
 def test_impossible_chains_count_for_nothing(key):
     """Half of q is impossible: those that start there stay at -inf, and the evidence is that of the other half."""
-    half = lambda z: jnp.where(z > 0, norm.logpdf(z), -jnp.inf)
-    made = run_line(key, half)
-    impossible = made.log_w == -jnp.inf
-    assert 0.4 < float(impossible.mean()) < 0.6
-    np.testing.assert_allclose(float(vj.bounds.iwae(made.log_w)), np.log(0.5), atol=0.1)
-    nowhere = run_line(key, lambda z: jnp.where(z > 1e6, 0.0, -jnp.inf))
-    assert np.all(nowhere.log_w == -jnp.inf)
-    assert vj.bounds.iwae(nowhere.log_w) == -jnp.inf
+
+    @jax.jit
+    def run(key, least):
+        return run_line(key, lambda z: jnp.where(z > least, norm.logpdf(z), -jnp.inf)).log_w
+
+    log_w = run(key, 0.0)
+    assert 0.4 < float((log_w == -jnp.inf).mean()) < 0.6
+    np.testing.assert_allclose(vj.bounds.iwae(log_w), np.log(0.5), atol=0.1)
+    assert np.all(run(key, 1e6) == -jnp.inf)
 
 
 def run_line(key, log_joint, **how):
@@ -142,19 +143,22 @@ def run_line(key, log_joint, **how):
 
 
 def test_steps_found_by_a_pilot(key):
-    """The wanted acceptance, .7, within .1 at both ends, of a posterior ten times as narrow as q."""
-    target, move = lambda z: norm.logpdf(z, 0.0, 0.1), P.langevin
-    steps = P.pilot_step_size(
-        key,
-        target,
-        Gauss(0.0, 0.0),
-        partition=P.linear_partition(8),
-        transition=move,
-        num_samples=64,
-    )
-    made = run_line(key, target, transition=move(step_size=steps), partition=P.linear_partition(8))
-    assert np.all(np.abs(made.acceptance[1:] - 0.7) < 0.12), made.acceptance
-    assert steps(0.0) > 4 * steps(1.0)
+    """The wanted acceptance, .7, within .12 at all temperatures, of a posterior ten times as narrow as q."""
+    target = lambda z: norm.logpdf(z, 0.0, 0.1)
+    partition = P.linear_partition(8)
+
+    @jax.jit
+    def run(key):
+        of_pilot, of_chains = jax.random.split(key)
+        how = {"partition": partition, "transition": P.langevin, "num_samples": 64}
+        steps = P.pilot_step_size(of_pilot, target, Gauss(0.0, 0.0), **how)
+        move = P.langevin(step_size=steps)
+        made = run_line(of_chains, target, transition=move, partition=partition)
+        return made.acceptance, steps(0.0), steps(1.0)
+
+    acceptance, first, last = run(key)
+    assert np.all(np.abs(acceptance[1:] - 0.7) < 0.12), acceptance
+    assert first > 4 * last
 
 
 def test_partitions():
@@ -200,9 +204,9 @@ def test_refusals(key, unchecked):
     back = partial(P.reverse_ais, key, norm.logpdf, Gauss(0.0, 0.0), transition=GOOD)
     with pytest.raises(ValueError, match=r"one draw is z\[None\]"):
         back(jnp.float32(1.0), partition=[0.0, 1.0])
-    slope = jax.grad(lambda m: run_line(key, lambda z: norm.logpdf(z, m), num_samples=2).log_w[0])
+    of_mean = lambda m: run_line(key, lambda z: norm.logpdf(z, m), num_samples=2).log_w[0]
     with pytest.raises(ValueError, match=r"has no derivative.*particles\.dais"):
-        slope(0.0)
+        jax.eval_shape(jax.grad(of_mean), 0.0)
 
 
 @pytest.mark.slow
