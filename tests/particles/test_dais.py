@@ -66,8 +66,8 @@ def exact():
 @pytest.mark.parametrize(
     ("name", "detects"),
     [
-        ("reparam", 0.15),
-        pytest.param("dreg", 0.15, marks=pytest.mark.slow),
+        ("reparam", 0.2),
+        pytest.param("dreg", 0.2, marks=pytest.mark.slow),
         pytest.param("vimco", 0.4, marks=pytest.mark.slow),
     ],
 )

@@ -56,6 +56,7 @@ def test_temperatures_are_found(key):
         )
     )
     made = run(key)
+    assert isinstance(made, P.Tempered)
     used = int(made.num_temperatures)
     assert 2 <= used < 20
     assert np.all(np.diff(made.partition[: used + 1]) > 0)

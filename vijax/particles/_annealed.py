@@ -1,6 +1,6 @@
 """Annealed importance sampling, and the same path walked backwards from the posterior."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -211,11 +211,9 @@ def _none(path: Ends, z: PyTree) -> Array:
 def _number_of_draws(path: Ends, z: PyTree) -> int:
     """Return the leading axis of draws; refuse leaves that do not have it before the shape of q's."""
     one = jax.eval_shape(lambda key: start(key[None], path.q), jax.random.key(0))
-    if jax.tree.structure(one) != jax.tree.structure(z):
-        raise ValueError(
-            f"z must be a pytree as q draws it, {jax.tree.structure(one)}, got "
-            f"{jax.tree.structure(z)}."
-        )
+    of_q: Any = jax.tree.structure(one)
+    if of_q != jax.tree.structure(z):
+        raise ValueError(f"z must be a pytree as q draws it, {of_q}, got {jax.tree.structure(z)}.")
     shapes = [
         (a.shape[1:], jnp.shape(b)) for a, b in zip(*map(jax.tree.leaves, (one, z)), strict=True)
     ]

@@ -19,7 +19,8 @@ def steps_like(step_size: StepSize, beta: ArrayLike, z: PyTree, batch: tuple[int
     """Return the step of every leaf of z at an inverse temperature, each of the leaf's rank or ()."""
     step = step_size(beta) if callable(step_size) else step_size
     # One for all leaves, or a tree of them
-    if jax.tree.structure(step) != jax.tree.structure(z):
+    of_z: Any = jax.tree.structure(z)
+    if of_z != jax.tree.structure(step):
         step = jax.tree.map(lambda _: step, z)
 
     def of_leaf(step: ArrayLike, leaf: Array) -> Array:

@@ -58,8 +58,8 @@ def sigmoid_partition(num_steps: int, *, sharpness: float = 4.0) -> Float[Array,
         ValueError: for one below 1, or a sharpness that is not positive.
 
     Example:
-        >>> print(sigmoid_partition(4).round(2))
-        [0.  0.1 0.5 0.9 1. ]
+        >>> [round(float(beta), 2) for beta in sigmoid_partition(4)]
+        [0.0, 0.1, 0.5, 0.9, 1.0]
 
     Reference: Grosse, Ghahramani, Adams, Sandwiching the marginal likelihood using bidirectional
         Monte Carlo, 2015, arXiv:1511.02543.
@@ -91,8 +91,8 @@ def geometric_partition(num_steps: int, *, first: float = 1e-3) -> Float[Array, 
         ValueError: for one below 1, or a first temperature outside (0, 1).
 
     Example:
-        >>> print(geometric_partition(4).round(3))
-        [0.    0.001 0.01  0.1   1.   ]
+        >>> [round(float(beta), 3) for beta in geometric_partition(4)]
+        [0.0, 0.001, 0.01, 0.1, 1.0]
 
     Reference: Neal, Annealed importance sampling, 2001, arXiv:physics/9803008.
     """

@@ -123,10 +123,9 @@ def semi_implicit(
     Example:
         >>> log_joint = lambda z: distrax.Normal(0.0, 2.0).log_prob(z)  # log p(x) = 0
         >>> noise, given = distrax.Normal(0.0, 1.0), lambda e: distrax.Normal(jnp.sqrt(3.0) * e, 1.0)
+        >>> pair = semi_implicit(log_joint, given, noise, num_mixing=20)  # the posterior, at K = ∞
         >>> elbo = vj.gradients.reparam(vj.bounds.elbo)
-        >>> low, high = (elbo(jax.random.key(0), *semi_implicit(log_joint, given, noise, num_mixing=k)[:2],
-        ...     num_samples=1000).value for k in (1, 50))
-        >>> bool(low < high < 0)  # the mixture is the posterior
+        >>> bool(-0.1 < elbo(jax.random.key(0), *pair[:2], num_samples=1000).value < 0)
         True
 
     Reference: Yin, Zhou, Semi-implicit variational inference, 2018, arXiv:1805.11183; Sobolev,

@@ -58,9 +58,11 @@ def ends(who: str, log_joint: LogJoint, q: Distribution | PyTree) -> Ends:
     plain = checks.target(log_joint, who)
     q = lift(q)
 
-    def total(z: PyTree) -> Array:
+    def total(z: PyTree) -> Any:
         made = plain(z)
-        return sum(made.values()) if isinstance(made, dict) else made
+        # A sum of factors, which `evaluate` has checked one by one where draws are weighed
+        log_p: Any = sum(made.values()) if isinstance(made, dict) else made
+        return log_p
 
     z, log_q = jax.eval_shape(lambda key: _sample(key, q), jax.random.key(0))
     for name, leaf in checks.named_leaves(z):
