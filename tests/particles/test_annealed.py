@@ -33,7 +33,7 @@ def both_ways(key, transition, num_steps, num_data):
         z, x = simulated(of_data, num_data)
         log_joint, q = two_levels(x), standard(jax.tree.map(jnp.zeros_like, z))
         how = {"partition": P.linear_partition(num_steps), "transition": transition}
-        made = P.ais(of_ais, log_joint, q, num_samples=20, **how)
+        made = P.ais(of_ais, log_joint, q, num_samples=50, **how)
         z = jax.tree.map(lambda a: a[None], z)
         return x, made, P.reverse_ais(of_reverse, log_joint, q, z, **how).log_w
 
@@ -45,7 +45,7 @@ GOOD, WRONG = P.langevin(step_size=STEP), unadjusted(step_size=STEP)
 
 
 def test_two_levels_have_their_evidence_and_a_sandwich(key):
-    """Budget: 400 temperatures of one Langevin move, 20 chains; evidence within .02 nats, the sandwich within .1."""
+    """Budget: 400 temperatures of one Langevin move, 50 chains; evidence within .02 nats, the sandwich within .1."""
     x, made, back = both_ways(key, GOOD, 400, DATA)
     truth = two_levels_evidence(x)
     sandwich = vj.diagnostics.sandwich(made.log_w, back)
@@ -53,8 +53,8 @@ def test_two_levels_have_their_evidence_and_a_sandwich(key):
     assert abs(np.mean(low - truth)) < 0.02
     assert abs(np.mean(high) - np.mean(low)) < 0.1
     # Weights have the mean p(x), and their reciprocals over data drawn with z the mean 1/p(x).
-    assert_mean(jnp.exp(made.log_w - truth[None]).mean(0), np.ones(()), detects=0.2)
-    assert_mean(jnp.exp(truth - back[0]), np.ones(()), detects=1.0)
+    assert_mean(jnp.exp(made.log_w - truth[None]).mean(0), np.ones(()), detects=0.1)
+    assert_mean(jnp.exp(truth - back[0]), np.ones(()), detects=0.5)
     assert isinstance(made, P.Annealed)
     assert made.acceptance.shape == (400, DATA)
     assert np.mean(made.acceptance) > 0.5
@@ -143,6 +143,7 @@ def run_line(key, log_joint, **how):
     return P.ais(key, log_joint, Gauss(0.0, 0.0), **how)
 
 
+@pytest.mark.slow
 def test_steps_found_by_a_pilot(key):
     """The wanted acceptance, .7, within .12 once it has begun, of a posterior ten times as narrow as q."""
     target = lambda z: norm.logpdf(z, 0.0, 0.1)

@@ -48,7 +48,7 @@ def exact():
     [
         pytest.param("reparam", 0.08, marks=pytest.mark.slow),
         ("dreg", 0.15),
-        pytest.param("vimco", 0.1, marks=pytest.mark.slow),
+        pytest.param("vimco", 0.3, marks=pytest.mark.slow),
     ],
 )
 def test_gradients_are_those_of_quadrature(key, exact, name, detects):
@@ -104,7 +104,7 @@ def test_both_sides_close_on_the_elbo(key):
     assert high[-1] < 0.15
     # Of the lower side the weights are exact, E w = p(x); of the upper side they are too large.
     for lower, upper in rows:
-        assert_mean(jnp.exp(lower), np.ones(()), detects=0.2)
+        assert_mean(jnp.exp(lower), np.ones(()), detects=0.5)
         assert np.mean(np.exp(upper)) > 1.1
 
 
