@@ -116,6 +116,7 @@ def tightening(key):
     return jnp.mean(plain), [of(n) for n in (2, 4, 8, 16)]
 
 
+@pytest.mark.slow
 def test_bounds_tighten_with_every_doubling_on_two_humps(key):
     """From the ELBO of one Gaussian, -KL of the table, up to nearly 0, the truth; weights keep their mean 1."""
     plain, rows = tightening(key)

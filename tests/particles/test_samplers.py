@@ -42,6 +42,7 @@ def test_moves_without_an_accept_step_are_found(key):
         assert_mean(jnp.exp(log_z), np.ones(()), detects=1.0)
 
 
+@pytest.mark.slow
 def test_temperatures_are_found(key):
     """Humps at ±4 under q = N(0, 3²): log Ẑ within .1, both humps kept, ESS at each temperature as asked for."""
     run = jax.jit(

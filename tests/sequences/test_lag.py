@@ -16,6 +16,7 @@ MASK = np.random.default_rng(4).uniform(size=(T, 2)) < 0.7
 X = np.where(MASK, np.random.default_rng(5).normal(size=(T, 2)), np.nan)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [pytest.param(np.float32, marks=pytest.mark.slow), np.float64])
 def test_a_linear_chain(dtype):
     """Against kalman_smoother, told nothing of what comes after the lag; parts missing."""

@@ -105,6 +105,7 @@ def test_moments_of_points(x64):
     np.testing.assert_allclose(product.mean, 0.3 * -1.2 + 0.2, rtol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", some(LINEARIZE, "extended"))
 def test_a_proposal_is_the_conditional(name, x64, key):
     """log N(z; m, P) N(x; H z, R) / q(z) is log N(x; H m, ...) at every draw; and q has a derivative."""

@@ -63,6 +63,7 @@ def test_it_is_not_the_likeliest_state_of_each_step():
     np.testing.assert_allclose(best.log_joint, np.log(0.3), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_edges(x64):
     """One step; missing data, nan; nothing possible, whose slope is finite; thousands of steps in either dtype."""
     initial, stay = jnp.log(jnp.array([0.3, 0.7])), jnp.log(jnp.array([[0.9, 0.1], [0.2, 0.8]]))
