@@ -379,11 +379,16 @@ def takers():
 # Arrays of log-likelihoods, not functions.
 # What a declaration says of a target holds for any kind.
 # That of `refine` is of several data, [n], and goes to dreg(elbo) as it is.
+# Those of a particle or of single entries are functions of more than z.
 NOT_A_TARGET = {
     "diagnostics.to_arviz",
+    "particles.conditionally_discrete",
+    "sequences.fixed_lag_marginals",
     "sequences.hmm",
+    "sequences.viterbi",
     "solvers.refine",
     "targets.independent_members",
+    "targets.missing",
 }
 
 
