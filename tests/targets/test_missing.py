@@ -82,6 +82,13 @@ def test_fill_lies_inside_the_support():
     np.testing.assert_allclose(slopes, np.log(2.0), rtol=1e-6)
 
 
+def test_categories_stay_whole_numbers():
+    logits = jnp.log(jnp.array([0.2, 0.3, 0.5]))
+    x, observed = jnp.array([2, -7]), jnp.array([True, False])
+    target = vj.targets.missing(lambda z, x: (logits + z)[x], x, observed)
+    np.testing.assert_allclose(target(0.0), np.log(0.5), rtol=1e-6)
+
+
 def test_several_event_axes_and_none():
     x, observed = jnp.arange(6.0).reshape(2, 3), jnp.array([[True] * 3, [False] * 3])
     for event_ndim, expected in ((2, 3.0), (1, [3.0, 0.0]), (0, [[0.0, 1, 2], [0, 0, 0]])):

@@ -69,7 +69,8 @@ def missing(
             f"event_ndim must be at most the number of axes of x, {observed.ndim}, got {event_ndim}."
         )
     # Before the density, for a nan that only its value left out would come back in its gradient.
-    filled = jnp.where(observed, x, fill)
+    x = jnp.asarray(x)
+    filled = jnp.where(observed, x, jnp.asarray(fill, x.dtype))  # categories stay whole numbers
     event = tuple(range(observed.ndim - event_ndim, observed.ndim))
 
     def of_observed(z: PyTree) -> Array:
