@@ -199,12 +199,11 @@ def test_counts():
     right, cured, flagged = Judged(0, 0.1, 0.1), Judged(1, 0.9, 0.1), Judged(2, 0.9, 0.9)
     wrong, weights, told_off = Judged(0, 0.9, 0.9), Judged(1, 0.9, 0.9), Judged(2, 0.1, 0.1)
     value = lambda judged: [r["value"] for r in verdict.counts("", judged, strict=True)]
-    assert value([right, cured, flagged]) == [0, 0, 0]
-    assert value([wrong, weights, told_off]) == [2, 1, 1]
-    met = [r["met"] for r in verdict.counts("", [right] * 10 + [told_off], strict=True)]
-    assert met == [True, True, True]
-    met = [r["met"] for r in verdict.counts("", [right] * 5 + [told_off, wrong], strict=True)]
-    assert met == [False, False, False]
+    assert value([right, cured, flagged]) == [0, 0, 0, 0]
+    assert value([wrong, weights, told_off]) == [2, 1, 1, 1]
+    met = lambda judged: [r["met"] for r in verdict.counts("", judged, strict=True) if "met" in r]
+    assert met([right] * 10 + [told_off]) == [True, True, True]
+    assert met([right] * 5 + [told_off, wrong]) == [False, False, False]
 
 
 @pytest.mark.slow
