@@ -19,6 +19,7 @@ import warnings
 
 started = time.perf_counter()
 
+import json
 import os
 import sys
 from functools import partial
@@ -448,6 +449,11 @@ figure.savefig("out/missing_data.png", dpi=160)
 print(f"\n{'':52}{'ours':>9}{'beside':>9}   source")
 for what, mine, theirs, where in closing:
     print(f"{what:52}{mine:9.4f}{theirs:9.4f}   {where}")
+record = {
+    "command": "python notebooks/applications/missing_data.py", "jax": jax.__version__,
+    "rows": [(what, float(mine), float(theirs), where) for what, mine, theirs, where in closing],
+}  # fmt: skip
+Path("out/missing_data.json").write_text(json.dumps(record, indent=1))
 print(f"\nThe figure is out/missing_data.png. {time.perf_counter() - started:.0f} s in all.")
 
 # %% [markdown]
