@@ -1,7 +1,7 @@
 """Print docs/applications.md: what the notebooks of `applications/` found at full size, from what each run left.
 
-`python scripts/applications.py > docs/applications.md`. Each notebook leaves `out/NAME.json`; those of full runs are kept
-as `benchmarks/results/notebook-NAME.json`.
+`python scripts/applications.py > docs/applications.md`. Each notebook leaves `out/NAME.json`; what a full run left is
+kept as `benchmarks/results/notebook-NAME.json`.
 """
 
 import json
@@ -9,8 +9,8 @@ from pathlib import Path
 
 HEAD = """# Applications
 
-One bound in several fields: each a notebook under `notebooks/applications/`, with its figure in the [gallery](gallery.md).
-These are the numbers of full runs beside the exact or published ones; the command of each stands over its rows.
+One bound in several fields, each a notebook under `notebooks/applications/` with its figure in the [gallery](gallery.md):
+the numbers of full runs beside the exact or published ones, under the command of each.
 
 | | ours | beside | what stands beside |
 |---|---|---|---|"""

@@ -231,11 +231,9 @@ def without_latents(rows):
     return negative_binomial(x_all[rows], mean, params)
 
 
-likelihoods = {
-    "Poisson": poisson,
-    "negative binomial": negative_binomial,
-    "zero-inflated": zero_inflated,
-}
+likelihoods = {"Poisson": poisson, "negative binomial": negative_binomial}
+if not small:
+    likelihoods["zero-inflated"] = zero_inflated
 fitted, evidence = {}, {}
 baseline = np.asarray(without_latents(test))
 print(f"\nlog p of a held-out cell, nats, {SEEDS} seeds\n  without latents {baseline.mean():12.1f}")
