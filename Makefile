@@ -33,11 +33,10 @@ slow: venv ## run the slow tests
 bench: venv ## run the benchmark BENCH=step; ARGS=--quick for a short one
 	"$(PY)" -m benchmarks $(BENCH) $(ARGS)
 
-# Small, most of the time is compilation, which level 0 halves.
 notebooks: venv ## run every notebook, small
 	@for notebook in notebooks/[!_]*.py notebooks/*/[!_]*.py; do \
 		echo "$$notebook"; \
-		VIJAX_SMALL=1 XLA_FLAGS=--xla_backend_optimization_level=0 MPLBACKEND=Agg "$(PY)" -u "$$notebook" || { echo "$$notebook failed" >&2; exit 1; }; \
+		VIJAX_SMALL=1 MPLBACKEND=Agg "$(PY)" -u "$$notebook" || { echo "$$notebook failed" >&2; exit 1; }; \
 	done
 
 docs: ## build the documentation into out/docs

@@ -9,8 +9,8 @@ from pathlib import Path
 
 HEAD = """# Applications
 
-One bound in several fields, each a notebook under `notebooks/applications/` with its figure in the [gallery](gallery.md):
-the numbers of full runs beside the exact or published ones, under the command of each.
+One bound in several fields, each a notebook under `notebooks/applications/` with a figure in the [gallery](gallery.md).
+These are the numbers of full runs beside the exact or published ones, under the command of each.
 
 | | ours | beside | what stands beside |
 |---|---|---|---|"""
