@@ -18,7 +18,7 @@ import jax
 import benchmarks
 from benchmarks._report import Options, Table, follow, read
 
-TABLES = {"prior": "priors", "gaps": "gaps", "iwae": "iwae"}
+TABLES = {"prior": "priors", "gaps": "gaps", "iwae": "iwae", "fivo": "fivo"}
 
 
 def main() -> None:

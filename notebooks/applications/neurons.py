@@ -85,7 +85,8 @@ assert off < 1e-6
 # of the standardized log envelope $s$, of its square, and of the neuron's own spikes. Filters are smooth: a Gaussian
 # process over the lag is their prior, the lag on a log scale for the spikes. $q$ is a full-rank Gaussian over all
 # filters, whitened by the prior's Cholesky factor. Its ELBO has no noise: the expectation of each Poisson term is an
-# integral over one Gaussian number (`targets.gauss_hermite`), so L-BFGS climbs it (`solvers.maximize`).
+# integral over one Gaussian number (`targets.gauss_hermite`), so L-BFGS climbs it (`solvers.maximize`). Being a bound
+# of the evidence it also says how smooth the filters should be.
 #
 # Each second window of ten is held out with the one five seconds away; the measure is the log-likelihood there over
 # that of a constant rate, in bits a spike.
@@ -109,11 +110,13 @@ def smooth(positions, length, size):
     return np.linalg.cholesky(size**2 * np.exp(-squares / (2 * length**2)) + 1e-6 * np.eye(LAGS))
 
 
-PRIORS = {
-    "stimulus": smooth(lags, 3.0, 0.5),
-    "history": smooth(np.log1p(lags), 0.7, 2.0),
-    "square": smooth(lags, 3.0, 0.3),
-}
+def priors(length):
+    """Of each filter; that of the spikes is over the logarithm of the lag."""
+    return {
+        "stimulus": smooth(lags, length, 0.5),
+        "history": smooth(np.log1p(lags), 0.7, 2.0),
+        "square": smooth(lags, length, 0.3),
+    }
 
 
 def signals(recording):
@@ -167,14 +170,31 @@ models_of_neuron = {
     "stimulus, history": ("stimulus", "history"),
     "stimulus, history, square": ("stimulus", "history", "square"),
 }
-bits, filters = {}, {}
 of_all = list(models_of_neuron)[-1]
+
+
+def design_of(over, parts, prior):
+    columns = [over[part] @ prior[part] for part in parts]
+    return np.concatenate([np.full((10_000, 1), 2.0), *columns], 1).astype(np.float32)
+
+
+LENGTH = 1.5
+if not small:
+    print("\nELBO of recording 1 by the length scale of the stimulus filters, nats")
+    spikes, over = signals(1)
+    elbos = {}
+    for length in (0.75, 1.5, 3.0):
+        design = design_of(over, models_of_neuron[of_all], priors(length))
+        elbos[length] = float(receptor(design, spikes).value)
+        print(f"  {length:4} ms {elbos[length]:10.1f}")
+    assert max(elbos, key=elbos.get) == LENGTH
+PRIORS = priors(LENGTH)
+bits, filters = {}, {}
 print("\nHeld-out bits a spike over a constant rate")
 for recording in (1,) if small else (1, 2):
     spikes, over = signals(recording)
     for name, parts in models_of_neuron.items():
-        columns = [over[part] @ PRIORS[part] for part in parts]
-        design = np.concatenate([np.full((10_000, 1), 2.0), *columns], 1).astype(np.float32)
+        design = design_of(over, parts, PRIORS)
         gained = 0.0
         for held in folds[:1] if small else folds:
             found = receptor(design[~held], spikes[~held])
