@@ -178,7 +178,7 @@ def design_of(over, parts, prior):
     return np.concatenate([np.full((10_000, 1), 2.0), *columns], 1).astype(np.float32)
 
 
-LENGTH = 1.5
+LENGTH = 0.75
 if not small:
     print("\nELBO of recording 1 by the length scale of the stimulus filters, nats")
     spikes, over = signals(1)
