@@ -84,7 +84,10 @@ def volatility(y, h):
     return norm.logpdf(y, 0.0, jnp.exp(h / 2))
 
 
-def on_grid(theta, points=120):
+POINTS = 40 if small else 80
+
+
+def on_grid(theta, points=POINTS):
     """The chain of a grid's points, within five stationary standard deviations of the mean."""
     stationary = theta["sigma"] / jnp.sqrt(1 - theta["phi"] ** 2)
     grid = theta["mu"] + stationary * jnp.linspace(-5.0, 5.0, points)
@@ -110,16 +113,16 @@ start = target.unconstrain(
     {"mu": jnp.zeros(()), "phi": jnp.asarray(0.9), "sigma": jnp.asarray(0.3)}
 )
 full_rank = families.full_rank()
-rule = vj.updates.natural_gradient(target.log_joint)
+rule = vj.updates.natural_gradient(target.log_joint, num_samples=16)
 fit = vj.fitting.fit(
     jax.random.key(0),
     rule,
     rule.init(full_rank.init(None, start)),
-    steps=40 if small else 200,
+    steps=25 if small else 80,
     reports=(),
 )
 drawn = vj.fitting.weigh(
-    jax.random.key(1), fit, target.log_joint, full_rank, num_samples=100 if small else 2000
+    jax.random.key(1), fit, target.log_joint, full_rank, num_samples=100 if small else 1000
 )
 theta_draws = jax.vmap(target.constrain)(drawn.z)
 summary = vj.diagnostics.summarize(drawn._replace(z=theta_draws))
@@ -138,9 +141,9 @@ print("\nPosterior mean: " + ", ".join(f"{name} {float(leaf):.3f}" for name, lea
 # average.
 
 # %%
-exact, finer = (float(on_grid(theta, points)[1].log_evidence) for points in (120, 240))
-print(f"log p(y) {exact:.4f} by 120 points, {finer:.4f} by 240")
-closing.append(("returns: log p(y) by 120 points, nats", exact, finer, "240 points"))
+exact, finer = (float(on_grid(theta, points)[1].log_evidence) for points in (POINTS, 2 * POINTS))
+print(f"log p(y) {exact:.4f} by {POINTS} points, {finer:.4f} by {2 * POINTS}")
+closing.append(("returns: log p(y) by a grid, nats", exact, finer, "a grid twice as fine"))
 assert abs(exact - finer) < 2e-3 * (1 + abs(finer) / 1000)
 scale = theta["sigma"] / jnp.sqrt(1 - theta["phi"] ** 2)
 
@@ -323,8 +326,8 @@ kept = particles.smc(
     jax.random.key(7), integrated, nile, num_particles=500 if small else 5000, resample=always,
     record=particles.history,
 )  # fmt: skip
-paths = particles.trace_back(kept.record).z
-weights = np.asarray(vj.numerics.normalized_weights(kept.log_w))
+paths = particles.trace_back(kept.recorded).z
+weights = np.asarray(vj.numerics.normalized_weights(kept.log_weights))
 jumps = (weights[:, None] * np.asarray(paths)).sum(0)
 years = 1871 + np.arange(len(nile))
 print("Years likely to have been jumps: ", end="")
@@ -342,7 +345,7 @@ marginal = np.exp(np.asarray(summed.posterior.log_marginals()))
 cumulative = marginal.cumsum(1)
 days = np.arange(T)
 low, middle, high = (
-    np.asarray(grid)[(cumulative < p).sum(1).clip(max=119)] for p in (0.05, 0.5, 0.95)
+    np.asarray(grid)[(cumulative < p).sum(1).clip(max=POINTS - 1)] for p in (0.05, 0.5, 0.95)
 )
 left.vlines(days, 0, np.abs(np.asarray(y)), color=GREY, lw=0.7)
 left.fill_between(days, np.exp(low / 2), np.exp(high / 2), color=BLUE, alpha=0.25, lw=0)
