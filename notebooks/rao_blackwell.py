@@ -470,14 +470,8 @@ assert of_pair[4] < 0.25 * of_one[4]  # its logarithm: more
 # levels inside, the year outside, and one number is left to guess.
 
 # %%
-NILE = """
-    1120 1160 963 1210 1160 1160 813 1230 1370 1140 995 935 1110 994 1020 960 1180 799 958 1140
-    1100 1210 1150 1250 1260 1220 1030 1100 774 840 874 694 940 833 701 916 692 1020 1050 969
-    831 726 456 824 702 1120 1100 832 764 821 768 845 864 862 698 845 744 796 1040 759
-    781 865 845 944 984 897 822 1010 771 676 649 846 812 742 801 1040 860 874 848 890
-    744 749 838 1050 918 986 797 923 975 815 1020 906 901 1170 912 746 919 718 714 740
-"""
-nile = jnp.array([float(v) for v in NILE.split()]) / 100  # 1871 to 1970, in 10¹⁰ cubic metres
+here = Path(__file__).parent if "__file__" in globals() else Path("notebooks")
+nile = jnp.asarray(np.loadtxt(here / "data" / "nile.txt").ravel()) / 100  # in 10¹⁰ cubic metres
 years, year = jnp.arange(1, 100), np.arange(1871, 1971)
 
 

@@ -518,12 +518,13 @@ middle.set(xlabel="mean of a gene", ylabel="variance")
 middle.legend(frameon=False, fontsize=8, markerscale=4)
 middle.set_title("What the models make", loc="left", fontsize=9)
 right.errorbar(raw, center, 2 * spread, fmt=".", color=GREY, ms=2, lw=0.4, alpha=0.6)
-for gene, sign in markers.items():
+for i, (gene, sign) in enumerate(markers.items()):
     g = genes.index(gene)
     right.plot(raw[g], center[g], ".", color=BLUE if sign > 0 else ORANGE)
     right.annotate(
-        gene, (raw[g], center[g]), fontsize=6, xytext=(3, -6), textcoords="offset points"
-    )
+        gene, (raw[g], center[g]), fontsize=6, xytext=(3, 4 if i % 2 else -8),
+        textcoords="offset points",
+    )  # fmt: skip
 right.set(xlabel="log₂ ratio of counts", ylabel="of the model's rates, ± 2 sd")
 right.set_title("B cells over monocytes", loc="left", fontsize=9)
 for axes in (left, middle, right):
