@@ -33,11 +33,11 @@ slow: venv ## run the slow tests
 bench: venv ## run the benchmark BENCH=step; ARGS=--quick for a short one
 	"$(PY)" -m benchmarks $(BENCH) $(ARGS)
 
+# Two at a time, for most of each is compilation, on one core.
 notebooks: venv ## run every notebook, small
-	@for notebook in notebooks/[!_]*.py notebooks/*/[!_]*.py; do \
-		echo "$$notebook"; \
-		VIJAX_SMALL=1 MPLBACKEND=Agg "$(PY)" -u "$$notebook" || { echo "$$notebook failed" >&2; exit 1; }; \
-	done
+	@mkdir -p out/notebooks
+	@printf '%s\n' notebooks/[!_]*.py notebooks/*/[!_]*.py | VIJAX_SMALL=1 MPLBACKEND=Agg \
+		xargs -P $(or $(filter-out 0,$(WORKERS)),1) -I '{}' sh scripts/notebook.sh "$(PY)" '{}'
 
 docs: ## build the documentation into out/docs
 	@sh scripts/bootstrap.sh docs
