@@ -194,7 +194,7 @@ print("\nHeld-out bits a spike over a constant rate")
 for recording in (1,) if small else (1, 2):
     spikes, over = signals(recording)
     for name, parts in models_of_neuron.items():
-        if small and name == "stimulus, history":
+        if small and name != of_all:
             continue
         design = design_of(over, parts, PRIORS)
         gained = 0.0
@@ -229,7 +229,7 @@ for recording in (1,) if small else (1, 2):
 # %%
 STEPS, NEURONS = 100, 29
 TRIALS, BATCH, LATENTS, UNITS = (150, 30, 16, 32) if small else (1500, 50, 16, 64)
-UPDATES = 150 if small else 3000
+UPDATES = 40 if small else 3000
 
 
 def lorenz(key, trials):
