@@ -454,7 +454,7 @@ center, spread = ratios.mean(0), ratios.std(0)
 normalized = counts / size[:, None]
 raw = np.log2((normalized[b_cells].mean(0) + 0.01) / (normalized[monocytes].mean(0) + 0.01))
 print("\nlog2 of the ratio, B cells over monocytes    model           counts")
-markers = {"CD79A": 1, "MS4A1": 1, "CD79B": 1, "LYZ": -1, "S100A8": -1, "CST3": -1}
+markers = {"CD79A": 1, "MS4A1": 1, "CD79B": 1, "LYZ": -1, "CST3": -1, "S100A8": -1}
 for gene, sign in markers.items():
     g = genes.index(gene)
     print(f"  {gene:38}{center[g]:8.2f} +- {spread[g]:.2f}{raw[g]:10.2f}")
