@@ -326,7 +326,7 @@ if real:
     for k, theirs in published.items():
         what = f"image given its label, K = {k}, short run: log p, nats"
         closing.append(
-            (what, trained[k, True].mean(), theirs, "Rainforth et al., as collected there")
+            (what, trained[k, True].mean(), theirs, "a public reproduction's README (nbip)")
         )
 gain = trained[1, True] - trained[1, False]
 print(f"The label is worth {gain.mean():.2f} +- {gain.std() / np.sqrt(few):.2f} nats")

@@ -113,12 +113,19 @@ def test_a_row_of_zeros_has_a_slope(key):
     np.testing.assert_array_equal(local_reparameterization(key, x, **PARAMS)[0], 0.0)
 
 
-def test_only_a_linear_bound_takes_them(key):
-    """The rows are of no single W: their product is no estimate of p(y, W)."""
-    target = vj.targets.unbiased(lambda key, w: local(key, PARAMS, w))
+@pytest.mark.parametrize("mark", [vj.targets.unbiased, vj.targets.keyed])
+@pytest.mark.parametrize("of_weights", [local, flipped])
+def test_only_a_linear_bound_takes_them(key, mark, of_weights):
+    """The rows are of no single W, so their product is no estimate of p(y, W), however the target is marked."""
+    target = mark(lambda key, w: of_weights(key, PARAMS, w))
     q = distrax.Independent(distrax.Normal(PARAMS["loc"], PARAMS["scale"]), 2)
-    with pytest.raises(ValueError, match="iwae"):
-        vj.gradients.reparam(vj.bounds.iwae)(key, target, q, num_samples=2)
+    vj.gradients.reparam(vj.bounds.elbo)(key, target, q, num_samples=2)
+    for objective in (vj.gradients.reparam(vj.bounds.iwae), vj.gradients.dreg(vj.bounds.iwae)):
+        with pytest.raises(ValueError, match="iwae|bounds.elbo"):
+            objective(key, target, q, num_samples=2)
+    closed = lambda w: of_weights(key, PARAMS, w)
+    with pytest.raises(ValueError, match="p\\(y, W\\)"):
+        vj.gradients.reparam(vj.bounds.iwae)(key, closed, q, num_samples=2)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,12 @@ from jaxtyping import Array
 from vijax import checks
 from vijax.calls import usage
 
+# Why the bound must be linear in log_w
+WHY = (
+    "rows with weights of their own estimate the ELBO without bias, but their product is no "
+    "estimate of p(y, W)"
+)
+
 
 @usage("models.local_reparameterization")
 def local_reparameterization(key: Array, x: Array, loc: Array, scale: Array) -> Array:
@@ -15,9 +21,8 @@ def local_reparameterization(key: Array, x: Array, loc: Array, scale: Array) -> 
         W ~ N(M, S²)   →   y = x M + √(x² S²) ε,   ε ~ N(0, 1) for each row and output
 
     For Bayesian networks with a mean-field Gaussian q. With one draw of W for a whole batch the
-    noise of all rows' terms is the same, and does not average out; here the variance of the
-    gradient falls as 1/B. The mean of Σₙ log p(yₙ | xₙ, W) is the same, since each term has its own
-    row alone.
+    noise of all rows' terms is the same, and does not average out; here it does. The mean of
+    Σₙ log p(yₙ | xₙ, W) is the same, since each term has its own row alone.
 
     Args:
         key: a typed key.
@@ -29,7 +34,7 @@ def local_reparameterization(key: Array, x: Array, loc: Array, scale: Array) -> 
         by `targets.unbiased`, and take the divergence by `targets.exact_kl`. To predict, draw W.
 
     Raises:
-        ValueError: for shapes that do not fit.
+        ValueError: for shapes that do not fit; within a target of a bound that is not linear.
 
     Example:
         >>> x, loc, scale = jnp.ones((4, 3)), jnp.zeros((3, 2)), jnp.ones((3, 2))
@@ -40,6 +45,7 @@ def local_reparameterization(key: Array, x: Array, loc: Array, scale: Array) -> 
         trick, 2015, arXiv:1506.02557.
     """
     checks.key(key)
+    checks.mean_alone(WHY)
     _fit(x, loc=loc, scale=scale)
     variance = jnp.square(x) @ jnp.square(scale)
     # A row of zeros has no noise, and the root no slope there.
@@ -68,7 +74,7 @@ def flipout(key: Array, x: Array, weights: Array, loc: Array) -> Array:
         [*rows, outputs], to be summed as of `local_reparameterization`.
 
     Raises:
-        ValueError: for shapes that do not fit.
+        ValueError: for shapes that do not fit; within a target of a bound that is not linear.
 
     Example:
         >>> x, weights, loc = jnp.ones((4, 3)), jnp.ones((3, 2)), jnp.ones((3, 2))
@@ -79,6 +85,7 @@ def flipout(key: Array, x: Array, weights: Array, loc: Array) -> Array:
         perturbations on mini-batches, 2018, arXiv:1803.04386.
     """
     checks.key(key)
+    checks.mean_alone(WHY)
     _fit(x, weights=weights, loc=loc)
     of_inputs, of_outputs = jax.random.split(key)
     r = jax.random.rademacher(of_inputs, x.shape, x.dtype)
